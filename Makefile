@@ -1,0 +1,85 @@
+# The project's commands; `make help` lists them. Everything is installed into .venv, nothing outside this folder is written.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Parallel test processes, and further arguments for the command behind a target: make test ARGS='-m "not slow"'
+JOBS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test bench lint format types tutorials clean FORCE
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.installed-all ## install into .venv if need be, then run `cfiv demo`
+	$(BIN)/cfiv demo $(ARGS)
+
+test: $(VENV)/.installed-test ## install into .venv if need be, then run the tests
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
+
+bench: $(VENV)/.installed-test ## run tests/benchmarks, one after another (best on an idle machine)
+	mkdir -p build
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/pytest tests/benchmarks --benchmark-enable \
+	  --benchmark-json=build/benchmarks.json $(ARGS)
+
+lint: $(VENV)/.installed-test ## ruff: format and rules, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.installed-test ## ruff: format, and mend what can be mended
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+# In build/wheel the source tree cannot be imported: what is checked is what the wheel holds. (setuptools keeps files of
+# earlier builds in build/lib and would pack them again.)
+WHEEL := build/wheel
+types: $(VENV)/.installed-test ## mypy --strict on the built wheel
+	rm -rf build/lib build/bdist.* $(WHEEL)
+	mkdir -p $(WHEEL)
+	$(BIN)/python -m build --wheel --no-isolation --outdir $(WHEEL) . >$(WHEEL)/build.log 2>&1 || { cat $(WHEEL)/build.log; exit 1; }
+	$(BIN)/python -m pip install $(QUIET) --no-deps --target $(WHEEL)/site $(WHEEL)/*.whl
+	test -f $(WHEEL)/site/cfiv/py.typed
+	cd $(WHEEL) && PYTHONPATH=site ../../$(BIN)/python -c "import cfiv, cfiv.datasets as d; \
+	  assert d.__file__.endswith('wheel/site/cfiv/datasets/__init__.py'), d.__file__; [getattr(cfiv, name) for name in cfiv.__all__]"
+	cd $(WHEEL) && MYPYPATH=site ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy_cache -p cfiv
+
+# Each tutorial becomes a notebook and is run in build/tutorials, where its files land too; the first error stops.
+tutorials: $(VENV)/.installed-test ## run every tutorial as a notebook
+	@mkdir -p build/tutorials
+	@for source in $(wildcard tutorials/*.py); do \
+	  notebook=build/tutorials/$$(basename $$source .py).ipynb; \
+	  echo "$$source -> $$notebook"; \
+	  $(BIN)/jupytext --quiet --to ipynb --output $$notebook $$source && \
+	  IPYTHONDIR=$(abspath build/ipython) $(BIN)/jupyter execute --inplace --kernel_name=python3 --NbClientApp.log_level=30 $$notebook || exit 1; \
+	done
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist cfiv.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- set-up -----------------------------------------------------------------------------------------------------------
+QUIET := --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install $(QUIET) --constraint constraints.txt
+
+# Current means: newer than pyproject.toml and constraints.txt. The test extras hold the others.
+$(VENV)/.installed-all: $(VENV)/.place pyproject.toml constraints.txt
+	@echo "Installing cfiv and what it needs into $(VENV): a few minutes the first time, about 2 GB."
+	$(INSTALL) --editable ".[all]"
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.place pyproject.toml constraints.txt
+	@echo "Installing cfiv and what its tests need into $(VENV): a few minutes the first time, about 2 GB."
+	$(INSTALL) --editable ".[all,test]"
+	@touch $(VENV)/.installed-all $@
+
+# An environment is tied to its folder and to its interpreter: made anew if either has gone, taken as it is if it was made by hand.
+PLACE_IS_WRONG := $(shell test -x $(BIN)/python && test "$$(cat $(VENV)/.place 2>/dev/null)" = "$$(pwd -P)" || echo FORCE)
+$(VENV)/.place: $(PLACE_IS_WRONG)
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "PYTHON=$(PYTHON) was not found. Name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cfiv needs Python >= 3.11, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@test ! -e $@ && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@pwd -P >$@

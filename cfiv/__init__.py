@@ -1,0 +1,81 @@
+"""cfiv: nonlinear instrumental-variable regression with learned features and closed-form last layers.
+
+``import cfiv`` is light: torch, pandas and scikit-learn are imported when a name that needs them is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cfiv.errors import (
+    CfivError,
+    CfivWarning,
+    DataError,
+    DivergenceError,
+    FormulaError,
+    IllConditionedWarning,
+    MissingRowsWarning,
+    ModelFileError,
+    NotFittedError,
+    OutputError,
+    ParameterError,
+    SingularError,
+    TrainingWarning,
+    WeakIdentificationWarning,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DFIV",
+    "CfivError",
+    "CfivWarning",
+    "DataError",
+    "DivergenceError",
+    "FormulaError",
+    "IVData",
+    "IllConditionedWarning",
+    "MissingRowsWarning",
+    "ModelFileError",
+    "NotFittedError",
+    "OutputError",
+    "ParameterError",
+    "SingularError",
+    "StructuralFunction",
+    "Training",
+    "TrainingWarning",
+    "TwoStageLeastSquares",
+    "WeakIdentificationWarning",
+    "__version__",
+    "compare",
+    "load",
+]
+
+if TYPE_CHECKING:
+    from cfiv.data import IVData
+    from cfiv.estimators.comparison import compare
+    from cfiv.estimators.dfiv import DFIV
+    from cfiv.estimators.structural import StructuralFunction, load
+    from cfiv.estimators.two_sls import TwoStageLeastSquares
+    from cfiv.learning.training import Training
+else:
+    # Out of the type checker's sight, or it would take any attribute of the package for a known one.
+    _HOMES = {
+        "DFIV": "cfiv.estimators.dfiv",
+        "IVData": "cfiv.data",
+        "StructuralFunction": "cfiv.estimators.structural",
+        "Training": "cfiv.learning.training",
+        "TwoStageLeastSquares": "cfiv.estimators.two_sls",
+        "compare": "cfiv.estimators.comparison",
+        "load": "cfiv.estimators.structural",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first asked for (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value  # asked for once
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

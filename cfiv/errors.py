@@ -1,0 +1,61 @@
+"""The project's exceptions and warnings.
+
+Every exception inherits :class:`CfivError` and the builtin that fits, so both ``except CfivError`` and ``except ValueError``
+work. A message says what is wrong, what was got, and what to do about it.
+"""
+
+
+class CfivError(Exception):
+    """Anything that cfiv refuses to do."""
+
+
+class DataError(CfivError, ValueError):
+    """A table or an array that cannot be used as it is."""
+
+
+class FormulaError(CfivError, ValueError):
+    """A formula that cannot be read, or that assigns the roles wrongly."""
+
+
+class ParameterError(CfivError, ValueError):
+    """A hyper-parameter outside its range."""
+
+
+class NotFittedError(CfivError, AttributeError, ValueError):
+    """A result was asked of an estimator that has not been fitted."""
+
+
+class DivergenceError(CfivError, ArithmeticError):
+    """Training diverged before any usable state was reached."""
+
+
+class SingularError(CfivError, ArithmeticError):
+    """A linear system that has no unique solution."""
+
+
+class ModelFileError(CfivError, ValueError):
+    """A model file that is truncated, foreign, or from a newer version."""
+
+
+class OutputError(CfivError, OSError):
+    """A place that cannot be written to."""
+
+
+class CfivWarning(UserWarning):
+    """Anything that cfiv does but that its user should know of."""
+
+
+class MissingRowsWarning(CfivWarning):
+    """Rows with gaps were dropped."""
+
+
+class IllConditionedWarning(CfivWarning):
+    """A linear system was solved, but some digits of its solution cannot be trusted."""
+
+
+class WeakIdentificationWarning(CfivWarning):
+    """The instruments take fewer values than the treatment features need."""
+
+
+class TrainingWarning(CfivWarning):
+    """Training ended early: it diverged or was interrupted, and the best state so far was kept."""
