@@ -1,0 +1,197 @@
+"""The two-stage closed form with penalties lambda1, lambda2 and lambda12.
+
+The structural function is ``h(t, x) = u' f(t, x)`` with treatment features ``psi(t)``, covariate features ``xi(x)`` and
+
+    f = [psi, 1] (x) [xi, 1]      ("product": every treatment feature may change with the covariates)
+    f = [psi, xi, 1]              ("additive": a partially additive model)
+    f = [psi, 1]                  (without covariates).
+
+The treatment is endogenous, so ``psi(T)`` is replaced by its conditional mean given instruments and covariates, a linear map of
+instrument features ``phi(Z)``. Sample 1 learns that map, sample 2 learns ``u``:
+
+    V   = argmin_V  mean_1 |psi(T_1) - V' [phi(Z_1), 1]|^2 + ridge1 |V|^2 + lambda |V - V_prev|^2
+    u   = argmin_u  mean_2 (Y_2 - u' f_2)^2 + ridge2 |u|^2 + lambda2 |u - u_prev|^2,
+    f_2 = f with psi replaced by V' [phi(Z_2), 1].
+
+``lambda`` is lambda1 while the instrument features learn (psi fixed) and lambda12 while the treatment and covariate features
+learn (phi fixed, psi live). The second V minimises another loss than the one being differentiated, so the gradient has to run
+through it; it is linear in ``psi(T_1)``, so only the right-hand side of its solve is differentiated. ``u`` minimises the very loss
+that is differentiated and is held fixed (envelope theorem).
+
+References
+----------
+Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021, for the
+two stages; Galashov et al., arXiv 2510.04606, for the proximal penalties. The additive form is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cfiv.errors import ParameterError
+from cfiv.numerics.least_squares import with_intercept
+
+Structure = Literal["product", "additive"]
+
+
+class Solve(Protocol):
+    """A closed form with its penalties and previous weights filled in, such as a partial of ``least_squares.solve_step``."""
+
+    def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor: ...
+
+
+def structural_features(*, treatment_features: Tensor, covariate_features: Tensor | None, structure: Structure) -> Tensor:
+    """``f`` of the module's equation.
+
+    Parameters
+    ----------
+    treatment_features : Tensor (n, m)
+        ``psi(T)``, or its predicted conditional mean.
+    covariate_features : Tensor (n, c), optional
+        ``xi(X)``.
+    structure : {"product", "additive"}
+
+    Returns
+    -------
+    Tensor (n, p)
+        ``p = (m + 1)(c + 1)`` for the product, ``m + c + 1`` for the sum, ``m + 1`` without covariates. The constant is last.
+
+    Raises
+    ------
+    ParameterError
+        If the structure is neither of the two.
+    """
+    if structure not in ("product", "additive"):
+        raise ParameterError(f"structure must be 'product' or 'additive', got {structure!r}")
+    treatment = with_intercept(treatment_features)
+    if covariate_features is None:
+        return treatment
+    covariates = with_intercept(covariate_features.to(treatment_features.dtype))
+    if structure == "additive":
+        return torch.cat([treatment_features, covariates], dim=1)
+    return (treatment[:, :, None] * covariates[:, None, :]).flatten(start_dim=1)
+
+
+def first_stage_loss(
+    *,
+    instrument_features_stage1: Tensor,
+    treatment_features_stage1: Tensor,
+    solve: Solve,
+    weights_stage1: Tensor | None = None,
+    envelope: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2``.
+
+    Parameters
+    ----------
+    instrument_features_stage1 : Tensor (n1, d)
+        ``phi(Z_1)`` without the constant; gradients flow through it.
+    treatment_features_stage1 : Tensor (n1, m)
+        ``psi(T_1)``, taken as given.
+    solve : Solve
+        How V is found: with ridge1, lambda1 and ``V_prev`` (d + 1, m).
+    weights_stage1 : Tensor (n1,), optional
+    envelope : bool
+        True holds V fixed in the gradient, which is exact where V minimises the loss differentiated; False differentiates
+        through the solve, as the original DFIV does.
+
+    Returns
+    -------
+    loss : Tensor ()
+    weights : Tensor (d + 1, m), float64, detached
+    """
+    phi = with_intercept(instrument_features_stage1)
+    target = treatment_features_stage1.detach()
+    solution = solve(features=phi.detach() if envelope else phi, targets=target, weights=weights_stage1)
+    residual = target - phi @ solution.to(phi.dtype)
+    return mean_square(residual, weights_stage1), solution.detach()
+
+
+def predicted_treatment_features(
+    *,
+    instrument_features_stage1: Tensor,
+    treatment_features_stage1: Tensor,
+    instrument_features_stage2: Tensor,
+    solve: Solve,
+    weights_stage1: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``V12' [phi(Z_2), 1]``, live in the treatment features that V12 was solved from.
+
+    Parameters
+    ----------
+    instrument_features_stage1, instrument_features_stage2 : Tensor (n1, d), (n2, d)
+        ``phi(Z_1)`` and ``phi(Z_2)`` without the constant, taken as given.
+    treatment_features_stage1 : Tensor (n1, m)
+        ``psi(T_1)``, live: the gradient runs through the right-hand side of the solve and reuses its factorisation.
+    solve : Solve
+        How V12 is found: with ridge1, lambda12 and ``V_prev`` (d + 1, m).
+    weights_stage1 : Tensor (n1,), optional
+
+    Returns
+    -------
+    predicted : Tensor (n2, m)
+    weights : Tensor (d + 1, m), float64
+        V12, detached.
+    """
+    v12 = solve(
+        features=with_intercept(instrument_features_stage1.detach()),
+        targets=treatment_features_stage1,
+        weights=weights_stage1,
+    )
+    return with_intercept(instrument_features_stage2.detach()) @ v12.to(instrument_features_stage2.dtype), v12.detach()
+
+
+def second_stage_loss(
+    *,
+    predicted_treatment_features_stage2: Tensor,
+    covariate_features_stage2: Tensor | None,
+    outcome_stage2: Tensor,
+    structure: Structure,
+    solve: Solve,
+    weights_stage2: Tensor | None = None,
+    envelope: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2``.
+
+    Parameters
+    ----------
+    predicted_treatment_features_stage2 : Tensor (n2, m)
+        ``V12' [phi(Z_2), 1]`` of :func:`predicted_treatment_features`, live.
+    covariate_features_stage2 : Tensor (n2, c), optional
+        ``xi(X_2)``, live.
+    outcome_stage2 : Tensor (n2, 1)
+    structure : {"product", "additive"}
+    solve : Solve
+        How u is found: with ridge2, lambda2 and ``u_prev`` (p, 1).
+    weights_stage2 : Tensor (n2,), optional
+    envelope : bool
+        True holds u fixed in the gradient, which is exact where u minimises the loss differentiated; False differentiates
+        through its solve too.
+
+    Returns
+    -------
+    loss : Tensor ()
+        Penalties not included: they do not depend on the features.
+    weights : Tensor (p, 1), float64
+        u, detached.
+    """
+    features = structural_features(
+        treatment_features=predicted_treatment_features_stage2,
+        covariate_features=covariate_features_stage2,
+        structure=structure,
+    )
+    u = solve(features=features.detach() if envelope else features, targets=outcome_stage2, weights=weights_stage2)
+    residual = outcome_stage2 - features @ u.to(features.dtype)
+    return mean_square(residual, weights_stage2), u.detach()
+
+
+def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
+    """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (n, k) -> ()."""
+    squares = residual.square().sum(dim=1)
+    if weights is None:
+        return squares.mean()
+    w = weights.to(squares.dtype)
+    return (w * squares).sum() / w.sum()
