@@ -1,0 +1,168 @@
+"""Feature networks: the defaults chosen from shapes, those of the original paper, and how a user's own become ours."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfiv.errors import ParameterError
+
+#: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
+NetworkSpec = None | nn.Module | Callable[[Any], nn.Module]
+
+
+class FeatureNetwork(nn.Module):
+    """A multilayer perceptron whose features include its input: ``x -> [x, f(x)]``, ``f`` with SiLU between linear layers.
+
+    Carrying the input makes the linear structural function, and so two-stage least squares with a learned first stage, the
+    point that learning starts from. Inputs of more than one axis (images) are flattened and not carried along.
+
+    Parameters
+    ----------
+    inputs : int
+        Width of the flattened input.
+    hidden : sequence of int
+        Widths of the hidden layers.
+    outputs : int
+        Number of learned features.
+    carry : bool
+        Whether the input is among the features.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, *, carry: bool = True) -> None:
+        super().__init__()
+        self.inputs, self.hidden, self.outputs, self.carry = inputs, tuple(hidden), outputs, carry
+        widths = [inputs, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(start_dim=1)
+        features: Tensor = self.layers(x)
+        return torch.cat([x, features], dim=1) if self.carry else features
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What it takes to build the same network again."""
+        return {"inputs": self.inputs, "hidden": list(self.hidden), "outputs": self.outputs, "carry": self.carry}
+
+
+def treatment_network(shape: Sequence[int]) -> FeatureNetwork:
+    """Default ``psi``: the treatment itself and one learned feature; eight learned features of an image.
+
+    Few treatment features are a strong regulariser: the first stage has to predict each of them, and noise in any of them
+    reaches the structural function.
+    """
+    if len(shape) > 1:
+        return FeatureNetwork(math.prod(shape), (512, 128), 8, carry=False)
+    return FeatureNetwork(shape[0], (32, 32), 1)
+
+
+def instrument_network(shape: Sequence[int]) -> FeatureNetwork:
+    """Default ``phi``, on instruments and covariates together: they and 32 learned features."""
+    return FeatureNetwork(math.prod(shape), (128, 64), 32)
+
+
+def covariate_network(shape: Sequence[int]) -> FeatureNetwork:
+    """Default ``xi``: the covariates and 16 learned features."""
+    return FeatureNetwork(math.prod(shape), (128, 32), 16)
+
+
+def original_treatment_network(inputs: int) -> nn.Module:
+    """``psi`` of Xu et al. 2021 on the demand design: 1-16-1, ReLU."""
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
+def original_instrument_network(inputs: int) -> nn.Module:
+    """``phi`` of Xu et al. 2021 on the demand design: 3-128-64-32, ReLU, batch normalisation last."""
+    hidden = (nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Linear(64, 32), nn.BatchNorm1d(32))
+
+
+def original_covariate_network(inputs: int) -> nn.Module:
+    """``xi`` of Xu et al. 2021 on the demand design: 2-128-32-16, ReLU, batch normalisation after the second layer."""
+    hidden = (nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 32), nn.BatchNorm1d(32), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Linear(32, 16), nn.ReLU())
+
+
+def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequence[int]], nn.Module], role: str) -> nn.Module:
+    """A freshly initialised network for inputs of this shape; call inside :func:`seeded`.
+
+    A module given by the user is copied and its layers re-initialised, so the original is never touched and no two fits share
+    weights. Layers whose parameters cannot be re-initialised (no ``reset_parameters``, or parametrised such as spectral norm)
+    keep the values given: give a factory for those.
+
+    Parameters
+    ----------
+    spec : None, callable or Module
+    shape : sequence of int
+        Shape of one input; factories get the width for flat inputs and the shape for images.
+    default : callable
+        Used where ``spec`` is None.
+    role : str
+        For messages.
+
+    Raises
+    ------
+    ParameterError
+        If the specification is of another type, or the network does not map (rows, *shape) to (rows, features).
+    """
+    if spec is None:
+        network = default(shape)
+    elif isinstance(spec, nn.Module):
+        network = copy.deepcopy(spec)
+        for module in network.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    elif callable(spec):
+        network = spec(shape[0] if len(shape) == 1 else tuple(shape))
+    else:
+        raise ParameterError(f"{role}_network must be None, a factory or a torch module, got {type(spec).__name__}")
+    if not isinstance(network, nn.Module):
+        raise ParameterError(f"the {role}_network factory must return a torch module, got {type(network).__name__}")
+    check_network(network, shape=shape, role=role)
+    return network
+
+
+def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> None:
+    """Raise unless the network maps (rows, *shape) to (rows, features)."""
+    probe = torch.zeros(2, *shape, dtype=next((p.dtype for p in network.parameters()), torch.float32))
+    try:
+        features = evaluate(network, probe)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
+    if features.ndim != 2 or features.shape[0] != 2:
+        raise ParameterError(
+            f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
+            f"{tuple(features.shape)} for 2 rows: flatten its output"
+        )
+
+
+def evaluate(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Features in evaluation mode and without gradients; the module's mode is left as it was."""
+    mode = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            features: Tensor = network(inputs)
+    finally:
+        network.train(mode)
+    return features
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws of layers (initial weights, dropout) come from ``seed`` inside, and the global generators are untouched outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,131 @@
+"""Samples as tensors: the two-way split, and minibatches from an explicit generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfiv.errors import DataError, ParameterError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Standardised rows of one sample, on the training device.
+
+    Parameters
+    ----------
+    outcome : Tensor (n, 1)
+    treatment : Tensor (n, ...)
+    instruments : Tensor (n, q + p)
+        Instruments and covariates: the input of the instrument features.
+    covariates : Tensor (n, p) or None
+    weights : Tensor (n,) or None
+    """
+
+    outcome: Tensor
+    treatment: Tensor
+    instruments: Tensor
+    covariates: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.outcome.shape[0]
+
+    def rows(self, index: Tensor | slice) -> Sample:
+        """The sample at some of its rows."""
+        return Sample(
+            self.outcome[index],
+            self.treatment[index],
+            self.instruments[index],
+            None if self.covariates is None else self.covariates[index],
+            None if self.weights is None else self.weights[index],
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of sample 1 (stage 1), of sample 2 (stage 2) that train, and of sample 2 that are held out."""
+
+    stage1: Sample
+    stage2: Sample
+    heldout: Sample | None
+
+    @property
+    def whole_stage2(self) -> Sample:
+        """Sample 2 with its held-out rows."""
+        return self.stage2 if self.heldout is None else _joined(self.stage2, self.heldout)
+
+
+def split_rows(rows: int, *, share: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Two disjoint random sets of rows, the first with about ``share`` of them.
+
+    Raises
+    ------
+    DataError
+        If one of the two would have fewer than two rows.
+    """
+    first = round(share * rows)
+    if min(first, rows - first) < 2:
+        raise DataError(
+            f"splitting {rows} rows at {share:g} leaves {first} and {rows - first}: each sample needs at least 2 rows"
+        )
+    order = torch.from_numpy(generator.permutation(rows))
+    return order[:first], order[first:]
+
+
+def hold_out(*, stage1: Sample, sample2: Sample, share: float, generator: np.random.Generator) -> Split:
+    """Set a share of sample 2 aside; none where the share is 0 or sample 2 is too small to spare two rows."""
+    held = int(share * len(sample2))
+    if held < 2 or len(sample2) - held < 2:
+        return Split(stage1, sample2, None)
+    order = torch.from_numpy(generator.permutation(len(sample2)))
+    return Split(stage1, sample2.rows(order[held:]), sample2.rows(order[:held]))
+
+
+def batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
+    """Minibatches without end: every pass is a fresh permutation, whose ragged tail is left out. None gives the whole sample."""
+    while size is None or size >= len(sample):
+        yield sample
+    while True:
+        order = torch.from_numpy(generator.permutation(len(sample)))
+        for start in range(0, len(sample) - size + 1, size):
+            yield sample.rows(order[start : start + size])
+
+
+def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | None:
+    """The number of rows of a batch; "auto" is 128, or all rows where a sample has fewer.
+
+    Raises
+    ------
+    ParameterError
+        If it is not a positive whole number, or exceeds the smallest sample.
+    """
+    if batch_size is None:
+        return None
+    if batch_size == "auto":
+        return min(128, smallest_sample)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ParameterError(f"batch_size must be a whole number >= 1, 'auto', or None for full batches, got {batch_size!r}")
+    if batch_size > smallest_sample:
+        raise ParameterError(
+            f"batch_size={batch_size} exceeds the {smallest_sample} rows of the smallest sample: "
+            f"use at most {smallest_sample}, 'auto', or None for full batches"
+        )
+    return int(batch_size)
+
+
+def _joined(first: Sample, second: Sample) -> Sample:
+    def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    return Sample(
+        torch.cat([first.outcome, second.outcome]),
+        torch.cat([first.treatment, second.treatment]),
+        torch.cat([first.instruments, second.instruments]),
+        cat(first.covariates, second.covariates),
+        cat(first.weights, second.weights),
+    )

@@ -1,0 +1,123 @@
+"""How training proceeds: penalties, step counts, rates, the order of solve and gradient step, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from cfiv.errors import ParameterError
+
+Order = Literal["solve-first", "backbone-first"]
+Schedule = Literal["cosine", "constant"]
+Report = Literal["refit", "current"]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Penalties of the two closed forms, all on *mean* squared errors of standardised outcomes and learned features.
+
+    Parameters
+    ----------
+    lambda1, lambda12, lambda2 : float
+        Proximal pull of V while the instrument features learn, of V while the treatment features learn, and of u.
+    ridge1, ridge2 : float
+        Ridge on V (both times) and on u.
+    """
+
+    lambda1: float
+    lambda2: float
+    lambda12: float
+    ridge1: float
+    ridge2: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+                raise ParameterError(f"{field.name} must be finite and >= 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of the training loop that rarely need a change; the frequent ones are arguments of the estimator.
+
+    Parameters
+    ----------
+    stage1_steps, stage2_steps : int
+        Gradient steps of the instrument features, and of the treatment features, on each batch. The previous weights of the
+        proximal solves stay fixed within a batch: repeated solves against moving ones would weaken their memory as often.
+    covariate_steps : int
+        Gradient steps of the covariate features alone, on each batch, before stage 2; with 0 (default) they learn together with
+        the treatment features.
+    order : {"solve-first", "backbone-first"}
+        Whether a gradient step is taken at the weights solved on its own batch, or at the previous weights, with the solve after it.
+    envelope : bool
+        Whether u (and V in stage 1) is held fixed in the gradient, which is exact without penalties and cheaper; False differentiates
+        through the solves, as the original DFIV does.
+    learning_rate_schedule : {"cosine", "constant"}
+        Cosine decays to zero over the run after a linear warm-up over its first tenth of a tenth (1 %, at least ten steps).
+    lambda_start : float
+        The proximal penalties rise linearly from this fraction of their value to all of it.
+    decoupled_weight_decay : bool
+        AdamW when True; when False the decay is part of Adam's gradient, as in the original.
+    split : float or None
+        Share of the rows that goes to sample 1 (stage 1); the rest is sample 2 (stage 2). None uses every row in both stages.
+    holdout : float
+        Share of sample 2 that the gradients never see, for early stopping and for the choice of the final ridge; 0 turns both off.
+    checks : int
+        How many times per fit the held-out loss is looked at.
+    tolerance : float
+        A state is given up for an earlier one only where its held-out loss is higher by more than this many standard errors of the
+        paired difference. The latest state that is not, is kept.
+    patience : int
+        Training stops after this many checks in a row whose loss is higher than the best by more than twice the tolerance.
+    refit_ridges : tuple of float
+        Candidates for the ridge of the final u, chosen by held-out loss; empty (or without held-out rows) means ridge2.
+    double : bool
+        Features in float64 instead of float32. Solves are in float64 always.
+    """
+
+    stage1_steps: int = 2
+    stage2_steps: int = 1
+    covariate_steps: int = 0
+    order: Order = "solve-first"
+    envelope: bool = True
+    learning_rate_schedule: Schedule = "cosine"
+    lambda_start: float = 0.05
+    decoupled_weight_decay: bool = True
+    split: float | None = 0.5
+    holdout: float = 0.2
+    checks: int = 20
+    tolerance: float = 1.0
+    patience: int = 6
+    refit_ridges: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    double: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("stage1_steps", 0), ("stage2_steps", 0), ("covariate_steps", 0), ("checks", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
+        for name, choices in (("order", ("solve-first", "backbone-first")), ("learning_rate_schedule", ("cosine", "constant"))):
+            if getattr(self, name) not in choices:
+                raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name, low, high in (("lambda_start", 0.0, 1.0), ("holdout", 0.0, 0.9), ("tolerance", 0.0, math.inf)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ParameterError(f"{name} must be between {low} and {high}, got {value!r}")
+        if self.split is not None and not 0 < self.split < 1:
+            raise ParameterError(f"split must be between 0 and 1, or None for the same rows in both stages, got {self.split!r}")
+        if any(not (math.isfinite(ridge) and ridge >= 0) for ridge in self.refit_ridges):
+            raise ParameterError(f"refit_ridges must be finite and >= 0, got {self.refit_ridges!r}")
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Learning rate at a step, as a fraction of its peak."""
+        if self.learning_rate_schedule == "constant":
+            return 1.0
+        warm = min(1.0, (step + 1) / max(10, steps // 100))
+        return warm * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+    def lambda_factor(self, step: int, steps: int) -> float:
+        """Proximal penalties at a step, as a fraction of their final value."""
+        return self.lambda_start + (1.0 - self.lambda_start) * step / steps

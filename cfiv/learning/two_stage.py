@@ -1,0 +1,190 @@
+"""The DFIV step: one batch of each sample in, new last layers out, features moved along their gradients.
+
+``step(batch, state) -> (state, info)``. The last layers V and u are values of the state. The networks and their optimisers are
+mutable objects of torch that the state carries along; a step changes them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cfiv.learning.last_layer import Held, LastLayer, Proximal
+from cfiv.learning.networks import evaluate
+from cfiv.learning.samples import Sample
+from cfiv.learning.training import Penalties, Training
+from cfiv.numerics.two_stage import Structure, first_stage_loss, predicted_treatment_features, second_stage_loss
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Feature maps: ``treatment`` psi, ``instrument`` phi, ``covariate`` xi (None without covariates)."""
+
+    treatment: nn.Module
+    instrument: nn.Module
+    covariate: nn.Module | None
+
+    def modules(self) -> list[nn.Module]:
+        """The networks that exist, in a fixed order."""
+        return [module for module in (self.treatment, self.instrument, self.covariate) if module is not None]
+
+    def covariate_features(self, covariates: Tensor | None) -> Tensor | None:
+        """``xi(X)``, or None where there are no covariates."""
+        if self.covariate is None or covariates is None:
+            return None
+        features: Tensor = self.covariate(covariates)
+        return features
+
+
+@dataclass(frozen=True)
+class Optimisers:
+    """One optimiser a network; None for a network without parameters."""
+
+    treatment: torch.optim.Optimizer | None
+    instrument: torch.optim.Optimizer | None
+    covariate: torch.optim.Optimizer | None
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of all of them."""
+        for optimiser in (self.treatment, self.instrument, self.covariate):
+            if optimiser is not None:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class TwoStageState:
+    """What a step hands to the next.
+
+    Parameters
+    ----------
+    networks, optimisers
+        Changed in place by a step.
+    first_stage : Tensor (d + 1, m) or None
+        V, float64; None before the first batch.
+    structural : Tensor (p, 1) or None
+        u, float64.
+    """
+
+    networks: Networks
+    optimisers: Optimisers
+    first_stage: Tensor | None = None
+    structural: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One minibatch of each sample, with the penalties in force."""
+
+    stage1: Sample
+    stage2: Sample
+    penalties: Penalties
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Losses on the batch before its last gradient steps, as tensors so that reading them is the caller's choice."""
+
+    stage1_loss: Tensor
+    stage2_loss: Tensor
+
+
+def optimisers(networks: Networks, *, training: Training, weight_decay: tuple[float, float, float]) -> Optimisers:
+    """Adam or AdamW for each network; weight decay in the order treatment, instrument, covariate."""
+    kind = torch.optim.AdamW if training.decoupled_weight_decay else torch.optim.Adam
+
+    def make(module: nn.Module | None, decay: float) -> torch.optim.Optimizer | None:
+        parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+        return kind(parameters, lr=0.0, weight_decay=decay, fused=True) if parameters else None
+
+    treatment, instrument, covariate = weight_decay
+    return Optimisers(
+        make(networks.treatment, treatment), make(networks.instrument, instrument), make(networks.covariate, covariate)
+    )
+
+
+def step(batch: Batch, state: TwoStageState, *, training: Training, structure: Structure) -> tuple[TwoStageState, StepInfo]:
+    """Stage 1, covariate features, stage 2 on one pair of minibatches.
+
+    1. ``stage1_steps`` times: V solved with lambda1, psi fixed; a gradient step of phi.
+    2. ``covariate_steps`` times: V12 and u solved; a gradient step of xi alone.
+    3. ``stage2_steps`` times: V12 solved with lambda12 and live in psi, u with lambda2; a gradient step of psi (and of xi, where
+       it has no steps of its own).
+
+    Networks that are held fixed run in evaluation mode. Every solve pulls towards the V and u that came in with ``state``. In the backbone-first order gradients are taken at those,
+    and V and u are solved once more with the updated features.
+    """
+    penalties, networks, opt = batch.penalties, state.networks, state.optimisers
+    stage1 = Proximal(penalties.lambda1, penalties.ridge1)
+    bridge = Proximal(penalties.lambda12, penalties.ridge1)
+    stage2 = Proximal(penalties.lambda2, penalties.ridge2)
+    backbone_first = training.order == "backbone-first"
+
+    treatment_stage1 = evaluate(networks.treatment, batch.stage1.treatment)
+    loss1 = treatment_stage1.new_zeros(())
+    for _ in range(training.stage1_steps):
+        loss1, _ = first_stage_loss(
+            instrument_features_stage1=networks.instrument(batch.stage1.instruments),
+            treatment_features_stage1=treatment_stage1,
+            solve=(Held(stage1) if backbone_first else stage1).after(state.first_stage),
+            weights_stage1=batch.stage1.weights,
+            envelope=training.envelope,
+        )
+        _descend(loss1, [opt.instrument])
+
+    instrument_stage1 = evaluate(networks.instrument, batch.stage1.instruments)
+    instrument_stage2 = evaluate(networks.instrument, batch.stage2.instruments)
+
+    def predicted(treatment_features: Tensor) -> tuple[Tensor, Tensor]:
+        return predicted_treatment_features(
+            instrument_features_stage1=instrument_stage1,
+            treatment_features_stage1=treatment_features,
+            instrument_features_stage2=instrument_stage2,
+            solve=bridge.after(state.first_stage),
+            weights_stage1=batch.stage1.weights,
+        )
+
+    def second_stage(features: Tensor, layer: LastLayer) -> tuple[Tensor, Tensor]:
+        return second_stage_loss(
+            predicted_treatment_features_stage2=features,
+            covariate_features_stage2=networks.covariate_features(batch.stage2.covariates),
+            outcome_stage2=batch.stage2.outcome,
+            structure=structure,
+            solve=layer.after(state.structural),
+            weights_stage2=batch.stage2.weights,
+            envelope=training.envelope,
+        )
+
+    layer: LastLayer = Held(stage2) if backbone_first else stage2
+    if training.covariate_steps and opt.covariate is not None:
+        fixed, _ = predicted(evaluate(networks.treatment, batch.stage1.treatment))
+        for _ in range(training.covariate_steps):
+            loss, _ = second_stage(fixed, layer)
+            _descend(loss, [opt.covariate])
+    learners = [opt.treatment] if training.covariate_steps else [opt.treatment, opt.covariate]
+    for _ in range(training.stage2_steps):
+        features, v = predicted(networks.treatment(batch.stage1.treatment))
+        loss, u = second_stage(features, layer)
+        _descend(loss, learners)
+    if backbone_first or not training.stage2_steps:
+        with torch.no_grad():
+            features, v = predicted(networks.treatment(batch.stage1.treatment))
+            loss, u = second_stage(features, stage2)
+    return replace(state, first_stage=v, structural=u), StepInfo(loss1.detach(), loss.detach())
+
+
+def _descend(loss: Tensor, learners: Iterable[torch.optim.Optimizer | None]) -> None:
+    """One gradient step of some networks; the others' gradients are not even computed."""
+    active = [optimiser for optimiser in learners if optimiser is not None]
+    parameters = [p for optimiser in active for group in optimiser.param_groups for p in group["params"]]
+    if not parameters or not loss.requires_grad:
+        return
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for optimiser in active:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
