@@ -1,0 +1,222 @@
+"""IVData: the arrays of an instrumental-variable problem, each in its role. Tables become arrays and arrays become tensors here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cfiv.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+ROLES = ("outcome", "treatment", "instruments", "covariates", "weights")
+
+
+@dataclass(frozen=True, eq=False)
+class IVData:
+    """Observations of ``Y = h(T, X) + e`` with ``E[e | Z, X] = 0``, one array a role.
+
+    Parameters
+    ----------
+    outcome : array (n,), optional
+        ``Y``. Needed to fit, not to predict.
+    treatment : array (n,), (n, k) or (n, ...) for images
+        ``T``, the endogenous variables.
+    instruments : array (n,) or (n, q), optional
+        ``Z``, without the covariates: those enter both stages by themselves. Needed to fit, not to predict.
+    covariates : array (n,) or (n, p), optional
+        ``X``, exogenous and possibly part of the structural function.
+    weights : array (n,), optional
+        Row weights >= 0 (frequency or importance); only their ratios matter.
+    frame : DataFrame, optional
+        The table that the arrays came from, for estimators that are given a formula.
+    names : mapping from role to column names, optional
+        How to call the columns in tables and figures; ``treatment0``, ``treatment1``, ... by default.
+
+    Raises
+    ------
+    DataError
+        If a role is not numeric, not finite, of the wrong dimension or length, or the weights are negative or all zero.
+
+    Notes
+    -----
+    Arrays are kept as given (an image may stay uint8) with a trailing axis added to one-dimensional ones; nothing is copied
+    unless needed.
+
+    Examples
+    --------
+    >>> data = IVData(outcome=[1.0, 2.0, 4.0], treatment=[0.0, 1.0, 2.0], instruments=[0.0, 0.0, 1.0])
+    >>> len(data), data.treatment.shape
+    (3, (3, 1))
+    """
+
+    outcome: Any = None
+    treatment: Any = None
+    instruments: Any = None
+    covariates: Any = None
+    weights: Any = None
+    frame: pd.DataFrame | None = None
+    names: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.treatment is None:
+            raise DataError("a treatment is needed, got None: IVData(treatment=...)")
+        for role in ROLES:
+            value = getattr(self, role)
+            if value is not None:
+                object.__setattr__(self, role, _role_array(role, value))
+        rows = {role: len(getattr(self, role)) for role in ROLES if getattr(self, role) is not None}
+        if len(set(rows.values())) > 1:
+            raise DataError(f"all roles must have the same number of rows, got {rows}")
+        if self.treatment.shape[0] == 0:
+            raise DataError("the data have no rows: give at least one")
+        if self.weights is not None:
+            if (self.weights < 0).any():
+                raise DataError(f"weights must be >= 0, got a smallest of {self.weights.min():g}")
+            if not self.weights.sum() > 0:
+                raise DataError("weights are all zero: give at least one row a weight > 0")
+        object.__setattr__(self, "names", _complete_names(self))
+
+    def __len__(self) -> int:
+        return int(self.treatment.shape[0])
+
+    def check_fittable(self) -> None:
+        """Raise unless the data can identify anything at all.
+
+        Raises
+        ------
+        DataError
+            If the outcome or the instruments are missing, or a treatment, an instrument or the outcome does not vary.
+        """
+        for role in ("outcome", "instruments"):
+            if getattr(self, role) is None:
+                raise DataError(f"fitting needs {role}, got none: give IVData({role}=...) or name the {role}'s columns")
+        if len(self) < 2:
+            raise DataError(f"fitting needs at least 2 rows, got {len(self)}")
+        assert self.names is not None
+        for role in ("outcome", "treatment", "instruments"):
+            values = getattr(self, role).reshape(len(self), -1)
+            constant = (values == values[:1]).all(axis=0)
+            if role == "outcome" or values.shape[1] <= len(self.names[role]):
+                culprits = [name for name, flag in zip(self.names[role], np.atleast_1d(constant), strict=False) if flag]
+            else:
+                culprits = [role] if constant.all() else []
+            if culprits:
+                raise DataError(
+                    f"{role} {_listing(culprits)} is constant over {len(self)} rows and identifies nothing: drop it or use data in which it varies"
+                )
+
+
+def to_tensor(array: Array, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Copy an array into a tensor (n, ...). A copy, since pandas hands out read-only and column-ordered arrays."""
+    import torch
+
+    return torch.from_numpy(np.array(array, order="C", copy=True)).to(device=device, dtype=dtype)
+
+
+def read_table(table: object) -> pd.DataFrame:
+    """A pandas, polars or any other narwhals-readable table, or a mapping of columns, as pandas with a fresh index.
+
+    Raises
+    ------
+    DataError
+        If the object is no table, or has no rows or duplicate column names.
+    """
+    if isinstance(table, IVData):
+        if table.frame is None:
+            raise DataError(
+                "this estimator names columns, but the IVData holds arrays only: give it a table, or IVData(frame=...)"
+            )
+        table = table.frame
+    if isinstance(table, Mapping):
+        table = pd.DataFrame(dict(table))
+    if isinstance(table, pd.DataFrame):
+        frame = table.reset_index(drop=True)
+    else:
+        frame = _from_narwhals(table)
+    duplicated = frame.columns[frame.columns.duplicated()]
+    if len(duplicated):
+        raise DataError(f"column names must be unique, got {_listing(list(duplicated))} more than once: rename them")
+    if len(frame) == 0:
+        raise DataError("the table has no rows: give at least one")
+    return frame
+
+
+def _from_narwhals(table: object) -> pd.DataFrame:
+    import narwhals as nw
+
+    try:
+        native = nw.from_native(table)  # type: ignore[call-overload]
+    except TypeError:
+        raise DataError(
+            f"a table is needed (pandas, polars, anything narwhals reads, or a mapping of columns), got {type(table).__name__}; "
+            "give arrays as IVData(outcome=..., treatment=..., instruments=..., covariates=...)"
+        ) from None
+    if isinstance(native, nw.LazyFrame):
+        native = native.collect()
+    # Column by column: narwhals' own to_pandas asks polars for pyarrow, which need not be installed.
+    columns = {}
+    for name in native.columns:
+        column = native[name]
+        columns[name] = column.to_numpy() if column.dtype.is_numeric() else pd.Series(column.to_list())
+    return pd.DataFrame(columns)
+
+
+def _role_array(role: str, value: object) -> Array:
+    detach = getattr(value, "detach", None)
+    array = np.asarray(detach().cpu() if detach is not None else value)
+    if array.dtype == bool:
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{role} must be numeric, got dtype {array.dtype}: convert it, or name a column of a table with C(...)")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise DataError(f"{role} must be finite, got {bad} values that are infinite or missing: drop or fill those rows")
+    if role in ("outcome", "weights"):
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise DataError(f"{role} must be one number a row, shape (n,), got shape {array.shape}")
+        return array.astype(np.float64, copy=False)
+    if array.ndim == 0:
+        raise DataError(f"{role} must be an array of rows, got the single value {array}")
+    if array.ndim == 1:
+        array = array[:, None]
+    if role != "treatment" and array.ndim != 2:
+        raise DataError(f"{role} must have shape (n,) or (n, columns), got {array.shape}")
+    if math.prod(array.shape[1:]) == 0:
+        raise DataError(f"{role} must have at least one column, got shape {array.shape}; leave it out if there is none")
+    return array
+
+
+def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
+    given = data.names or {}
+    names: dict[str, tuple[str, ...]] = {}
+    for role in ROLES:
+        array = getattr(data, role)
+        if array is None:
+            continue
+        width = 1 if array.ndim == 1 else array.shape[1]
+        if array.ndim > 2:
+            default: tuple[str, ...] = (role,)
+        elif width == 1:
+            default = (role.removesuffix("s") if role != "weights" else role,)
+        else:
+            default = tuple(f"{role.removesuffix('s')}{i}" for i in range(width))
+        names[role] = tuple(given.get(role, default))
+        if len(names[role]) != len(default):
+            raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
+    return names
+
+
+def _listing(names: Sequence[object]) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
