@@ -1,0 +1,1 @@
+"""Estimators: data in, structural function out."""

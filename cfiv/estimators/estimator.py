@@ -1,0 +1,182 @@
+"""What all estimators share: roles in, a structural function out, and thin calls on it."""
+
+from __future__ import annotations
+
+import abc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+from cfiv.data import Array, IVData, read_table
+from cfiv.errors import DataError, FormulaError, NotFittedError
+from cfiv.estimators.components import Component
+from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.formula import Missing, Roles, TableEncoder, fit_encoder
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What an estimator's own part of ``fit`` returns.
+
+    Parameters
+    ----------
+    components : tuple of Component
+        Functions whose average is the structural function.
+    reduced_form : callable
+        ``(instruments, covariates) -> array (n,)``: the estimate of ``E[h(T, X) | Z, X]``, for the held-out criterion.
+    facts : dict
+        For the summary.
+    history : DataFrame
+        One row a check of training; empty for estimators that do not iterate.
+    """
+
+    components: tuple[Component, ...]
+    reduced_form: Callable[[Array, Array | None], Array]
+    facts: dict[str, Any]
+    history: pd.DataFrame
+
+
+class StructuralEstimator(BaseEstimator, abc.ABC):
+    """Abstract: an estimator of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``. Follows scikit-learn's protocol.
+
+    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing`` and their own
+    hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
+    """
+
+    formula: str | None
+    outcome: str | None
+    treatment: str | Sequence[str] | None
+    instruments: str | Sequence[str] | None
+    covariates: str | Sequence[str] | None
+    weights: str | None
+    missing: Missing
+
+    structural_function_: StructuralFunction
+    history_: pd.DataFrame
+    fit_seconds_: float
+    n_rows_: int
+
+    def fit(self, data: Any, y: None = None) -> Self:
+        """Estimate the structural function.
+
+        Parameters
+        ----------
+        data : table or IVData
+            A pandas, polars or other narwhals-readable table for estimators with a formula or column names; an IVData of arrays
+            for those without.
+        y : None
+            Ignored; there for scikit-learn.
+
+        Returns
+        -------
+        self
+            With ``structural_function_``, ``history_`` and ``fit_seconds_``.
+
+        Raises
+        ------
+        DataError, FormulaError, ParameterError
+            For bad data, roles or hyper-parameters, before anything is computed.
+        """
+        started = time.perf_counter()
+        self._check_parameters()
+        encoder, arrays = self._assign_roles(data)
+        arrays.check_fittable()
+        estimate = self._estimate(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
+        assert arrays.names is not None
+        self.structural_function_ = StructuralFunction(
+            estimator=type(self).__name__,
+            components=estimate.components,
+            encoder=encoder,
+            outcome=arrays.names["outcome"][0],
+            facts={"Rows": len(arrays), **estimate.facts},
+        )
+        self.history_ = estimate.history
+        self._reduced_form = estimate.reduced_form
+        self.n_rows_ = len(arrays)
+        self.fit_seconds_ = time.perf_counter() - started
+        return self
+
+    def predict(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
+        """``h`` at given treatments and covariates, shape (n,); see :meth:`StructuralFunction.predict`."""
+        return self._fitted().predict(rows, treatment=treatment, covariates=covariates)
+
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
+        """``h(treatment_to, x) - h(treatment_from, x)`` at each row, shape (n,); see :meth:`StructuralFunction.effect`."""
+        return self._fitted().effect(rows, treatment_from=treatment_from, treatment_to=treatment_to)
+
+    def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
+        """``h`` against treatment, averaged over covariates; see :meth:`StructuralFunction.dose_response`."""
+        return self._fitted().dose_response(grid, rows)
+
+    def score(self, data: Any, y: None = None) -> float:
+        """Held-out stage-2 criterion: the share of the outcome's variance that ``E[h(T, X) | Z, X]`` explains; higher is better.
+
+        ``1 - sum_i w_i (Y_i - Ê[h | Z_i, X_i])^2 / sum_i w_i (Y_i - mean Y)^2``, which needs no truth. It compares estimators and
+        hyper-parameters on the same rows; its level is bounded by how much the instruments explain, not by one.
+
+        Parameters
+        ----------
+        data : table or IVData
+            Rows with all roles that the fit did not see.
+        """
+        encoder = self._fitted().encoder
+        if isinstance(encoder, TableEncoder):
+            arrays = encoder.observations(read_table(data))
+        elif isinstance(data, IVData):
+            encoder.inputs(data)
+            arrays = data
+        else:
+            raise DataError(f"the estimator was fitted to arrays: score an IVData, got {type(data).__name__}")
+        arrays.check_fittable()
+        weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
+        centre = np.average(arrays.outcome, weights=weights)
+        errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
+        return float(1.0 - np.average(errors**2, weights=weights) / np.average((arrays.outcome - centre) ** 2, weights=weights))
+
+    def summary(self) -> Summary:
+        """What was estimated, how, and from what; text in a terminal, a table in a notebook."""
+        return self._fitted().summary()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the structural function to a model file; see :meth:`StructuralFunction.save` and :func:`cfiv.load`."""
+        self._fitted().save(path)
+
+    @abc.abstractmethod
+    def _check_parameters(self) -> None:
+        """Raise a ParameterError for hyper-parameters out of range."""
+
+    @abc.abstractmethod
+    def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        """Estimate from arrays in the user's units; ``intercept`` is False where the formula takes the constant away."""
+
+    def _assign_roles(self, data: Any) -> tuple[TableEncoder | ArrayEncoder, IVData]:
+        names = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
+        named = [role for role, value in names.items() if value is not None]
+        if self.formula is not None and named:
+            raise FormulaError(
+                f"give either a formula or column names, got the formula {self.formula!r} and {', '.join(named)}"
+            )
+        if self.formula is None and not named:
+            if not isinstance(data, IVData):
+                raise FormulaError(
+                    f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
+                    "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
+                )
+            return ArrayEncoder.fit(data), data
+        if self.formula is not None:
+            roles = Roles.from_formula(self.formula, weights=self.weights)
+        else:
+            roles = Roles.from_names(**names, weights=self.weights)
+        return fit_encoder(read_table(data), roles, missing=self.missing)
+
+    def _fitted(self) -> StructuralFunction:
+        function: StructuralFunction | None = getattr(self, "structural_function_", None)
+        if function is None:
+            raise NotFittedError(f"this {type(self).__name__} has not been fitted: call fit(data) first")
+        return function

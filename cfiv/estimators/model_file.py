@@ -1,0 +1,299 @@
+"""Model files: safetensors with a JSON header. They hold numbers and names, nothing that can run.
+
+Layout of the header, under the metadata key ``cfiv``: format version, library version, estimator, outcome, facts, the encoder, and
+one entry a component. Tensors are named ``<component>/<what>/<parameter>``; complex numbers would have to be viewed as real.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import cfiv
+from cfiv.errors import CfivError, ModelFileError, OutputError
+from cfiv.estimators.components import Component, LinearComponent, NetworkComponent
+from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
+from cfiv.formula import PartState, Roles, TableEncoder
+from cfiv.learning.architecture import describe, rebuild
+from cfiv.learning.networks import build
+
+#: Raised whenever an older library could not read what a newer one writes.
+FORMAT_VERSION = 1
+
+
+def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> None:
+    """Write a structural function; the file appears at ``path`` only once it is whole.
+
+    Raises
+    ------
+    OutputError
+        If the folder is missing or cannot be written to.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {
+        "format": FORMAT_VERSION,
+        "cfiv": cfiv.__version__,
+        "estimator": function.estimator,
+        "outcome": function.outcome,
+        "facts": dict(function.facts),
+        "encoder": _encoder_to_data(function.encoder, tensors),
+        "components": [_component_to_data(c, f"component{i}", tensors) for i, c in enumerate(function.components)],
+    }
+    # One copy each: networks may share or view memory.
+    whole = save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, {"cfiv": json.dumps(header)})
+    target = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(whole)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"the model cannot be written to {os.fspath(path)!r}: {error.strerror or error}; choose a folder that exists and is writable"
+        ) from error
+
+
+def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> StructuralFunction:
+    """Read what :func:`write_model` wrote; see :func:`cfiv.load`."""
+    name = os.fspath(path)
+    unknown = set(networks) - {"treatment", "covariate"}
+    if unknown:
+        raise ModelFileError(f"networks takes the keys 'treatment' and 'covariate', got {sorted(unknown)}")
+    try:
+        with safe_open(name, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["cfiv"])
+            if not isinstance(header["format"], int):
+                raise TypeError
+            if header["format"] > FORMAT_VERSION:
+                raise ModelFileError(
+                    f"{name!r} has format {header['format']} of cfiv {header['cfiv']}, and this cfiv {cfiv.__version__} reads up to "
+                    f"format {FORMAT_VERSION}: install cfiv {header['cfiv']} or newer"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return StructuralFunction(
+            estimator=header["estimator"],
+            components=tuple(
+                _component_from_data(data, f"component{i}", tensors, networks) for i, data in enumerate(header["components"])
+            ),
+            encoder=_encoder_from_data(header["encoder"], tensors),
+            outcome=header["outcome"],
+            facts=header["facts"],
+        )
+    except FileNotFoundError:
+        raise ModelFileError(f"there is no model file {name!r}: check the path") from None
+    except SafetensorError as error:
+        raise ModelFileError(
+            f"{name!r} is not a whole model file ({error}): it is truncated or another kind of file; save it again"
+        ) from None
+    except OSError as error:
+        raise ModelFileError(f"the model file {name!r} cannot be read: {error.strerror or error}") from error
+    except CfivError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{name!r} was not written by cfiv, or was changed since ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _component_to_data(component: Component, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if isinstance(component, LinearComponent):
+        tensors[f"{place}/treatment"] = torch.from_numpy(component.treatment.copy())
+        tensors[f"{place}/covariates"] = torch.from_numpy(component.covariates.copy())
+        return {"kind": "linear", "constant": component.constant}
+    if isinstance(component, NetworkComponent):
+        tensors[f"{place}/structural"] = component.structural
+        networks: dict[str, Any] = {}
+        for role, network in (("treatment", component.treatment_network), ("covariate", component.covariate_network)):
+            if network is not None:
+                tensors.update({f"{place}/{role}/{key}": value for key, value in network.state_dict().items()})
+                networks[role] = describe(network) or {"custom": f"{type(network).__module__}.{type(network).__qualname__}"}
+        scales = ("outcome_scale", "treatment_scale", "covariate_scale")
+        for scale in scales:
+            standardiser: Standardiser = getattr(component, scale)
+            tensors[f"{place}/{scale}/mean"] = torch.from_numpy(np.array(standardiser.mean))
+            tensors[f"{place}/{scale}/scale"] = torch.from_numpy(np.array(standardiser.scale))
+        return {"kind": "network", "structure": component.structure, "double": component.double, "networks": networks}
+    raise ModelFileError(f"components of type {type(component).__name__} cannot be saved")
+
+
+def _component_from_data(
+    data: Mapping[str, Any], place: str, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> Component:
+    if data["kind"] == "linear":
+        return LinearComponent(data["constant"], tensors[f"{place}/treatment"].numpy(), tensors[f"{place}/covariates"].numpy())
+    if data["kind"] != "network":
+        raise ModelFileError(
+            f"the file has a component of the unknown kind {data['kind']!r}: it was changed, or written by another cfiv"
+        )
+
+    def network(role: str) -> nn.Module | None:
+        description = data["networks"].get(role)
+        if description is None:
+            return None
+        weights = {
+            key.removeprefix(f"{place}/{role}/"): value for key, value in tensors.items() if key.startswith(f"{place}/{role}/")
+        }
+        if "custom" in description:
+            module = _custom(role, description["custom"], given, tensors[f"{place}/{role}_scale/mean"])
+        else:
+            module = rebuild(description)
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelFileError(
+                f"the {role} network given does not fit the file's weights: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        dtype = torch.float64 if data["double"] else torch.float32
+        return module.to(dtype).eval().requires_grad_(False)
+
+    def scale(name: str) -> Standardiser:
+        return Standardiser(tensors[f"{place}/{name}/mean"].numpy(), tensors[f"{place}/{name}/scale"].numpy())
+
+    treatment = network("treatment")
+    assert treatment is not None
+    return NetworkComponent(
+        treatment_network=treatment,
+        covariate_network=network("covariate"),
+        structural=tensors[f"{place}/structural"],
+        structure=data["structure"],
+        outcome_scale=scale("outcome_scale"),
+        treatment_scale=scale("treatment_scale"),
+        covariate_scale=scale("covariate_scale"),
+        double=data["double"],
+    )
+
+
+def _custom(role: str, name: str, given: Mapping[str, Any], mean: Tensor) -> nn.Module:
+    if role not in given:
+        raise ModelFileError(
+            f"the file's {role} network is a {name}, whose code it does not hold: give load(path, networks={{{role!r}: factory}})"
+        )
+    specification = given[role]
+    if isinstance(specification, nn.Module):
+        import copy
+
+        return copy.deepcopy(specification)
+    network = specification(mean.numel()) if callable(specification) else None
+    if not isinstance(network, nn.Module):
+        raise ModelFileError(f"networks[{role!r}] must be a module or a factory of one, got {type(specification).__name__}")
+    return network
+
+
+def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if isinstance(encoder, ArrayEncoder):
+        if encoder.reference is not None:
+            tensors["reference"] = torch.from_numpy(encoder.reference)
+        return {"kind": "array", "treatment_shape": list(encoder.treatment_shape), "covariates": encoder.covariates}
+    reference = []
+    for i, name in enumerate(encoder.reference.columns):
+        column = encoder.reference[name]
+        if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+            tensors[f"reference/{i}"] = torch.from_numpy(column.to_numpy(dtype=np.float64, copy=True))
+            reference.append({"name": name, "categories": None})
+        else:
+            codes, categories = pd.factorize(column.astype(object), sort=False)
+            tensors[f"reference/{i}"] = torch.from_numpy(codes.astype(np.int64))
+            reference.append({"name": name, "categories": [_json(value) for value in categories], "dtype": str(column.dtype)})
+    parts = {role: getattr(encoder, role) for role in ("outcome", "treatment", "instruments", "covariates")}
+    return {
+        "kind": "table",
+        "roles": asdict(encoder.roles),
+        "parts": {role: None if part is None else _part_to_data(part) for role, part in parts.items()},
+        "treatment_columns": list(encoder.treatment_columns),
+        "reference": reference,
+    }
+
+
+def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TableEncoder | ArrayEncoder:
+    if data["kind"] == "array":
+        reference = tensors["reference"].numpy() if "reference" in tensors else None
+        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference)
+    columns = {}
+    for i, column in enumerate(data["reference"]):
+        values = tensors[f"reference/{i}"].numpy()
+        if column["categories"] is None:
+            columns[column["name"]] = pd.Series(values)
+        else:
+            levels = pd.Series(np.array(column["categories"], dtype=object)[values])
+            columns[column["name"]] = levels.astype("category") if column["dtype"] == "category" else levels
+    parts = {role: None if part is None else _part_from_data(part) for role, part in data["parts"].items()}
+    return TableEncoder(
+        roles=Roles(**data["roles"]),
+        outcome=parts["outcome"],
+        treatment=parts["treatment"],
+        instruments=parts["instruments"],
+        covariates=parts["covariates"],
+        treatment_columns=tuple(data["treatment_columns"]),
+        reference=pd.DataFrame(columns),
+    )
+
+
+def _part_to_data(part: PartState) -> dict[str, Any]:
+    return {
+        "formula": part.formula,
+        "columns": list(part.columns),
+        "transform_state": _json(dict(part.transform_state)),
+        "levels": [[name, [_json(level) for level in levels]] for name, levels in part.levels.items()],
+    }
+
+
+def _part_from_data(data: Mapping[str, Any]) -> PartState:
+    return PartState(
+        formula=data["formula"],
+        columns=tuple(data["columns"]),
+        transform_state=_unjson(data["transform_state"]),
+        levels={name: tuple(levels) for name, levels in data["levels"]},
+    )
+
+
+def _json(value: Any) -> Any:
+    """What a transform learned, as JSON: dictionaries become lists of pairs, since their keys may be numbers. Floats are exact."""
+    if isinstance(value, dict):
+        return {"pairs": [[_json(key), _json(item)] for key, item in value.items()]}
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ModelFileError(
+        f"a formula term keeps state of type {type(value).__name__}, which cannot be saved: compute that column first"
+    )
+
+
+def _unjson(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "array" in value:
+            return np.array(value["array"])
+        return {_unjson(key): _unjson(item) for key, item in value["pairs"]}
+    if isinstance(value, list):
+        return [_unjson(item) for item in value]
+    return value
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,291 @@
+"""StructuralFunction: the frozen result of every estimator, and what one asks of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cfiv.data import Array, IVData, read_table
+from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.components import Component
+from cfiv.formula import TableEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayEncoder:
+    """Shapes of a fit to arrays, against which later arrays are checked.
+
+    Parameters
+    ----------
+    treatment_shape : tuple of int
+        Shape of one treatment.
+    covariates : int
+        Number of covariate columns; 0 where there are none.
+    reference : array (m, covariates), optional
+        Rows of the training covariates to average over.
+    """
+
+    treatment_shape: tuple[int, ...]
+    covariates: int
+    reference: Array | None
+
+    @classmethod
+    def fit(cls, data: IVData) -> ArrayEncoder:
+        """Remember the shapes of training arrays."""
+        reference = None
+        if data.covariates is not None:
+            stride = max(1, -(-len(data) // TableEncoder.REFERENCE_ROWS))
+            reference = np.array(data.covariates[::stride], dtype=np.float64)
+        width = 0 if data.covariates is None else data.covariates.shape[1]
+        return cls(tuple(data.treatment.shape[1:]), width, reference)
+
+    def inputs(self, data: IVData) -> tuple[Array, Array | None]:
+        """Treatment and covariate arrays, checked against the shapes of training."""
+        if tuple(data.treatment.shape[1:]) != self.treatment_shape:
+            raise DataError(
+                f"each treatment must have shape {self.treatment_shape}, as in training, got {data.treatment.shape[1:]}"
+            )
+        width = 0 if data.covariates is None else data.covariates.shape[1]
+        if width != self.covariates:
+            raise DataError(
+                f"training had {self.covariates} covariate columns, got {width}: give covariates=array of shape (n, {self.covariates})"
+            )
+        return data.treatment, data.covariates
+
+
+@dataclass(frozen=True, eq=False)
+class StructuralFunction:
+    """An estimate of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``: the average of its components.
+
+    Parameters
+    ----------
+    estimator : str
+        The estimator that made it.
+    components : tuple of Component
+        Functions that are averaged with equal weights (the fits on swapped and repeated splits).
+    encoder : TableEncoder or ArrayEncoder
+        How rows become treatment and covariate arrays.
+    outcome : str
+        The outcome's name.
+    facts : mapping
+        What the estimator says of the fit, for the summary: numbers and short texts.
+    """
+
+    estimator: str
+    components: tuple[Component, ...]
+    encoder: TableEncoder | ArrayEncoder
+    outcome: str = "outcome"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def predict(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
+        """``h`` at given treatments and covariates; neither instruments nor an outcome are needed.
+
+        Parameters
+        ----------
+        rows : table or IVData, optional
+            A table with the treatment and covariate columns, or arrays in their roles.
+        treatment, covariates : array, optional
+            Instead of ``rows``, for estimators fitted to arrays.
+
+        Returns
+        -------
+        array (n,), float64
+            In the outcome's units, in the order of the rows.
+
+        Raises
+        ------
+        DataError
+            For missing columns, gaps, infinities, unseen categories or shapes other than in training.
+        """
+        if rows is None:
+            rows = IVData(treatment=treatment, covariates=covariates)
+        elif treatment is not None or covariates is not None:
+            raise ParameterError("give either rows, or treatment and covariates, got both")
+        return self._evaluate(*self._inputs(rows))
+
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
+        """``h(treatment_to, x) - h(treatment_from, x)`` at the covariates of each row.
+
+        Parameters
+        ----------
+        rows : table or IVData
+            Where the covariates are; its treatment columns are replaced and may be absent.
+        treatment_from, treatment_to : number, sequence or mapping
+            One number for one treatment, one number each for several, or a mapping from column to number. For arrays, one
+            treatment of the training shape.
+
+        Returns
+        -------
+        array (n,), float64
+            In the outcome's units.
+
+        Raises
+        ------
+        ParameterError, DataError
+            Where a treatment is not covered, and as in :meth:`predict`.
+        """
+        return self._at(rows, treatment_to) - self._at(rows, treatment_from)
+
+    def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
+        """The structural function against treatment, averaged over covariates: ``mean_i h(t, X_i)`` for each t.
+
+        Parameters
+        ----------
+        grid : sequence, table or array (m, ...)
+            Treatment values: a sequence for one treatment, a table (or mapping) with a column for each of several. For arrays,
+            m treatments of the training shape.
+        rows : table or IVData, optional
+            Rows to average over; by default up to 2000 rows of the training data, evenly spread, which the function keeps.
+
+        Returns
+        -------
+        DataFrame
+            The treatment column(s) and ``estimate``, one row a grid point, in the grid's order.
+        """
+        if isinstance(self.encoder, ArrayEncoder):
+            values = np.asarray(grid)
+            values = values[:, None] if values.ndim == 1 else values
+            covariates = self.encoder.reference if rows is None else self.encoder.inputs(rows)[1]
+            estimates = [self._average(value, covariates) for value in values]
+            flat = values.reshape(len(values), -1)
+            names = ["treatment"] if flat.shape[1] == 1 else [f"treatment{i}" for i in range(flat.shape[1])]
+            table = pd.DataFrame(flat, columns=names) if values.ndim == 2 else pd.DataFrame({"treatment": range(len(values))})
+            return table.assign(estimate=estimates)
+        columns = self.encoder.treatment_columns
+        if isinstance(grid, (Mapping, pd.DataFrame)):
+            table = pd.DataFrame(grid).reset_index(drop=True)
+        else:
+            values = np.asarray(grid)
+            if values.ndim == 1:
+                values = values[:, None]
+            if values.ndim != 2 or values.shape[1] != len(columns):
+                raise ParameterError(
+                    f"the grid must give a value for each of {list(columns)}, got an array of shape {np.shape(grid)}"
+                )
+            table = pd.DataFrame(values, columns=list(columns))
+        if set(table.columns) != set(columns) or table.empty:
+            raise ParameterError(
+                f"the grid must have rows and the columns {list(columns)}, got {list(table.columns)} with {len(table)} rows"
+            )
+        frame = self.encoder.reference if rows is None else read_table(rows)
+        points = table.to_dict("records")
+        return table.assign(estimate=[float(self._at(frame, point).mean()) for point in points])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a model file (safetensors with a JSON header; nothing executable). See :func:`load`.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be written to. An existing file is replaced only once the new one is whole.
+        """
+        from cfiv.estimators.model_file import write_model
+
+        write_model(self, path)
+
+    def summary(self) -> Summary:
+        """What was estimated, how, and from what; text in a terminal, a table in a notebook."""
+        lines: list[tuple[str, str]] = [("Estimator", self.estimator)]
+        if isinstance(self.encoder, TableEncoder):
+            roles = self.encoder.roles
+            lines += [("Outcome", roles.outcome), ("Treatment", roles.treatment), ("Instruments", roles.instruments)]
+            lines += [("Covariates", roles.covariates or "none")] + ([("Weights", roles.weights)] if roles.weights else [])
+        else:
+            lines += [("Treatment", f"array, one of shape {self.encoder.treatment_shape}")]
+            lines += [("Covariates", f"{self.encoder.covariates} columns" if self.encoder.covariates else "none")]
+        lines += [(name, _shown(value)) for name, value in self.facts.items() if not isinstance(value, (list, tuple))]
+        tables = {name: value for name, value in self.facts.items() if isinstance(value, (list, tuple))}
+        return Summary("Structural function", tuple(lines), tables)
+
+    def _inputs(self, rows: Any) -> tuple[Array, Array | None]:
+        if isinstance(self.encoder, ArrayEncoder):
+            if not isinstance(rows, IVData):
+                raise DataError(
+                    f"the estimator was fitted to arrays, got {type(rows).__name__}: give predict(treatment=..., covariates=...) or an IVData"
+                )
+            return self.encoder.inputs(rows)
+        return self.encoder.inputs(read_table(rows))
+
+    def _at(self, rows: Any, value: Any) -> Array:
+        """``h`` at the rows' covariates and one treatment value."""
+        if isinstance(self.encoder, ArrayEncoder):
+            if not isinstance(rows, IVData):
+                raise DataError(f"the estimator was fitted to arrays: give an IVData, got {type(rows).__name__}")
+            one = np.asarray(value, dtype=np.float64).reshape(self.encoder.treatment_shape)
+            same = np.broadcast_to(one, (len(rows), *one.shape))
+            return self._evaluate(*self.encoder.inputs(IVData(treatment=same, covariates=rows.covariates)))
+        return self._evaluate(*self.encoder.inputs(self.encoder.with_treatment(read_table(rows), value)))
+
+    def _average(self, value: Array, covariates: Array | None) -> float:
+        rows = 1 if covariates is None else len(covariates)
+        return float(self._evaluate(np.broadcast_to(value, (rows, *value.shape)), covariates).mean())
+
+    def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
+        values = [component.evaluate(treatment, covariates) for component in self.components]
+        mean: Array = np.mean(values, axis=0)
+        return mean
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Lines of name and value, and tables of records; prints as text, and as HTML in a notebook."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.lines)
+        parts = [self.title, "=" * len(self.title), *(f"{name:<{width}}  {value}" for name, value in self.lines)]
+        for name, records in self.tables.items():
+            parts += ["", name, pd.DataFrame(list(records)).to_string(index=False, float_format=_shown)]
+        return "\n".join(parts)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><th style='text-align:left'>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in self.lines)
+        tables = "".join(
+            f"<p>{escape(name)}</p>{pd.DataFrame(list(records)).to_html(index=False, float_format=_shown)}"
+            for name, records in self.tables.items()
+        )
+        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>{tables}"
+
+
+def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = None) -> StructuralFunction:
+    """Read a model file written by ``save``.
+
+    Parameters
+    ----------
+    path : path
+    networks : mapping, optional
+        For models with networks that are not cfiv's own: ``{"treatment": factory or module, "covariate": ...}`` of the same
+        architecture; a file holds weights, not code.
+
+    Returns
+    -------
+    StructuralFunction
+        Whose predictions equal those of the one saved, bit for bit on the same machine.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, foreign, from a newer version, or needs ``networks``.
+    """
+    from cfiv.estimators.model_file import read_model
+
+    return read_model(path, networks=networks or {})
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
