@@ -1,0 +1,112 @@
+"""The demand design: airline ticket sales, where an unseen conference moves both price and sales.
+
+    psi(t) = 2 ((t - 5)^4 / 600 + exp(-4 (t - 5)^2) + t / 10 - 2)
+    h(p, t, s) = 100 + (10 + p) s psi(t) - 2 p
+    p = 25 + (c + 3) psi(t) + v,    y = h(p, t, s) + e,    e = rho v + N(0, 1 - rho^2)
+
+with price p (treatment), time of year t ~ U(0, 10) and customer emotion s ~ U{1, ..., 7} (covariates), fuel cost c ~ N(0, 1)
+(instrument) and v ~ N(0, 1). ``1 - rho^2`` is a variance.
+
+The true effect of a price p' instead of p is ``(p' - p) (s psi(t) - 2)``. A regression that ignores the confounder is biased by
+``E[e | p, t, s] = rho E[v | p, t, s]``, at most one unit of sales where the structural function itself varies by hundreds: in this
+design flexibility matters more than confounding, and the bias shows only in estimators that are nearly exact.
+
+References
+----------
+Hartford, Lewis, Leyton-Brown, Taddy, "Deep IV", ICML 2017, section 5.1; the form, the draw order and the test grid are those of Xu
+et al., ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cfiv.data import IVData
+from cfiv.datasets.truth import Truth
+from cfiv.errors import ParameterError
+
+FloatArray = npt.NDArray[np.float64]
+
+#: The design's roles as a formula.
+FORMULA = "sales ~ time + emotion + [price ~ fuel]"
+
+
+def seasonality(time: FloatArray) -> FloatArray:
+    """``psi(t)``, shape-preserving."""
+    curve: FloatArray = 2.0 * ((time - 5.0) ** 4 / 600.0 + np.exp(-4.0 * (time - 5.0) ** 2) + time / 10.0 - 2.0)
+    return curve
+
+
+def structural(rows: pd.DataFrame) -> FloatArray:
+    """``h(price, time, emotion)`` at the rows of a table, shape (n,)."""
+    price, time, emotion = (rows[name].to_numpy(dtype=np.float64) for name in ("price", "time", "emotion"))
+    values: FloatArray = 100.0 + (10.0 + price) * emotion * seasonality(time) - 2.0 * price
+    return values
+
+
+def test_grid() -> pd.DataFrame:
+    """The 2800 test points: 20 prices on [10, 25] x 20 times on [0, 10] x emotions 1..7, and ``structural`` there."""
+    price, time, emotion = np.meshgrid(np.linspace(10, 25, 20), np.linspace(0, 10, 20), np.arange(1.0, 8.0), indexing="ij")
+    grid = pd.DataFrame({"price": price.ravel(), "time": time.ravel(), "emotion": emotion.ravel()})
+    return grid.assign(structural=structural(grid))
+
+
+test_grid.__test__ = False  # type: ignore[attr-defined]
+
+
+def simulate(n: int = 5000, *, rho: float = 0.5, seed: int = 0) -> tuple[IVData, Truth]:
+    """Draw from the design.
+
+    Parameters
+    ----------
+    n : int
+        Rows.
+    rho : float
+        Correlation of the price's error v with the outcome's e, between -1 and 1: the strength of confounding.
+    seed : int
+        Seeds one generator; drawn in the order emotion, time, fuel, v, noise.
+
+    Returns
+    -------
+    data : IVData
+        With ``frame`` of columns sales, price, time, emotion, fuel.
+    truth : Truth
+        The structural function and its test grid.
+
+    Raises
+    ------
+    ParameterError
+        If n < 1 or rho is outside [-1, 1].
+
+    Examples
+    --------
+    >>> data, truth = simulate(n=3, rho=0.5, seed=0)
+    >>> list(data.frame.columns), len(truth.grid)
+    (['sales', 'price', 'time', 'emotion', 'fuel'], 2800)
+    """
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ParameterError(f"n must be a whole number >= 1, got {n!r}")
+    if not -1.0 <= rho <= 1.0:
+        raise ParameterError(f"rho must be between -1 and 1, got {rho!r}")
+    generator = np.random.default_rng(seed)
+    emotion = generator.choice(np.arange(1, 8), n).astype(np.float64)
+    time = generator.uniform(0.0, 10.0, n)
+    fuel = generator.normal(0.0, 1.0, n)
+    v = generator.normal(0.0, 1.0, n)
+    noise = generator.normal(0.0, 1.0, n)
+    price = 25.0 + (fuel + 3.0) * seasonality(time) + v
+    frame = pd.DataFrame({"sales": np.zeros(n), "price": price, "time": time, "emotion": emotion, "fuel": fuel})
+    frame["sales"] = structural(frame) + rho * v + math.sqrt(1.0 - rho**2) * noise
+    data = IVData(
+        outcome=frame["sales"],
+        treatment=frame["price"],
+        instruments=frame["fuel"],
+        covariates=frame[["time", "emotion"]],
+        frame=frame,
+        names={"outcome": ("sales",), "treatment": ("price",), "instruments": ("fuel",), "covariates": ("time", "emotion")},
+    )
+    return data, Truth(test_grid(), structural)

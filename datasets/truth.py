@@ -1,0 +1,42 @@
+"""What a simulated design knows and an estimator may not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+
+class Predicts(Protocol):
+    """Anything with ``predict(rows)``: an estimator or a structural function."""
+
+    def predict(self, rows: Any) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The true structural function of a design, and the grid it is judged on.
+
+    Parameters
+    ----------
+    grid : DataFrame
+        Treatment and covariates of the test points, and ``structural``, the true ``h`` there.
+    function : callable
+        ``h`` of a table with treatment and covariate columns, shape (n,).
+    """
+
+    grid: pd.DataFrame
+    function: Callable[[pd.DataFrame], npt.NDArray[np.float64]]
+
+    def __call__(self, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """The true structural function at the rows of a table, shape (n,)."""
+        return self.function(rows)
+
+    def error(self, model: Predicts) -> float:
+        """Mean squared error of a model's predictions on the test grid, in squared units of the outcome."""
+        predicted = np.asarray(model.predict(self.grid.drop(columns="structural")))
+        return float(np.mean((predicted - self.grid["structural"].to_numpy()) ** 2))
