@@ -52,9 +52,6 @@ class Training:
         the treatment features.
     order : {"solve-first", "backbone-first"}
         Whether a gradient step is taken at the weights solved on its own batch, or at the previous weights, with the solve after it.
-    envelope : bool
-        Whether u (and V in stage 1) is held fixed in the gradient, which is exact without penalties and cheaper; False differentiates
-        through the solves, as the original DFIV does.
     learning_rate_schedule : {"cosine", "constant"}
         Cosine decays to zero over the run after a linear warm-up over its first tenth of a tenth (1 %, at least ten steps).
     lambda_start : float
@@ -82,7 +79,6 @@ class Training:
     stage2_steps: int = 1
     covariate_steps: int = 0
     order: Order = "solve-first"
-    envelope: bool = True
     learning_rate_schedule: Schedule = "cosine"
     lambda_start: float = 0.05
     decoupled_weight_decay: bool = True

@@ -131,7 +131,6 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
             treatment_features_stage1=treatment_stage1,
             solve=(Held(stage1) if backbone_first else stage1).after(state.first_stage),
             weights_stage1=batch.stage1.weights,
-            envelope=training.envelope,
         )
         _descend(loss1, [opt.instrument])
 
@@ -155,7 +154,6 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
             structure=structure,
             solve=layer.after(state.structural),
             weights_stage2=batch.stage2.weights,
-            envelope=training.envelope,
         )
 
     layer: LastLayer = Held(stage2) if backbone_first else stage2

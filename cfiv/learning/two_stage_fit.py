@@ -185,9 +185,45 @@ def fit_two_stage(
     if report == "current" and kept is not None:
         return TwoStageFit(networks, kept.first_stage, kept.structural, structure, loss, float("nan"), history, ended)
     ridge = kept.ridge if kept is not None else penalties.ridge2
-    first = _solve_first_stage(split.stage1, networks, _first_stage_ridge(training, penalties))
-    structural = _solve_structural(split.whole_stage2, networks, first, structure, ridge)
+    first, structural = refit_last_layers(
+        split.stage1,
+        split.whole_stage2,
+        networks,
+        structure=structure,
+        first_stage_ridge=_first_stage_ridge(training, penalties),
+        ridge=ridge,
+    )
     return TwoStageFit(networks, first, structural, structure, loss, ridge, history, ended)
+
+
+def refit_last_layers(
+    stage1: Sample, stage2: Sample, networks: Networks, *, structure: Structure, first_stage_ridge: float, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """V on all rows of sample 1, then u on all rows of sample 2, features fixed.
+
+    Parameters
+    ----------
+    stage1, stage2 : Sample
+    networks : Networks
+    structure : {"product", "additive"}
+    first_stage_ridge, ridge : float
+        Penalties >= 0 of V and u, on the mean squared error.
+
+    Returns
+    -------
+    first_stage : Tensor (d + 1, m), float64
+    structural : Tensor (p, 1), float64
+
+    Notes
+    -----
+    By QR where a sample's features have up to ``QR_VALUES`` values; above that from moments added up over chunks of rows, in memory
+    that does not grow with the rows.
+    """
+    first = _solve_first_stage(stage1, networks, first_stage_ridge)
+    structural = _solve_whole(
+        stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge, exact=True
+    )
+    return first, structural
 
 
 def predicted_outcome(fit: TwoStageFit, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
@@ -271,13 +307,6 @@ def _solve_first_stage(sample: Sample, networks: Networks, ridge: float, *, exac
         return evaluate(networks.treatment, chunk.treatment)
 
     return _solve_whole(sample, features, targets, ridge, exact=exact)
-
-
-def _solve_structural(sample: Sample, networks: Networks, first: Tensor, structure: Structure, ridge: float) -> Tensor:
-    """u on a whole sample, shape (p, 1)."""
-    return _solve_whole(
-        sample, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge, exact=True
-    )
 
 
 def _solve_whole(

@@ -15,8 +15,8 @@ instrument features ``phi(Z)``. Sample 1 learns that map, sample 2 learns ``u``:
 
 ``lambda`` is lambda1 while the instrument features learn (psi fixed) and lambda12 while the treatment and covariate features
 learn (phi fixed, psi live). The second V minimises another loss than the one being differentiated, so the gradient has to run
-through it; it is linear in ``psi(T_1)``, so only the right-hand side of its solve is differentiated. ``u`` minimises the very loss
-that is differentiated and is held fixed (envelope theorem).
+through it; it is linear in ``psi(T_1)``, so only the right-hand side of its solve is differentiated. The first V and ``u`` minimise the
+very objective that is differentiated, penalties included, and are held fixed: by the envelope theorem the gradient is exact.
 
 References
 ----------
@@ -81,9 +81,10 @@ def first_stage_loss(
     treatment_features_stage1: Tensor,
     solve: Solve,
     weights_stage1: Tensor | None = None,
-    envelope: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2``.
+    """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2`` at V held fixed.
+
+    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised objective.
 
     Parameters
     ----------
@@ -94,9 +95,6 @@ def first_stage_loss(
     solve : Solve
         How V is found: with ridge1, lambda1 and ``V_prev`` (d + 1, m).
     weights_stage1 : Tensor (n1,), optional
-    envelope : bool
-        True holds V fixed in the gradient, which is exact where V minimises the loss differentiated; False differentiates
-        through the solve, as the original DFIV does.
 
     Returns
     -------
@@ -105,7 +103,7 @@ def first_stage_loss(
     """
     phi = with_intercept(instrument_features_stage1)
     target = treatment_features_stage1.detach()
-    solution = solve(features=phi.detach() if envelope else phi, targets=target, weights=weights_stage1)
+    solution = solve(features=phi.detach(), targets=target, weights=weights_stage1)
     residual = target - phi @ solution.to(phi.dtype)
     return mean_square(residual, weights_stage1), solution.detach()
 
@@ -152,9 +150,10 @@ def second_stage_loss(
     structure: Structure,
     solve: Solve,
     weights_stage2: Tensor | None = None,
-    envelope: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2``.
+    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2`` at u held fixed.
+
+    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised objective.
 
     Parameters
     ----------
@@ -167,14 +166,10 @@ def second_stage_loss(
     solve : Solve
         How u is found: with ridge2, lambda2 and ``u_prev`` (p, 1).
     weights_stage2 : Tensor (n2,), optional
-    envelope : bool
-        True holds u fixed in the gradient, which is exact where u minimises the loss differentiated; False differentiates
-        through its solve too.
 
     Returns
     -------
     loss : Tensor ()
-        Penalties not included: they do not depend on the features.
     weights : Tensor (p, 1), float64
         u, detached.
     """
@@ -183,7 +178,7 @@ def second_stage_loss(
         covariate_features=covariate_features_stage2,
         structure=structure,
     )
-    u = solve(features=features.detach() if envelope else features, targets=outcome_stage2, weights=weights_stage2)
+    u = solve(features=features.detach(), targets=outcome_stage2, weights=weights_stage2)
     residual = outcome_stage2 - features @ u.to(features.dtype)
     return mean_square(residual, weights_stage2), u.detach()
 
