@@ -1,0 +1,110 @@
+"""Feature networks: fresh, seeded, checked, and described without code."""
+
+import pytest
+import torch
+from torch import nn
+
+from cfiv.errors import ParameterError
+from cfiv.learning import networks as nets
+from cfiv.learning.architecture import describe, rebuild
+
+CPU = torch.device("cpu")
+
+
+def built(spec: nets.NetworkSpec, seed: int = 0, shape: tuple[int, ...] = (3,)) -> nn.Module:
+    with nets.seeded(seed, CPU):
+        return nets.build(spec, shape=shape, default=nets.covariate_network, role="covariate")
+
+
+@pytest.mark.law
+def test_default_features_begin_with_the_input_itself() -> None:
+    x = torch.randn(5, 3)
+    assert torch.equal(built(None)(x)[:, :3], x)
+
+
+@pytest.mark.law
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    x = torch.randn(5, 3)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, again, other = built(None, 0)(x), built(None, 0)(x), built(None, 1)(x)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.law
+def test_a_module_given_is_copied_and_initialised_anew() -> None:
+    given = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    weights = {name: value.clone() for name, value in given.state_dict().items()}
+    made = built(given)
+    assert made is not given
+    assert not torch.equal(made[0].weight, given[0].weight)
+    assert torch.equal(made[0].weight, built(given)[0].weight)
+    assert all(torch.equal(value, weights[name]) for name, value in given.state_dict().items())
+    assert not given.training
+
+
+@pytest.mark.law
+def test_a_factory_gets_the_width_of_flat_inputs_and_the_shape_of_images() -> None:
+    assert built(lambda width: nn.Linear(width, 2))(torch.zeros(4, 3)).shape == (4, 2)
+    convolution = built(lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], 2)), shape=(6, 6))
+    assert convolution(torch.zeros(4, 6, 6)).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("relu", r"covariate_network must be None, a factory or a torch module, got str"),
+        (lambda width: "net", r"the covariate_network factory must return a torch module, got str"),
+        (nn.Linear(7, 2), r"the covariate_network does not accept inputs of shape \('rows', 3\)"),
+        (nn.Unflatten(1, (3, 1)), r"must map \(rows, 3\) to \(rows, features\), got output shape \(2, 3, 1\)"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(spec: nets.NetworkSpec, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        built(spec)
+
+
+@pytest.mark.law
+def test_evaluating_leaves_batch_statistics_and_mode_alone() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    mean = network[1].running_mean.clone()
+    features = nets.evaluate(network, torch.randn(10, 3))
+    assert network.training
+    assert torch.equal(network[1].running_mean, mean)
+    assert not features.requires_grad
+
+
+PLAIN = [
+    nets.treatment_network((1,)),
+    nets.treatment_network((8, 8)),
+    nets.original_instrument_network(3),
+    nets.original_covariate_network(2),
+    nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3), nn.Sequential(nn.GELU(), nn.Dropout(0.1)), nn.Tanh()),
+]
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("network", PLAIN, ids=lambda network: type(network).__name__)
+def test_a_plain_network_is_rebuilt_from_its_description(network: nn.Module) -> None:
+    description = describe(network)
+    assert description is not None
+    again = rebuild(description)
+    again.load_state_dict(network.state_dict())
+    width = next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).in_features
+    x = torch.randn(5, width)
+    assert torch.equal(nets.evaluate(again, x), nets.evaluate(network, x))
+
+
+class Custom(nn.Linear):
+    """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize(
+    "network",
+    [Custom(3, 2), nn.Sequential(nn.Linear(3, 2), Custom(2, 2)), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))],
+    ids=["subclass", "nested subclass", "spectral norm"],
+)
+def test_a_network_with_code_of_its_own_is_not_described(network: nn.Module) -> None:
+    assert describe(network) is None
