@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.errors import DivergenceError, SingularError, TrainingWarning
+from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
@@ -164,7 +164,8 @@ def fit_two_stage(
             TrainingWarning,
             stacklevel=5,
         )
-    except (SingularError, _Diverged) as error:
+    # The rows were finite when training began, so a DataError here speaks of features that no longer are.
+    except (SingularError, DataError, _Diverged) as error:
         ended = "diverged"
         if kept is None:
             raise DivergenceError(

@@ -1,0 +1,280 @@
+"""The DFIV step, and the fit around it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cfiv.errors import DivergenceError, TrainingWarning
+from cfiv.learning import networks as nets
+from cfiv.learning import two_stage_fit
+from cfiv.learning.samples import Sample, Split, hold_out
+from cfiv.learning.training import Penalties, Training
+from cfiv.learning.two_stage import Batch, Networks, TwoStageState, optimisers, step
+from cfiv.learning.two_stage_fit import TwoStageFit, fit_two_stage, predicted_outcome, refit_last_layers
+
+PENALTIES = Penalties(lambda1=1.0, lambda2=1.0, lambda12=1.0, ridge1=1e-3, ridge2=1e-3)
+NONE = (0.0, 0.0, 0.0)
+#: Two float64 routes to one solve.
+SAME = 1e-9
+
+
+def sample(rows: int = 200, *, seed: int = 0, dtype: torch.dtype = torch.float32, weighted: bool = False) -> Sample:
+    """A confounded treatment with a quadratic effect, two covariates."""
+    generator = torch.Generator().manual_seed(seed)
+    z, x, v = (torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in (1, 2, 1))
+    t = z + 0.5 * v
+    y = t.square() * 0.3 + x[:, :1] - v
+    w = torch.rand(rows, generator=generator, dtype=torch.float64) if weighted else None
+    return Sample(y.to(dtype), t.to(dtype), torch.cat([z, x], 1).to(dtype), x.to(dtype), w)
+
+
+def networks(seed: int = 0, dtype: torch.dtype = torch.float32) -> Networks:
+    with nets.seeded(seed, torch.device("cpu")):
+        made = Networks(nets.treatment_network((1,)), nets.FeatureNetwork(3, (16,), 4), nets.FeatureNetwork(2, (16,), 2))
+    for module in made.modules():
+        module.to(dtype)
+    return made
+
+
+def state(made: Networks, training: Training, *, rate: float = 1e-2) -> TwoStageState:
+    opt = optimisers(made, training=training, weight_decay=NONE)
+    opt.set_rate(rate)
+    return TwoStageState(made, opt)
+
+
+def flat(module: nn.Module | None) -> torch.Tensor:
+    assert module is not None
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def fit(split: Split, *, training: Training = Training(), steps: int = 20, **changes: object) -> TwoStageFit:
+    arguments: dict[str, object] = {
+        "structure": "product",
+        "penalties": PENALTIES,
+        "training": training,
+        "steps": steps,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "weight_decay": NONE,
+        "report": "refit",
+        "generator": np.random.default_rng(0),
+        "on_step": lambda: None,
+    }
+    return fit_two_stage(split, networks(), **(arguments | changes))
+
+
+def held_out(rows: int = 200) -> Split:
+    return hold_out(
+        stage1=sample(rows, seed=1), sample2=sample(rows, seed=2), share=0.2, generator=np.random.default_rng(0)
+    )
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        (Training(stage2_steps=0), (False, True, False)),
+        (Training(stage1_steps=0), (True, False, True)),
+        (Training(stage1_steps=0, stage2_steps=0, covariate_steps=1), (False, False, True)),
+        (Training(stage1_steps=0, covariate_steps=1), (True, False, True)),
+        (Training(), (True, True, True)),
+        (Training(order="backbone-first"), (True, True, True)),
+    ],
+)
+def test_each_kind_of_step_moves_its_own_network_only(options: Training, moves: tuple[bool, bool, bool]) -> None:
+    made = networks()
+    before = [flat(made.treatment), flat(made.instrument), flat(made.covariate)]
+    step(Batch(sample(seed=1), sample(seed=2), PENALTIES), state(made, options), training=options, structure="product")
+    after = [flat(made.treatment), flat(made.instrument), flat(made.covariate)]
+    assert tuple(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == moves
+
+
+@pytest.mark.law
+def test_large_proximal_penalties_freeze_the_last_layers() -> None:
+    made, training = networks(), Training()
+    first, _ = step(
+        Batch(sample(seed=1), sample(seed=2), PENALTIES), state(made, training), training=training, structure="product"
+    )
+    frozen = replace(PENALTIES, lambda1=1e9, lambda2=1e9, lambda12=1e9)
+    second, _ = step(Batch(sample(seed=3), sample(seed=4), frozen), first, training=training, structure="product")
+    assert first.structural is not None
+    assert second.structural is not None
+    assert second.first_stage is not None
+    torch.testing.assert_close(second.structural, first.structural, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second.first_stage, first.first_stage, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.law
+def test_a_backbone_first_step_descends_at_the_previous_weights_and_then_solves_with_the_new_features() -> None:
+    """With one stage-2 step and V12 independent of the order, only the order of u tells the two apart."""
+    options = Training(stage1_steps=0, order="backbone-first")
+    made = networks(dtype=torch.float64)
+    batch = Batch(sample(seed=1, dtype=torch.float64), sample(seed=2, dtype=torch.float64), PENALTIES)
+    start, _ = step(batch, state(made, options, rate=0.0), training=options, structure="product")
+    start.optimisers.set_rate(1e-3)
+    after, _ = step(batch, start, training=options, structure="product")
+    again, _ = step(
+        batch,
+        replace(start, optimisers=optimisers(made, training=options, weight_decay=NONE)),
+        training=Training(stage1_steps=0, stage2_steps=0),
+        structure="product",
+    )
+    assert after.structural is not None
+    assert again.structural is not None
+    torch.testing.assert_close(after.structural, again.structural, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+def test_full_batch_training_lowers_both_losses() -> None:
+    training = Training(holdout=0.0)
+    result = fit(Split(sample(seed=1), sample(seed=2), None), training=training, steps=100, batch_size=None)
+    first, last = result.history[0], result.history[-1]
+    assert last["stage1_loss"] < first["stage1_loss"]
+    assert last["stage2_loss"] < first["stage2_loss"]
+
+
+@pytest.mark.law
+def test_the_state_kept_is_the_latest_that_is_not_significantly_worse_than_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are scripted: a clear best at check 2, within its noise at check 3, significantly above from check 4 on."""
+    noise = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    script = iter([2 + noise, 1 + noise, 1.01 - 0.5 * noise, *(3 + noise for _ in range(20))])
+    real = two_stage_fit._check
+
+    def scripted(*arguments: object) -> object:
+        return replace(real(*arguments), losses=next(script))
+
+    monkeypatch.setattr(two_stage_fit, "_check", scripted)
+    result = fit(held_out(), training=Training(checks=10, patience=3), steps=10)
+    assert [record["step"] for record in result.history if record["kept"]] == [3]
+    assert result.ended == "stopped early"
+    assert len(result.history) == 6
+    assert result.heldout_loss == pytest.approx(1.01)
+
+
+@pytest.mark.law
+def test_the_networks_returned_are_those_of_the_state_kept_in_evaluation_mode() -> None:
+    seen: list[torch.Tensor] = []
+    split = held_out()
+    made = networks()
+    result = fit_two_stage(
+        split,
+        made,
+        structure="product",
+        penalties=PENALTIES,
+        training=Training(checks=20, tolerance=0.0),
+        steps=20,
+        batch_size=32,
+        learning_rate=0.05,
+        weight_decay=NONE,
+        report="refit",
+        generator=np.random.default_rng(0),
+        on_step=lambda: seen.append(flat(made.treatment)),
+    )
+    (kept,) = [record["step"] for record in result.history if record["kept"]]
+    assert torch.equal(flat(result.networks.treatment), seen[kept - 1])
+    assert not result.networks.treatment.training
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_refit_from_moments_over_chunks_is_the_refit_by_qr(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
+    rows = sample(300, dtype=torch.float64, weighted=weighted)
+    made = networks(dtype=torch.float64)
+
+    def refit() -> tuple[torch.Tensor, torch.Tensor]:
+        return refit_last_layers(rows, rows, made, structure="product", first_stage_ridge=1e-4, ridge=1e-3)
+
+    whole = refit()
+    monkeypatch.setattr(two_stage_fit, "QR_VALUES", 0)
+    monkeypatch.setattr(two_stage_fit, "CHUNK", 37)
+    chunked = refit()
+    for a, b in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(a, b, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+def test_the_predicted_outcome_is_the_regression_that_stage_2_solved() -> None:
+    """Refitting u on the same rows leaves residuals orthogonal to the constant."""
+    rows, made = sample(300, dtype=torch.float64), networks(dtype=torch.float64)
+    v, u = refit_last_layers(rows, rows, made, structure="product", first_stage_ridge=0.0, ridge=0.0)
+    done = TwoStageFit(made, v, u, "product", 0.0, 0.0, [], "finished")
+    residual = rows.outcome - predicted_outcome(done, instruments=rows.instruments, covariates=rows.covariates)
+    assert abs(float(residual.mean())) < SAME
+
+
+@pytest.mark.law
+def test_current_reports_the_weights_that_training_left() -> None:
+    split = Split(sample(seed=1), sample(seed=2), None)
+    training = Training(holdout=0.0)
+    current = fit(split, training=training, report="current")
+    refit = fit(split, training=training, report="refit")
+    assert torch.equal(flat(current.networks.treatment), flat(refit.networks.treatment))
+    assert not torch.equal(current.structural, refit.structural)
+    assert np.isnan(current.refit_ridge)
+
+
+@pytest.mark.law
+def test_watching_the_steps_changes_no_number() -> None:
+    seen: list[int] = []
+    watched = fit(held_out(), on_step=lambda: seen.append(torch.rand(1) is None))
+    with nets.seeded(7, torch.device("cpu")):
+        alone = fit(held_out())
+    assert len(seen) == 20
+    assert torch.equal(watched.structural, alone.structural)
+
+
+def test_a_diverging_fit_stops_with_the_last_good_state_and_names_the_step() -> None:
+    def explode(made: Networks) -> None:
+        with torch.no_grad():
+            for p in made.treatment.parameters():
+                p.fill_(float("nan"))
+
+    split, made, calls = held_out(), networks(), []
+
+    def on_step() -> None:
+        calls.append(1)
+        if len(calls) == 12:
+            explode(made)
+
+    with pytest.warns(TrainingWarning, match=r"training diverged at step 1[2-4] of 20 .*; the state of step \d+ is kept"):
+        result = fit_two_stage(
+            split,
+            made,
+            structure="product",
+            penalties=PENALTIES,
+            training=Training(checks=10),
+            steps=20,
+            batch_size=32,
+            learning_rate=0.01,
+            weight_decay=NONE,
+            report="refit",
+            generator=np.random.default_rng(0),
+            on_step=on_step,
+        )
+    assert result.ended == "diverged"
+    assert torch.isfinite(result.structural).all()
+    assert torch.isfinite(flat(result.networks.treatment)).all()
+
+
+def test_a_fit_that_diverges_before_any_check_raises_with_a_remedy() -> None:
+    split = held_out()
+    poisoned = Split(split.stage1, replace(split.stage2, outcome=split.stage2.outcome * torch.nan), split.heldout)
+    with pytest.raises(DivergenceError, match=r"diverged at step 1 of 20 before any usable state .*lower learning_rate"):
+        fit(poisoned)
+
+
+def test_an_interrupted_fit_keeps_the_best_state_so_far() -> None:
+    calls: list[int] = []
+
+    def on_step() -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.warns(TrainingWarning, match=r"interrupted at step 7 of 20; the state of step \d+ is kept and usable"):
+        result = fit(held_out(), on_step=on_step)
+    assert result.ended == "interrupted"
+    assert torch.isfinite(result.structural).all()
