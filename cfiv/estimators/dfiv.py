@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfiv.data import Array, IVData, to_tensor
-from cfiv.errors import ParameterError, WeakIdentificationWarning
+from cfiv.errors import ParameterError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.standardise import Standardiser
@@ -25,7 +26,7 @@ from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks
-from cfiv.learning.two_stage_fit import TwoStageFit, fit_two_stage, predicted_outcome
+from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
 
 
@@ -92,7 +93,7 @@ class DFIV(StructuralEstimator):
     structural_function_ : StructuralFunction
     history_ : DataFrame
         One row a check: ``fit, swapped, step, stage1_loss, stage2_loss, heldout_loss`` (in units of the outcome's variance),
-        ``refit_ridge, lambda_factor, kept``.
+        ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.
 
@@ -232,13 +233,17 @@ class DFIV(StructuralEstimator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if not (isinstance(self.learning_rate, (int, float)) and math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if not (isinstance(self.learning_rate, Real) and math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ParameterError(f"learning_rate must be finite and > 0, got {self.learning_rate!r}")
         for name, choices in (("structure", ("product", "additive")), ("report", ("refit", "current"))):
             if getattr(self, name) not in choices:
                 raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.training is not None and not isinstance(self.training, Training):
             raise ParameterError(f"training must be a cfiv.Training or None, got {type(self.training).__name__}")
+        seed = self.random_state
+        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if not (seed is None or isinstance(seed, np.random.Generator) or (whole and seed >= 0)):
+            raise ParameterError(f"random_state must be a whole number >= 0, a numpy Generator or None, got {seed!r}")
         self._penalties()
         self._weight_decay()
         resolve_device(self.device)
@@ -259,16 +264,34 @@ class DFIV(StructuralEstimator):
                 first, second = self._split(len(data), split_generator)
                 for swapped, fit_generator in zip(swaps, fit_generators, strict=True):
                     samples = (second, first) if swapped else (first, second)
-                    fitted = self._fit_once(problem, samples, fit_generator, bar.update)
+                    try:
+                        fitted = self._fit_once(problem, samples, fit_generator, bar.update)
+                    except KeyboardInterrupt:
+                        if not self.fits_:
+                            raise
+                        warnings.warn(
+                            f"training was interrupted before the first step of fit {len(self.fits_) + 1}; what was fitted before "
+                            "is kept and usable",
+                            TrainingWarning,
+                            stacklevel=3,
+                        )
+                        return self._estimated(problem, history, interrupted=True)
                     self.fits_.append(fitted)
                     history += [{"fit": number, "swapped": swapped, **record} for record in fitted.history]
                     if fitted.ended == "interrupted":
-                        return self._estimated(problem, history)
+                        return self._estimated(problem, history, interrupted=True)
         return self._estimated(problem, history)
 
-    def _estimated(self, problem: _Problem, history: list[dict[str, Any]]) -> Estimate:
+    def _estimated(self, problem: _Problem, history: list[dict[str, Any]], *, interrupted: bool = False) -> Estimate:
         components = tuple(problem.component(fitted) for fitted in self.fits_)
-        return Estimate(components, problem.reduced_form(tuple(self.fits_)), self._facts(), pd.DataFrame(history))
+        reduced_form = _ReducedForm(
+            tuple(self.fits_),
+            problem.outcome_scale,
+            problem.instrument_scale,
+            problem.covariate_scale,
+            double=problem.sample.outcome.dtype == torch.float64,
+        )
+        return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history))
 
     def _fit_once(
         self, problem: _Problem, samples: tuple[Tensor, Tensor], generator: np.random.Generator, on_step: Callable[[], object]
@@ -281,25 +304,23 @@ class DFIV(StructuralEstimator):
             share=options.holdout,
             generator=holdout_generator,
         )
-        size = batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2)))
+        task = TwoStageProblem(
+            split=split,
+            structure=self.structure,
+            penalties=self._penalties(),
+            steps=int(self.steps),
+            batch_size=batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2))),
+            learning_rate=float(self.learning_rate),
+            weight_decay=self._weight_decay(),
+            report=self.report,
+            training=options,
+        )
         with nets.seeded(int(network_generator.integers(2**62)), problem.device):
             networks = self._networks(problem)
             if not self.fits_:
                 _warn_if_weak(problem.distinct_instruments, networks, problem.sample)
-            return fit_two_stage(
-                split,
-                networks,
-                structure=self.structure,
-                penalties=self._penalties(),
-                training=options,
-                steps=self.steps,
-                batch_size=size,
-                learning_rate=self.learning_rate,
-                weight_decay=self._weight_decay(),
-                report=self.report,
-                generator=batch_generator,
-                on_step=on_step,
-            )
+            with nets.suitable_threads(networks.modules()):
+                return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step)
 
     def _networks(self, problem: _Problem) -> Networks:
         sample = problem.sample
@@ -334,16 +355,16 @@ class DFIV(StructuralEstimator):
 
     def _weight_decay(self) -> tuple[float, float, float]:
         given = self.weight_decay
-        values = (given,) * 3 if isinstance(given, (int, float)) else tuple(given)
-        if len(values) != 3 or any(not (math.isfinite(value) and value >= 0) for value in values):
+        values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
+        if len(values) != 3 or any(not (isinstance(v, Real) and math.isfinite(v) and v >= 0) for v in values):
             raise ParameterError(
                 f"weight_decay must be one number or three (treatment, instrument, covariate), each >= 0, got {given!r}"
             )
         return float(values[0]), float(values[1]), float(values[2])
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
-        ends = sorted({fitted.ended for fitted in self.fits_})
+        ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
         penalties = self._penalties()
         return {
             "Functions averaged": len(self.fits_),
@@ -408,17 +429,23 @@ class _Problem:
             double=self.sample.outcome.dtype == torch.float64,
         )
 
-    def reduced_form(self, fits: tuple[TwoStageFit, ...]) -> Callable[[Array, Array | None], Array]:
-        """``E[h | Z, X]`` in the outcome's units, averaged over the fits."""
-        dtype = self.sample.outcome.dtype
 
-        def evaluate(instruments: Array, covariates: Array | None) -> Array:
-            z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
-            x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
-            predictions = [predicted_outcome(fitted, instruments=z, covariates=x)[:, 0].numpy() for fitted in fits]
-            return self.outcome_scale.undo(np.mean(predictions, axis=0))
+@dataclass(frozen=True, eq=False)
+class _ReducedForm:
+    """``E[h | Z, X]`` in the outcome's units, averaged over the fits. It holds no rows, and can be pickled."""
 
-        return evaluate
+    fits: tuple[TwoStageFit, ...]
+    outcome_scale: Standardiser
+    instrument_scale: Standardiser
+    covariate_scale: Standardiser
+    double: bool
+
+    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
+        dtype = torch.float64 if self.double else torch.float32
+        z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
+        x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
+        predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
+        return self.outcome_scale.undo(np.mean(predictions, axis=0))
 
 
 def resolve_device(device: str) -> torch.device:

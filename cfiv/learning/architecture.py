@@ -23,10 +23,8 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "GELU": (nn.GELU, lambda layer: _picked(layer, "approximate")),
     "LeakyReLU": (nn.LeakyReLU, lambda layer: _picked(layer, "negative_slope")),
     "ELU": (nn.ELU, lambda layer: _picked(layer, "alpha")),
-    **{
-        kind.__name__: (kind, lambda layer: {})
-        for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Mish)
-    },
+    "Softplus": (nn.Softplus, lambda layer: _picked(layer, "beta", "threshold")),
+    **{kind.__name__: (kind, lambda layer: {}) for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish)},
 }
 
 

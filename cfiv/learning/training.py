@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Literal
 
 from cfiv.errors import ParameterError
@@ -34,7 +35,8 @@ class Penalties:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+            # Real also holds numpy's numbers, which grids of a search are made of.
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
                 raise ParameterError(f"{field.name} must be finite and >= 0, got {value!r}")
 
 

@@ -1,9 +1,9 @@
-"""One DFIV fit: the loop over steps, early stopping on held-out stage-2 loss, and the final last layers."""
+"""One DFIV fit: the loop over steps, early stopping on a held-out stage-2 loss, and the final last layers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,28 +12,31 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
-from cfiv.learning.networks import evaluate
-from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
+from cfiv.learning.samples import Split, batches
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, StepInfo, TwoStageState, optimisers, step
-from cfiv.numerics.least_squares import accumulate, moments, ridge_path, solve, solve_moments, with_intercept
-from cfiv.numerics.two_stage import Structure, structural_features
+from cfiv.learning.whole_sample import (
+    first_stage_moments,
+    predicted_outcome,
+    refit_last_layers,
+    second_stage_moments,
+    squared_errors,
+)
+from cfiv.numerics.least_squares import ridge_path
+from cfiv.numerics.two_stage import Structure
 
 Ended = Literal["finished", "stopped early", "interrupted", "diverged"]
 
-#: Rows whose features are held at once when a whole sample is passed through the networks.
-CHUNK = 8192
 #: Rows of a sample that a check looks at; a held-out loss needs no more.
 CHECK_ROWS = 20_000
-#: Feature values (rows x columns) up to which the final solve uses QR rather than moments: 400 MB of float64 with its copies.
-QR_VALUES = 10_000_000
 #: A stage-2 training loss this many times the outcome's mean square has diverged.
 DIVERGED = 1e4
 
 
 @dataclass(frozen=True)
 class TwoStageFit:
-    """A fitted structural function ``h = u' f`` on standardised inputs.
+    """A fitted structural function ``h = u' f`` in the units of training.
 
     Parameters
     ----------
@@ -45,7 +48,7 @@ class TwoStageFit:
         u.
     structure : {"product", "additive"}
     heldout_loss : float
-        Held-out stage-2 mean squared error of the state kept, in units of the outcome's variance; nan without held-out rows.
+        Held-out stage-2 mean squared error of the state kept; nan without held-out rows.
     refit_ridge : float
         The ridge of the final u; nan where the weights are those that training left ("current").
     history : list of dict
@@ -63,320 +66,212 @@ class TwoStageFit:
     history: list[dict[str, Any]]
     ended: Ended
 
+    def predicted_outcome(self, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
+        """``E[h(T, X) | Z, X]``, shape (n, 1), float64; see :func:`~cfiv.learning.whole_sample.predicted_outcome`."""
+        return predicted_outcome(
+            self.networks,
+            first_stage=self.first_stage,
+            structural=self.structural,
+            structure=self.structure,
+            instruments=instruments,
+            covariates=covariates,
+        )
+
 
 @dataclass(frozen=True)
-class _Kept:
-    """A state to return to."""
+class TwoStageProblem:
+    """What one fit is asked to do; the options of :class:`~cfiv.learning.training.Training` come on top.
 
-    step: int
-    parameters: list[dict[str, Tensor]]
-    first_stage: Tensor
-    structural: Tensor
-    ridge: float
-    losses: Tensor  # (held-out rows,) weighted squared errors that average to the held-out loss
+    Parameters
+    ----------
+    split : Split
+        The samples of both stages and the held-out rows.
+    structure : {"product", "additive"}
+    penalties : Penalties
+        As they stand at the end of training.
+    steps : int
+    batch_size : int or None
+        None for full batches.
+    learning_rate : float
+        Peak rate.
+    weight_decay : (float, float, float)
+        Of treatment, instrument and covariate network.
+    report : {"refit", "current"}
+    training : Training
+    """
+
+    split: Split
+    structure: Structure
+    penalties: Penalties
+    steps: int
+    batch_size: int | None
+    learning_rate: float
+    weight_decay: tuple[float, float, float]
+    report: Report
+    training: Training
 
     @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
+    def refit_ridges(self) -> tuple[float, ...]:
+        """Candidates for the ridge of the final u."""
+        return self.training.refit_ridges or (self.penalties.ridge2,)
+
+    @property
+    def first_stage_ridge(self) -> float:
+        """The ridge of the final V: where ridges are chosen freely, no shrinkage beyond rounding; it is not what overfits."""
+        return min(self.training.refit_ridges, default=self.penalties.ridge1)
 
 
 def fit_two_stage(
-    split: Split,
-    networks: Networks,
-    *,
-    structure: Structure,
-    penalties: Penalties,
-    training: Training,
-    steps: int,
-    batch_size: int | None,
-    learning_rate: float,
-    weight_decay: tuple[float, float, float],
-    report: Report,
-    generator: np.random.Generator,
-    on_step: Callable[[], None],
+    problem: TwoStageProblem, networks: Networks, *, generator: np.random.Generator, on_step: Callable[[], object]
 ) -> TwoStageFit:
     """Train the networks on the two samples, choose a state by held-out stage-2 loss, and solve its last layers.
 
-    The latest state whose held-out loss is not significantly above the lowest is kept (``training.tolerance``). A diverging run
-    stops at the last good state, Ctrl-C at the best one so far; both give a TrainingWarning.
+    A diverging run stops at the last state kept, Ctrl-C too; both give a TrainingWarning.
+
+    Parameters
+    ----------
+    problem : TwoStageProblem
+    networks : Networks
+        Trained in place.
+    generator : Generator
+        Source of the batches.
+    on_step : callable
+        Called after every step, for progress.
+
+    Returns
+    -------
+    TwoStageFit
 
     Raises
     ------
     DivergenceError
         If training diverged before any check.
+    KeyboardInterrupt
+        If it was interrupted before the first step was done.
 
     References
     ----------
-    Xu et al. 2021, algorithm 1, for the alternation of the stages; Galashov et al. 2025 for the proximal solves. The stopping
-    rule and the choice of the final ridge are ours.
+    Xu et al. 2021, algorithm 1, for the alternation of the stages; Galashov et al., arXiv 2510.04606, for the proximal solves.
     """
-    state = TwoStageState(networks, optimisers(networks, training=training, weight_decay=weight_decay))
-    limit = DIVERGED * float(split.stage2.outcome.square().mean())
-    drawn = _pairs(split, batch_size, generator)
-    check_steps = {round(steps * (i + 1) / training.checks) for i in range(training.checks)} - {0}
+    training, steps = problem.training, problem.steps
+    state = TwoStageState(networks, optimisers(networks, training=training, weight_decay=problem.weight_decay))
+    stage1_generator, stage2_generator = generator.spawn(2)
+    stage1_batches = batches(problem.split.stage1, size=problem.batch_size, generator=stage1_generator)
+    stage2_batches = batches(problem.split.stage2, size=problem.batch_size, generator=stage2_generator)
+    check_steps = {round(steps * (i + 1) / training.checks) for i in range(training.checks)}
+    stopping = EarlyStopping(tolerance=training.tolerance, patience=training.patience)
     history: list[dict[str, Any]] = []
-    best: _Kept | None = None
-    kept: _Kept | None = None
-    risen, done = 0, 0
-    ended: Ended = "finished"
     infos: list[StepInfo] = []
+    ended: Ended = "finished"
+    done = 0
     _set_training(networks, True)
     try:
         for done in range(1, steps + 1):
-            factor = training.lambda_factor(done - 1, steps)
-            state.optimisers.set_rate(learning_rate * training.rate_factor(done - 1, steps))
-            stage1, stage2 = next(drawn)
-            state, info = step(Batch(stage1, stage2, _scaled(penalties, factor)), state, training=training, structure=structure)
+            state.optimisers.set_rate(problem.learning_rate * training.rate_factor(done - 1, steps))
+            penalties = _rising(problem.penalties, training.lambda_factor(done - 1, steps))
+            batch = Batch(next(stage1_batches), next(stage2_batches), penalties)
+            state, info = step(batch, state, training=training, structure=problem.structure)
             infos.append(info)
             on_step()
-            if done not in check_steps:
-                continue
-            losses = _mean_losses(infos, done, limit)
-            now = _check(state, split, penalties, training, structure, report, done)
-            infos = []
-            if best is None or now.loss < best.loss:
-                best = now
-            excess = _excess(now, best)
-            if kept is None or excess <= training.tolerance:
-                kept = now
-            risen = risen + 1 if excess > 2 * training.tolerance else 0
-            history.append(
-                {
-                    "step": done,
-                    **losses,
-                    "heldout_loss": now.loss,
-                    "refit_ridge": now.ridge,
-                    "kept": now is kept,
-                    "lambda_factor": factor,
-                }
-            )
-            if risen >= training.patience:
-                ended = "stopped early"
-                break
+            if done in check_steps:
+                losses, infos = _mean_losses(infos, done, problem.split), []
+                now = check(state, problem, done)
+                stopping.add(now)
+                history.append({"step": done, **losses, "heldout_loss": now.loss, "refit_ridge": now.ridge})
+                if stopping.exhausted:
+                    ended = "stopped early"
+                    break
     except KeyboardInterrupt:
-        ended = "interrupted"
-        if kept is None and state.structural is not None:
-            kept = _check(state, split, penalties, training, structure, report, done)
-        if kept is None:
+        if state.structural is None:
             raise
-        warnings.warn(
-            f"training was interrupted at step {done} of {steps}; the state of step {kept.step} is kept and usable",
-            TrainingWarning,
-            stacklevel=5,
-        )
+        if stopping.kept is None:
+            stopping.add(check(state, problem, done))
+        ended = "interrupted"
+        _warn_of_early_end(f"training was interrupted at step {done} of {steps}", stopping.kept)
     # The rows were finite when training began, so a DataError here speaks of features that no longer are.
-    except (SingularError, DataError, _Diverged) as error:
-        ended = "diverged"
-        if kept is None:
+    except (SingularError, DataError, _DivergedError) as error:
+        if stopping.kept is None:
             raise DivergenceError(
-                f"training diverged at step {done} of {steps} before any usable state ({error}): lower learning_rate, raise lambda1, lambda2 "
-                "and lambda12 or the ridges, or check the data for extreme values"
+                f"training diverged at step {done} of {steps} before any usable state ({error}): lower learning_rate, "
+                "raise lambda1, lambda2 and lambda12 or the ridges, or check the data for extreme values"
             ) from error
-        warnings.warn(
-            f"training diverged at step {done} of {steps} ({error}); the state of step {kept.step} is kept: lower learning_rate or raise the penalties",
-            TrainingWarning,
-            stacklevel=5,
+        ended = "diverged"
+        _warn_of_early_end(
+            f"training diverged at step {done} of {steps} ({error}); lower learning_rate or raise the penalties", stopping.kept
         )
+    history = [record | {"kept": stopping.kept is not None and record["step"] == stopping.kept.step} for record in history]
+    return _report(stopping.kept, problem, networks, history, ended)
+
+
+def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoint:
+    """The state as it would be reported now, with its held-out losses; the ridge of u is the one with the lowest."""
+    networks, split = state.networks, problem.split
+    parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
+    assert state.first_stage is not None
+    assert state.structural is not None
+    first, structural = state.first_stage, state.structural
+    if split.heldout is None:
+        return Checkpoint(done, parameters, first, structural, problem.penalties.ridge2, first.new_zeros(0))
+    heldout = split.heldout.rows(slice(CHECK_ROWS))
+    if problem.report == "current":
+        losses = squared_errors(heldout, networks, first, structural[None], problem.structure)[0]
+        return Checkpoint(done, parameters, first, structural, float("nan"), losses)
+    stage1, stage2 = split.stage1.rows(slice(CHECK_ROWS)), split.stage2.rows(slice(CHECK_ROWS))
+    first = ridge_path(first_stage_moments(stage1, networks), [problem.first_stage_ridge])[0]
+    ridges = problem.refit_ridges
+    candidates = ridge_path(second_stage_moments(stage2, networks, first, problem.structure), ridges)
+    losses = squared_errors(heldout, networks, first, candidates, problem.structure)
+    chosen = int(losses.mean(dim=1).argmin())
+    return Checkpoint(done, parameters, first, candidates[chosen], ridges[chosen], losses[chosen])
+
+
+def _report(
+    kept: Checkpoint | None, problem: TwoStageProblem, networks: Networks, history: list[dict[str, Any]], ended: Ended
+) -> TwoStageFit:
+    """Return to the state kept (None where there were no steps), and refit its last layers where asked for."""
     if kept is not None:
         for module, parameters in zip(networks.modules(), kept.parameters, strict=True):
             module.load_state_dict(parameters)
-        history = [record | {"kept": record["step"] == kept.step} for record in history]
     _set_training(networks, False)
-    loss = kept.loss if kept is not None else float("nan")
-    if report == "current" and kept is not None:
-        return TwoStageFit(networks, kept.first_stage, kept.structural, structure, loss, float("nan"), history, ended)
-    ridge = kept.ridge if kept is not None else penalties.ridge2
+    loss = float("nan") if kept is None else kept.loss
+    if problem.report == "current" and kept is not None:
+        nan = float("nan")
+        return TwoStageFit(networks, kept.first_stage, kept.structural, problem.structure, loss, nan, history, ended)
+    ridge = problem.penalties.ridge2 if kept is None else kept.ridge
     first, structural = refit_last_layers(
-        split.stage1,
-        split.whole_stage2,
+        problem.split.stage1,
+        problem.split.whole_stage2,
         networks,
-        structure=structure,
-        first_stage_ridge=_first_stage_ridge(training, penalties),
+        structure=problem.structure,
+        first_stage_ridge=problem.first_stage_ridge,
         ridge=ridge,
     )
-    return TwoStageFit(networks, first, structural, structure, loss, ridge, history, ended)
+    return TwoStageFit(networks, first, structural, problem.structure, loss, ridge, history, ended)
 
 
-def refit_last_layers(
-    stage1: Sample, stage2: Sample, networks: Networks, *, structure: Structure, first_stage_ridge: float, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """V on all rows of sample 1, then u on all rows of sample 2, features fixed.
-
-    Parameters
-    ----------
-    stage1, stage2 : Sample
-    networks : Networks
-    structure : {"product", "additive"}
-    first_stage_ridge, ridge : float
-        Penalties >= 0 of V and u, on the mean squared error.
-
-    Returns
-    -------
-    first_stage : Tensor (d + 1, m), float64
-    structural : Tensor (p, 1), float64
-
-    Notes
-    -----
-    By QR where a sample's features have up to ``QR_VALUES`` values; above that from moments added up over chunks of rows, in memory
-    that does not grow with the rows.
-    """
-    first = _solve_first_stage(stage1, networks, first_stage_ridge)
-    structural = _solve_whole(
-        stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge, exact=True
-    )
-    return first, structural
-
-
-def predicted_outcome(fit: TwoStageFit, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
-    """``E[h(T, X) | Z, X]`` as the two stages estimate it, on standardised inputs: ``u' f(V' [phi(Z), 1], xi(X))``.
-
-    Parameters
-    ----------
-    fit : TwoStageFit
-    instruments : Tensor (n, q + p)
-        Instruments and covariates.
-    covariates : Tensor (n, p), optional
-
-    Returns
-    -------
-    Tensor (n, 1), float64
-    """
-    rows = instruments.shape[0]
-    sample = Sample(instruments.new_zeros(rows, 1), instruments.new_zeros(rows, 1), instruments, covariates)
-    return torch.cat(
-        [_structural(chunk, fit.networks, fit.first_stage, fit.structure) @ fit.structural for chunk in _chunks(sample)]
-    )
-
-
-class _Diverged(ArithmeticError):
+class _DivergedError(ArithmeticError):
     """The training loss is not finite or enormous."""
 
 
-def _check(
-    state: TwoStageState,
-    split: Split,
-    penalties: Penalties,
-    training: Training,
-    structure: Structure,
-    report: Report,
-    done: int,
-) -> _Kept:
-    """The state as it would be reported now, with its held-out losses."""
-    networks = state.networks
-    parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
-    assert state.first_stage is not None and state.structural is not None
-    first, structural = state.first_stage, state.structural
-    if split.heldout is None:
-        return _Kept(done, parameters, first, structural, penalties.ridge2, first.new_zeros(0))
-    if report == "current":
-        losses = _squared_errors(split.heldout, networks, first, structural[None], structure)[0]
-        return _Kept(done, parameters, first, structural, float("nan"), losses)
-    stage1, stage2 = split.stage1.rows(slice(CHECK_ROWS)), split.stage2.rows(slice(CHECK_ROWS))
-    ridges = training.refit_ridges or (penalties.ridge2,)
-    first = _solve_first_stage(stage1, networks, _first_stage_ridge(training, penalties), exact=False)
-    total = accumulate(
-        moments(features=_structural(chunk, networks, first, structure), targets=chunk.outcome, weights=chunk.weights)
-        for chunk in _chunks(stage2)
-    )
-    candidates = ridge_path(total, ridges)
-    losses = _squared_errors(split.heldout.rows(slice(CHECK_ROWS)), networks, first, candidates, structure)
-    chosen = int(losses.mean(dim=1).argmin())
-    return _Kept(done, parameters, first, candidates[chosen], ridges[chosen], losses[chosen])
-
-
-def _excess(now: _Kept, best: _Kept) -> float:
-    """How many standard errors of the paired difference a state's held-out loss lies above the best one."""
-    difference = now.losses - best.losses
-    if difference.numel() < 2:
-        return 0.0
-    spread = float(difference.std()) / difference.numel() ** 0.5
-    return float(difference.mean()) / spread if spread > 0 else 0.0
-
-
-def _first_stage_ridge(training: Training, penalties: Penalties) -> float:
-    """The final V needs no shrinkage beyond rounding where ridges are chosen freely: its mistakes are not what overfits."""
-    return min(training.refit_ridges, default=penalties.ridge1)
-
-
-def _solve_first_stage(sample: Sample, networks: Networks, ridge: float, *, exact: bool = True) -> Tensor:
-    """V on a whole sample, shape (d + 1, m)."""
-
-    def features(chunk: Sample) -> Tensor:
-        return with_intercept(evaluate(networks.instrument, chunk.instruments))
-
-    def targets(chunk: Sample) -> Tensor:
-        return evaluate(networks.treatment, chunk.treatment)
-
-    return _solve_whole(sample, features, targets, ridge, exact=exact)
-
-
-def _solve_whole(
-    sample: Sample, features: Callable[[Sample], Tensor], targets: Callable[[Sample], Tensor], ridge: float, *, exact: bool
-) -> Tensor:
-    """The closed form on all rows: by QR where their features fit in memory, by moments over chunks where they do not."""
-    width = features(sample.rows(slice(0, 1))).shape[1]
-    if exact and len(sample) * width <= QR_VALUES:
-        chunks = list(_chunks(sample))
-        return solve(
-            features=torch.cat([features(chunk) for chunk in chunks]),
-            targets=torch.cat([targets(chunk) for chunk in chunks]),
-            ridge=ridge,
-            weights=sample.weights,
-        ).weights
-    total = accumulate(
-        moments(features=features(chunk), targets=targets(chunk), weights=chunk.weights) for chunk in _chunks(sample)
-    )
-    return solve_moments(total, ridge=ridge).weights if exact else ridge_path(total, [ridge])[0]
-
-
-def _structural(sample: Sample, networks: Networks, first: Tensor, structure: Structure) -> Tensor:
-    """``f`` at predicted treatment features, float64, shape (n, p)."""
-    predicted = with_intercept(evaluate(networks.instrument, sample.instruments)).double() @ first
-    covariates = None
-    if networks.covariate is not None and sample.covariates is not None:
-        covariates = evaluate(networks.covariate, sample.covariates)
-    return structural_features(treatment_features=predicted, covariate_features=covariates, structure=structure)
-
-
-def _squared_errors(sample: Sample, networks: Networks, first: Tensor, candidates: Tensor, structure: Structure) -> Tensor:
-    """Squared stage-2 errors (r, n) of several u (r, p, 1), scaled so that their plain mean is the weighted mean."""
-    errors = torch.cat(
-        [
-            (chunk.outcome - _structural(chunk, networks, first, structure) @ candidates)[..., 0].square()
-            for chunk in _chunks(sample)
-        ],
-        dim=1,
-    )
-    if sample.weights is None:
-        return errors
-    return errors * (sample.weights / sample.weights.mean())
-
-
-def _chunks(sample: Sample) -> Iterator[Sample]:
-    for start in range(0, len(sample), CHUNK):
-        yield sample.rows(slice(start, start + CHUNK))
-
-
-def _pairs(split: Split, size: int | None, generator: np.random.Generator) -> Iterator[tuple[Sample, Sample]]:
-    """Batches of both samples, drawn independently."""
-    stage1_generator, stage2_generator = generator.spawn(2)
-    stage1 = batches(split.stage1, size=size, generator=stage1_generator)
-    stage2 = batches(split.stage2, size=size, generator=stage2_generator)
-    return zip(stage1, stage2, strict=False)
-
-
-def _mean_losses(infos: list[StepInfo], done: int, limit: float) -> dict[str, float]:
+def _mean_losses(infos: list[StepInfo], done: int, split: Split) -> dict[str, float]:
     """Training losses since the last check; raises where they are not finite or enormous."""
     stage1 = torch.stack([info.stage1_loss for info in infos])
     stage2 = torch.stack([info.stage2_loss for info in infos])
-    bad = ~torch.isfinite(stage2) | (stage2 > limit) | ~torch.isfinite(stage1)
+    limit = DIVERGED * split.stage2.outcome.square().mean()
+    bad = ~torch.isfinite(stage1) | ~torch.isfinite(stage2) | (stage2 > limit)
     if bool(bad.any()):
         first = int(bad.int().argmax())
-        raise _Diverged(f"the stage-2 loss was {float(stage2[first]):.3g} at step {done - len(infos) + first + 1}")
+        raise _DivergedError(f"the stage-2 loss was {float(stage2[first]):.3g} at step {done - len(infos) + first + 1}")
     return {"stage1_loss": float(stage1.mean()), "stage2_loss": float(stage2.mean())}
 
 
-def _scaled(penalties: Penalties, factor: float) -> Penalties:
+def _warn_of_early_end(what: str, kept: Checkpoint | None) -> None:
+    assert kept is not None
+    message = f"{what}; the state of step {kept.step} is kept and usable"
+    warnings.warn(message, TrainingWarning, stacklevel=6)
+
+
+def _rising(penalties: Penalties, factor: float) -> Penalties:
     return replace(
         penalties, lambda1=penalties.lambda1 * factor, lambda2=penalties.lambda2 * factor, lambda12=penalties.lambda12 * factor
     )

@@ -15,7 +15,7 @@ PROGRAM = textwrap.dedent(
     from torch import nn
     from cfiv.learning.samples import Sample
     from cfiv.learning.two_stage import Networks
-    from cfiv.learning.two_stage_fit import refit_last_layers
+    from cfiv.learning.whole_sample import refit_last_layers
 
     generator = torch.Generator().manual_seed(0)
     rows = {ROWS}
