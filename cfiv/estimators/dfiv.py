@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,13 @@ from cfiv.learning import networks as nets
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
-from cfiv.learning.two_stage import Networks
+from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
+
+
+#: Peak learning rates that "auto" stands for, on flat inputs and on images.
+RATE, IMAGE_RATE = 0.04, 3e-4
 
 
 class DFIV(StructuralEstimator):
@@ -66,10 +70,11 @@ class DFIV(StructuralEstimator):
         Rows of each sample a step; "auto" is 128 or the whole sample where that is smaller; None is full batches.
     steps : int
         Steps of training, each with one batch of either sample.
-    learning_rate : float
-        Peak rate of Adam.
+    learning_rate : "auto", float or (float, float, float)
+        Peak rate of Adam, of all networks or of treatment, instrument and covariate network. "auto" is 0.04, and 0.0003 for a network
+        whose input is an image: wide layers need small steps.
     weight_decay : float or (float, float, float)
-        Decoupled weight decay, of all networks or of treatment, instrument and covariate network.
+        Decoupled weight decay, likewise.
     standardise : bool
         Compute on outcome, treatment, instruments and covariates of mean zero and unit variance; results are in the user's units
         either way. Penalties and rates are meant for True.
@@ -151,8 +156,8 @@ class DFIV(StructuralEstimator):
         ridge2: float = 1e-3,
         batch_size: int | str | None = "auto",
         steps: int = 500,
-        learning_rate: float = 0.04,
-        weight_decay: float | tuple[float, float, float] = 0.0,
+        learning_rate: float | PerNetwork | Literal["auto"] = "auto",
+        weight_decay: float | PerNetwork = 0.0,
         standardise: bool = True,
         swap: bool = True,
         fits: int = 1,
@@ -233,8 +238,6 @@ class DFIV(StructuralEstimator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if not (isinstance(self.learning_rate, Real) and math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ParameterError(f"learning_rate must be finite and > 0, got {self.learning_rate!r}")
         for name, choices in (("structure", ("product", "additive")), ("report", ("refit", "current"))):
             if getattr(self, name) not in choices:
                 raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
@@ -245,6 +248,7 @@ class DFIV(StructuralEstimator):
         if not (seed is None or isinstance(seed, np.random.Generator) or (whole and seed >= 0)):
             raise ParameterError(f"random_state must be a whole number >= 0, a numpy Generator or None, got {seed!r}")
         self._penalties()
+        self._learning_rate()
         self._weight_decay()
         resolve_device(self.device)
         if isinstance(self.batch_size, int):
@@ -310,7 +314,7 @@ class DFIV(StructuralEstimator):
             penalties=self._penalties(),
             steps=int(self.steps),
             batch_size=batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2))),
-            learning_rate=float(self.learning_rate),
+            learning_rate=self._learning_rate(problem.sample),
             weight_decay=self._weight_decay(),
             report=self.report,
             training=options,
@@ -353,14 +357,17 @@ class DFIV(StructuralEstimator):
     def _penalties(self) -> Penalties:
         return Penalties(self.lambda1, self.lambda2, self.lambda12, self.ridge1, self.ridge2)
 
-    def _weight_decay(self) -> tuple[float, float, float]:
-        given = self.weight_decay
-        values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
-        if len(values) != 3 or any(not (isinstance(v, Real) and math.isfinite(v) and v >= 0) for v in values):
-            raise ParameterError(
-                f"weight_decay must be one number or three (treatment, instrument, covariate), each >= 0, got {given!r}"
-            )
-        return float(values[0]), float(values[1]), float(values[2])
+    def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
+        """Peak rates; ``sample`` shows what "auto" has to look at."""
+        if isinstance(self.learning_rate, str) and self.learning_rate == "auto":
+            return (IMAGE_RATE if sample is not None and sample.treatment.ndim > 2 else RATE, RATE, RATE)
+        rates = _per_network("learning_rate", self.learning_rate)
+        if min(rates) <= 0:
+            raise ParameterError(f"learning_rate must be 'auto' or finite and > 0, got {self.learning_rate!r}")
+        return rates
+
+    def _weight_decay(self) -> PerNetwork:
+        return _per_network("weight_decay", self.weight_decay)
 
     def _facts(self, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
@@ -446,6 +453,16 @@ class _ReducedForm:
         x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
         predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
+
+
+def _per_network(name: str, given: Any) -> PerNetwork:
+    """One number for all networks, or three."""
+    values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
+    if len(values) != 3 or any(not (isinstance(v, Real) and math.isfinite(v) and v >= 0) for v in values):
+        raise ParameterError(
+            f"{name} must be one number or three (treatment, instrument, covariate), each finite and >= 0, got {given!r}"
+        )
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def resolve_device(device: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from cfiv.learning.networks import FeatureNetwork
@@ -39,7 +40,8 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
         return None
     arguments = known[1](network)
     # A layer built with arguments that the description leaves out (an affine-free norm, say) has other tensors: refuse it.
-    shapes = {key: value.shape for key, value in known[0](**arguments).state_dict().items()}
+    with torch.device("meta"):  # shapes only: no memory, and no draw from the global generator
+        shapes = {key: value.shape for key, value in known[0](**arguments).state_dict().items()}
     same = shapes == {key: value.shape for key, value in network.state_dict().items()}
     return {"layer": name, "arguments": arguments} if same else None
 

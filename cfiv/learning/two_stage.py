@@ -19,6 +19,10 @@ from cfiv.learning.training import Penalties, Training
 from cfiv.numerics.two_stage import Structure, first_stage_loss, predicted_treatment_features, second_stage_loss
 
 
+#: One value each for the treatment, the instrument and the covariate network.
+PerNetwork = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Networks:
     """Feature maps: ``treatment`` psi, ``instrument`` phi, ``covariate`` xi (None without covariates)."""
@@ -47,12 +51,12 @@ class Optimisers:
     instrument: torch.optim.Optimizer | None
     covariate: torch.optim.Optimizer | None
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of all of them."""
+    def set_rate(self, factor: float) -> None:
+        """Set every learning rate to a fraction of its peak."""
         for optimiser in (self.treatment, self.instrument, self.covariate):
             if optimiser is not None:
                 for group in optimiser.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = factor * group["peak"]
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,17 @@ class StepInfo:
     stage2_loss: Tensor
 
 
-def optimisers(networks: Networks, *, training: Training, weight_decay: tuple[float, float, float]) -> Optimisers:
-    """Adam or AdamW for each network; weight decay in the order treatment, instrument, covariate."""
+def optimisers(networks: Networks, *, training: Training, learning_rate: PerNetwork, weight_decay: PerNetwork) -> Optimisers:
+    """Adam or AdamW for each network, with its peak learning rate and weight decay."""
     kind = torch.optim.AdamW if training.decoupled_weight_decay else torch.optim.Adam
 
-    def make(module: nn.Module | None, decay: float) -> torch.optim.Optimizer | None:
+    def make(module: nn.Module | None, rate: float, decay: float) -> torch.optim.Optimizer | None:
         parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
-        return kind(parameters, lr=0.0, weight_decay=decay, fused=True) if parameters else None
+        groups = [{"params": parameters, "peak": rate}]
+        return kind(groups, lr=rate, weight_decay=decay, fused=True) if parameters else None
 
-    treatment, instrument, covariate = weight_decay
-    return Optimisers(
-        make(networks.treatment, treatment), make(networks.instrument, instrument), make(networks.covariate, covariate)
-    )
+    modules = (networks.treatment, networks.instrument, networks.covariate)
+    return Optimisers(*(make(*arguments) for arguments in zip(modules, learning_rate, weight_decay, strict=True)))
 
 
 def step(batch: Batch, state: TwoStageState, *, training: Training, structure: Structure) -> tuple[TwoStageState, StepInfo]:

@@ -15,7 +15,7 @@ from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarni
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.samples import Split, batches
 from cfiv.learning.training import Penalties, Report, Training
-from cfiv.learning.two_stage import Batch, Networks, StepInfo, TwoStageState, optimisers, step
+from cfiv.learning.two_stage import Batch, Networks, PerNetwork, StepInfo, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
     first_stage_moments,
     predicted_outcome,
@@ -92,10 +92,8 @@ class TwoStageProblem:
     steps : int
     batch_size : int or None
         None for full batches.
-    learning_rate : float
-        Peak rate.
-    weight_decay : (float, float, float)
-        Of treatment, instrument and covariate network.
+    learning_rate, weight_decay : (float, float, float)
+        Peak rates and decays of treatment, instrument and covariate network.
     report : {"refit", "current"}
     training : Training
     """
@@ -105,8 +103,8 @@ class TwoStageProblem:
     penalties: Penalties
     steps: int
     batch_size: int | None
-    learning_rate: float
-    weight_decay: tuple[float, float, float]
+    learning_rate: PerNetwork
+    weight_decay: PerNetwork
     report: Report
     training: Training
 
@@ -154,7 +152,8 @@ def fit_two_stage(
     Xu et al. 2021, algorithm 1, for the alternation of the stages; Galashov et al., arXiv 2510.04606, for the proximal solves.
     """
     training, steps = problem.training, problem.steps
-    state = TwoStageState(networks, optimisers(networks, training=training, weight_decay=problem.weight_decay))
+    rates, decays = problem.learning_rate, problem.weight_decay
+    state = TwoStageState(networks, optimisers(networks, training=training, learning_rate=rates, weight_decay=decays))
     stage1_generator, stage2_generator = generator.spawn(2)
     stage1_batches = batches(problem.split.stage1, size=problem.batch_size, generator=stage1_generator)
     stage2_batches = batches(problem.split.stage2, size=problem.batch_size, generator=stage2_generator)
@@ -167,7 +166,7 @@ def fit_two_stage(
     _set_training(networks, True)
     try:
         for done in range(1, steps + 1):
-            state.optimisers.set_rate(problem.learning_rate * training.rate_factor(done - 1, steps))
+            state.optimisers.set_rate(training.rate_factor(done - 1, steps))
             penalties = _rising(problem.penalties, training.lambda_factor(done - 1, steps))
             batch = Batch(next(stage1_batches), next(stage2_batches), penalties)
             state, info = step(batch, state, training=training, structure=problem.structure)

@@ -42,9 +42,7 @@ def networks(seed: int = 0, dtype: torch.dtype = torch.float32) -> Networks:
 
 
 def state(made: Networks, training: Training, *, rate: float = 1e-2) -> TwoStageState:
-    opt = optimisers(made, training=training, weight_decay=NONE)
-    opt.set_rate(rate)
-    return TwoStageState(made, opt)
+    return TwoStageState(made, optimisers(made, training=training, learning_rate=(rate, rate, rate), weight_decay=NONE))
 
 
 def flat(module: nn.Module | None) -> torch.Tensor:
@@ -61,7 +59,7 @@ def fit(
         penalties=PENALTIES,
         steps=20,
         batch_size=32,
-        learning_rate=0.01,
+        learning_rate=(0.01, 0.01, 0.01),
         weight_decay=NONE,
         report="refit",
         training=Training(),
@@ -118,14 +116,10 @@ def test_a_backbone_first_step_descends_at_the_previous_weights_and_then_solves_
     made = networks(dtype=torch.float64)
     batch = Batch(sample(seed=1, dtype=torch.float64), sample(seed=2, dtype=torch.float64), PENALTIES)
     start, _ = step(batch, state(made, options, rate=0.0), training=options, structure="product")
-    start.optimisers.set_rate(1e-3)
-    after, _ = step(batch, start, training=options, structure="product")
-    again, _ = step(
-        batch,
-        replace(start, optimisers=optimisers(made, training=options, weight_decay=NONE)),
-        training=Training(stage1_steps=0, stage2_steps=0),
-        structure="product",
-    )
+    moving = optimisers(made, training=options, learning_rate=(1e-3, 1e-3, 1e-3), weight_decay=NONE)
+    after, _ = step(batch, replace(start, optimisers=moving), training=options, structure="product")
+    solving = Training(stage1_steps=0, stage2_steps=0)
+    again, _ = step(batch, start, training=solving, structure="product")
     assert after.structural is not None
     assert again.structural is not None
     torch.testing.assert_close(after.structural, again.structural, rtol=SAME, atol=SAME)
@@ -149,7 +143,7 @@ def test_the_networks_returned_are_those_of_the_state_kept_in_evaluation_mode() 
         split,
         made=made,
         training=Training(checks=20, tolerance=0.0),
-        learning_rate=0.05,
+        learning_rate=(0.05, 0.05, 0.05),
         on_step=lambda: seen.append(flat(made.treatment)),
     )
     (kept,) = [record["step"] for record in result.history if record["kept"]]
