@@ -1,12 +1,13 @@
 """Card (1995): college proximity as an instrument for schooling, 3010 young men of the National Longitudinal Survey, 1976.
 
-The published two-stage least squares return to a year of schooling is 0.132 of log wage (standard error 0.055), against 0.075 by least
-squares, with :data:`FORMULA`'s controls. What the true effect is, nobody knows; ignoring the confounder ability was expected to
-overstate it and, in this sample, understates the instrumental-variable estimate.
+The published two-stage least squares return to a year of schooling is 0.132 of log wage (standard error 0.055), against 0.075
+by least squares, with :data:`FORMULA`'s controls. What the true effect is, nobody knows. Ignoring the confounder, ability, gives
+the 0.075 of least squares; that was expected to be too high, and the instrumental-variable estimate is higher still.
 
 References
 ----------
-Card, "Using Geographic Variation in College Proximity to Estimate the Return to Schooling", 1995; table 3 and Wooldridge, example 15.4.
+Card, "Using Geographic Variation in College Proximity to Estimate the Return to Schooling", 1995; table 3 and Wooldridge,
+example 15.4.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def load() -> pd.DataFrame:
     -------
     DataFrame (3010, 34)
         Among its columns ``lwage`` (log of the hourly wage in cents), ``educ`` (years of schooling), ``nearc4`` (grew up near a
-        four-year college), ``exper`` and ``expersq`` (years of potential experience, and squared), and 0/1 indicators ``black``,
-        ``smsa``, ``south``, ``smsa66``, ``reg662`` ... ``reg669``. Some columns outside :data:`FORMULA` have gaps.
+        four-year college), ``exper`` and ``expersq`` (years of potential experience, and squared), and 0/1 indicators
+        ``black``, ``smsa``, ``south``, ``smsa66``, ``reg662`` ... ``reg669``. Some columns outside :data:`FORMULA` have gaps.
 
     Examples
     --------

@@ -8,13 +8,14 @@ with price p (treatment), time of year t ~ U(0, 10) and customer emotion s ~ U{1
 (instrument) and v ~ N(0, 1). ``1 - rho^2`` is a variance.
 
 The true effect of a price p' instead of p is ``(p' - p) (s psi(t) - 2)``. A regression that ignores the confounder is biased by
-``E[e | p, t, s] = rho E[v | p, t, s]``, at most one unit of sales where the structural function itself varies by hundreds: in this
-design flexibility matters more than confounding, and the bias shows only in estimators that are nearly exact.
+``E[e | p, t, s] = rho E[v | p, t, s]``, a few units of sales at most, where the structural function itself varies by
+hundreds: in this design flexibility matters more than confounding, and the bias shows only in estimators that are nearly
+exact.
 
 References
 ----------
-Hartford, Lewis, Leyton-Brown, Taddy, "Deep IV", ICML 2017, section 5.1; the form, the draw order and the test grid are those of Xu
-et al., ICLR 2021.
+Hartford, Lewis, Leyton-Brown, Taddy, "Deep IV", ICML 2017, section 5.1; the form, the draw order and the test grid are those
+of Xu et al., ICLR 2021.
 """
 
 from __future__ import annotations

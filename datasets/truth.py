@@ -14,7 +14,9 @@ import pandas as pd
 class Predicts(Protocol):
     """Anything with ``predict(rows)``: an estimator or a structural function."""
 
-    def predict(self, rows: Any) -> npt.NDArray[Any]: ...
+    def predict(self, rows: Any) -> npt.NDArray[Any]:
+        """``h`` at each row."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,8 +66,8 @@ fresh, _ = demand.simulate(n=2000, rho=0.5, seed=1)
 cfiv.compare({"2SLS": two_sls, "DFIV": dfiv}, data=fresh.frame, truth=truth).round(3)
 
 # %% [markdown]
-# Curves say more than one number. We set the price from 10 to 25 at three times of the year, for customers of emotion 4. A higher
-# price always costs sales; how many it costs depends on the season, which a plane cannot follow.
+# Curves say more than one number. We set the price from 10 to 25 at three times of the year, for customers of emotion 4. A
+# higher price always costs sales; how many it costs depends on the season, which a plane cannot follow.
 
 # %%
 slices = pd.DataFrame(
@@ -111,9 +111,9 @@ print("identical predictions from the file:", same.all())
 # %% [markdown]
 # ## 2. The return to schooling
 #
-# Does a year of schooling raise wages, or do the able both study longer and earn more? Card (1995) used whether a young man grew
-# up near a four-year college. With the published controls two-stage least squares gives 0.132 of log wage a year, standard error
-# 0.055.
+# Does a year of schooling raise wages, or do the able both study longer and earn more? Card (1995) used whether a young man
+# grew up near a four-year college. With the published controls two-stage least squares gives 0.132 of log wage a year,
+# standard error 0.055.
 
 # %%
 wages = card1995.load()
@@ -173,20 +173,18 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# All six are flatter than the line, and they disagree among themselves, one of them on the sign. This is what penalties do where
-# the data say little. Growing up near a college moves schooling by a third of a year, so the wages that stage 2 fits hardly
-# depend on the effect of schooling; a penalty too small to cost any fit still pulls that effect towards zero. Nor does a score
-# object: it sees how well wages are predicted, and that hardly differs.
+# All six are flatter than the line, and they disagree among themselves, one of them on the sign. This is what penalties do
+# where the data say little. Growing up near a college moves schooling by a third of a year, so the wages that stage 2 fits
+# hardly depend on the effect of schooling; a penalty too small to cost any fit still pulls that effect towards zero. Nor does
+# a score object: it sees how well wages are predicted, and that hardly differs.
 
 # %%
 models = {"2SLS": linear} | {f"DFIV, split {i}": model for i, model in enumerate(learned)}
-rows = [
-    (name, model.effect(wages, treatment_from=12, treatment_to=16).mean() / 4, model.score(wages)) for name, model in models.items()
-]
+rows = [(name, m.effect(wages, treatment_from=12, treatment_to=16).mean() / 4, m.score(wages)) for name, m in models.items()]
 pd.DataFrame(rows, columns=["model", "log wage a year of schooling, 12 to 16", "score"]).set_index("model").round(3)
 
 # %% [markdown]
 # **What to take home.** On the airline data a continuous instrument moves the price everywhere, and DFIV recovers a curve that
-# no line can follow, with a squared error some two hundred times smaller than that of two-stage least squares. On Card's data report two-stage least squares with its interval: what
-# nonlinearity adds there is a guess, and the warning says so. Before you believe a curve, fit it with other values of
-# `random_state` and look whether it stays.
+# no line can follow, with a squared error some two hundred times smaller than that of two-stage least squares. On Card's data
+# report two-stage least squares with its interval: what nonlinearity adds there is a guess, and the warning says so. Before
+# you believe a curve, fit it with other values of `random_state` and look whether it stays.

@@ -14,7 +14,9 @@ from cfiv.estimators.estimator import StructuralEstimator
 class HasError(Protocol):
     """A truth to be judged by, such as the one that ``demand.simulate`` returns."""
 
-    def error(self, model: Any) -> float: ...
+    def error(self, model: Any) -> float:
+        """Mean squared error of a model against the truth."""
+        ...
 
 
 def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, truth: HasError | None = None) -> pd.DataFrame:

@@ -35,6 +35,7 @@ class Proximal:
     ridge: float = 0.0
 
     def after(self, previous: Tensor | None) -> Solve:
+        """The penalised solve that is pulled to ``previous``."""
         # Without a past there is nothing to stay close to; pulling the first batch to zero would only bias it.
         lam = 0.0 if previous is None else self.lam
         return partial(solve_step, ridge=self.ridge, proximal=lam, previous=previous)
@@ -47,6 +48,7 @@ class Held:
     start: Proximal
 
     def after(self, previous: Tensor | None) -> Solve:
+        """No solve at all, unless there is nothing to hold."""
         if previous is None:
             return self.start.after(None)
 

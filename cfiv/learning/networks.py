@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,11 +41,12 @@ class FeatureNetwork(nn.Module):
         self.inputs, self.hidden, self.outputs, self.carry = inputs, tuple(hidden), outputs, carry
         widths = [inputs, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features of each row, (n, ...) -> (n, columns)."""
         x = x.flatten(start_dim=1)
         features: Tensor = self.layers(x)
         return torch.cat([x, features], dim=1) if self.carry else features
@@ -169,9 +171,9 @@ SMALL_NETWORK = 200_000
 def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
     """One thread inside for small networks, as many as torch was set to for larger ones; unchanged outside.
 
-    Where a step is made of many small operations further threads only wait for each other: on a machine that is busy otherwise, a
-    fit of the demand design took ten times as long on two threads as on one. On one thread the numbers of such a fit do not depend
-    on the machine's cores either.
+    Where a step is made of many small operations further threads only wait for each other: on a machine that is busy
+    otherwise, a fit of the demand design took ten times as long on two threads as on one. On one thread the numbers of such a
+    fit do not depend on the machine's cores either.
     """
     threads = torch.get_num_threads()
     largest = max(sum(p.numel() for p in network.parameters()) for network in networks)

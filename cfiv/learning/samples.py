@@ -87,7 +87,7 @@ def hold_out(*, stage1: Sample, sample2: Sample, share: float, generator: np.ran
 
 
 def batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
-    """Minibatches without end: every pass is a fresh permutation, whose ragged tail is left out. None gives the whole sample."""
+    """Minibatches without end: every pass is a fresh permutation, without its ragged tail. None gives the whole sample."""
     while size is None or size >= len(sample):
         yield sample
     while True:

@@ -53,7 +53,8 @@ class Training:
         Gradient steps of the covariate features alone, on each batch, before stage 2; with 0 (default) they learn together with
         the treatment features.
     order : {"solve-first", "backbone-first"}
-        Whether a gradient step is taken at the weights solved on its own batch, or at the previous weights, with the solve after it.
+        Whether a gradient step is taken at the weights solved on its own batch, or at the previous weights, with the solve
+        after it.
     learning_rate_schedule : {"cosine", "constant"}
         Cosine decays to zero over the run after a linear warm-up over its first tenth of a tenth (1 %, at least ten steps).
     lambda_start : float
@@ -63,12 +64,13 @@ class Training:
     split : float or None
         Share of the rows that goes to sample 1 (stage 1); the rest is sample 2 (stage 2). None uses every row in both stages.
     holdout : float
-        Share of sample 2 that the gradients never see, for early stopping and for the choice of the final ridge; 0 turns both off.
+        Share of sample 2 that the gradients never see, for early stopping and for the choice of the final ridge; 0 turns both
+        off.
     checks : int
         How many times per fit the held-out loss is looked at.
     tolerance : float
-        A state is given up for an earlier one only where its held-out loss is higher by more than this many standard errors of the
-        paired difference. The latest state that is not, is kept.
+        A state is given up for an earlier one only where its held-out loss is higher by more than this many standard errors
+        of the paired difference. The latest state that is not, is kept.
     patience : int
         Training stops after this many checks in a row whose loss is higher than the best by more than twice the tolerance.
     refit_ridges : tuple of float

@@ -18,7 +18,6 @@ from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
 from cfiv.numerics.two_stage import Structure, first_stage_loss, predicted_treatment_features, second_stage_loss
 
-
 #: One value each for the treatment, the instrument and the covariate network.
 PerNetwork = tuple[float, float, float]
 
@@ -117,8 +116,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     3. ``stage2_steps`` times: V12 solved with lambda12 and live in psi, u with lambda2; a gradient step of psi (and of xi, where
        it has no steps of its own).
 
-    Networks that are held fixed run in evaluation mode. Every solve pulls towards the V and u that came in with ``state``. In the backbone-first order gradients are taken at those,
-    and V and u are solved once more with the updated features.
+    Networks that are held fixed run in evaluation mode. Every solve pulls towards the V and u that came in with ``state``. In
+    the backbone-first order gradients are taken at those, and V and u are solved once more with the updated features.
     """
     penalties, networks, opt = batch.penalties, state.networks, state.optimisers
     stage1 = Proximal(penalties.lambda1, penalties.ridge1)

@@ -74,9 +74,7 @@ def second_stage_moments(sample: Sample, networks: Networks, first_stage: Tensor
     )
 
 
-def squared_errors(
-    sample: Sample, networks: Networks, first_stage: Tensor, candidates: Tensor, structure: Structure
-) -> Tensor:
+def squared_errors(sample: Sample, networks: Networks, first_stage: Tensor, candidates: Tensor, structure: Structure) -> Tensor:
     """Squared stage-2 errors (r, n) of several u (r, p, 1), scaled so that their plain mean is the weighted mean."""
     predicted = torch.cat(
         [_structural(chunk, networks, first_stage, structure) @ candidates for chunk in _chunks(sample)], dim=1

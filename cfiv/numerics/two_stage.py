@@ -15,13 +15,14 @@ instrument features ``phi(Z)``. Sample 1 learns that map, sample 2 learns ``u``:
 
 ``lambda`` is lambda1 while the instrument features learn (psi fixed) and lambda12 while the treatment and covariate features
 learn (phi fixed, psi live). The second V minimises another loss than the one being differentiated, so the gradient has to run
-through it; it is linear in ``psi(T_1)``, so only the right-hand side of its solve is differentiated. The first V and ``u`` minimise the
-very objective that is differentiated, penalties included, and are held fixed: by the envelope theorem the gradient is exact.
+through it; it is linear in ``psi(T_1)``, so only the right-hand side of its solve is differentiated. The first V and ``u``
+minimise the very objective that is differentiated, penalties included, and are held fixed: by the envelope theorem the
+gradient is exact.
 
 References
 ----------
-Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021, for the
-two stages; Galashov et al., arXiv 2510.04606, for the proximal penalties. The additive form is ours.
+Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021,
+for the two stages; Galashov et al., arXiv 2510.04606, for the proximal penalties. The additive form is ours.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ Structure = Literal["product", "additive"]
 class Solve(Protocol):
     """A closed form with its penalties and previous weights filled in, such as a partial of ``least_squares.solve_step``."""
 
-    def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor: ...
+    def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """The minimiser, shape (d, k), float64."""
+        ...
 
 
 def structural_features(*, treatment_features: Tensor, covariate_features: Tensor | None, structure: Structure) -> Tensor:
@@ -82,9 +85,11 @@ def first_stage_loss(
     solve: Solve,
     weights_stage1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2`` at V held fixed.
+    """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2`` at V held
+    fixed.
 
-    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised objective.
+    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised
+    objective.
 
     Parameters
     ----------
@@ -151,9 +156,11 @@ def second_stage_loss(
     solve: Solve,
     weights_stage2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2`` at u held fixed.
+    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2`` at u held
+    fixed.
 
-    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised objective.
+    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised
+    objective.
 
     Parameters
     ----------

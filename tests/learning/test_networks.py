@@ -81,7 +81,9 @@ PLAIN = [
     nets.treatment_network((8, 8)),
     nets.original_instrument_network(3),
     nets.original_covariate_network(2),
-    nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3), nn.Sequential(nn.GELU(), nn.Dropout(0.1)), nn.Tanh()),
+    nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3), nn.Sequential(nn.GELU(), nn.Dropout(0.1)), nn.Tanh()
+    ),
 ]
 
 

@@ -69,9 +69,7 @@ def fit(
 
 
 def held_out(rows: int = 200) -> Split:
-    return hold_out(
-        stage1=sample(rows, seed=1), sample2=sample(rows, seed=2), share=0.2, generator=np.random.default_rng(0)
-    )
+    return hold_out(stage1=sample(rows, seed=1), sample2=sample(rows, seed=2), share=0.2, generator=np.random.default_rng(0))
 
 
 @pytest.mark.law
