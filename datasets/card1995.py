@@ -1,8 +1,8 @@
 """Card (1995): college proximity as an instrument for schooling, 3010 young men of the National Longitudinal Survey, 1976.
 
 The published two-stage least squares return to a year of schooling is 0.132 of log wage (standard error 0.055), against 0.075
-by least squares, with :data:`FORMULA`'s controls. What the true effect is, nobody knows. Ignoring the confounder, ability, gives
-the 0.075 of least squares; that was expected to be too high, and the instrumental-variable estimate is higher still.
+by least squares, with :data:`FORMULA`'s controls. What the true effect is, nobody knows. Ignoring the confounder, ability,
+gives the 0.075 of least squares; that was expected to be too high, and the instrumental-variable estimate is higher still.
 
 References
 ----------

@@ -113,8 +113,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
 
     1. ``stage1_steps`` times: V solved with lambda1, psi fixed; a gradient step of phi.
     2. ``covariate_steps`` times: V12 and u solved; a gradient step of xi alone.
-    3. ``stage2_steps`` times: V12 solved with lambda12 and live in psi, u with lambda2; a gradient step of psi (and of xi, where
-       it has no steps of its own).
+    3. ``stage2_steps`` times: V12 solved with lambda12, live in psi, and u with lambda2; a gradient step of psi (and of xi
+       where it has no steps of its own).
 
     Networks that are held fixed run in evaluation mode. Every solve pulls towards the V and u that came in with ``state``. In
     the backbone-first order gradients are taken at those, and V and u are solved once more with the updated features.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
-from cfiv.learning.samples import Split, batches
+from cfiv.learning.networks import evaluate
+from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, PerNetwork, StepInfo, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
@@ -209,6 +210,8 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoi
     assert state.first_stage is not None
     assert state.structural is not None
     first, structural = state.first_stage, state.structural
+    if split.heldout is None or problem.report == "current":  # no solve below would notice
+        _check_features(networks, split.stage1.rows(slice(CHECK_ROWS)))
     if split.heldout is None:
         return Checkpoint(done, parameters, first, structural, problem.penalties.ridge2, first.new_zeros(0))
     heldout = split.heldout.rows(slice(CHECK_ROWS))
@@ -252,6 +255,15 @@ class _DivergedError(ArithmeticError):
     """The training loss is not finite or enormous."""
 
 
+def _check_features(networks: Networks, sample: Sample) -> None:
+    """Raise where the last gradient step has left features that are not finite."""
+    features = [evaluate(networks.treatment, sample.treatment), evaluate(networks.instrument, sample.instruments)]
+    if networks.covariate is not None and sample.covariates is not None:
+        features.append(evaluate(networks.covariate, sample.covariates))
+    if not all(bool(torch.isfinite(values).all()) for values in features):
+        raise _DivergedError("the features are not finite")
+
+
 def _mean_losses(infos: list[StepInfo], done: int, split: Split) -> dict[str, float]:
     """Training losses since the last check; raises where they are not finite or enormous."""
     stage1 = torch.stack([info.stage1_loss for info in infos])
@@ -260,7 +272,10 @@ def _mean_losses(infos: list[StepInfo], done: int, split: Split) -> dict[str, fl
     bad = ~torch.isfinite(stage1) | ~torch.isfinite(stage2) | (stage2 > limit)
     if bool(bad.any()):
         first = int(bad.int().argmax())
-        raise _DivergedError(f"the stage-2 loss was {float(stage2[first]):.3g} at step {done - len(infos) + first + 1}")
+        when = done - len(infos) + first + 1
+        raise _DivergedError(
+            f"the losses of the stages were {float(stage1[first]):.3g} and {float(stage2[first]):.3g} at step {when}"
+        )
     return {"stage1_loss": float(stage1.mean()), "stage2_loss": float(stage2.mean())}
 
 
