@@ -41,6 +41,10 @@ class OutputError(CfivError, OSError):
     """A place that cannot be written to."""
 
 
+class MissingPackageError(CfivError, ImportError):
+    """An optional package that is not installed."""
+
+
 class CfivWarning(UserWarning):
     """Anything that cfiv does but that its user should know of."""
 

@@ -81,7 +81,7 @@ def simulate(n: int = 5000, *, rho: float = 0.5, seed: int = 0) -> tuple[IVData,
     Raises
     ------
     ParameterError
-        If n < 1 or rho is outside [-1, 1].
+        If n < 1, seed < 0, or rho is outside [-1, 1].
 
     Examples
     --------
@@ -91,6 +91,8 @@ def simulate(n: int = 5000, *, rho: float = 0.5, seed: int = 0) -> tuple[IVData,
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ParameterError(f"n must be a whole number >= 1, got {n!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ParameterError(f"seed must be a whole number >= 0, got {seed!r}")
     if not -1.0 <= rho <= 1.0:
         raise ParameterError(f"rho must be between -1 and 1, got {rho!r}")
     generator = np.random.default_rng(seed)

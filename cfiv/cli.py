@@ -1,0 +1,282 @@
+"""The command line: ``cfiv demo | simulate | fit | predict``.
+
+Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
+command was refused, with the reason; 130 that Ctrl-C ended it. Heavy imports wait until a command needs them: help is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import cfiv
+from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
+from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
+
+try:
+    import click
+except ImportError:  # the script is installed without the extra as well
+    sys.stderr.write("cfiv: error: the command line needs click, which is not installed: pip install 'cfiv[cli]'\n")
+    raise SystemExit(2) from None
+
+if TYPE_CHECKING:
+    from cfiv.estimators.estimator import StructuralEstimator
+
+EXAMPLES = """\b
+Examples:
+  cfiv demo
+  cfiv simulate demand --out train.csv --truth grid.csv
+  cfiv fit train.csv "sales ~ time + emotion + [price ~ fuel]" \\
+      --out model.safetensors
+  cfiv predict model.safetensors grid.csv --out predictions.csv
+"""
+
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(dir_okay=False, path_type=Path)
+SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
+
+
+@click.group(invoke_without_command=True, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(cfiv.__version__, prog_name="cfiv", message="%(prog)s %(version)s")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Nonlinear instrumental-variable regression on tables.
+
+    Estimates the structural function h in Y = h(T, X) + e with E[e | Z, X] = 0 from columns of a table: outcome Y,
+    treatment T, covariates X and instruments Z. Tables are .csv or .parquet files.
+    """
+    _help_where_nothing_is_asked(context)
+
+
+@commands.command()
+@click.option("--n", type=int, default=5000, show_default=True, help="Rows to simulate.")
+@click.option("--steps", type=int, help="Training steps of DFIV; by default its own.")
+@SEED
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("cfiv-demo"),
+    show_default=True,
+    help="Folder for the files, made where there is none.",
+)
+def demo(n: int, steps: int | None, seed: int, folder: Path) -> None:
+    """Fit simulated data and compare with the truth.
+
+    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits two-stage
+    least squares and DFIV, and writes estimates.csv, structural_function.png and model.safetensors.
+    """
+    from cfiv import demonstration
+    from cfiv.datasets import demand
+
+    figure = demonstration.new_figure()
+    _make_folder(folder)
+    data, truth = demand.simulate(n, rho=demonstration.RHO, seed=seed)
+    click.echo(f'Demand design, {n:,} rows, seed {seed}: "{demand.FORMULA}"')
+    two_sls = cfiv.TwoStageLeastSquares(demand.FORMULA)
+    dfiv = cfiv.DFIV(demand.FORMULA, random_state=seed, progress=_show_progress(), **_given(steps=steps))
+    models: dict[str, StructuralEstimator] = {"2SLS": two_sls.fit(data), "DFIV": dfiv.fit(data)}
+    estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
+    write_table_file(estimates, folder / "estimates.csv")
+    assert data.frame is not None
+    demonstration.draw(figure, models, truth=truth, observed=data.frame)
+    with replacing(folder / "structural_function.png") as temporary:
+        figure.savefig(temporary, dpi=150)
+    dfiv.save(folder / "model.safetensors")
+    click.echo()
+    click.echo(demonstration.comparison_text(cfiv.compare(models, truth=truth), truth=truth))
+    click.echo(f"\nWritten to {folder}{os.sep}:")
+    click.echo("  estimates.csv            the test points: true and estimated values")
+    click.echo("  structural_function.png  the picture")
+    click.echo("  model.safetensors        the DFIV model, for cfiv predict and cfiv.load")
+
+
+@commands.group(invoke_without_command=True)
+@click.pass_context
+def simulate(context: click.Context) -> None:
+    """Draw data from a design whose truth is known."""
+    _help_where_nothing_is_asked(context)
+
+
+@simulate.command()
+@click.option("--n", type=int, default=5000, show_default=True, help="Rows.")
+@click.option("--rho", type=float, default=0.5, show_default=True, help="Correlation of the errors: strength of confounding.")
+@SEED
+@click.option("--out", type=OUTPUT, required=True, help="Table of sales, price, time, emotion, fuel.")
+@click.option("--truth", "truth_out", type=OUTPUT, help="Table of test points with the true function, column structural.")
+def demand(n: int, rho: float, seed: int, out: Path, truth_out: Path | None) -> None:
+    """Airline ticket sales with an unseen conference."""
+    check_table_place(out)
+    if truth_out is not None:
+        _check_distinct(truth_out, out)
+        check_table_place(truth_out)
+    from cfiv.datasets import demand as design
+
+    data, truth = design.simulate(n, rho=rho, seed=seed)
+    assert data.frame is not None
+    write_table_file(data.frame, out)
+    click.echo(f"Written: {out} ({n:,} rows)")
+    if truth_out is not None:
+        write_table_file(truth.grid, truth_out)
+        click.echo(f"Written: {truth_out} ({len(truth.grid):,} test points)")
+
+
+@commands.command()
+@click.argument("train", type=INPUT)
+@click.argument("formula")
+@click.option("--estimator", type=click.Choice(["dfiv", "2sls"]), default="dfiv", show_default=True, help="What to fit.")
+@SEED
+@click.option("--steps", type=int, help="Training steps of dfiv; by default its own.")
+@click.option("--weights", metavar="COLUMN", help="Column of row weights.")
+@click.option(
+    "--missing", type=click.Choice(["drop", "raise"]), default="drop", show_default=True, help="What to do with rows with gaps."
+)
+@click.option("--quiet", is_flag=True, help="Neither a progress bar nor the summary.")
+@click.option("--out", type=OUTPUT, required=True, help="The model file, for instance model.safetensors.")
+def fit(
+    train: Path,
+    formula: str,
+    estimator: str,
+    seed: int,
+    steps: int | None,
+    weights: str | None,
+    missing: Any,
+    quiet: bool,
+    out: Path,
+) -> None:
+    """Fit FORMULA to the table TRAIN and write a model file.
+
+    FORMULA is "outcome ~ covariates + [treatment ~ instruments]", such as "sales ~ time + emotion + [price ~ fuel]". Covariates
+    enter both stages by themselves; C(column) makes categories.
+    """
+    _check_distinct(out, train)
+    check_place(out)
+    if estimator == "2sls" and steps is not None:
+        raise ParameterError(f"--steps is for --estimator dfiv, got --steps {steps} with 2sls: leave it out")
+    frame = read_table_file(train)
+    model: StructuralEstimator
+    if estimator == "2sls":
+        model = cfiv.TwoStageLeastSquares(formula, weights=weights, missing=missing)
+    else:
+        progress = _show_progress() and not quiet
+        model = cfiv.DFIV(
+            formula, weights=weights, missing=missing, random_state=seed, progress=progress, **_given(steps=steps)
+        )
+    model.fit(frame).save(out)
+    if not quiet:
+        click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
+
+
+@commands.command()
+@click.argument("model", type=INPUT)
+@click.argument("grid", type=INPUT)
+@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID and estimate.")
+def predict(model: Path, grid: Path, out: Path) -> None:
+    """Evaluate the model file MODEL at the rows of the table GRID.
+
+    GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
+    and the structural function in estimate.
+    """
+    _check_distinct(out, model, grid)
+    check_table_place(out)
+    frame = read_table_file(grid)
+    if "estimate" in frame.columns:
+        raise DataError(f"'{grid}' already has a column 'estimate', which the output would overwrite: rename or drop it")
+    estimate = cfiv.load(model).predict(frame)
+    if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
+        frame = read_table_file(grid, dtype=str, na_filter=False)
+    write_table_file(frame.assign(estimate=estimate), out)
+    click.echo(f"Written: {out} ({len(frame):,} rows)")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, by default this process's, and exit: 0 done, 2 refused, 130 interrupted."""
+    given = None if arguments is None else list(arguments)
+    try:
+        with _one_line_warnings():
+            code = commands.main(args=given, prog_name="cfiv", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx is not None else "cfiv"
+        _refuse(f"{error.format_message()} See {place} --help.")
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except CfivError as error:
+        _refuse(str(error))
+    except BrokenPipeError:  # whoever read our output has left, as in `cfiv ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _refuse(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        sys.exit(130)
+
+
+def _refuse(message: str) -> NoReturn:
+    _say(f"error: {message}")
+    sys.exit(2)
+
+
+def _say(message: str) -> None:
+    """One line on standard error; a progress bar there stays whole."""
+    line = "cfiv: " + " ".join(message.split())
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        click.echo(line, err=True)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show each warning once and on one line, without the place in the code that Python adds."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CfivWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _help_where_nothing_is_asked(context: click.Context) -> None:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _show_progress() -> bool:
+    """Whether somebody is watching."""
+    return sys.stderr.isatty()
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """The options that were set; for the others the library's defaults hold."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _check_distinct(output: Path, *others: Path) -> None:
+    if any(output.resolve() == other.resolve() for other in others):
+        raise OutputError(f"'{output}' is named twice, and writing it would destroy the other: give --out another name")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(unwritable(folder, error)) from error
+    check_place(folder / "estimates.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The demonstration of ``cfiv demo``: two models of the demand design beside its truth, as a figure and as text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfiv.errors import MissingPackageError
+from cfiv.plots import structural_panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cfiv.datasets.truth import Truth
+    from cfiv.estimators.estimator import StructuralEstimator
+
+#: Correlation of the errors, and where the figure cuts the structural function.
+RHO = 0.5
+EMOTION = 4.0
+TIMES = (2.5, 5.0, 9.0)
+PRICES = (12.0, 17.0, 22.0)
+
+
+def new_figure() -> Figure:
+    """A figure outside pyplot, which needs no display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError(
+            "the demonstration draws with matplotlib, which is not installed: pip install 'cfiv[plot]'"
+        ) from None
+    return Figure(figsize=(9.0, 6.0), layout="constrained")
+
+
+def draw(figure: Figure, models: Mapping[str, StructuralEstimator], *, truth: Truth, observed: pd.DataFrame) -> None:
+    """The structural function against price at three times, and against time at three prices."""
+    rows = figure.subplots(2, 3)
+    cuts = {
+        "price": ("time", TIMES, np.linspace(10, 25, 61), 0.25),
+        "time": ("price", PRICES, np.linspace(0, 10, 201), 0.5),
+    }
+    for axes, (along, (panel_by, values, points, near)) in zip(rows, cuts.items(), strict=True):
+        structural_panels(
+            _cut(models, truth, along=along, points=points, panel_by=panel_by, values=values),
+            treatment=along,
+            estimates=list(models),
+            panel_by=panel_by,
+            truth="truth",
+            observed=_nearby(observed, panel_by, values, distance=near),
+            outcome="sales",
+            axes=list(axes),
+        )
+    rows[1, 0].get_legend().remove()
+    figure.suptitle(
+        f"Structural function at emotion {EMOTION:g}; ticks mark the prices and times seen in training", fontsize="medium"
+    )
+
+
+def _cut(
+    models: Mapping[str, StructuralEstimator], truth: Truth, *, along: str, points: Any, panel_by: str, values: Sequence[float]
+) -> pd.DataFrame:
+    """True and estimated values along one column, at each of a few values of another."""
+    grid = pd.MultiIndex.from_product([values, points], names=[panel_by, along]).to_frame(index=False)
+    grid = grid.assign(emotion=EMOTION)
+    return grid.assign(truth=truth(grid), **{name: model.predict(grid) for name, model in models.items()})
+
+
+def _nearby(frame: pd.DataFrame, column: str, values: Sequence[float], *, distance: float) -> pd.DataFrame:
+    """The rows near each value of a column, moved there."""
+    return pd.concat([frame[(frame[column] - value).abs() <= distance].assign(**{column: value}) for value in values])
+
+
+def comparison_text(table: pd.DataFrame, *, truth: Truth) -> str:
+    """Errors against the truth as text, beside the best constant, and what they say."""
+    errors, seconds = ({name: float(value) for name, value in table[column].items()} for column in ("error", "seconds"))
+    constant = float(truth.grid["structural"].var(ddof=0))
+    lines = [f"{'':<15}{'squared error':>15}{'typical miss':>15}{'seconds':>10}"]
+    lines.append(f"{'best constant':<15}{constant:>15,.0f}{constant**0.5:>15,.1f}")
+    lines += [f"{name!s:<15}{e:>15,.0f}{e**0.5:>15,.1f}{seconds[name]:>10.1f}" for name, e in errors.items()]
+    lines.append(f"(mean over {len(truth.grid):,} test points; the typical miss is its root, in units of sales)")
+    ratio = errors["2SLS"] / errors["DFIV"]
+    if ratio > 1:
+        said = (
+            f"The squared error of 2SLS is {ratio:,.3g} times that of DFIV: what a price does depends on time and emotion, and "
+        )
+        said += "2SLS has one slope for all of them."
+    else:
+        said = "In this run DFIV is no closer to the truth than 2SLS: it needs more rows or steps."
+    return "\n".join([*lines, "", textwrap.fill(said, 79)])

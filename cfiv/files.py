@@ -1,0 +1,103 @@
+"""Files in and out: tables as CSV or Parquet, and output that replaces what was there only once it is whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfiv.errors import CfivError, DataError, OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def table_kind(path: Path) -> str:
+    """``csv`` or ``parquet``, by the suffix; raises a DataError for others, and for Parquet without pyarrow."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("csv", "parquet"):
+        raise DataError(f"tables are .csv or .parquet files, got '{path}': rename or convert it")
+    if suffix == "parquet" and find_spec("pyarrow") is None:
+        raise DataError(f"'{path}' needs pyarrow, which is not installed: pip install 'cfiv[parquet]', or use a .csv file")
+    return suffix
+
+
+def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
+    """The table in a file; numbers in a CSV file are read exactly, and rows that do not fit its header are refused."""
+    import pandas as pd
+    from pandas.errors import EmptyDataError, ParserWarning
+
+    kind = table_kind(path)
+    # From 3.1 on pandas reads every number exactly, and warns of this argument.
+    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
+    try:
+        if kind == "parquet":
+            frame: pd.DataFrame = pd.read_parquet(path, engine="pyarrow")
+            return frame.reset_index() if any(name is not None for name in frame.index.names) else frame
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str, na_filter=False).iloc[0]
+        repeated = sorted({name for name in header[header.duplicated()] if name})
+        if repeated:
+            raise DataError(f"column names must be unique, got {', '.join(map(repr, repeated))} more than once in '{path}'")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)
+            frame = pd.read_csv(path, index_col=False, low_memory=False, **exact, **csv_options)
+        return frame
+    except CfivError:
+        raise
+    except EmptyDataError:
+        raise DataError(f"'{path}' is empty: a table needs a line of column names and rows") from None
+    except UnicodeDecodeError:
+        raise DataError(f"'{path}' is not text in UTF-8: save it as a CSV file in UTF-8") from None
+    except ParserWarning:
+        raise DataError(f"rows of '{path}' have more values than its first line has names: name every column") from None
+    except ValueError as error:
+        raise DataError(f"'{path}' is not a well-formed .{kind} file: {error}") from None
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror or error}") from None
+
+
+def write_table_file(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table without its index, of the kind that the suffix names."""
+    with replacing(path) as temporary:
+        if table_kind(path) == "parquet":
+            frame.to_parquet(temporary, engine="pyarrow", index=False)
+        else:
+            frame.to_csv(temporary, index=False)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write, which takes the target's place once it is whole."""
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".cfiv-") as folder:
+            temporary = Path(folder) / target.name
+            yield temporary
+            os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(unwritable(target, error)) from error
+
+
+def check_place(target: Path) -> None:
+    """Raise before any work is done where a file could not be written afterwards."""
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputError(unwritable(target, error)) from error
+
+
+def check_table_place(target: Path) -> None:
+    """:func:`check_place` for a table, whose suffix has to be known."""
+    table_kind(target)
+    check_place(target)
+
+
+def unwritable(place: Path, error: OSError) -> str:
+    """What to say of a place that cannot be written to."""
+    return f"'{place}' cannot be written ({error.strerror or error}): choose a folder that exists and is writable"

@@ -1,0 +1,493 @@
+"""The command line: what it writes is what the library computes, and whatever it refuses it says on one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfiv
+from cfiv.cli import main
+from cfiv.datasets import demand
+from cfiv.demonstration import comparison_text
+from cfiv.learning.two_stage import step
+
+SMALL = ["--steps", "10"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> Answer:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Answer(ended.value.code, said.out, said.err)
+
+    return command
+
+
+def process(*arguments: str, folder: Path) -> Answer:
+    """Run a command line in a process of its own, as a person would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cfiv.cli", *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def written(run: Run, *arguments: object) -> str:
+    """What a command says that must succeed without a warning."""
+    answer = run(*arguments)
+    assert (answer.code, answer.err) == (0, "")
+    return answer.out
+
+
+def assert_refused(answer: Answer, *words: str) -> None:
+    """Exit code 2 and one line that holds the words."""
+    assert answer.code == 2, answer
+    assert answer.err.startswith("cfiv: error: "), answer
+    assert answer.err.count("\n") == 1, answer
+    assert answer.err.endswith("\n"), answer
+    for word in words:
+        assert word in answer.err, answer
+
+
+def exact(path: Path | str) -> pd.DataFrame:
+    """A CSV file with its numbers as they were written, to the last bit: so reads pandas from 3.1 on, as pinned."""
+    return pd.read_csv(path)
+
+
+@pytest.fixture
+def train(run: Run, tmp_path: Path) -> Path:
+    """``train.csv`` with 200 rows, and ``grid.csv`` with the test points, in the current folder."""
+    written(run, "simulate", "demand", "--n", 200, "--out", "train.csv", "--truth", "grid.csv")
+    return tmp_path / "train.csv"
+
+
+def fitted(run: Run, *options: object, out: str = "model.safetensors") -> str:
+    return written(run, "fit", "train.csv", demand.FORMULA, *SMALL, "--out", out, *options)
+
+
+# What it computes
+
+
+def test_simulate_writes_the_design_and_its_truth_exactly(run: Run) -> None:
+    written(run, "simulate", "demand", "--n", 50, "--rho", -0.3, "--seed", 4, "--out", "a.csv", "--truth", "b.csv")
+    data, truth = demand.simulate(50, rho=-0.3, seed=4)
+    assert data.frame is not None
+    pd.testing.assert_frame_equal(exact("a.csv"), data.frame, check_exact=True)
+    pd.testing.assert_frame_equal(exact("b.csv"), truth.grid, check_exact=True)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("estimator", ["dfiv", "2sls"])
+def test_simulate_fit_predict_equal_the_library_bit_for_bit(run: Run, estimator: str, suffix: str) -> None:
+    train, grid, out = f"train.{suffix}", f"grid.{suffix}", f"out.{suffix}"
+    written(run, "simulate", "demand", "--n", 200, "--seed", 3, "--out", train, "--truth", grid)
+    options = ["--seed", 5, *SMALL] if estimator == "dfiv" else []
+    written(run, "fit", train, demand.FORMULA, "--estimator", estimator, *options, "--out", "model.safetensors")
+    written(run, "predict", "model.safetensors", grid, "--out", out)
+    data, truth = demand.simulate(200, rho=0.5, seed=3)
+    model: Any = cfiv.TwoStageLeastSquares(demand.FORMULA)
+    if estimator == "dfiv":
+        model = cfiv.DFIV(demand.FORMULA, steps=10, random_state=5, progress=False)
+    expected = truth.grid.assign(estimate=model.fit(data).predict(truth.grid))
+    predictions = exact(out) if suffix == "csv" else pd.read_parquet(out)
+    pd.testing.assert_frame_equal(predictions, expected, check_exact=True)
+
+
+def test_a_seed_decides_the_model_file_byte_for_byte(run: Run, train: Path) -> None:
+    files = []
+    for number, seed in enumerate([1, 1, 2]):
+        fitted(run, "--seed", seed, out=f"model{number}")
+        files.append((train.parent / f"model{number}").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_fit_prints_the_summary_of_the_model_it_writes(run: Run, train: Path) -> None:
+    said = fitted(run)
+    assert said.startswith(str(cfiv.load("model.safetensors").summary()))
+    assert said.rstrip().endswith("Written: model.safetensors")
+
+
+def test_quiet_says_nothing_and_changes_no_number(run: Run, train: Path) -> None:
+    fitted(run, out="loud")
+    assert fitted(run, "--quiet", out="quiet") == ""
+    assert (train.parent / "quiet").read_bytes() == (train.parent / "loud").read_bytes()
+
+
+def test_weights_are_used(run: Run, train: Path) -> None:
+    frame = exact(train).assign(w=np.arange(200.0))
+    frame.to_csv("weighted.csv", index=False)
+    written(run, "fit", "weighted.csv", demand.FORMULA, "--estimator", "2sls", "--weights", "w", "--out", "model")
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA, weights="w").fit(frame)
+    rows = frame[["price", "time", "emotion"]]
+    assert (cfiv.load("model").predict(rows) == model.predict(rows)).all()
+
+
+def test_predict_leaves_the_columns_of_a_csv_file_as_they_are_written(run: Run, train: Path) -> None:
+    fitted(run)
+    Path("rows.csv").write_text('id,price,time,emotion,note\n007,10.50,1e0,+3,NA\n008,11,2.0,4.00,"a, b"\n')
+    written(run, "predict", "model.safetensors", "rows.csv", "--out", "out.csv")
+    before, after = (pd.read_csv(name, dtype=str, na_filter=False) for name in ("rows.csv", "out.csv"))
+    pd.testing.assert_frame_equal(after.drop(columns="estimate"), before)
+    rows = pd.DataFrame({"price": [10.5, 11.0], "time": [1.0, 2.0], "emotion": [3.0, 4.0]})
+    assert exact("out.csv")["estimate"].tolist() == cfiv.load("model.safetensors").predict(rows).tolist()
+
+
+def test_predict_reads_one_format_and_writes_the_other(run: Run, train: Path) -> None:
+    fitted(run)
+    written(run, "predict", "model.safetensors", "grid.csv", "--out", "a.parquet")
+    pd.read_parquet("a.parquet").drop(columns="estimate").to_parquet("grid.parquet")
+    written(run, "predict", "model.safetensors", "grid.parquet", "--out", "b.csv")
+    pd.testing.assert_frame_equal(exact("b.csv"), pd.read_parquet("a.parquet"), check_exact=True)
+
+
+def test_the_named_index_of_a_parquet_file_is_a_column(run: Run, train: Path) -> None:
+    exact(train).set_index("emotion").to_parquet("train.parquet")
+    written(run, "fit", "train.parquet", demand.FORMULA, "--estimator", "2sls", "--out", "model")
+    rows = exact("grid.csv")
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA).fit(exact(train))
+    assert (cfiv.load("model").predict(rows) == model.predict(rows)).all()
+
+
+# The demonstration
+
+
+def test_the_demonstration_writes_its_files_and_says_how_near_the_truth_they_are(tmp_path: Path) -> None:
+    answer = process("demo", "--n", "300", "--steps", "20", "--seed", "2", "--out", "made/here", folder=tmp_path)
+    assert (answer.code, answer.err) == (0, "")
+    folder = tmp_path / "made" / "here"
+    assert sorted(path.name for path in folder.iterdir()) == ["estimates.csv", "model.safetensors", "structural_function.png"]
+    estimates = exact(folder / "estimates.csv")
+    assert list(estimates.columns) == ["price", "time", "emotion", "structural", "2SLS", "DFIV"]
+    pd.testing.assert_frame_equal(estimates.iloc[:, :4], demand.test_grid(), check_exact=True)
+    assert (cfiv.load(folder / "model.safetensors").predict(estimates) == estimates["DFIV"]).all()
+    for name in ("2SLS", "DFIV"):
+        error = float(((estimates[name] - estimates["structural"]) ** 2).mean())
+        (line,) = [line for line in answer.out.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[1:3] == [f"{error:,.0f}", f"{error**0.5:,.1f}"]
+    assert (folder / "structural_function.png").read_bytes().startswith(b"\x89PNG")
+    assert max(len(line) for line in answer.out.splitlines()) <= 80
+    again = process("demo", "--n", "300", "--steps", "20", "--seed", "2", "--out", "again", folder=tmp_path)
+    assert again.code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(100.0, "The squared error of 2SLS is 4 times that of DFIV"), (400.0, "DFIV is no closer"), (401.0, "DFIV is no closer")],
+)
+def test_the_demonstration_praises_no_fit_that_is_worse(error: float, said: str) -> None:
+    table = pd.DataFrame({"error": [400.0, error], "seconds": [0.1, 2.0]}, index=["2SLS", "DFIV"])
+    text = comparison_text(table, truth=demand.simulate(1)[1])
+    assert said in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_demonstration_needs_matplotlib_before_it_fits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    answer = run("demo", "--out", "demo")
+    assert_refused(answer, "matplotlib", "pip install 'cfiv[plot]'")
+    assert answer.out == ""
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["simulate"], ["simulate", "demand"], ["fit"], ["predict"]])
+def test_help_fits_a_terminal_of_80_columns(run: Run, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = written(run, *command, "--help")
+    assert said.startswith(" ".join(["Usage: cfiv", *command, "[OPTIONS]"]))
+    assert max(len(line) for line in said.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"]])
+def test_a_bare_command_shows_its_help(run: Run, command: list[str]) -> None:
+    assert written(run, *command) == written(run, *command, "--help")
+
+
+def test_version(run: Run) -> None:
+    assert written(run, "--version") == f"cfiv {cfiv.__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom cfiv.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as ended:\n    code = ended.code\n"
+        "assert code == 0\n"
+        "print({'numpy', 'pandas', 'torch', 'sklearn', 'matplotlib', 'tqdm'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "set()\n"
+
+
+# Refusals
+
+
+def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    Path(tmp_path / "t.csv").write_text("sales,price\n1,2\n")
+    answer = process("fit", "t.csv", "sales ~ [prize ~ fuel]", "--out", "m", folder=tmp_path)
+    assert_refused(answer, "'prize'", "did you mean 'price'?")
+    assert answer.out == ""
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fot"], ["No such command 'fot'"]),
+        (["fit", "train.csv"], ["Missing argument 'FORMULA'", "cfiv fit --help"]),
+        (["fit", "train.csv", demand.FORMULA], ["Missing option '--out'"]),
+        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--estimator", "ols"], ["'ols' is not one of 'dfiv', '2sls'"]),
+        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--seed", "-1"], ["--seed", "-1"]),
+        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--steps", "-1"], ["steps must be", "-1"]),
+        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--steps", "9", "--estimator", "2sls"], ["--steps is for", "2sls"]),
+        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--weights", "w"], ["column 'w'"]),
+        (["fit", "train.csv", "sales ~ time", "--out", "m"], ["names no instruments"]),
+        (["fit", "train.csv", "sales", "--out", "m"], ["cannot be read"]),
+        (["fit", "train.csv", "sales ~ tme + [price ~ fuel]", "--out", "m"], ["did you mean 'time'?"]),
+        (["fit", "absent.csv", demand.FORMULA, "--out", "m"], ["'absent.csv' does not exist"]),
+        (["fit", ".", demand.FORMULA, "--out", "m"], ["is a directory"]),
+        (["predict", "absent", "grid.csv", "--out", "p.csv"], ["'absent' does not exist"]),
+        (["predict", "grid.csv", "train.csv", "--out", "p.csv"], ["'grid.csv' is not a whole model file"]),
+        (["simulate", "demand", "--out", "x.csv", "--n", "0"], ["n must be", "got 0"]),
+        (["simulate", "demand", "--out", "x.csv", "--rho", "2"], ["rho must be", "got 2.0"]),
+        (["simulate", "supply", "--out", "x.csv"], ["No such command 'supply'"]),
+        (["demo", "--n", "0", "--out", "demo"], ["n must be", "got 0"]),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("train")
+def test_bad_arguments_are_refused(run: Run, arguments: list[str], words: list[str]) -> None:
+    assert_refused(run(*arguments), *words)
+    assert not {"m", "p.csv", "x.csv"} & set(os.listdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b"", ["'t.csv' is empty", "column names"]),
+        ("t.csv", b"\n\n", ["'t.csv' is empty"]),
+        ("t.csv", b"sales,price\n", ["no rows"]),
+        ("t.csv", b"sales,price\n1,2\n1,2,3\n", ["'t.csv' is not a well-formed .csv file", "line 3"]),
+        ("t.csv", b"sales,price\n1,2,3\n4,5,6\n", ["'t.csv' have more values than its first line has names"]),
+        ("t.csv", b'sales,price\n"1,2\n', ["'t.csv' is not a well-formed .csv file"]),
+        ("t.csv", b"sales,price,price\n1,2,3\n", ["column names must be unique, got 'price'"]),
+        ("t.csv", b"sales,pr\xffce\n1,2\n", ["'t.csv' is not text in UTF-8"]),
+        ("t.csv", b"sales;price\n1;2\n", ["'sales;price'"]),
+        ("t.parquet", b"not parquet", ["'t.parquet' is not a well-formed .parquet file"]),
+        ("t.txt", b"sales,price\n1,2\n", [".csv or .parquet", "'t.txt'"]),
+        ("t", b"sales,price\n1,2\n", [".csv or .parquet", "'t'"]),
+    ],
+)
+def test_files_that_hold_no_table_are_refused(run: Run, name: str, content: bytes, words: list[str]) -> None:
+    Path(name).write_bytes(content)
+    assert_refused(run("fit", name, "sales ~ [price ~ fuel]", "--out", "m"), *words)
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("place", ["absent/m.csv", "file/m.csv", "."])
+@pytest.mark.parametrize("command", ["simulate", "fit", "predict", "demo"])
+def test_places_that_cannot_be_written_are_refused_before_any_work(run: Run, command: str, place: str) -> None:
+    Path("file").write_text("")
+    Path("empty.csv").write_text("")  # reading it would be refused with another message
+    arguments: dict[str, list[str]] = {
+        "simulate": ["simulate", "demand"],
+        "fit": ["fit", "empty.csv", demand.FORMULA],
+        "predict": ["predict", "file", "empty.csv"],
+        "demo": ["demo"],
+    }
+    if command == "demo":  # it makes folders, so only a file is in its way
+        place = {"absent/m.csv": "file", "file/m.csv": "file/below", ".": "file/further/below"}[place]
+    answer = run(*arguments[command], "--out", place)
+    assert_refused(answer, place)
+    assert answer.out == ""
+    assert sorted(os.listdir()) == ["empty.csv", "file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(run: Run, train: Path) -> None:
+    Path("locked").mkdir(mode=0o500)
+    answer = run("fit", "train.csv", demand.FORMULA, "--out", "locked/m")
+    assert_refused(answer, "'locked/m' cannot be written (Permission denied)", "choose a folder")
+
+
+def test_a_folder_that_the_system_does_not_let_write_is_refused(run: Run, train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    answer = run("fit", "train.csv", demand.FORMULA, "--out", "m")
+    assert_refused(answer, "'m' cannot be written (Permission denied)", "choose a folder")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_file_that_cannot_be_written_to_its_end_leaves_the_one_before_it(
+    run: Run, train: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: pd.DataFrame, path: Path, **__: object) -> None:
+        path.write_text("half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fitted(run)
+    Path(name).write_text("precious")
+    before = sorted(os.listdir())
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    assert_refused(run("predict", "model.safetensors", "grid.csv", "--out", name), name, "No space left on device")
+    assert Path(name).read_text() == "precious"
+    assert sorted(os.listdir()) == before
+
+
+def test_new_files_have_the_permissions_of_any_other(run: Run, train: Path) -> None:
+    Path("other").write_text("")
+    assert train.stat().st_mode == Path("other").stat().st_mode
+
+
+def test_no_input_is_overwritten(run: Run, train: Path) -> None:
+    fitted(run)
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    for arguments in (
+        ["fit", "train.csv", demand.FORMULA, "--out", "./train.csv"],
+        ["predict", "model.safetensors", "grid.csv", "--out", "grid.csv"],
+        ["simulate", "demand", "--out", "new.csv", "--truth", "new.csv"],
+    ):
+        assert_refused(run(*arguments), "named twice")
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+def test_a_grid_that_has_an_estimate_already_is_refused(run: Run, train: Path) -> None:
+    fitted(run)
+    written(run, "predict", "model.safetensors", "grid.csv", "--out", "once.csv")
+    answer = run("predict", "model.safetensors", "once.csv", "--out", "twice.csv")
+    assert_refused(answer, "'once.csv' already has a column 'estimate'", "rename or drop it")
+
+
+def test_truncated_models_and_grids_without_the_columns_are_refused(run: Run, train: Path) -> None:
+    fitted(run)
+    Path("half").write_bytes(Path("model.safetensors").read_bytes()[:500])
+    exact("grid.csv").drop(columns="time").to_csv("short.csv", index=False)
+    assert_refused(run("predict", "half", "grid.csv", "--out", "p.csv"), "'half' is not a whole model file")
+    assert_refused(run("predict", "model.safetensors", "short.csv", "--out", "p.csv"), "'time'")
+    assert not Path("p.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["simulate", "demand", "--out", "a.parquet"], ["fit", "b.parquet", "y ~ [t ~ z]", "--out", "m"]]
+)
+def test_parquet_without_pyarrow_names_the_extra(run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("b.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert_refused(run(*arguments), "needs pyarrow", "pip install 'cfiv[parquet]', or use a .csv file")
+
+
+def test_the_command_without_click_names_the_extra() -> None:
+    program = "import sys; sys.modules['click'] = None; import cfiv.cli"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert_refused(Answer(done.returncode, done.stdout, done.stderr), "needs click", "pip install 'cfiv[cli]'")
+
+
+# Warnings and interruptions
+
+
+def test_warnings_are_one_line_each(run: Run, train: Path) -> None:
+    frame = exact(train).assign(subsidy=np.arange(200) % 2)
+    frame.loc[[3, 5], "price"] = np.nan
+    frame.to_csv("gaps.csv", index=False)
+    answer = run("fit", "gaps.csv", "sales ~ time + [price ~ subsidy]", *SMALL, "--out", "m")
+    assert answer.code == 0
+    lines = answer.err.splitlines()
+    assert [line[: len("cfiv: warning: ")] for line in lines] == ["cfiv: warning: "] * 2
+    assert "dropped 2 of 200 rows" in lines[0]
+    assert "the instruments take 2 distinct values" in lines[1]
+
+
+def test_gaps_are_refused_where_that_is_asked_for(run: Run, train: Path) -> None:
+    exact(train).assign(time=np.nan).to_csv("gaps.csv", index=False)
+    assert_refused(run("fit", "gaps.csv", demand.FORMULA, "--missing", "raise", "--out", "m"), "200 of 200 rows")
+
+
+def interrupting(at: int) -> Callable[..., Any]:
+    """The training step, with Ctrl-C at one of its calls."""
+    calls = iter(range(1, 10**6))
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    return interrupted
+
+
+def test_ctrl_c_during_training_writes_the_best_state_so_far(run: Run, train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfiv.learning.two_stage_fit.step", interrupting(at=8))
+    answer = run("fit", "train.csv", demand.FORMULA, *SMALL, "--out", "m")
+    assert answer.code == 0
+    assert answer.err.count("\n") == 1
+    assert answer.err.startswith("cfiv: warning: training was interrupted at step 8 of 10")
+    assert np.isfinite(cfiv.load("m").predict(exact("grid.csv"))).all()
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_ends_with_130_and_writes_nothing(
+    run: Run, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfiv.learning.two_stage_fit.step", interrupting(at=1))
+    answer = run("fit", "train.csv", demand.FORMULA, *SMALL, "--out", "m")
+    assert (answer.code, answer.out) == (130, "")
+    assert answer.err.strip() == "cfiv: interrupted"
+    assert not Path("m").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_signal_during_a_fit_does_the_same_in_a_process_of_its_own(train: Path) -> None:
+    command = [sys.executable, "-u", "-m", "cfiv.cli", "demo", "--n", "300", "--steps", "1000000", "--out", "demo"]
+    with subprocess.Popen(command, cwd=train.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("Demand design, 300 rows")
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    # The signal may arrive before or within training: what follows then is an end, or a result with a warning.
+    assert child.returncode in (0, 130)
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+def test_a_reader_who_leaves_early_causes_no_noise(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cfiv.cli", "--help"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.stderr is not None
+    with child.stderr:
+        assert child.stderr.read() == ""
+    assert child.wait(timeout=60) == 1
