@@ -38,6 +38,7 @@ class Penalties:
             # Real also holds numpy's numbers, which grids of a search are made of.
             if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
                 raise ParameterError(f"{field.name} must be finite and >= 0, got {value!r}")
+            object.__setattr__(self, field.name, float(value))
 
 
 @dataclass(frozen=True)

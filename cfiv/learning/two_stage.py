@@ -165,14 +165,16 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
             loss, _ = second_stage(fixed, layer)
             _descend(loss, [opt.covariate])
     learners = [opt.treatment] if training.covariate_steps else [opt.treatment, opt.covariate]
+    solved = None
     for _ in range(training.stage2_steps):
         features, v = predicted(networks.treatment(batch.stage1.treatment))
-        loss, u = second_stage(features, layer)
-        _descend(loss, learners)
-    if backbone_first or not training.stage2_steps:
+        solved = (*second_stage(features, layer), v)
+        _descend(solved[0], learners)
+    if solved is None or backbone_first:
         with torch.no_grad():
             features, v = predicted(networks.treatment(batch.stage1.treatment))
-            loss, u = second_stage(features, stage2)
+            solved = (*second_stage(features, stage2), v)
+    loss, u, v = solved
     return replace(state, first_stage=v, structural=u), StepInfo(loss1.detach(), loss.detach())
 
 

@@ -24,7 +24,7 @@ from cfiv.learning.whole_sample import (
     second_stage_moments,
     squared_errors,
 )
-from cfiv.numerics.least_squares import ridge_path
+from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
 
 Ended = Literal["finished", "stopped early", "interrupted", "diverged"]

@@ -10,7 +10,8 @@ from torch import Tensor
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.two_stage import Networks
-from cfiv.numerics.least_squares import Moments, accumulate, moments, solve, solve_moments, with_intercept
+from cfiv.numerics.least_squares import solve, with_intercept
+from cfiv.numerics.moments import Moments, accumulate, moments, solve_moments
 from cfiv.numerics.two_stage import Structure, structural_features
 
 #: Rows whose features are held at once.

@@ -3,7 +3,7 @@
 Source: National Institute of Standards and Technology, Statistical Reference Datasets, Linear Least Squares Regression,
 https://www.itl.nist.gov/div898/strd/lls/lls.shtml (public domain). Longley (1967), JASA 62, 819-841; Wampler (1970), JASA 65,
 549-565; Filippelli, A., NIST. The numbers are exact decimals and are kept as fractions, so that a design is rounded to floating
-point once. ``test_least_squares.py`` shows by exact arithmetic that every certified vector is the least-squares solution of its
+point once. ``test_factorisation.py`` shows by exact arithmetic that every certified vector is the least-squares solution of its
 data, so a wrong digit in either cannot stay unnoticed.
 
 The intercept is the last coefficient, as :func:`cfiv.numerics.least_squares.with_intercept` has it (NIST puts it first).
