@@ -1,4 +1,4 @@
-"""IVData: the arrays of an instrumental-variable problem, each in its role. Tables become arrays and arrays become tensors here."""
+"""IVData: the arrays of an instrumental-variable problem, each in its role. Only here do tables become arrays and tensors."""
 
 from __future__ import annotations
 
@@ -88,6 +88,18 @@ class IVData:
     def __len__(self) -> int:
         return int(self.treatment.shape[0])
 
+    def check_observed(self, purpose: str) -> None:
+        """Raise unless outcome and instruments are there.
+
+        Raises
+        ------
+        DataError
+            If one of them is missing.
+        """
+        for role in ("outcome", "instruments"):
+            if getattr(self, role) is None:
+                raise DataError(f"{purpose} needs {role}, got none: give IVData({role}=...) or name the {role}'s columns")
+
     def check_fittable(self) -> None:
         """Raise unless the data can identify anything at all.
 
@@ -96,9 +108,7 @@ class IVData:
         DataError
             If the outcome or the instruments are missing, or a treatment, an instrument or the outcome does not vary.
         """
-        for role in ("outcome", "instruments"):
-            if getattr(self, role) is None:
-                raise DataError(f"fitting needs {role}, got none: give IVData({role}=...) or name the {role}'s columns")
+        self.check_observed("fitting")
         if len(self) < 2:
             raise DataError(f"fitting needs at least 2 rows, got {len(self)}")
         assert self.names is not None
@@ -111,7 +121,8 @@ class IVData:
                 culprits = [role] if constant.all() else []
             if culprits:
                 raise DataError(
-                    f"{role} {_listing(culprits)} is constant over {len(self)} rows and identifies nothing: drop it or use data in which it varies"
+                    f"{role} {_listing(culprits)} is constant over {len(self)} rows and identifies nothing: drop it or use "
+                    "data in which it varies"
                 )
 
 
@@ -137,7 +148,10 @@ def read_table(table: object) -> pd.DataFrame:
             )
         table = table.frame
     if isinstance(table, Mapping):
-        table = pd.DataFrame(dict(table))
+        try:
+            table = pd.DataFrame(dict(table))
+        except ValueError as error:
+            raise DataError(f"a mapping must hold columns of one length, got one that makes no table: {error}") from None
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
     else:
@@ -157,8 +171,9 @@ def _from_narwhals(table: object) -> pd.DataFrame:
         native = nw.from_native(table)  # type: ignore[call-overload]
     except TypeError:
         raise DataError(
-            f"a table is needed (pandas, polars, anything narwhals reads, or a mapping of columns), got {type(table).__name__}; "
-            "give arrays as IVData(outcome=..., treatment=..., instruments=..., covariates=...)"
+            "a table is needed (pandas, polars, anything narwhals reads, or a mapping of columns), got "
+            f"{type(table).__name__}; give arrays as "
+            "IVData(outcome=..., treatment=..., instruments=..., covariates=...)"
         ) from None
     if isinstance(native, nw.LazyFrame):
         native = native.collect()
@@ -166,7 +181,11 @@ def _from_narwhals(table: object) -> pd.DataFrame:
     columns = {}
     for name in native.columns:
         column = native[name]
-        columns[name] = column.to_numpy() if column.dtype.is_numeric() else pd.Series(column.to_list())
+        if column.dtype.is_numeric():
+            columns[name] = column.to_numpy()
+        else:
+            categorical = column.dtype in (nw.Categorical, nw.Enum)
+            columns[name] = pd.Series(column.to_list(), dtype="category" if categorical else None)
     return pd.DataFrame(columns)
 
 

@@ -1,8 +1,9 @@
 """Roles by formula or by column name, and the fitted encoding that turns new rows into the same columns.
 
-``"sales ~ time + emotion + [price ~ fuel]"`` reads: the outcome ``sales`` depends on the covariates ``time`` and ``emotion`` and on the
-treatment ``price``, for which ``fuel`` is the instrument. formulaic parses and materialises; what is ours is the assignment of
-roles, joint dropping of rows with gaps *before* any transform learns its state, checks, and a state that can be saved.
+``"sales ~ time + emotion + [price ~ fuel]"`` reads: the outcome ``sales`` depends on the covariates ``time`` and ``emotion``
+and on the treatment ``price``, for which ``fuel`` is the instrument. formulaic parses and materialises; what is ours is the
+assignment of roles, joint dropping of rows with gaps *before* any transform learns its state, checks, and a state that can be
+saved.
 
 Terms may use columns, arithmetic and the transforms in :data:`TRANSFORMS`, nothing else, so that a formula read from a model
 file cannot run code of its author's choosing.
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import re
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any, Literal
 
 import numpy as np
@@ -33,13 +37,32 @@ Missing = Literal["drop", "raise"]
 
 #: The functions that a formula may call.
 TRANSFORMS = frozenset(
-    ("C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp10", "exp2", "log", "log10", "log2", "poly", "scale")
-    + tuple(f"np.{name}" for name in ("abs", "clip", "cos", "exp", "log", "log1p", "maximum", "minimum", "sign", "sin", "sqrt"))
+    # Without exp10, which formulaic 1.2 computes as x ** 10.
+    (
+        *("C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp2", "log", "log10", "log2", "poly", "scale"),
+        *(
+            "np.abs",
+            "np.clip",
+            "np.cos",
+            "np.exp",
+            "np.log",
+            "np.log1p",
+            "np.maximum",
+            "np.minimum",
+            "np.sign",
+            "np.sin",
+            "np.sqrt",
+        ),
+    )
 )
 _CODE = (
     *(ast.Expression, ast.Call, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Load, ast.keyword),
     *(ast.operator, ast.unaryop, ast.cmpop, ast.Tuple, ast.List),
 )
+#: Text in a term, such as extrapolation='clip': plain words. Quotes, backslashes and backticks inside text mean one thing to
+#: our check and another to formulaic, which pastes them into code, so that a term could hide what it runs.
+_PLAIN_TEXT = re.compile(r"'[\w .-]*'|\"[\w .-]*\"")
+_QUOTED_NAME = re.compile(r"`([^`]*)`")
 
 
 @dataclass(frozen=True)
@@ -81,8 +104,8 @@ class Roles:
             parser = DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
             parsed = Formula(formula, _parser=parser)
             left, right = parsed.lhs, parsed.rhs
-        except (FormulaicError, AttributeError, SyntaxError) as error:
-            reason = str(error).splitlines()[0] if isinstance(error, FormulaicError) else "it needs an outcome and a '~'"
+        except (FormulaicError, AttributeError, IndexError, SyntaxError, NotImplementedError) as error:
+            reason = "it needs an outcome and a '~'" if isinstance(error, AttributeError) else str(error).splitlines()[0]
             raise FormulaError(f"the formula {formula!r} cannot be read: {reason}; {hint}") from None
         if not getattr(right, "deps", None):
             raise FormulaError(f"the formula {formula!r} names no instruments: {hint}")
@@ -90,9 +113,19 @@ class Roles:
             raise FormulaError(f"the formula {formula!r} must have one outcome, got {len(left)}: {hint}")
         # formulaic puts a placeholder "<term>_hat" among the covariates for each term before the inner "~".
         endogenous = [term for stage in right.deps for term in stage.lhs]
-        placeholders = {f"{str(term).strip('`')}_hat" for term in endogenous}
-        exogenous = [_text(term) for term in right.root if str(term).strip("`") not in placeholders]
-        treatment = [_text(term) for term in endogenous]
+        placeholders = {f"{term}_hat" for term in endogenous}
+        for name in placeholders:
+            if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", formula):
+                raise FormulaError(
+                    f"the formula {formula!r} uses the reserved name {name!r}: rename that column, or give names instead"
+                )
+        if any(len(term.factors) > 1 and placeholders & {factor.expr for factor in term.factors} for term in right.root):
+            raise FormulaError(
+                f"the formula {formula!r} multiplies the brackets by a term: put the products inside, as in "
+                "'[price + price:time ~ fuel + fuel:time]'"
+            )
+        exogenous = [_text(term) for term in right.root if not placeholders & {factor.expr for factor in term.factors}]
+        treatment = [_text(term) for term in endogenous if str(term) != "1"]
         instruments = list(dict.fromkeys(_text(term) for stage in right.deps for term in stage.rhs if str(term) != "1"))
         covariates = [term for term in exogenous if term != "1"]
         if not treatment or not instruments:
@@ -124,13 +157,15 @@ class Roles:
             ("instruments", instruments),
             ("covariates", covariates),
         ):
-            names = [given] if isinstance(given, str) else list(given or ())
+            names: list[Any] = [given] if isinstance(given, str) else list(given or ())
             if not names and role != "covariates":
                 raise FormulaError(f"no {role} named: give a formula, or {role}={'...' if role == 'outcome' else '[...]'}")
             if any(not isinstance(name, str) or "`" in name for name in names):
                 raise FormulaError(f"{role} must be column names (text without backticks), got {names!r}")
             parts[role] = " + ".join(f"`{name}`" for name in names) or None
-        assert parts["outcome"] and parts["treatment"] and parts["instruments"]
+        assert parts["outcome"]
+        assert parts["treatment"]
+        assert parts["instruments"]
         return cls(parts["outcome"], parts["treatment"], parts["instruments"], parts["covariates"], weights)
 
 
@@ -156,7 +191,9 @@ class PartState:
 
     def matrix(self, frame: pd.DataFrame) -> Array:
         """The part's columns at the rows of ``frame``, shape (n, len(columns))."""
-        ready = _categorised(_numeric(frame, _variables(self.formula), self.formula), self.levels)
+        variables = _variables(self.formula)
+        _require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
+        ready = _categorised(_numeric(frame, variables, self.formula), self.levels)
         return _materialise(self.formula, ready, self.transform_state)[0]
 
 
@@ -202,18 +239,19 @@ class TableEncoder:
         self._check_complete(frame, self.columns, needed_for="predictions")
         return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
 
-    def observations(self, frame: pd.DataFrame) -> IVData:
-        """Every role at new rows, for held-out criteria. Raises as :meth:`inputs` does."""
+    def observations(self, frame: pd.DataFrame, *, missing: Missing = "drop") -> IVData:
+        """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
         weights = self.roles.weights
         parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
         names = [name for part in parts for name in _variables(part.formula)] + ([weights] if weights else [])
-        self._check_complete(frame, list(dict.fromkeys(names)), needed_for="held-out criteria")
+        _require_columns(frame, names, needed_for="held-out criteria")
+        frame = _without_gaps(frame[list(dict.fromkeys(names))], missing, stacklevel=4)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
             instruments=self.instruments.matrix(frame),
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
-            weights=None if weights is None else frame[weights].to_numpy(dtype=np.float64),
+            weights=None if weights is None else _row_weights(frame, weights),
         )
 
     @staticmethod
@@ -227,9 +265,10 @@ class TableEncoder:
             )
 
     def with_treatment(self, frame: pd.DataFrame, value: object) -> pd.DataFrame:
-        """The same rows with the treatment columns set: one number, one per treatment, or a mapping from column to number(s)."""
+        """The same rows with the treatment columns set: to one number, one each, or a mapping from column to number(s)."""
         if isinstance(value, Mapping):
-            values = dict(value)
+            # By position, as everywhere: assign would align a Series on its index.
+            values = {name: item if np.ndim(item) == 0 else np.asarray(item) for name, item in value.items()}
         elif np.ndim(value) == 0:  # type: ignore[arg-type]
             values = dict.fromkeys(self.treatment_columns[:1], value)
         else:
@@ -239,9 +278,15 @@ class TableEncoder:
             )
         if set(values) != set(self.treatment_columns):
             raise ParameterError(
-                f"treatment values must cover {_quoted(self.treatment_columns)}, got {value!r}: give one number for each, "
-                "or a mapping from column to number"
+                f"treatment values must cover {_quoted(self.treatment_columns)}, got {shortened(value)}: give one number for "
+                "each, or a mapping from column to number, or to one number a row"
             )
+        for name, item in values.items():
+            if np.ndim(item) > 0 and np.shape(item) != (len(frame),):
+                raise ParameterError(
+                    f"treatment values of {name!r} must be one number, or one for each of the {len(frame)} rows, got shape "
+                    f"{np.shape(item)}"
+                )
         return frame.assign(**values)
 
 
@@ -270,7 +315,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     if roles.weights is not None and roles.weights not in used:
         used.append(roles.weights)
     _require_columns(frame, used, needed_for="the roles")
-    frame = _without_gaps(frame[used], missing)
+    frame = _without_gaps(frame[used], missing, stacklevel=5)
     states, arrays = {}, {}
     for role, part in parts.items():
         states[role], arrays[role] = _fit_part(frame, part)
@@ -281,7 +326,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         )
     weights = None
     if roles.weights is not None:
-        weights = _numeric(frame, (roles.weights,), f"`{roles.weights}`")[roles.weights].to_numpy(dtype=np.float64)
+        weights = _row_weights(frame, roles.weights)
     data = IVData(
         outcome=outcome[:, 0],
         treatment=arrays["treatment"],
@@ -325,7 +370,11 @@ def _check_roles(variables: Mapping[str, Sequence[str]], roles: Roles) -> None:
             )
 
 
-def _without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
+def _row_weights(frame: pd.DataFrame, name: str) -> Array:
+    return _numeric(frame, (name,), f"`{name}`")[name].to_numpy(dtype=np.float64)
+
+
+def _without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> pd.DataFrame:
     gaps = frame.isna()
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
@@ -335,7 +384,9 @@ def _without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
         raise DataError(f"{int(rows.sum())} of {len(frame)} rows have gaps ({counts}): fill them, or use missing='drop'")
     if rows.all():
         raise DataError(f"all {len(frame)} rows have gaps ({counts}): nothing is left; fill them or drop the column")
-    warnings.warn(f"dropped {int(rows.sum())} of {len(frame)} rows with gaps ({counts})", MissingRowsWarning, stacklevel=5)
+    warnings.warn(
+        f"dropped {int(rows.sum())} of {len(frame)} rows with gaps ({counts})", MissingRowsWarning, stacklevel=stacklevel
+    )
     return frame[~rows].reset_index(drop=True)
 
 
@@ -369,6 +420,11 @@ def _materialise(
         with np.errstate(all="ignore"):
             table = spec.get_model_matrix(frame, context={})
     except (FormulaicError, ValueError, TypeError, ArithmeticError) as error:
+        if "extrapolation" in str(error) and state:
+            raise DataError(
+                f"the spline(s) in {formula!r} got values beyond those of training: write bs(..., extrapolation='clip') or "
+                "'extend' in the formula, or drop those rows"
+            ) from None
         raise FormulaError(f"the term(s) {formula!r} cannot be evaluated: {str(error).splitlines()[0]}") from None
     fitted = table.model_spec
     table = pd.DataFrame(table).drop(columns="Intercept")
@@ -378,8 +434,8 @@ def _materialise(
         column = int((~finite).any(axis=0).argmax())
         bad = ~finite[:, column]
         raise DataError(
-            f"{table.columns[column]!r} is infinite or undefined in {int(bad.sum())} of {len(bad)} rows (first: row {int(bad.argmax())}): "
-            "drop those rows or choose another transform"
+            f"{table.columns[column]!r} is infinite or undefined in {int(bad.sum())} of {len(bad)} rows (first: row "
+            f"{int(bad.argmax())}): drop those rows or choose another transform"
         )
     return matrix, tuple(str(name) for name in table.columns), fitted.transform_state
 
@@ -387,7 +443,7 @@ def _materialise(
 def _numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.DataFrame:
     """The raw columns of a part as float64, or as categories where the part uses them as such."""
     allowed = _categorical_variables(formula)
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in variables:
         column = frame[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
@@ -410,19 +466,30 @@ def _numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.
                     f"pandas.to_numeric, or mark it as categories with C({name}) in the formula or astype('category')"
                 )
             columns[name] = converted
+        if columns[name].dtype == np.float64:
+            # Before a transform learns from it: one infinity would make a whole centred column undefined.
+            infinite = np.isinf(columns[name].to_numpy())
+            if infinite.any():
+                raise DataError(
+                    f"column {name!r} is infinite in {int(infinite.sum())} of {len(infinite)} rows (first: row "
+                    f"{int(infinite.argmax())}): drop those rows or mend their values"
+                )
     return pd.DataFrame(columns)
 
 
 def _categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
     """Columns used as categories, with the categories of training; unseen ones are refused."""
     for name, known in levels.items():
-        unseen = [level for level in frame[name].unique().tolist() if level not in known]
+        # By equality of values, whatever their type: a category True may come back as 1, or 2 as 2.0.
+        positions = {level: position for position, level in enumerate(known)}
+        codes = [positions.get(level, -1) for level in frame[name].tolist()]
+        unseen = list(dict.fromkeys(level for level, code in zip(frame[name].tolist(), codes, strict=True) if code < 0))
         if unseen:
             raise DataError(
-                f"column {name!r} has {len(unseen)} categories that training did not see ({_quoted(unseen)}); known are {_quoted(known)}: "
-                "drop those rows or train with them"
+                f"column {name!r} has {len(unseen)} categories that training did not see ({_quoted(unseen)}); known are "
+                f"{_quoted(known)}: drop those rows or train with them"
             )
-        frame = frame.assign(**{name: pd.Categorical(frame[name], categories=list(known))})
+        frame = frame.assign(**{name: pd.Categorical.from_codes(codes, categories=pd.Index(list(known)))})
     return frame
 
 
@@ -437,7 +504,16 @@ def _require_columns(frame: pd.DataFrame, names: Sequence[str], *, needed_for: s
 
 def _variables(formula: str) -> tuple[str, ...]:
     """Raw columns that a part uses, in the order of their first use."""
-    return tuple(dict.fromkeys(name for factor in _factors(formula) for name in _columns(factor)))
+    factors = _factors(formula)
+    names = tuple(dict.fromkeys(name for factor in factors for name in _columns(factor)))
+    in_code = {name for factor in factors if factor.eval_method is Factor.EvalMethod.PYTHON for name in _columns(factor)}
+    for name in sorted(in_code):
+        clashing = [
+            other for other in names if other != name and _identifier(name) in (other, other in in_code and _identifier(other))
+        ]
+        if clashing:
+            raise FormulaError(f"columns {name!r} and {clashing[0]!r} cannot be told apart in {formula!r}: rename one of them")
+    return names
 
 
 def _categorical_variables(formula: str) -> set[str]:
@@ -445,14 +521,14 @@ def _categorical_variables(formula: str) -> set[str]:
 
 
 def _is_category(factor: Factor) -> bool:
-    return factor.expr.startswith("C(")
+    return str(factor.expr).startswith("C(")
 
 
 def _factors(formula: str) -> list[Factor]:
     """The distinct factors of a part's terms, without the constant."""
     try:
         parsed = Formula(f"1 + {formula}")
-    except FormulaicError as error:
+    except (FormulaicError, IndexError, SyntaxError) as error:
         raise FormulaError(f"{formula!r} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(parsed, SimpleFormula):
         raise FormulaError(f"{formula!r} must be a sum of terms without '~' and '|'")
@@ -464,13 +540,7 @@ def _columns(factor: Factor) -> list[str]:
     """Columns in one factor; raises unless it is built from columns, arithmetic and TRANSFORMS."""
     if factor.eval_method is Factor.EvalMethod.LOOKUP:
         return [factor.expr]
-    quoted: dict[str, str] = {}
-    source = re.sub(r"`([^`]*)`", lambda match: quoted.setdefault(match.group(1), f"_column{len(quoted)}"), factor.expr)
-    original = {alias: name for name, alias in quoted.items()}
-    try:
-        tree = ast.parse(source.strip(), mode="eval")
-    except SyntaxError:
-        raise FormulaError(f"the term {factor.expr!r} cannot be read: quote unusual column names with backticks") from None
+    tree, original = _parsed(factor.expr)
     functions: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -485,7 +555,7 @@ def _columns(factor: Factor) -> list[str]:
     for node in ast.walk(tree):
         if id(node) in functions:
             continue
-        if not isinstance(node, _CODE):
+        if not isinstance(node, _CODE) or (isinstance(node, ast.Constant) and not _is_plain(node.value)):
             raise FormulaError(
                 f"formulas may use columns, arithmetic and transforms, got {factor.expr!r}: compute that column first"
             )
@@ -494,12 +564,60 @@ def _columns(factor: Factor) -> list[str]:
     return found
 
 
-def _text(term: Term) -> str:
-    """A term as formula text, with the backticks that formulaic strips from unusual column names."""
-    return ":".join(
-        f"`{factor.expr}`" if factor.eval_method is Factor.EvalMethod.LOOKUP and not factor.expr.isidentifier() else factor.expr
-        for factor in term.factors
+def _is_plain(value: object) -> bool:
+    """Numbers, and text without quotes: within triple quotes they pass as pairs of plain ones."""
+    return (
+        value is None or isinstance(value, (int, float)) or (isinstance(value, str) and "'" not in value and '"' not in value)
     )
+
+
+def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
+    """The syntax tree of a factor, the one that formulaic runs, and the columns behind the names that stand for quoted ones.
+
+    formulaic replaces a quoted name by an identifier, which it draws from numpy's global generator where two would be equal,
+    and files what a transform learned under it: such names are refused, or nothing would be found at prediction.
+    """
+    if re.search(r"['\"\\\\#]", _PLAIN_TEXT.sub("", expression)):
+        raise FormulaError(
+            f"the term {expression!r} has quotes, backslashes or '#' in it: rename the column, or compute that column first"
+        )
+    for name in _QUOTED_NAME.findall(expression):
+        if not name or keyword.iskeyword(name):
+            raise FormulaError(f"the term {expression!r} quotes {name!r}, which python reserves: rename that column")
+    unusual = [name for name in _QUOTED_NAME.findall(expression) if not name.isidentifier()]
+    for name, uses in Counter(map(_identifier, unusual)).items():
+        if uses > 1:
+            raise FormulaError(
+                f"the term {expression!r} quotes {_quoted([n for n in unusual if _identifier(n) == name])}, which cannot be "
+                "told apart: a term may name a quoted column once, so rename it"
+            )
+    original = {_identifier(name): name for name in unusual}
+    source = _QUOTED_NAME.sub(lambda match: f" {_identifier(match.group(1))} ", expression)
+    try:
+        return ast.parse(source.strip(), mode="eval"), original
+    except (SyntaxError, ValueError):
+        raise FormulaError(f"the term {expression!r} cannot be read: quote unusual column names with backticks") from None
+
+
+def _identifier(name: str) -> str:
+    """The identifier that formulaic puts in the place of a quoted column name."""
+    if name.isidentifier():
+        return name
+    identifier = re.sub(r"\W", "_", name)
+    return f"_{identifier}" if identifier[:1].isdigit() else identifier
+
+
+def _text(term: Term) -> str:
+    """A term as formula text, with the backticks and braces that formulaic strips from unusual names and from code."""
+    return ":".join(_factor_text(factor) for factor in term.factors)
+
+
+def _factor_text(factor: Factor) -> str:
+    if factor.eval_method is Factor.EvalMethod.LOOKUP:
+        return factor.expr if factor.expr.isidentifier() else f"`{factor.expr}`"
+    if factor.eval_method is Factor.EvalMethod.PYTHON and not isinstance(_parsed(factor.expr)[0].body, ast.Call):
+        return f"{{{factor.expr}}}"  # or {x**2} would come back as x**2, which formulas read as x
+    return str(factor.expr)
 
 
 def _quoted(names: Sequence[object], limit: int = 8) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, Self
 
@@ -29,7 +29,6 @@ from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
 
-
 #: Peak learning rates that "auto" stands for, on flat inputs and on images.
 RATE, IMAGE_RATE = 0.04, 3e-4
 
@@ -38,14 +37,15 @@ class DFIV(StructuralEstimator):
     """Deep feature instrumental variable regression, with last layers solved in closed form at every step.
 
     Estimates ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0`` as ``h(t, x) = u' f(psi(t), xi(x))`` with learned treatment
-    features ``psi`` and covariate features ``xi``. Stage 1 predicts ``psi(T)`` from learned features ``phi(Z, X)``; stage 2 regresses
-    the outcome on ``f`` at those predictions. Each regression is a closed form with penalties on the *mean* squared error
+    features ``psi`` and covariate features ``xi``. Stage 1 predicts ``psi(T)`` from learned features ``phi(Z, X)``; stage 2
+    regresses the outcome on ``f`` at those predictions. Each regression is a closed form with penalties on the *mean* squared
+    error
 
         V = argmin  mean_1 |psi(T) - V' [phi, 1]|^2 + ridge1 |V|^2 + lambda |V - V_prev|^2     (lambda1, then lambda12)
         u = argmin  mean_2 (Y - u' f)^2             + ridge2 |u|^2 + lambda2 |u - u_prev|^2,
 
-    so only the features are trained by gradients, on minibatches. The rows are split in two samples, one a stage; then the samples
-    swap roles and the two structural functions are averaged.
+    so only the features are trained by gradients, on minibatches. The rows are split in two samples, one a stage; then the
+    samples swap roles and the two structural functions are averaged.
 
     Parameters
     ----------
@@ -58,12 +58,13 @@ class DFIV(StructuralEstimator):
     missing : {"drop", "raise"}
         What to do with rows that have gaps in any column used.
     treatment_network, instrument_network, covariate_network : None, factory or Module
-        ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input width
-        (or image shape) to a module; a module is copied and re-initialised from ``random_state``.
+        ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input
+        width (or image shape) to a module; a module is copied and re-initialised from ``random_state``.
     structure : {"product", "additive"}
         ``f = [psi, 1] (x) [xi, 1]``, where effects vary with the covariates, or ``f = [psi, xi, 1]``.
     lambda1, lambda2, lambda12 : float
-        Proximal penalties of V in stage 1, of u, and of V in stage 2, where they stand at the end of training (they rise to it).
+        Proximal penalties of V in stage 1, of u, and of V in stage 2, where they stand at the end of training (they rise to
+        it).
     ridge1, ridge2 : float
         Ridge penalties of V and u.
     batch_size : int, "auto" or None
@@ -71,13 +72,13 @@ class DFIV(StructuralEstimator):
     steps : int
         Steps of training, each with one batch of either sample.
     learning_rate : "auto", float or (float, float, float)
-        Peak rate of Adam, of all networks or of treatment, instrument and covariate network. "auto" is 0.04, and 0.0003 for a network
-        whose input is an image: wide layers need small steps.
+        Peak rate of Adam, of all networks or of treatment, instrument and covariate network. "auto" is 0.04, and 0.0003 for a
+        network whose input is an image: wide layers need small steps.
     weight_decay : float or (float, float, float)
         Decoupled weight decay, likewise.
     standardise : bool
-        Compute on outcome, treatment, instruments and covariates of mean zero and unit variance; results are in the user's units
-        either way. Penalties and rates are meant for True.
+        Compute on outcome, treatment, instruments and covariates of mean zero and unit variance; results are in the user's
+        units either way. Penalties and rates are meant for True.
     swap : bool
         Fit again with the samples swapped and average.
     fits : int
@@ -202,10 +203,10 @@ class DFIV(StructuralEstimator):
     def original(cls, formula: str | None = None, **overrides: Any) -> Self:
         """DFIV as Xu et al. 2021 configured it for the demand design; any argument may be overridden.
 
-        Ridge 0.1 in both stages, no proximal term, full batches, 50/50 split used once, Adam at 1e-3 for 100 rounds of 20 stage-1
-        steps, 20 covariate steps and one stage-2 step, weight decay on the covariate network, ReLU networks with batch
-        normalisation, nothing standardised. Its weight decay of 0.1 sits beside a loss that is *summed* over the rows; beside our
-        mean that is 0.1 / 2500 for the 5000 rows of the demand design.
+        Ridge 0.1 in both stages, no proximal term, full batches, 50/50 split used once, Adam at 1e-3 for 100 rounds of 20
+        stage-1 steps, 20 covariate steps and one stage-2 step, weight decay on the covariate network, ReLU networks with batch
+        normalisation, nothing standardised. Its weight decay of 0.1 sits beside a loss that is *summed* over the rows; beside
+        our mean that is 0.1 / 2500 for the 5000 rows of the demand design.
         """
         arguments: dict[str, Any] = {
             "treatment_network": nets.original_treatment_network,
@@ -258,7 +259,7 @@ class DFIV(StructuralEstimator):
         problem = _Problem.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
-        self.fits_ = []
+        fits: list[TwoStageFit] = []
         history: list[dict[str, Any]] = []
         swaps = (False, True) if self.swap and self._options().split is not None else (False,)
         generators = np.random.default_rng(self.random_state).spawn(self.fits)
@@ -269,24 +270,27 @@ class DFIV(StructuralEstimator):
                 for swapped, fit_generator in zip(swaps, fit_generators, strict=True):
                     samples = (second, first) if swapped else (first, second)
                     try:
-                        fitted = self._fit_once(problem, samples, fit_generator, bar.update)
+                        fitted = _on_cpu(self._fit_once(problem, samples, fit_generator, bar.update, warn=not fits))
                     except KeyboardInterrupt:
-                        if not self.fits_:
+                        if not fits:
                             raise
                         warnings.warn(
-                            f"training was interrupted before the first step of fit {len(self.fits_) + 1}; what was fitted before "
+                            f"training was interrupted before the first step of fit {len(fits) + 1}; what was fitted before "
                             "is kept and usable",
                             TrainingWarning,
                             stacklevel=3,
                         )
-                        return self._estimated(problem, history, interrupted=True)
-                    self.fits_.append(fitted)
+                        return self._estimated(problem, fits, history, interrupted=True)
+                    fits.append(fitted)
                     history += [{"fit": number, "swapped": swapped, **record} for record in fitted.history]
                     if fitted.ended == "interrupted":
-                        return self._estimated(problem, history, interrupted=True)
-        return self._estimated(problem, history)
+                        return self._estimated(problem, fits, history, interrupted=True)
+        return self._estimated(problem, fits, history)
 
-    def _estimated(self, problem: _Problem, history: list[dict[str, Any]], *, interrupted: bool = False) -> Estimate:
+    def _estimated(
+        self, problem: _Problem, fits: list[TwoStageFit], history: list[dict[str, Any]], *, interrupted: bool = False
+    ) -> Estimate:
+        self.fits_ = fits
         components = tuple(problem.component(fitted) for fitted in self.fits_)
         reduced_form = _ReducedForm(
             tuple(self.fits_),
@@ -298,7 +302,13 @@ class DFIV(StructuralEstimator):
         return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history))
 
     def _fit_once(
-        self, problem: _Problem, samples: tuple[Tensor, Tensor], generator: np.random.Generator, on_step: Callable[[], object]
+        self,
+        problem: _Problem,
+        samples: tuple[Tensor, Tensor],
+        generator: np.random.Generator,
+        on_step: Callable[[], object],
+        *,
+        warn: bool,
     ) -> TwoStageFit:
         holdout_generator, batch_generator, network_generator = generator.spawn(3)
         options = self._options()
@@ -321,7 +331,7 @@ class DFIV(StructuralEstimator):
         )
         with nets.seeded(int(network_generator.integers(2**62)), problem.device):
             networks = self._networks(problem)
-            if not self.fits_:
+            if warn:
                 _warn_if_weak(problem.distinct_instruments, networks, problem.sample)
             with nets.suitable_threads(networks.modules()):
                 return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step)
@@ -375,12 +385,12 @@ class DFIV(StructuralEstimator):
         penalties = self._penalties()
         return {
             "Functions averaged": len(self.fits_),
-            "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g} of the outcome's variance"
+            "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
             if np.isfinite(heldout).all()
             else "not held out",
             "Training": f"{self.steps} steps, {' and '.join(ends)}",
-            "Proximal penalties": f"lambda1 {penalties.lambda1:g}, lambda2 {penalties.lambda2:g}, lambda12 {penalties.lambda12:g}",
-            "Ridge penalties": f"ridge1 {penalties.ridge1:g}, ridge2 {penalties.ridge2:g}",
+            "Proximal penalties": _listed(penalties, "lambda1", "lambda2", "lambda12"),
+            "Ridge penalties": _listed(penalties, "ridge1", "ridge2"),
             "Last layers": "refitted on whole samples" if self.report == "refit" else "as training left them",
         }
 
@@ -422,13 +432,11 @@ class _Problem:
         return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
 
     def component(self, fitted: TwoStageFit) -> NetworkComponent:
-        """The fitted function in the user's units, on the cpu."""
-        for module in fitted.networks.modules():
-            module.cpu().requires_grad_(False)
+        """The fitted function in the user's units."""
         return NetworkComponent(
             treatment_network=fitted.networks.treatment,
             covariate_network=fitted.networks.covariate,
-            structural=fitted.structural.cpu(),
+            structural=fitted.structural,
             structure=fitted.structure,
             outcome_scale=self.outcome_scale,
             treatment_scale=self.treatment_scale,
@@ -455,18 +463,29 @@ class _ReducedForm:
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
 
 
+def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
+    """The fit on the cpu, where results live, and its networks frozen."""
+    for module in fitted.networks.modules():
+        module.cpu().requires_grad_(False)
+    return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
+
+
 def _per_network(name: str, given: Any) -> PerNetwork:
     """One number for all networks, or three."""
     values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
-    if len(values) != 3 or any(not (isinstance(v, Real) and math.isfinite(v) and v >= 0) for v in values):
+    if len(values) != 3 or any(not (isinstance(v, Real) and 0.0 <= float(v) < math.inf) for v in values):
         raise ParameterError(
             f"{name} must be one number or three (treatment, instrument, covariate), each finite and >= 0, got {given!r}"
         )
     return float(values[0]), float(values[1]), float(values[2])
 
 
+def _listed(penalties: Penalties, *names: str) -> str:
+    return ", ".join(f"{name} {getattr(penalties, name):g}" for name in names)
+
+
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is cuda where there is one, else cpu.
+    """The device of that name; "auto" is cuda where there is one, else cpu.
 
     Raises
     ------
@@ -496,8 +515,8 @@ def _warn_if_weak(distinct: int, networks: Networks, sample: Sample) -> None:
     if distinct < features + 1:
         warnings.warn(
             f"the instruments take {distinct} distinct values, but {features} treatment features and a constant need at least "
-            f"{features + 1}: without strong covariates the data identify only part of the curve, and its shape between is a guess; "
-            "use a simpler treatment_network (torch.nn.Identity() is linear) or richer instruments",
+            f"{features + 1}: without strong covariates the data identify only part of the curve, and its shape between is a "
+            "guess; use a simpler treatment_network (torch.nn.Identity() is linear) or richer instruments",
             WeakIdentificationWarning,
             stacklevel=5,
         )

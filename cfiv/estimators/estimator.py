@@ -42,7 +42,7 @@ class Estimate:
     history: pd.DataFrame
 
 
-class StructuralEstimator(BaseEstimator, abc.ABC):
+class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
     """Abstract: an estimator of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``. Follows scikit-learn's protocol.
 
     Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing`` and their own
@@ -98,6 +98,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):
         )
         self.history_ = estimate.history
         self._reduced_form = estimate.reduced_form
+        self._instruments = arrays.instruments.shape[1]
         self.n_rows_ = len(arrays)
         self.fit_seconds_ = time.perf_counter() - started
         return self
@@ -115,10 +116,11 @@ class StructuralEstimator(BaseEstimator, abc.ABC):
         return self._fitted().dose_response(grid, rows)
 
     def score(self, data: Any, y: None = None) -> float:
-        """Held-out stage-2 criterion: the share of the outcome's variance that ``E[h(T, X) | Z, X]`` explains; higher is better.
+        """Held-out stage-2 criterion: the share of the outcome's variance that ``E[h(T, X) | Z, X]`` explains.
 
-        ``1 - sum_i w_i (Y_i - Ê[h | Z_i, X_i])^2 / sum_i w_i (Y_i - mean Y)^2``, which needs no truth. It compares estimators and
-        hyper-parameters on the same rows; its level is bounded by how much the instruments explain, not by one.
+        ``1 - sum_i w_i (Y_i - Ê[h | Z_i, X_i])^2 / sum_i w_i (Y_i - mean Y)^2``, which needs no truth. It compares estimators
+        and hyper-parameters on the same rows (higher is better); its level is bounded by how much the instruments explain, not
+        by one.
 
         Parameters
         ----------
@@ -127,13 +129,23 @@ class StructuralEstimator(BaseEstimator, abc.ABC):
         """
         encoder = self._fitted().encoder
         if isinstance(encoder, TableEncoder):
-            arrays = encoder.observations(read_table(data))
+            arrays = encoder.observations(read_table(data), missing=self.missing)
         elif isinstance(data, IVData):
             encoder.inputs(data)
             arrays = data
         else:
             raise DataError(f"the estimator was fitted to arrays: score an IVData, got {type(data).__name__}")
-        arrays.check_fittable()
+        arrays.check_observed("scoring")
+        if arrays.instruments.shape[1] != self._instruments:
+            raise DataError(
+                f"training had {self._instruments} instrument columns, got {arrays.instruments.shape[1]}: give "
+                f"instruments=array of shape (n, {self._instruments})"
+            )
+        if (arrays.outcome == arrays.outcome[0]).all():
+            raise DataError(
+                f"the outcome is the same in all {len(arrays)} rows, so no share of its variance can be explained: score "
+                "rows in which it varies"
+            )
         weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
         centre = np.average(arrays.outcome, weights=weights)
         errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
@@ -163,12 +175,22 @@ class StructuralEstimator(BaseEstimator, abc.ABC):
                 f"give either a formula or column names, got the formula {self.formula!r} and {', '.join(named)}"
             )
         if self.formula is None and not named:
+            if self.weights is not None:
+                raise FormulaError(
+                    f"weights={self.weights!r} names a column, but no other role is named: name all roles, or give "
+                    "IVData(weights=...)"
+                )
             if not isinstance(data, IVData):
                 raise FormulaError(
                     f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
                     "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
                 )
             return ArrayEncoder.fit(data), data
+        if isinstance(data, IVData) and data.weights is not None and self.weights is None:
+            raise DataError(
+                f"the IVData has weights, but this {type(self).__name__} reads columns of its frame: give weights='column', "
+                "or leave the roles out to use the arrays"
+            )
         if self.formula is not None:
             roles = Roles.from_formula(self.formula, weights=self.weights)
         else:

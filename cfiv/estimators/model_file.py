@@ -1,16 +1,17 @@
 """Model files: safetensors with a JSON header. They hold numbers and names, nothing that can run.
 
-Layout of the header, under the metadata key ``cfiv``: format version, library version, estimator, outcome, facts, the encoder, and
-one entry a component. Tensors are named ``<component>/<what>/<parameter>``; complex numbers would have to be viewed as real.
+Layout of the header, under the metadata key ``cfiv``: format version, library version, estimator, outcome, facts, the
+encoder, and one entry a component. Tensors are named ``<component>/<what>/<parameter>``; complex numbers would have to be
+viewed as real.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
 from cfiv.formula import PartState, Roles, TableEncoder
 from cfiv.learning.architecture import describe, rebuild
-from cfiv.learning.networks import build
+from cfiv.learning.networks import seeded
 
 #: Raised whenever an older library could not read what a newer one writes.
 FORMAT_VERSION = 1
@@ -68,7 +69,8 @@ def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> N
             raise
     except OSError as error:
         raise OutputError(
-            f"the model cannot be written to {os.fspath(path)!r}: {error.strerror or error}; choose a folder that exists and is writable"
+            f"the model cannot be written to {os.fspath(path)!r}: {error.strerror or error}; choose a folder that exists and "
+            "is writable"
         ) from error
 
 
@@ -83,19 +85,24 @@ def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> 
             metadata = file.metadata() or {}
             header = json.loads(metadata["cfiv"])
             if not isinstance(header["format"], int):
-                raise TypeError
+                raise TypeError(f"format {header['format']!r}")
             if header["format"] > FORMAT_VERSION:
                 raise ModelFileError(
-                    f"{name!r} has format {header['format']} of cfiv {header['cfiv']}, and this cfiv {cfiv.__version__} reads up to "
-                    f"format {FORMAT_VERSION}: install cfiv {header['cfiv']} or newer"
+                    f"{name!r} has format {header['format']} of cfiv {header['cfiv']}, and this cfiv {cfiv.__version__} "
+                    f"reads up to format {FORMAT_VERSION}: install cfiv {header['cfiv']} or newer"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        encoder = _encoder_from_data(header["encoder"], tensors)
+        shapes = _input_shapes(encoder)
+        with seeded(0, torch.device("cpu")):  # layers draw weights before they get the file's
+            components = tuple(
+                _component_from_data(data, f"component{i}", tensors, networks, shapes)
+                for i, data in enumerate(header["components"])
+            )
         return StructuralFunction(
             estimator=header["estimator"],
-            components=tuple(
-                _component_from_data(data, f"component{i}", tensors, networks) for i, data in enumerate(header["components"])
-            ),
-            encoder=_encoder_from_data(header["encoder"], tensors),
+            components=components,
+            encoder=encoder,
             outcome=header["outcome"],
             facts=header["facts"],
         )
@@ -137,7 +144,11 @@ def _component_to_data(component: Component, place: str, tensors: dict[str, Tens
 
 
 def _component_from_data(
-    data: Mapping[str, Any], place: str, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+    data: Mapping[str, Any],
+    place: str,
+    tensors: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Component:
     if data["kind"] == "linear":
         return LinearComponent(data["constant"], tensors[f"{place}/treatment"].numpy(), tensors[f"{place}/covariates"].numpy())
@@ -154,17 +165,21 @@ def _component_from_data(
             key.removeprefix(f"{place}/{role}/"): value for key, value in tensors.items() if key.startswith(f"{place}/{role}/")
         }
         if "custom" in description:
-            module = _custom(role, description["custom"], given, tensors[f"{place}/{role}_scale/mean"])
+            module = _custom(role, description["custom"], given, shapes[role])
         else:
             module = rebuild(description)
+        # Before the weights come in: a float32 module would round those of a float64 one.
+        module = module.to(torch.float64 if data["double"] else torch.float32)
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
+            if "custom" not in description:
+                raise
             raise ModelFileError(
-                f"the {role} network given does not fit the file's weights: {str(error).splitlines()[-1].strip()}"
+                f"the {role} network given does not fit the file's weights: {str(error).splitlines()[-1].strip()}; give the "
+                "architecture that was trained"
             ) from error
-        dtype = torch.float64 if data["double"] else torch.float32
-        return module.to(dtype).eval().requires_grad_(False)
+        return module.eval().requires_grad_(False)
 
     def scale(name: str) -> Standardiser:
         return Standardiser(tensors[f"{place}/{name}/mean"].numpy(), tensors[f"{place}/{name}/scale"].numpy())
@@ -183,19 +198,36 @@ def _component_from_data(
     )
 
 
-def _custom(role: str, name: str, given: Mapping[str, Any], mean: Tensor) -> nn.Module:
+def _input_shapes(encoder: TableEncoder | ArrayEncoder) -> dict[str, tuple[int, ...]]:
+    """The shape of one input of each network, as factories were given it in training."""
+    if isinstance(encoder, ArrayEncoder):
+        return {"treatment": encoder.treatment_shape, "covariate": (encoder.covariates,)}
+    covariates = () if encoder.covariates is None else encoder.covariates.columns
+    return {"treatment": (len(encoder.treatment.columns),), "covariate": (len(covariates),)}
+
+
+def _custom(role: str, name: str, given: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    """A network of the user's own, with weights still to come."""
     if role not in given:
         raise ModelFileError(
-            f"the file's {role} network is a {name}, whose code it does not hold: give load(path, networks={{{role!r}: factory}})"
+            f"the file's {role} network is a {name}, whose code it does not hold: give load(path, "
+            f"networks={{{role!r}: factory}})"
         )
     specification = given[role]
     if isinstance(specification, nn.Module):
-        import copy
-
         return copy.deepcopy(specification)
-    network = specification(mean.numel()) if callable(specification) else None
+    try:
+        network = specification(shape[0] if len(shape) == 1 else shape) if callable(specification) else specification
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"networks[{role!r}] makes no network for inputs of shape {shape} ({type(error).__name__}: {error}): give the "
+            f"{name} that was trained"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise ModelFileError(f"networks[{role!r}] must be a module or a factory of one, got {type(specification).__name__}")
+        raise ModelFileError(
+            f"networks[{role!r}] must be a module or a factory of one, got {type(network).__name__}: give the {name} that "
+            "was trained"
+        )
     return network
 
 
@@ -204,7 +236,7 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
         if encoder.reference is not None:
             tensors["reference"] = torch.from_numpy(encoder.reference)
         return {"kind": "array", "treatment_shape": list(encoder.treatment_shape), "covariates": encoder.covariates}
-    reference = []
+    reference: list[dict[str, Any]] = []
     for i, name in enumerate(encoder.reference.columns):
         column = encoder.reference[name]
         if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
@@ -236,13 +268,13 @@ def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         else:
             levels = pd.Series(np.array(column["categories"], dtype=object)[values])
             columns[column["name"]] = levels.astype("category") if column["dtype"] == "category" else levels
-    parts = {role: None if part is None else _part_from_data(part) for role, part in data["parts"].items()}
+    parts = data["parts"]
     return TableEncoder(
         roles=Roles(**data["roles"]),
-        outcome=parts["outcome"],
-        treatment=parts["treatment"],
-        instruments=parts["instruments"],
-        covariates=parts["covariates"],
+        outcome=_part_from_data(parts["outcome"]),
+        treatment=_part_from_data(parts["treatment"]),
+        instruments=_part_from_data(parts["instruments"]),
+        covariates=None if parts["covariates"] is None else _part_from_data(parts["covariates"]),
         treatment_columns=tuple(data["treatment_columns"]),
         reference=pd.DataFrame(columns),
     )
@@ -267,7 +299,7 @@ def _part_from_data(data: Mapping[str, Any]) -> PartState:
 
 
 def _json(value: Any) -> Any:
-    """What a transform learned, as JSON: dictionaries become lists of pairs, since their keys may be numbers. Floats are exact."""
+    """What a transform learned, as JSON, floats exact. Dictionaries become lists of pairs, since their keys may be numbers."""
     if isinstance(value, dict):
         return {"pairs": [[_json(key), _json(item)] for key, item in value.items()]}
     if isinstance(value, np.ndarray):

@@ -53,7 +53,8 @@ class ArrayEncoder:
         width = 0 if data.covariates is None else data.covariates.shape[1]
         if width != self.covariates:
             raise DataError(
-                f"training had {self.covariates} covariate columns, got {width}: give covariates=array of shape (n, {self.covariates})"
+                f"training had {self.covariates} covariate columns, got {width}: give covariates=array of shape (n, "
+                f"{self.covariates})"
             )
         return data.treatment, data.covariates
 
@@ -150,15 +151,20 @@ class StructuralFunction:
         if isinstance(self.encoder, ArrayEncoder):
             values = np.asarray(grid)
             values = values[:, None] if values.ndim == 1 else values
-            covariates = self.encoder.reference if rows is None else self.encoder.inputs(rows)[1]
+            if values.ndim == 0 or len(values) == 0 or tuple(values.shape[1:]) != self.encoder.treatment_shape:
+                raise ParameterError(
+                    f"the grid must hold treatments of shape {self.encoder.treatment_shape}, as in training, got an array of "
+                    f"shape {np.shape(grid)}"
+                )
+            covariates = self.encoder.reference if rows is None else self._inputs(rows)[1]
             estimates = [self._average(value, covariates) for value in values]
             flat = values.reshape(len(values), -1)
             names = ["treatment"] if flat.shape[1] == 1 else [f"treatment{i}" for i in range(flat.shape[1])]
             table = pd.DataFrame(flat, columns=names) if values.ndim == 2 else pd.DataFrame({"treatment": range(len(values))})
             return table.assign(estimate=estimates)
         columns = self.encoder.treatment_columns
-        if isinstance(grid, (Mapping, pd.DataFrame)):
-            table = pd.DataFrame(grid).reset_index(drop=True)
+        if isinstance(grid, Mapping) or (hasattr(grid, "columns") and hasattr(grid, "__getitem__")):
+            table = read_table(grid)
         else:
             values = np.asarray(grid)
             if values.ndim == 1:
@@ -206,7 +212,8 @@ class StructuralFunction:
         if isinstance(self.encoder, ArrayEncoder):
             if not isinstance(rows, IVData):
                 raise DataError(
-                    f"the estimator was fitted to arrays, got {type(rows).__name__}: give predict(treatment=..., covariates=...) or an IVData"
+                    f"the estimator was fitted to arrays, got {type(rows).__name__}: give predict(treatment=..., "
+                    "covariates=...) or an IVData"
                 )
             return self.encoder.inputs(rows)
         return self.encoder.inputs(read_table(rows))
@@ -216,14 +223,21 @@ class StructuralFunction:
         if isinstance(self.encoder, ArrayEncoder):
             if not isinstance(rows, IVData):
                 raise DataError(f"the estimator was fitted to arrays: give an IVData, got {type(rows).__name__}")
-            one = np.asarray(value, dtype=np.float64).reshape(self.encoder.treatment_shape)
+            one = np.asarray(value, dtype=np.float64)
+            if one.ndim == 0 and self.encoder.treatment_shape == (1,):
+                one = one[None]
+            if one.shape != self.encoder.treatment_shape:
+                raise ParameterError(
+                    f"a treatment must have shape {self.encoder.treatment_shape}, as in training, got one of shape {one.shape}"
+                )
             same = np.broadcast_to(one, (len(rows), *one.shape))
             return self._evaluate(*self.encoder.inputs(IVData(treatment=same, covariates=rows.covariates)))
         return self._evaluate(*self.encoder.inputs(self.encoder.with_treatment(read_table(rows), value)))
 
     def _average(self, value: Array, covariates: Array | None) -> float:
         rows = 1 if covariates is None else len(covariates)
-        return float(self._evaluate(np.broadcast_to(value, (rows, *value.shape)), covariates).mean())
+        same = IVData(treatment=np.broadcast_to(value, (rows, *value.shape)), covariates=covariates)
+        return float(self._evaluate(same.treatment, same.covariates).mean())
 
     def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         values = [component.evaluate(treatment, covariates) for component in self.components]

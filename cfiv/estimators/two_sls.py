@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,8 @@ Covariance = Literal["unadjusted", "robust"]
 class TwoStageLeastSquares(StructuralEstimator):
     """Two-stage least squares: ``h(t, x) = c + a' t + b' x`` on the columns that the formula makes.
 
-    With ``D = [1, X, T]`` and ``Q`` the projection on ``[1, X, Z]``, coefficients are ``(D' Q D)^-1 D' Q Y`` (row-weighted where
-    weights are named). Nonlinear terms come from the formula: ``[poly(price, 2) ~ bs(fuel, df=4)]``.
+    With ``D = [1, X, T]`` and ``Q`` the projection on ``[1, X, Z]``, coefficients are ``(D' Q D)^-1 D' Q Y`` (row-weighted
+    where weights are named). Nonlinear terms come from the formula: ``[poly(price, 2) ~ bs(fuel, df=4)]``.
 
     Parameters
     ----------
@@ -93,30 +94,28 @@ class TwoStageLeastSquares(StructuralEstimator):
         exogenous = _exogenous(data.covariates, rows=len(data), intercept=intercept)
         names = (["Intercept"] if intercept else []) + list(data.names.get("covariates", ()))
         weights = None if data.weights is None else pd.Series(data.weights, name="weights")
+        used = (
+            np.ones(len(data), dtype=bool) if data.weights is None else data.weights > 0
+        )  # linearmodels refuses weights of zero
         try:
             model = IV2SLS(
-                pd.Series(data.outcome, name=data.names["outcome"][0]),
-                pd.DataFrame(exogenous, columns=names) if names else None,
-                pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names)),
-                pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names)),
-                weights=weights,
+                pd.Series(data.outcome, name=data.names["outcome"][0])[used],
+                pd.DataFrame(exogenous, columns=names)[used] if names else None,
+                pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names))[used],
+                pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names))[used],
+                weights=None if weights is None else weights[used],
             )
             self.results_ = model.fit(cov_type=self.covariance)
         except ValueError as error:
             raise DataError(
-                f"two-stage least squares cannot be computed: {error}; drop constant or collinear columns, or add stronger instruments"
+                f"two-stage least squares cannot be computed: {error}; drop constant or collinear columns, or add stronger "
+                "instruments"
             ) from error
         self.coefficients_ = _coefficient_table(self.results_)
         values = self.results_.params.to_numpy(dtype=np.float64)
         constant = float(values[0]) if intercept else 0.0
         covariates, treatment = values[int(intercept) : len(names)], values[len(names) :]
-        first = _first_stage(exogenous, data)
-
-        def reduced_form(z: Array, x: Array | None) -> Array:
-            predicted = np.concatenate([_exogenous(x, rows=len(z), intercept=intercept), z], axis=1) @ first
-            fitted: Array = constant + predicted @ treatment
-            return fitted if x is None else fitted + x @ covariates
-
+        reduced_form = _ReducedForm(constant, covariates, treatment, _first_stage(exogenous, data), intercept)
         facts = {
             "Covariance": self.covariance,
             "R-squared": float(self.results_.rsquared),
@@ -124,6 +123,23 @@ class TwoStageLeastSquares(StructuralEstimator):
         }
         component = LinearComponent(constant, treatment, covariates)
         return Estimate((component,), reduced_form, facts, pd.DataFrame())
+
+
+@dataclass(frozen=True, eq=False)
+class _ReducedForm:
+    """``E[h | Z, X]``: the structural function at the treatments that the first stage predicts."""
+
+    constant: float
+    covariates: Array
+    treatment: Array
+    first_stage: Array
+    intercept: bool
+
+    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
+        exogenous = _exogenous(covariates, rows=len(instruments), intercept=self.intercept)
+        predicted = np.concatenate([exogenous, instruments], axis=1) @ self.first_stage
+        fitted: Array = self.constant + predicted @ self.treatment
+        return fitted if covariates is None else fitted + covariates @ self.covariates
 
 
 def _exogenous(covariates: Array | None, *, rows: int, intercept: bool) -> Array:

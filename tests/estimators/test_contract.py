@@ -1,0 +1,422 @@
+"""What every exported estimator must do. A new estimator in ``cfiv.__all__`` is tested here without further ado."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_score
+
+import cfiv
+from cfiv import IVData
+from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.model_file import FORMAT_VERSION
+
+EXPORTED = [getattr(cfiv, name) for name in cfiv.__all__]
+ESTIMATORS = [kind for kind in EXPORTED if isinstance(kind, type) and issubclass(kind, StructuralEstimator)]
+#: Arguments that make a fit short and silent, for those estimators that take them.
+QUICK = {"steps": 3, "progress": False, "random_state": 0}
+
+FORMULA = "y ~ x + [t ~ z]"
+#: Terms that learn, categories, several treatments and several instruments.
+RICH = "y ~ center(x) + C(region) + bs(q, df=4, extrapolation='clip') + [t + s + t:x ~ z + w + z:x]"
+
+#: The same numbers added up in another order.
+ROUNDING = 1e-12
+#: The same fit after float32 training on columns that differ by rounding: a few steps, so differences cannot grow far.
+TRAINED = 1e-3
+
+pytestmark = [pytest.mark.contract, pytest.mark.parametrize("kind", ESTIMATORS, ids=lambda kind: kind.__name__)]
+
+
+def table(n: int = 120, seed: int = 0) -> pd.DataFrame:
+    """Two confounded treatments ``t, s``, their instruments ``z, w``, covariates ``x, q, region`` and row weights ``n``."""
+    generator = np.random.default_rng(seed)
+    frame = pd.DataFrame(generator.normal(size=(n, 6)), columns=["z", "w", "x", "u", "v", "noise"])
+    frame["t"] = frame["z"] + 0.3 * frame["x"] + frame["u"]
+    frame["s"] = frame["w"] + frame["v"]
+    frame["y"] = 2 * frame["t"] - frame["s"] + frame["x"] + frame["u"] + frame["v"] + 0.1 * frame["noise"]
+    frame["q"] = generator.uniform(0, 1, n)
+    frame["n"] = generator.integers(1, 4, n).astype(float)
+    return frame.drop(columns=["u", "v", "noise"]).assign(region=generator.choice(["a & b", "<c>", "d"], n))
+
+
+def make(kind: type, formula: str | None = FORMULA, **arguments: Any) -> Any:
+    parameters = inspect.signature(kind).parameters
+    return kind(formula, **{**{name: value for name, value in QUICK.items() if name in parameters}, **arguments})
+
+
+@functools.cache
+def fitted(kind: type, formula: str = FORMULA) -> Any:
+    """A fitted model to ask things of; tests that fit again make their own."""
+    return make(kind, formula).fit(table())
+
+
+def arrays(frame: pd.DataFrame) -> IVData:
+    return IVData(outcome=frame["y"], treatment=frame["t"], instruments=frame["z"], covariates=frame["x"])
+
+
+def same(one: Any, other: Any) -> None:
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_package_exports_it_with_the_shared_roles(kind: type) -> None:
+    assert {"DFIV", "TwoStageLeastSquares"} <= {kind.__name__ for kind in ESTIMATORS}
+    parameters = inspect.signature(kind).parameters
+    assert list(parameters)[:7] == ["formula", "outcome", "treatment", "instruments", "covariates", "weights", "missing"]
+    assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "formula")
+
+
+# fit
+
+
+def test_fit_returns_the_estimator_with_its_results(kind: type) -> None:
+    model = make(kind)
+    assert model.fit(table()) is model
+    assert isinstance(model.structural_function_, cfiv.StructuralFunction)
+    assert isinstance(model.history_, pd.DataFrame)
+    assert model.n_rows_ == len(table())
+    assert model.fit_seconds_ > 0
+
+
+def global_state() -> list[Any]:
+    return [
+        pickle.dumps(np.random.get_state()),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+        pickle.dumps(random.getstate()),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        np.geterr(),
+        list(warnings.filters),
+        dict(pd.options.mode.__dict__["d"]),
+    ]
+
+
+def test_fitting_saving_and_loading_change_no_argument_no_global_state_and_not_the_data(kind: type, tmp_path: Path) -> None:
+    frame = table()
+    model = make(kind, RICH)
+    arguments, state = dict(model.get_params(deep=False)), global_state()
+    model.fit(frame).score(frame)
+    model.save(tmp_path / "model")
+    cfiv.load(tmp_path / "model").predict(frame)
+    assert global_state() == state
+    assert all(model.get_params(deep=False)[name] is value for name, value in arguments.items())
+    pd.testing.assert_frame_equal(frame, table())
+
+
+def test_fitting_arrays_does_not_write_to_them(kind: type) -> None:
+    given = {
+        role: table()[column].to_numpy(copy=True)
+        for role, column in zip(("outcome", "treatment", "instruments"), "ytz", strict=True)
+    }
+    for array in given.values():
+        array.flags.writeable = False
+    make(kind, None).fit(IVData(**given))
+
+
+def test_the_same_seed_gives_the_same_bits_on_the_same_and_on_another_object(kind: type) -> None:
+    frame = table()
+    first = make(kind, RICH).fit(frame)
+    expected = first.predict(frame)
+    same(first.fit(frame).predict(frame), expected)
+    same(make(kind, RICH).fit(frame).predict(frame), expected)
+
+
+@pytest.mark.parametrize("missing", ["drop", "raise"])
+def test_a_complete_table_gives_the_same_bits_whatever_missing_says(kind: type, missing: str) -> None:
+    same(make(kind, missing=missing).fit(table()).predict(table()), fitted(kind).predict(table()))
+
+
+# The structural function
+
+
+def test_the_estimator_answers_with_its_structural_function(kind: type) -> None:
+    model, frame = fitted(kind, RICH), table(30, seed=1)
+    function = model.structural_function_
+    same(model.predict(frame), function.predict(frame))
+    change = {"treatment_from": [0.0, 1.0], "treatment_to": {"t": 2.0, "s": frame["s"]}}
+    same(model.effect(frame, **change), function.effect(frame, **change))
+    grid = {"t": [0.0, 1.0], "s": [1.0, 0.0]}
+    pd.testing.assert_frame_equal(model.dose_response(grid), function.dose_response(grid))
+    assert str(model.summary()) == str(function.summary())
+
+
+def test_an_effect_is_a_difference_of_predictions_and_needs_no_treatment_column(kind: type) -> None:
+    model, frame = fitted(kind, RICH), table(30, seed=1)
+    effect = model.effect(frame.drop(columns=["t", "s"]), treatment_from=[0.5, -1.0], treatment_to={"s": 3.0, "t": 2.0})
+    same(effect, model.predict(frame.assign(t=2.0, s=3.0)) - model.predict(frame.assign(t=0.5, s=-1.0)))
+
+
+def test_a_dose_response_is_an_average_of_predictions(kind: type) -> None:
+    model, frame = fitted(kind), table(30, seed=1)
+    grid = [-1.0, 0.0, 2.5]
+    for rows, averaged in ((frame, frame), (None, table())):  # the rows of training by default
+        response = model.dose_response(grid, rows)
+        assert response["t"].tolist() == grid
+        np.testing.assert_allclose(
+            response["estimate"], [model.predict(averaged.assign(t=t)).mean() for t in grid], rtol=ROUNDING
+        )
+
+
+@pytest.mark.parametrize("container", [pd.DataFrame, pl.DataFrame, dict])
+def test_a_grid_of_several_treatments_goes_by_name_in_any_container(kind: type, container: Any) -> None:
+    model = fitted(kind, RICH)
+    expected = model.dose_response([[0.0, 5.0], [1.0, 4.0]])["estimate"]
+    same(model.dose_response(container({"s": [5.0, 4.0], "t": [0.0, 1.0]}))["estimate"], expected)
+
+
+def test_a_row_gets_its_own_prediction_whatever_the_rows_around_it(kind: type) -> None:
+    model, frame = fitted(kind, RICH), table()
+    together = model.predict(frame)
+    scale = np.abs(together).max()
+    # Another number of rows may be multiplied in another order, in float32 where features are.
+    np.testing.assert_allclose(model.predict(frame[::-1])[::-1], together, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(model.predict(frame[:1]), together[:1], rtol=0, atol=1e-5 * scale)
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        pytest.param(lambda f: f.to_dict("list"), id="dict of lists"),
+        pytest.param(lambda f: dict(f.items()), id="dict of columns"),
+        pytest.param(lambda f: pl.DataFrame(f.to_dict("list")), id="polars"),
+        pytest.param(lambda f: pl.DataFrame(f.to_dict("list"), schema_overrides={"region": pl.Categorical}), id="category"),
+        pytest.param(lambda f: pa.table(f.to_dict("list")), id="arrow"),
+        pytest.param(lambda f: IVData(treatment=f["t"], frame=f), id="IVData"),
+        pytest.param(lambda f: f[f.columns[::-1]], id="column order"),
+        pytest.param(lambda f: f.assign(extra="text", other=np.nan), id="extra columns"),
+        pytest.param(lambda f: f.set_index(pd.Index([3] * len(f))), id="duplicate index"),
+        pytest.param(lambda f: f.astype({"region": "category"}), id="categories"),
+        pytest.param(lambda f: f.convert_dtypes(), id="nullable dtypes"),
+    ],
+)  # fmt: skip
+def test_the_numbers_of_a_table_matter_and_not_its_container(kind: type, disguise: Any) -> None:
+    frame = table()
+    model = make(kind, RICH).fit(disguise(frame))
+    same(model.predict(disguise(frame)), fitted(kind, RICH).predict(frame))
+    assert model.score(disguise(frame)) == fitted(kind, RICH).score(frame)
+
+
+def test_categories_by_dtype_are_categories_by_formula(kind: type) -> None:
+    frame = table()
+    # With an order of levels and a level that no row has.
+    levels = frame.assign(region=pd.Categorical(frame["region"], categories=["d", "none", "<c>", "a & b"]))
+    by_dtype = make(kind, "y ~ x + region + [t ~ z]").fit(levels)
+    same(by_dtype.predict(levels), make(kind, "y ~ x + C(region) + [t ~ z]").fit(frame).predict(frame))
+
+
+def test_roles_by_name_by_formula_and_by_array_give_the_same_numbers(kind: type) -> None:
+    frame = table()
+    expected = fitted(kind).predict(frame)
+    named = make(kind, None, outcome="y", treatment="t", instruments=["z"], covariates=["x"]).fit(frame)
+    same(named.predict(frame), expected)
+    by_array = make(kind, None).fit(arrays(frame))
+    same(by_array.predict(arrays(frame)), expected)
+    same(by_array.predict(treatment=frame["t"], covariates=frame["x"]), expected)
+    assert by_array.score(arrays(frame)) == fitted(kind).score(frame)
+    same(
+        by_array.effect(arrays(frame), treatment_from=0.0, treatment_to=1.0),
+        named.effect(frame, treatment_from=0.0, treatment_to=1.0),
+    )
+    same(by_array.dose_response([0.0, 1.0])["estimate"], named.dose_response([0.0, 1.0])["estimate"])
+
+
+def test_names_may_hold_any_character(kind: type) -> None:
+    strange = {"y": "log(y) ~ x", "t": "price: £", "z": "my z", "x": "2nd"}
+    model = make(kind, None, outcome=strange["y"], treatment=strange["t"], instruments=strange["z"], covariates=strange["x"])
+    frame = table().rename(columns=strange)
+    same(model.fit(frame).predict(frame), fitted(kind).predict(table()))
+
+
+def test_equal_weights_are_no_weights(kind: type) -> None:
+    frame = table().assign(n=2.0)
+    expected = fitted(kind).predict(frame)
+    np.testing.assert_allclose(make(kind, weights="n").fit(frame).predict(frame), expected, rtol=TRAINED, atol=TRAINED)
+
+
+def test_weights_matter_and_have_a_place_in_an_ivdata_too(kind: type) -> None:
+    frame = table()
+    weighted = make(kind, weights="n").fit(frame).predict(frame)
+    assert not np.allclose(weighted, fitted(kind).predict(frame), rtol=TRAINED)
+    data = IVData(outcome=frame["y"], treatment=frame["t"], instruments=frame["z"], covariates=frame["x"], weights=frame["n"])
+    same(make(kind, None).fit(data).predict(data), weighted)
+
+
+def test_rows_with_gaps_are_dropped_from_the_fit_and_from_the_score(kind: type) -> None:
+    frame = table()
+    holed = pd.concat([frame, frame[:2].assign(x=np.nan)])
+    with pytest.warns(cfiv.MissingRowsWarning, match=r"dropped 2 of 122 rows with gaps \(x: 2\)") as caught:
+        model = make(kind).fit(holed)
+    assert caught[0].filename == __file__  # the warning points at the user's line
+    same(model.predict(frame), fitted(kind).predict(frame))
+    with pytest.warns(cfiv.MissingRowsWarning) as caught:
+        assert model.score(holed) == model.score(frame)
+    assert caught[0].filename == __file__
+
+
+# scikit-learn
+
+
+def test_parameters_can_be_read_set_and_cloned(kind: type) -> None:
+    model = make(kind, weights="n")
+    assert not hasattr(clone(fitted(kind)), "structural_function_")
+    assert clone(model).get_params() == model.get_params()
+    assert set(model.get_params()) == set(inspect.signature(kind).parameters)
+    assert model.set_params(weights=None, missing="raise") is model
+    same(clone(model).fit(table()).predict(table()), fitted(kind).predict(table()))
+    with pytest.raises(ValueError, match="Invalid parameter 'lambda_two'"):
+        model.set_params(lambda_two=1.0)
+
+
+def test_cross_validation_scores_folds_of_a_frame(kind: type) -> None:
+    frame, folds = table(), KFold(3)
+    scores = cross_val_score(make(kind), frame, cv=folds, error_score="raise")
+    expected = [make(kind).fit(frame.iloc[train]).score(frame.iloc[test]) for train, test in folds.split(frame)]
+    same(scores, expected)
+    assert (np.asarray(expected) < 1).all()
+
+
+def test_a_fitted_model_survives_pickling(kind: type) -> None:
+    frame = table()
+    copy = pickle.loads(pickle.dumps(fitted(kind, RICH)))
+    same(copy.predict(frame), fitted(kind, RICH).predict(frame))
+    assert copy.score(frame) == fitted(kind, RICH).score(frame)
+
+
+@pytest.mark.parametrize("ask", [
+    lambda m: m.predict(table()),
+    lambda m: m.effect(table(), treatment_from=0, treatment_to=1),
+    lambda m: m.dose_response([1.0]),
+    lambda m: m.score(table()),
+    lambda m: m.summary(),
+    lambda m: m.save("model"),
+    lambda m: cfiv.compare({"it": m}),
+], ids=["predict", "effect", "dose_response", "score", "summary", "save", "compare"])  # fmt: skip
+def test_asking_before_fitting_is_refused(kind: type, ask: Any) -> None:
+    with pytest.raises(cfiv.NotFittedError, match=rf"this {kind.__name__} has not been fitted: call fit\(data\) first"):
+        ask(make(kind))
+
+
+@pytest.mark.law
+def test_the_score_does_not_depend_on_units_and_falls_when_the_outcome_is_noise(kind: type) -> None:
+    frame = table()
+    model = fitted(kind)
+    metres = make(kind).fit(frame.assign(y=frame["y"] * 1000 + 5))
+    assert metres.score(frame.assign(y=frame["y"] * 1000 + 5)) == pytest.approx(model.score(frame), abs=TRAINED)
+    noise = frame.assign(y=np.random.default_rng(1).normal(size=len(frame)))
+    assert model.score(noise) < 0 < model.score(frame)
+
+
+def test_scoring_needs_an_outcome_that_varies_but_not_a_treatment_that_does(kind: type) -> None:
+    model, frame = fitted(kind), table()
+    assert np.isfinite(model.score(frame.assign(t=1.0, z=0.0)))
+    with pytest.raises(cfiv.DataError, match=r"the outcome is the same in all 120 rows.*score rows in which it varies"):
+        model.score(frame.assign(y=1.0))
+
+
+# Model files
+
+
+def answers(function: Any, frame: pd.DataFrame) -> np.ndarray:
+    effect = function.effect(frame, treatment_from=[0.0, 0.0], treatment_to=[1.0, 2.0])
+    return np.concatenate([function.predict(frame), effect, function.dose_response([[0.0, 1.0]])["estimate"]])
+
+
+def test_a_loaded_model_answers_with_the_same_bits_in_this_and_in_a_new_process(kind: type, tmp_path: Path) -> None:
+    frame, path = table(), tmp_path / "model.safetensors"
+    model = fitted(kind, RICH)
+    model.save(path)
+    loaded = cfiv.load(path)
+    expected = answers(model, frame)
+    same(answers(loaded, frame), expected)
+    assert str(loaded.summary()) == str(model.summary())
+    program = (
+        "import sys; import numpy as np; import cfiv; from tests.estimators.test_contract import answers, table\n"
+        "np.save(sys.argv[2], answers(cfiv.load(sys.argv[1]), table()))"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, path, tmp_path / "answers.npy"], cwd=root, check=True)
+    same(np.load(tmp_path / "answers.npy"), expected)
+
+
+def test_saving_twice_writes_the_same_bytes_and_so_does_saving_what_was_loaded(kind: type, tmp_path: Path) -> None:
+    for name, model in (("one", fitted(kind, RICH)), ("two", fitted(kind, RICH))):
+        model.save(tmp_path / name)
+    cfiv.load(tmp_path / "one").save(tmp_path / "three")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    # The order of tensors and of header entries is part of the file.
+    assert sorted((tmp_path / "three").read_bytes()) == sorted((tmp_path / "one").read_bytes())
+
+
+def test_a_model_file_is_json_and_plain_numbers_to_the_last_byte(kind: type, tmp_path: Path) -> None:
+    fitted(kind, RICH).save(tmp_path / "model")
+    content = (tmp_path / "model").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    assert list(metadata) == ["cfiv"]
+    assert json.loads(metadata["cfiv"])["format"] == FORMAT_VERSION
+    assert {entry["dtype"] for entry in header.values()} <= {"F64", "F32", "I64"}
+    spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert spans[-1][1] == len(content) - 8 - length
+
+
+# What it says of itself
+
+
+def test_the_summary_tells_roles_and_rows_as_text_and_as_html(kind: type) -> None:
+    summary = fitted(kind, RICH).summary()
+    text, html = str(summary), summary._repr_html_()
+    assert repr(summary) == text
+    for part in (kind.__name__, "center(x) + C(region)", "bs(q, df=4, ", "t + s", "z + w", "120"):
+        assert part in text
+        assert part in html
+    assert html.count("<table") == html.count("</table>") > 0
+
+
+def test_the_html_of_a_summary_escapes_names(kind: type) -> None:
+    frame = table().rename(columns={"t": "<b>", "x": "a & b"})
+    html = (
+        make(kind, None, outcome="y", treatment="<b>", instruments="z", covariates="a & b").fit(frame).summary()._repr_html_()
+    )
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html
+    assert "a &amp; b" in html
+
+
+def test_a_comparison_has_a_row_for_each_model_with_score_and_error(kind: type) -> None:
+    frame = table(50, seed=1)
+
+    class Truth:
+        def error(self, model: Any) -> float:
+            return float(((model.predict(frame) - frame["y"]) ** 2).mean())
+
+    models = {"plain": fitted(kind), "weighted": make(kind, weights="n").fit(table())}
+    compared = cfiv.compare(models, data=frame, truth=Truth())
+    assert compared.index.tolist() == ["plain", "weighted"]
+    assert compared["estimator"].tolist() == [kind.__name__] * 2
+    assert compared["rows"].tolist() == [120, 120]
+    assert compared["score"].tolist() == [model.score(frame) for model in models.values()]
+    assert compared["error"].tolist() == [Truth().error(model) for model in models.values()]
+    assert list(cfiv.compare(models)) == ["estimator", "rows", "seconds"]

@@ -1,0 +1,442 @@
+"""Roles by formula and by name, and the encoding that new rows go through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfiv.errors import CfivError, DataError, FormulaError, MissingRowsWarning, ParameterError
+from cfiv.formula import Roles, TableEncoder, fit_encoder
+
+#: Sums of a few products in another order.
+ROUNDING = 1e-14
+
+
+def table(n: int = 40, seed: int = 0) -> pd.DataFrame:
+    """Numbers, a positive number, text, a flag and a column whose name needs quotes."""
+    generator = np.random.default_rng(seed)
+    frame = pd.DataFrame(generator.normal(size=(n, 5)), columns=["y", "t", "z", "x", "fuel price"])
+    return frame.assign(positive=frame["x"].abs() + 0.1, region=generator.choice(list("abc"), n), flag=frame["z"] > 0)
+
+
+def encoder(formula: str, frame: pd.DataFrame, **options: Any) -> TableEncoder:
+    return fit_encoder(frame, Roles.from_formula(formula), **options)[0]
+
+
+def covariates(term: str, frame: pd.DataFrame, new: pd.DataFrame) -> np.ndarray:
+    """The columns that a covariate term makes of new rows, with the state it learned from ``frame``."""
+    columns = encoder(f"y ~ {term} + [t ~ z]", frame).inputs(new)[1]
+    assert columns is not None
+    return columns
+
+
+def refusal(call: Any, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(CfivError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+# Roles
+
+
+@pytest.mark.parametrize(
+    ("formula", "outcome", "treatment", "instruments", "covariates", "intercept"),
+    [
+        ("y ~ [t ~ z]", "y", "t", "z", None, True),
+        ("y ~ x + [t ~ z]", "y", "t", "z", "x", True),
+        ("y ~ 1 + x + [t ~ z1 + z2]", "y", "t", "z1 + z2", "x", True),
+        ("y ~ 0 + x + [t ~ z]", "y", "t", "z", "x", False),
+        ("y ~ x - 1 + [t ~ z]", "y", "t", "z", "x", False),
+        ("y ~ [t + s ~ z + w] + x", "y", "t + s", "z + w", "x", True),
+        ("y ~ x + [t ~ z] + [s ~ w]", "y", "t + s", "z + w", "x", True),
+        ("y ~ a*b + [t + t:a ~ z + z:a]", "y", "t + t:a", "z + z:a", "a + b + a:b", True),
+        ("log(y) ~ C(r) + [poly(t, 2) ~ bs(z, df=4)]", "log(y)", "poly(t, 2)", "bs(z, df=4)", "C(r)", True),
+        ("`my y` ~ `x:1` + log(`a b`) + [`t 1` ~ `z 1`]", "`my y`", "`t 1`", "`z 1`", "`x:1` + log(`a b`)", True),
+        ("y ~ {x**2} + [t ~ {z / 2}]", "y", "t", "{z / 2}", "{x ** 2}", True),
+    ],
+)
+def test_a_formula_gives_every_column_its_role(
+    formula: str, outcome: str, treatment: str, instruments: str, covariates: str | None, intercept: bool
+) -> None:
+    assert Roles.from_formula(formula, weights="w") == Roles(outcome, treatment, instruments, covariates, "w", intercept)
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("y ~ x + t", ["names no instruments", "'y ~ x + t'", "write 'outcome ~ covariates + [treatment ~ instruments]'"]),
+        ("y + v ~ [t ~ z]", ["must have one outcome", "got 2"]),
+        ("~ x + [t ~ z]", ["needs an outcome and a '~'"]),
+        ("", ["needs an outcome and a '~'"]),
+        ("y ~ x + [t ~ z", ["cannot be read", "write 'outcome ~"]),
+        ("y ~ [t ~ ]", ["cannot be read", "write 'outcome ~"]),
+        ("y ~ [[t ~ z] ~ w]", ["cannot be read", "write 'outcome ~"]),
+        ("y ~ x'", ["cannot be read", "write 'outcome ~"]),
+        ("y ~ [1 ~ z]", ["need a treatment and an instrument"]),
+        ("y ~ x * [t ~ z]", ["multiplies the brackets", "[price + price:time ~ fuel + fuel:time]"]),
+        ("y ~ t_hat + [t ~ z]", ["the reserved name 't_hat'", "rename that column"]),
+        (3, ["a formula is text", "got int"]),
+    ],
+)
+def test_a_formula_that_cannot_be_read_is_refused_with_the_way_to_write_it(formula: Any, says: list[str]) -> None:
+    message = refusal(Roles.from_formula, formula)
+    assert [part for part in says if part not in message] == []
+
+
+def test_names_make_the_roles_that_the_formula_makes() -> None:
+    named = Roles.from_names(outcome="y", treatment="t", instruments=["z", "fuel price"], covariates=("x",))
+    written = Roles.from_formula("y ~ x + [t ~ z + `fuel price`]")
+    frame = table()
+    for one, other in zip(
+        vars(fit_encoder(frame, named)[1]).items(), vars(fit_encoder(frame, written)[1]).items(), strict=True
+    ):
+        assert one[0] == other[0]
+        assert str(one[1]) == str(other[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"treatment": None}, ["no treatment named", "treatment=[...]"]),
+        ({"instruments": []}, ["no instruments named", "instruments=[...]"]),
+        ({"outcome": None}, ["no outcome named", "outcome=..."]),
+        ({"covariates": [1]}, ["covariates must be column names", "got [1]"]),
+        ({"outcome": "a`b"}, ["outcome must be column names", "without backticks"]),
+    ],
+)
+def test_names_that_are_missing_or_no_names_are_refused(changes: dict[str, Any], says: list[str]) -> None:
+    message = refusal(Roles.from_names, **({"outcome": "y", "treatment": "t", "instruments": "z"} | changes))
+    assert [part for part in says if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("y ~ y + [t ~ z]", ["column 'y' is both outcome and covariates"]),
+        ("y ~ [y ~ z]", ["column 'y' is both outcome and treatment"]),
+        ("log(t) ~ [t ~ z]", ["column 't' is both outcome and treatment"]),
+        ("y ~ [t ~ t]", ["column 't' is both treatment and instrument", "must be another variable"]),
+        ("y ~ [t ~ z + I(t**2)]", ["column 't' is both treatment and instrument"]),
+        ("y ~ x + [t ~ x]", ["instruments 'x' is made of covariates only", "name instruments besides them"]),
+        ("y ~ t + [t ~ z]", ["treatment 't' is made of covariates only", "name a treatment besides them"]),
+        ("1 ~ [t ~ z]", ["outcome '1' uses no column"]),
+        ("C(region) ~ [t ~ z]", ["the outcome 'C(region)' must be one numeric column", "got 2"]),
+    ],
+)
+def test_a_column_with_two_roles_that_exclude_each_other_is_refused(formula: str, says: list[str]) -> None:
+    message = refusal(encoder, formula, table())
+    assert [part for part in says if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("y ~ x + [prize ~ z]", ["column 'prize'", "does not have", "did you mean 'price'?"]),
+        ("y ~ x + [price ~ quite_another]", ["column 'quite_another'", "the table has 'y', 'price', 'z', 'x'"]),
+    ],
+)
+def test_an_unknown_column_is_refused_with_the_nearest_name_or_all_there_are(formula: str, says: list[str]) -> None:
+    frame = table()[["y", "t", "z", "x"]].rename(columns={"t": "price"})
+    message = refusal(encoder, formula, frame)
+    assert [part for part in says if part not in message] == []
+
+
+# What formulas may not do
+
+
+CODE = "__import__('pathlib').Path('{place}').touch()"
+#: The same without quotes, which alone give most attempts away.
+UNQUOTED = "exec(bytes([{codes}]))"
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "{code}",
+        "I(x if {code} else x)",
+        "log(x, {code})",
+        "{{({code} or np.log)(x)}}",
+        'C("`", {code}, "`")',  # formulaic does not see backticks within quotes
+        "log(x, '\\\"', '`', {code}, '`')",
+        """poly(x, "'+str({code})))#")""",  # formulaic pastes a term into code between double quotes
+        """poly(x, '''f'{{{code}}}'x''')""",  # pairs of quotes within triple ones
+        """poly(x, \"\"\"a"+{code}+"a\"\"\")""",
+        "log(`lambda`)",
+        "log(``)",
+        "`a`.__class__",
+        "x.map(print)",
+        "[c for c in x]",
+        "{{(lambda: x)()}}",
+        "np.load('x.npy')",
+        "np.log.__globals__",
+        "f'{{x}}'",
+        "x[0]",
+    ],
+)
+def test_a_term_runs_nothing_but_arithmetic_and_known_transforms(term: str, tmp_path: Any) -> None:
+    place = tmp_path / "executed"
+    code = CODE.format(place=place)
+    for text in (term.format(code=code), term.format(code=UNQUOTED.format(codes=", ".join(map(str, code.encode()))))):
+        attempt(text)
+    assert not place.exists()
+
+
+def attempt(text: str) -> None:
+    assert refusal(lambda: encoder(f"y ~ {text} + [t ~ z]", table()))
+    # The same text as a part of its own, as it would stand in a model file.
+    assert refusal(fit_encoder, table(), Roles("y", "t", "z", text))
+
+
+def test_a_function_outside_the_list_is_refused_with_the_list() -> None:
+    message = refusal(encoder, "y ~ lag(x) + [t ~ z]", table())
+    assert "may not call 'lag'" in message
+    assert "compute that column first, or use one of C, I, bs" in message
+
+
+def test_braces_compute_and_are_not_read_as_a_formula() -> None:
+    frame = table()
+    np.testing.assert_array_equal(covariates("{x**2 + 1}", frame, frame)[:, 0], frame["x"] ** 2 + 1)
+
+
+@pytest.mark.parametrize("term", ["I(`fuel price` * center(`fuel price`))", "center(`fuel price`) + fuel_price"])
+def test_quoted_names_that_formulaic_would_confuse_are_refused(term: str) -> None:
+    message = refusal(encoder, f"y ~ {term} + [t ~ z]", table().assign(fuel_price=1.0))
+    assert "cannot be told apart" in message
+    assert "rename" in message
+
+
+# Transforms learn once
+
+
+STATEFUL = [
+    "center(x)",
+    "center(`fuel price`)",
+    "scale(x)",
+    "poly(x, 3)",
+    "bs(x, df=5)",
+    "cr(x, df=4, constraints='center')",
+    "cc(x, df=4, constraints='center')",
+    "C(region)",
+    "C(region):center(x)",
+    "flag",
+    "C(flag)",
+]
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("term", [*STATEFUL, "log(positive)", "np.clip(x, 0, 1)", "I(x > 0)", "I(x**2):flag"])
+def test_a_row_is_encoded_the_same_alone_as_among_the_rows_of_training(term: str) -> None:
+    frame = table()
+    together = covariates(term, frame, frame)
+    alone = [covariates(term, frame, frame[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(alone, together[:3], rtol=ROUNDING)
+
+
+@pytest.mark.oracle
+def test_transforms_are_what_their_names_say() -> None:
+    frame = table()
+    x = frame["x"].to_numpy()
+    new = pd.DataFrame({"x": [2.0], "t": [0.0], "positive": [3.0]})
+    expected = {
+        "center(x)": 2.0 - x.mean(),
+        "scale(x)": (2.0 - x.mean()) / x.std(ddof=1),
+        "log(positive)": np.log(3.0),
+        "log2(positive)": np.log2(3.0),
+        "log10(positive)": np.log10(3.0),
+        "exp(x)": np.exp(2.0),
+        "exp2(x)": 4.0,
+        "np.sqrt(positive)": np.sqrt(3.0),
+        "I(x + positive)": 5.0,
+    }
+    assert {term: covariates(term, frame, new).item() for term in expected} == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("values", [[1, 0, 1], [1.0, 0.0, 1.0], [True, False, True]])
+def test_a_category_is_known_by_its_value_whatever_the_type(values: list[Any]) -> None:
+    frame = table()
+    new = pd.DataFrame({"t": 0.0, "flag": values})
+    np.testing.assert_array_equal(covariates("C(flag)", frame, new)[:, 0], [1.0, 0.0, 1.0])
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("term", ["center(x)", "scale(x)", "poly(x, 2)", "bs(x, df=4)", "C(region)"])
+def test_rows_with_gaps_are_dropped_jointly_before_a_transform_learns_from_them(term: str) -> None:
+    whole = table()
+    holed = whole.copy()
+    # Each row misses another role; their values would shift every mean, and add a category.
+    holed.loc[len(holed)] = {"y": np.nan, "t": 1.0, "z": 1.0, "x": 50.0, "region": "d", "flag": True}
+    holed.loc[len(holed)] = {"y": 1.0, "t": 1.0, "z": np.nan, "x": -90.0, "region": "e", "flag": True}
+    formula = f"y ~ {term} + [t ~ z]"
+    with pytest.warns(MissingRowsWarning, match=r"dropped 2 of 42 rows with gaps \(y: 1, z: 1\)"):
+        with_gaps, data = fit_encoder(holed, Roles.from_formula(formula))
+    assert len(data) == len(whole)
+    np.testing.assert_array_equal(with_gaps.inputs(whole)[1], encoder(formula, whole).inputs(whole)[1])
+
+
+def test_gaps_in_columns_that_no_role_uses_drop_nothing() -> None:
+    assert len(fit_encoder(table().assign(unused=np.nan), Roles.from_formula("y ~ x + [t ~ z]"))[1]) == 40
+
+
+def test_gaps_in_the_weights_drop_their_rows() -> None:
+    frame = table().assign(w=1.0)
+    frame.loc[3, "w"] = np.nan
+    with pytest.warns(MissingRowsWarning, match=r"dropped 1 of 40 rows with gaps \(w: 1\)"):
+        data = fit_encoder(frame, Roles.from_formula("y ~ [t ~ z]", weights="w"))[1]
+    assert len(data) == 39
+
+
+@pytest.mark.parametrize(
+    ("missing", "gaps", "says"),
+    [
+        ("raise", [3, 4], ["2 of 40 rows have gaps (x: 2)", "fill them, or use missing='drop'"]),
+        ("drop", list(range(40)), ["all 40 rows have gaps (x: 40)", "nothing is left", "fill them or drop the column"]),
+        ("ignore", [3], ["missing must be 'drop' or 'raise'", "got 'ignore'"]),
+    ],
+)
+def test_gaps_are_refused_where_that_is_asked_for_or_nothing_is_left(missing: Any, gaps: list[int], says: list[str]) -> None:
+    frame = table()
+    frame.loc[gaps, "x"] = np.nan
+    message = refusal(encoder, "y ~ x + [t ~ z]", frame, missing=missing)
+    assert [part for part in says if part not in message] == []
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (["1.5"] * 39 + ["n/a"], ["column 'x' holds text ('n/a' in row 39)", "pandas.to_numeric", "C(x)"]),
+        (["1.5"] * 40, ["column 'x' holds text ('1.5' in row 0)", "pandas.to_numeric"]),
+        (pd.date_range("2020-01-01", periods=40), ["column 'x' holds dates", "convert it to a number"]),
+        (np.ones(40) * 1j, ["column 'x' holds complex numbers", "take its real part or modulus"]),
+        ([np.inf] + [0.0] * 39, ["column 'x' is infinite in 1 of 40 rows (first: row 0)", "drop those rows"]),
+    ],
+)
+@pytest.mark.parametrize("term", ["x", "center(x)"])
+def test_a_numeric_term_refuses_a_column_of_anything_else(column: Any, says: list[str], term: str) -> None:
+    message = refusal(encoder, f"y ~ {term} + [t ~ z]", table().assign(x=column))
+    assert [part for part in says if part not in message] == []
+
+
+def test_numbers_kept_as_objects_are_numbers() -> None:
+    frame = table()
+    as_objects = frame.assign(x=frame["x"].astype(object))
+    np.testing.assert_array_equal(covariates("x", as_objects, frame), frame[["x"]])
+
+
+def test_a_term_undefined_in_some_rows_is_refused_with_their_number() -> None:
+    message = refusal(encoder, "y ~ log(x) + [t ~ z]", table().assign(x=[-1.0, 0.0] + [1.0, 2.0] * 19))
+    assert "'log(x)' is infinite or undefined in 2 of 40 rows (first: row 0)" in message
+    assert "drop those rows or choose another transform" in message
+
+
+def test_a_term_that_cannot_be_evaluated_says_which() -> None:
+    message = refusal(encoder, "y ~ poly(x, 'two') + [t ~ z]", table())
+    assert "the term(s) \"poly(x, 'two')\" cannot be evaluated" in message
+
+
+def test_a_single_category_is_refused() -> None:
+    assert "column 'region' has the single category 'a'" in refusal(
+        encoder, "y ~ C(region) + [t ~ z]", table().assign(region="a")
+    )
+
+
+def test_a_column_is_not_both_category_and_number() -> None:
+    message = refusal(encoder, "y ~ C(x) + x + [t ~ z]", table().round())
+    assert "column 'x' is both C(x) and a number" in message
+    assert "copy it to a second column" in message
+
+
+# New rows
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.drop(columns="t").rename(columns={"x": "xs"}), ["predictions need column 't'", "the table has"]),
+        (lambda f: f.rename(columns={"region": "regions"}), ["need column 'region'", "did you mean 'regions'?"]),
+        (lambda f: f.assign(region="d"), ["column 'region' has 1 categories that training did not see ('d')", "'a', 'b', 'c'",
+                                          "drop those rows or train with them"]),
+        (lambda f: f.assign(x=f["x"].where(f["x"] < 0)), ["rows have gaps", "predictions need complete rows", "drop or fill"]),
+        (lambda f: f.assign(x=np.inf), ["column 'x' is infinite in 40 of 40 rows"]),
+        (lambda f: f.assign(x="a"), ["column 'x' holds text ('a' in row 0)"]),
+    ],
+)  # fmt: skip
+def test_new_rows_that_cannot_be_encoded_are_refused(change: Any, says: list[str]) -> None:
+    fitted = encoder("y ~ x + C(region) + [t ~ z]", table())
+    message = refusal(fitted.inputs, change(table()))
+    assert [part for part in says if part not in message] == []
+
+
+def test_values_beyond_a_spline_are_refused_unless_the_formula_says_what_to_do_with_them() -> None:
+    frame, beyond = table(), table().assign(x=100.0)
+    message = refusal(encoder("y ~ bs(x, df=4) + [t ~ z]", frame).inputs, beyond)
+    assert "got values beyond those of training" in message
+    assert "bs(..., extrapolation='clip')" in message
+    clipped = covariates("bs(x, df=4, extrapolation='clip')", frame, beyond)
+    np.testing.assert_array_equal(clipped, covariates("bs(x, df=4)", frame, frame.assign(x=frame["x"].max())))
+
+
+def test_predictions_need_neither_outcome_nor_instruments_nor_weights() -> None:
+    fitted = fit_encoder(table().assign(w=1.0), Roles.from_formula("y ~ x + [t ~ z]", weights="w"))[0]
+    assert fitted.columns == ("t", "x")
+    treatment, covariate = fitted.inputs(table()[["x", "t"]])
+    np.testing.assert_array_equal(treatment, table()[["t"]])
+    np.testing.assert_array_equal(covariate, table()[["x"]])
+
+
+@pytest.mark.parametrize("n", [40, 4100])
+def test_the_rows_kept_for_averages_are_at_most_2000_spread_over_the_table(n: int) -> None:
+    frame = table(n).assign(x=np.arange(n))
+    kept = encoder("y ~ x + [t ~ z]", frame).reference
+    steps = np.diff(kept["x"])
+    assert len(kept) <= 2000
+    assert (steps == steps[0]).all()
+    assert kept["x"].iloc[-1] > n - 1 - steps[0]
+
+
+# Setting the treatment
+
+
+@pytest.mark.parametrize("value", [1.5, [1.5], {"t": 1.5}, {"t": np.full(40, 1.5)}, np.float32(1.5)])
+def test_the_treatment_is_set_by_number_sequence_or_mapping(value: object) -> None:
+    frame = table()
+    changed = encoder("y ~ x + [t ~ z]", frame).with_treatment(frame, value)
+    assert (changed["t"] == 1.5).all()
+    assert changed.drop(columns="t").equals(frame.drop(columns="t"))
+
+
+def test_one_value_a_row_is_set_by_position_not_by_index() -> None:
+    frame = table()
+    values = pd.Series(np.arange(40.0), index=np.arange(40)[::-1])
+    changed = encoder("y ~ x + [t ~ z]", frame).with_treatment(frame, {"t": values})
+    assert changed["t"].tolist() == values.tolist()
+
+
+def test_a_transformed_treatment_is_set_by_its_raw_column_and_covariates_stay() -> None:
+    fitted = encoder("y ~ x + [t + t:x + I(t**2) ~ z + z:x + I(z**2)]", table())
+    assert fitted.treatment_columns == ("t",)
+    made, _ = fitted.inputs(fitted.with_treatment(table(), 3.0))
+    np.testing.assert_array_equal(made, np.column_stack([np.full(40, 3.0), np.full(40, 9.0), 3.0 * table()["x"]]))
+
+
+@pytest.mark.parametrize("value", [1.0, [1.0], [1.0, 2.0, 3.0], {"t": 1.0}, {"t": 1.0, "s": 1.0, "x": 1.0}])
+def test_every_treatment_must_be_given_a_value_and_nothing_else(value: object) -> None:
+    frame = table().assign(s=table(seed=1)["t"])
+    message = refusal(encoder("y ~ x + [t + s ~ z + flag]", frame).with_treatment, frame, value)
+    assert "treatment values must cover 't', 's'" in message
+    assert "give one number for each, or a mapping" in message
+
+
+def test_one_value_a_row_must_be_as_many_as_the_rows() -> None:
+    with pytest.raises(ParameterError, match=r"one for each of the 40 rows, got shape \(3,\)"):
+        encoder("y ~ x + [t ~ z]", table()).with_treatment(table(), {"t": [1.0, 2.0, 3.0]})
+
+
+def test_errors_of_formulas_and_data_are_also_value_errors() -> None:
+    for kind in (FormulaError, DataError):
+        assert issubclass(kind, ValueError)
