@@ -73,9 +73,9 @@ class IVData:
             value = getattr(self, role)
             if value is not None:
                 object.__setattr__(self, role, _role_array(role, value))
-        rows = {role: len(getattr(self, role)) for role in ROLES if getattr(self, role) is not None}
+        rows = {role: len(getattr(self, role)) for role in (*ROLES, "frame") if getattr(self, role) is not None}
         if len(set(rows.values())) > 1:
-            raise DataError(f"all roles must have the same number of rows, got {rows}")
+            raise DataError(f"all roles, and the frame, must have the same number of rows, got {rows}")
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:
@@ -218,6 +218,9 @@ def _role_array(role: str, value: object) -> Array:
 
 def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
     given = data.names or {}
+    unknown = [role for role in given if role not in ROLES]
+    if unknown:
+        raise DataError(f"names has the unknown roles {_listing(unknown)}: the roles are {_listing(ROLES)}")
     names: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
         array = getattr(data, role)
@@ -230,7 +233,8 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
             default = (role.removesuffix("s") if role != "weights" else role,)
         else:
             default = tuple(f"{role.removesuffix('s')}{i}" for i in range(width))
-        names[role] = tuple(given.get(role, default))
+        chosen = given.get(role, default)
+        names[role] = (chosen,) if isinstance(chosen, str) else tuple(chosen)
         if len(names[role]) != len(default):
             raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
     return names

@@ -38,22 +38,8 @@ Missing = Literal["drop", "raise"]
 #: The functions that a formula may call.
 TRANSFORMS = frozenset(
     # Without exp10, which formulaic 1.2 computes as x ** 10.
-    (
-        *("C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp2", "log", "log10", "log2", "poly", "scale"),
-        *(
-            "np.abs",
-            "np.clip",
-            "np.cos",
-            "np.exp",
-            "np.log",
-            "np.log1p",
-            "np.maximum",
-            "np.minimum",
-            "np.sign",
-            "np.sin",
-            "np.sqrt",
-        ),
-    )
+    {"C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp2", "log", "log10", "log2", "poly", "scale"}
+    | {f"np.{name}" for name in ("abs", "clip", "cos", "exp", "log", "log1p", "maximum", "minimum", "sign", "sin", "sqrt")}
 )
 _CODE = (
     *(ast.Expression, ast.Call, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Load, ast.keyword),
@@ -577,7 +563,7 @@ def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
     formulaic replaces a quoted name by an identifier, which it draws from numpy's global generator where two would be equal,
     and files what a transform learned under it: such names are refused, or nothing would be found at prediction.
     """
-    if re.search(r"['\"\\\\#]", _PLAIN_TEXT.sub("", expression)):
+    if re.search(r"['\"\\#]", _PLAIN_TEXT.sub("", expression)):
         raise FormulaError(
             f"the term {expression!r} has quotes, backslashes or '#' in it: rename the column, or compute that column first"
         )

@@ -172,3 +172,14 @@ def test_tensors_are_copies_of_read_only_and_column_ordered_arrays() -> None:
     tensor += 1
     assert array.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert tensor.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_one_name_may_be_given_as_text_and_unknown_roles_or_another_length_are_refused() -> None:
+    arrays = {"outcome": [1.0, 2.0], "treatment": [0.0, 1.0], "instruments": [1.0, 0.0]}
+    named = IVData(**arrays, names={"outcome": "sales"}).names
+    assert named is not None
+    assert named["outcome"] == ("sales",)
+    with pytest.raises(DataError, match=r"names has the unknown roles 'instrument': the roles are 'outcome'"):
+        IVData(**arrays, names={"instrument": "fuel"})
+    with pytest.raises(DataError, match=r"must have the same number of rows, got .*'frame': 3"):
+        IVData(**arrays, frame=pd.DataFrame({"a": [1, 2, 3]}))

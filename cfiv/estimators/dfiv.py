@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfiv.data import Array, IVData, to_tensor
-from cfiv.errors import ParameterError, TrainingWarning, WeakIdentificationWarning
+from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.standardise import Standardiser
@@ -281,6 +281,11 @@ class DFIV(StructuralEstimator):
                             stacklevel=3,
                         )
                         return self._estimated(problem, fits, history, interrupted=True)
+                    except DivergenceError as error:
+                        if not fits:
+                            raise
+                        warnings.warn(f"a fit is left out of the average: {error}", TrainingWarning, stacklevel=3)
+                        continue
                     fits.append(fitted)
                     history += [{"fit": number, "swapped": swapped, **record} for record in fitted.history]
                     if fitted.ended == "interrupted":

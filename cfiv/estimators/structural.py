@@ -133,7 +133,7 @@ class StructuralFunction:
         return self._at(rows, treatment_to) - self._at(rows, treatment_from)
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
-        """The structural function against treatment, averaged over covariates: ``mean_i h(t, X_i)`` for each t.
+        """The structural function against treatment, averaged over covariates: ``mean_i h(t, X_i)`` for each t, unweighted.
 
         Parameters
         ----------
@@ -184,6 +184,9 @@ class StructuralFunction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a model file (safetensors with a JSON header; nothing executable). See :func:`load`.
+
+        The file holds the networks and coefficients, the formulas, and the up to 2000 rows of treatment and covariates that
+        :meth:`dose_response` averages over: do not publish it where those rows are confidential.
 
         Raises
         ------

@@ -100,7 +100,8 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
 
     A module given by the user is copied and its layers re-initialised, so the original is never touched and no two fits share
     weights. Layers whose parameters cannot be re-initialised (no ``reset_parameters``, or parametrised such as spectral norm)
-    keep the values given: give a factory for those.
+    keep the values given: give a factory for those. Frozen layers (``requires_grad=False``, a pretrained encoder) keep them
+    too.
 
     Parameters
     ----------
@@ -123,7 +124,8 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
         network = copy.deepcopy(spec)
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
+            frozen = any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
+            if callable(reset) and not frozen:
                 reset()
     elif callable(spec):
         # A copy, in case the factory hands out one and the same module.

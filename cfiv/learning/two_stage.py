@@ -34,11 +34,11 @@ class Networks:
         """The networks that exist, in a fixed order."""
         return [module for module in (self.treatment, self.instrument, self.covariate) if module is not None]
 
-    def covariate_features(self, covariates: Tensor | None) -> Tensor | None:
-        """``xi(X)``, or None where there are no covariates."""
+    def covariate_features(self, covariates: Tensor | None, *, fixed: bool) -> Tensor | None:
+        """``xi(X)``, or None where there are no covariates; ``fixed`` in evaluation mode and without gradients."""
         if self.covariate is None or covariates is None:
             return None
-        features: Tensor = self.covariate(covariates)
+        features: Tensor = evaluate(self.covariate, covariates) if fixed else self.covariate(covariates)
         return features
 
 
@@ -148,10 +148,10 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
             weights_stage1=batch.stage1.weights,
         )
 
-    def second_stage(features: Tensor, layer: LastLayer) -> tuple[Tensor, Tensor]:
+    def second_stage(features: Tensor, layer: LastLayer, *, covariates_fixed: bool) -> tuple[Tensor, Tensor]:
         return second_stage_loss(
             predicted_treatment_features_stage2=features,
-            covariate_features_stage2=networks.covariate_features(batch.stage2.covariates),
+            covariate_features_stage2=networks.covariate_features(batch.stage2.covariates, fixed=covariates_fixed),
             outcome_stage2=batch.stage2.outcome,
             structure=structure,
             solve=layer.after(state.structural),
@@ -159,21 +159,24 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
         )
 
     layer: LastLayer = Held(stage2) if backbone_first else stage2
-    if training.covariate_steps and opt.covariate is not None:
+    learns_alone = training.covariate_steps > 0 and opt.covariate is not None
+    if learns_alone:
         fixed, _ = predicted(evaluate(networks.treatment, batch.stage1.treatment))
         for _ in range(training.covariate_steps):
-            loss, _ = second_stage(fixed, layer)
+            loss, _ = second_stage(fixed, layer, covariates_fixed=False)
             _descend(loss, [opt.covariate])
-    learners = [opt.treatment] if training.covariate_steps else [opt.treatment, opt.covariate]
+
+    def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:
+        features, v = predicted(networks.treatment(batch.stage1.treatment))
+        return (*second_stage(features, layer, covariates_fixed=learns_alone), v)
+
     solved = None
     for _ in range(training.stage2_steps):
-        features, v = predicted(networks.treatment(batch.stage1.treatment))
-        solved = (*second_stage(features, layer), v)
-        _descend(solved[0], learners)
+        solved = both_stages(layer)
+        _descend(solved[0], [opt.treatment] if learns_alone else [opt.treatment, opt.covariate])
     if solved is None or backbone_first:
         with torch.no_grad():
-            features, v = predicted(networks.treatment(batch.stage1.treatment))
-            solved = (*second_stage(features, stage2), v)
+            solved = both_stages(stage2)
     loss, u, v = solved
     return replace(state, first_stage=v, structural=u), StepInfo(loss1.detach(), loss.detach())
 

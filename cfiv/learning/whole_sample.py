@@ -127,9 +127,7 @@ def _refit(sample: Sample, features: Callable[[Sample], Tensor], targets: Callab
 def _structural(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Tensor:
     """``f`` at predicted treatment features, float64, shape (n, p)."""
     predicted = with_intercept(evaluate(networks.instrument, sample.instruments)).double() @ first_stage
-    covariates = None
-    if networks.covariate is not None and sample.covariates is not None:
-        covariates = evaluate(networks.covariate, sample.covariates)
+    covariates = networks.covariate_features(sample.covariates, fixed=True)
     return structural_features(treatment_features=predicted, covariate_features=covariates, structure=structure)
 
 

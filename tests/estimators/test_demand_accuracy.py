@@ -1,5 +1,7 @@
-"""Accuracy on the demand design, against the figures of method.md. `make test ARGS='tests/estimators/test_demand_accuracy.py -s'`
-prints what was reached."""
+"""Accuracy on the demand design, against the figures of method.md.
+
+`make test ARGS='tests/estimators/test_demand_accuracy.py -s'` prints what was reached.
+"""
 
 import statistics
 
@@ -10,7 +12,7 @@ from cfiv.datasets import demand
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 
-#: Median of the authors' code on the design, n = 5000, rho = .5, seeds 0-4, is 219; its spread over machines and seeds allowed for.
+#: The authors' code has a median of 219 (n = 5000, rho = .5, seeds 0-4); the rest allows for other machines and seeds.
 ORIGINAL = (170, 290)
 
 
@@ -23,7 +25,9 @@ def error(n: int, seed: int, original: bool = False) -> float:
 def errors(n: int, seeds: int, original: bool = False) -> list[float]:
     reached = [error(n, seed, original) for seed in range(seeds)]
     name = "original configuration" if original else "default settings"
-    print(f"\ndemand n={n} rho=.5, {name}, seeds 0-{seeds - 1}: median {statistics.median(reached):.0f}, worst {max(reached):.0f}")
+    print(
+        f"\ndemand n={n} rho=.5, {name}, seeds 0-{seeds - 1}: median {statistics.median(reached):.0f}, worst {max(reached):.0f}"
+    )
     return reached
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import cfiv
 from cfiv import DFIV, DivergenceError, IVData, Training, TrainingWarning, TwoStageLeastSquares, WeakIdentificationWarning
+from cfiv.estimators import dfiv
 from cfiv.learning import two_stage_fit
 from cfiv.learning.networks import FeatureNetwork
 
@@ -605,3 +606,19 @@ def test_a_fit_on_a_gpu_gives_results_on_the_cpu(tmp_path: Any) -> None:
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(cfiv.load(tmp_path / "model").predict(frame), model.predict(frame))
     assert model.score(frame) == pytest.approx(quick(device="cpu").fit(frame).score(frame), abs=0.1)
+
+
+def test_a_later_fit_that_diverges_at_once_is_left_out_of_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = dfiv.fit_two_stage, []
+
+    def second_diverges(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise DivergenceError("training diverged at step 1")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dfiv, "fit_two_stage", second_diverges)
+    with pytest.warns(TrainingWarning, match=r"a fit is left out of the average: training diverged at step 1"):
+        model = quick(steps=5, fits=2).fit(curve())
+    assert len(calls) == 4
+    assert len(model.structural_function_.components) == 3

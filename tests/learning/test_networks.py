@@ -110,3 +110,11 @@ class Custom(nn.Linear):
 )
 def test_a_network_with_code_of_its_own_is_not_described(network: nn.Module) -> None:
     assert describe(network) is None
+
+
+@pytest.mark.law
+def test_frozen_layers_of_a_module_given_keep_their_weights() -> None:
+    given = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2))
+    made = built(given)
+    assert torch.equal(made[0].weight, given[0].weight)
+    assert not torch.equal(made[1].weight, given[1].weight)

@@ -236,3 +236,16 @@ def test_an_interrupted_fit_keeps_the_best_state_so_far() -> None:
         result = fit(held_out(), on_step=on_step)
     assert result.ended == "interrupted"
     assert torch.isfinite(result.structural).all()
+
+
+@pytest.mark.law
+def test_covariate_features_with_steps_of_their_own_are_held_in_evaluation_mode_in_stage_2() -> None:
+    made = networks()
+    assert made.covariate is not None
+    normalised = Networks(made.treatment, made.instrument, nn.Sequential(made.covariate, nn.BatchNorm1d(4)))
+    modes: list[bool] = []
+    assert normalised.covariate is not None
+    normalised.covariate.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    options = Training(stage1_steps=0, covariate_steps=2)
+    step(Batch(sample(seed=1), sample(seed=2), PENALTIES), state(normalised, options), training=options, structure="product")
+    assert modes == [True, True, False]
