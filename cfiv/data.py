@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfiv.errors import DataError
+from cfiv.errors import DataError, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ class IVData:
                 culprits = [role] if constant.all() else []
             if culprits:
                 raise DataError(
-                    f"{role} {_listing(culprits)} is constant over {len(self)} rows and identifies nothing: drop it or use "
+                    f"{role} {quoted(culprits)} is constant over {len(self)} rows and identifies nothing: drop it or use "
                     "data in which it varies"
                 )
 
@@ -158,7 +158,7 @@ def read_table(table: object) -> pd.DataFrame:
         frame = _from_narwhals(table)
     duplicated = frame.columns[frame.columns.duplicated()]
     if len(duplicated):
-        raise DataError(f"column names must be unique, got {_listing(list(duplicated))} more than once: rename them")
+        raise DataError(f"column names must be unique, got {quoted(list(duplicated))} more than once: rename them")
     if len(frame) == 0:
         raise DataError("the table has no rows: give at least one")
     return frame
@@ -220,7 +220,7 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
     given = data.names or {}
     unknown = [role for role in given if role not in ROLES]
     if unknown:
-        raise DataError(f"names has the unknown roles {_listing(unknown)}: the roles are {_listing(ROLES)}")
+        raise DataError(f"names has the unknown roles {quoted(unknown)}: the roles are {quoted(ROLES)}")
     names: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
         array = getattr(data, role)
@@ -238,8 +238,3 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
         if len(names[role]) != len(default):
             raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
     return names
-
-
-def _listing(names: Sequence[object]) -> str:
-    shown = ", ".join(repr(str(name)) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

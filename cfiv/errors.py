@@ -4,6 +4,10 @@ Every exception inherits :class:`CfivError` and the builtin that fits, so both `
 work. A message says what is wrong, what was got, and what to do about it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class CfivError(Exception):
     """Anything that cfiv refuses to do."""
@@ -63,3 +67,9 @@ class WeakIdentificationWarning(CfivWarning):
 
 class TrainingWarning(CfivWarning):
     """Training ended early: it diverged or was interrupted, and the best state so far was kept."""
+
+
+def quoted(names: Sequence[object], limit: int = 8) -> str:
+    """Names for a message: the first few, and how many there are."""
+    shown = ", ".join(repr(str(name)) for name in list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"

@@ -6,7 +6,6 @@ table's columns: where units are known, add them, as in ``ax.set_xlabel("price (
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.errors import DataError, MissingPackageError, ParameterError
+from cfiv.tables.columns import require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -323,12 +323,7 @@ def _check_table(table: pd.DataFrame, *, numbers: Sequence[str], others: Sequenc
         raise DataError("the table has no rows: there is nothing to draw")
     if not table.columns.is_unique:
         raise DataError(f"column names must be unique, got {list(table.columns)}: rename them")
-    present = [str(column) for column in table.columns]
-    for name in (*numbers, *others):
-        if name not in table.columns:
-            near = difflib.get_close_matches(name, present, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, present))}"
-            raise DataError(f"the figure needs column {name!r}, which the table does not have: {hint}")
+    require_columns(table, (*numbers, *others), needed_for="figures")
     for name in numbers:
         column = table[name]
         if not pd.api.types.is_numeric_dtype(column.dtype):

@@ -20,7 +20,6 @@ from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakId
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.standardise import Standardiser
-from cfiv.formula import Missing
 from cfiv.learning import networks as nets
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
@@ -28,6 +27,7 @@ from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
+from cfiv.tables.columns import Missing
 
 #: Peak learning rates that "auto" stands for, on flat inputs and on images.
 RATE, IMAGE_RATE = 0.04, 3e-4

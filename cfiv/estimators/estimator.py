@@ -17,7 +17,9 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, NotFittedError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
-from cfiv.formula import Missing, Roles, TableEncoder, fit_encoder
+from cfiv.tables.columns import Missing
+from cfiv.tables.encoding import TableEncoder, fit_encoder
+from cfiv.tables.roles import Roles
 
 
 @dataclass(frozen=True, eq=False)

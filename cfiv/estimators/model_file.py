@@ -28,9 +28,10 @@ from cfiv.errors import CfivError, ModelFileError, OutputError
 from cfiv.estimators.components import Component, LinearComponent, NetworkComponent
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
-from cfiv.formula import PartState, Roles, TableEncoder
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import seeded
+from cfiv.tables.encoding import PartState, TableEncoder
+from cfiv.tables.roles import Roles
 
 #: Raised whenever an older library could not read what a newer one writes.
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ import pandas as pd
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
-from cfiv.formula import TableEncoder
+from cfiv.tables.encoding import TableEncoder
 
 
 @dataclass(frozen=True, eq=False)

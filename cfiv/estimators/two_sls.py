@@ -13,7 +13,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.formula import Missing
+from cfiv.tables.columns import Missing
 
 Covariance = Literal["unadjusted", "robust"]
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from cfiv.errors import CfivError, DataError, FormulaError, MissingRowsWarning, ParameterError
-from cfiv.formula import Roles, TableEncoder, fit_encoder
+from cfiv.tables.encoding import TableEncoder, fit_encoder
+from cfiv.tables.roles import Roles
 
 #: Sums of a few products in another order.
 ROUNDING = 1e-14

@@ -1,0 +1,274 @@
+"""The fitted encoding: what turns a training table into arrays, and new rows into the same columns.
+
+formulaic materialises the terms; what is ours is the joint dropping of rows with gaps *before* any transform learns its state,
+checks of what comes out, and a state that can be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from reprlib import repr as shortened
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpec
+from formulaic.errors import FormulaicError
+
+from cfiv.data import Array, IVData
+from cfiv.errors import DataError, FormulaError, ParameterError, quoted
+from cfiv.tables.columns import Missing, categorised, numeric, require_columns, row_weights, without_gaps
+from cfiv.tables.roles import Roles
+from cfiv.tables.terms import category_columns, factor_columns, is_category, part_factors, raw_columns
+
+
+@dataclass(frozen=True)
+class PartState:
+    """A formula part fitted to a table: what it takes to build the same columns from new rows.
+
+    Parameters
+    ----------
+    formula : str
+    columns : tuple of str
+        Names of the matrix's columns, without the constant.
+    transform_state : mapping
+        What ``center``, ``bs``, ``poly``, ... learned, by term.
+    levels : mapping from raw column to its categories
+        For the columns used as categories.
+    """
+
+    formula: str
+    columns: tuple[str, ...]
+    transform_state: Mapping[str, Any]
+    levels: Mapping[str, tuple[Hashable, ...]]
+
+    def matrix(self, frame: pd.DataFrame) -> Array:
+        """The part's columns at the rows of ``frame``, shape (n, len(columns))."""
+        variables = raw_columns(self.formula)
+        require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
+        ready = categorised(numeric(frame, variables, self.formula), self.levels)
+        return _materialise(self.formula, ready, self.transform_state)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class TableEncoder:
+    """Roles fitted to a table; turns later tables into the same arrays.
+
+    Parameters
+    ----------
+    roles : Roles
+    outcome, treatment, instruments, covariates : PartState
+        ``covariates`` is None where there are none.
+    treatment_columns : tuple of str
+        The raw columns that are the treatment, those that ``effect`` and ``dose_response`` set.
+    reference : DataFrame
+        Rows of the training table (all raw columns the structural function needs) to average over.
+    """
+
+    roles: Roles
+    outcome: PartState
+    treatment: PartState
+    instruments: PartState
+    covariates: PartState | None
+    treatment_columns: tuple[str, ...]
+    reference: pd.DataFrame
+
+    #: Rows kept for averages over the covariates, evenly spread over the training table.
+    REFERENCE_ROWS = 2000
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that prediction needs."""
+        return tuple(self.reference.columns)
+
+    def inputs(self, frame: pd.DataFrame) -> tuple[Array, Array | None]:
+        """Treatment and covariate arrays at new rows.
+
+        Raises
+        ------
+        DataError
+            For missing columns, gaps, infinities, text, or categories that training did not see.
+        """
+        self._check_complete(frame, self.columns, needed_for="predictions")
+        return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
+
+    def observations(self, frame: pd.DataFrame, *, missing: Missing = "drop") -> IVData:
+        """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
+        weights = self.roles.weights
+        parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
+        names = [name for part in parts for name in raw_columns(part.formula)] + ([weights] if weights else [])
+        require_columns(frame, names, needed_for="held-out criteria")
+        frame = without_gaps(frame[list(dict.fromkeys(names))], missing, stacklevel=4)
+        return IVData(
+            outcome=self.outcome.matrix(frame)[:, 0],
+            treatment=self.treatment.matrix(frame),
+            instruments=self.instruments.matrix(frame),
+            covariates=None if self.covariates is None else self.covariates.matrix(frame),
+            weights=None if weights is None else row_weights(frame, weights),
+        )
+
+    @staticmethod
+    def _check_complete(frame: pd.DataFrame, columns: Sequence[str], *, needed_for: str) -> None:
+        require_columns(frame, columns, needed_for=needed_for)
+        gaps = frame[list(columns)].isna().any(axis=1).to_numpy()
+        if gaps.any():
+            raise DataError(
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(columns)} (first: row {int(gaps.argmax())}): "
+                f"{needed_for} need complete rows, so drop or fill them"
+            )
+
+    def with_treatment(self, frame: pd.DataFrame, value: object) -> pd.DataFrame:
+        """The same rows with the treatment columns set: to one number, one each, or a mapping from column to number(s)."""
+        if isinstance(value, Mapping):
+            # By position, as everywhere: assign would align a Series on its index.
+            values = {name: item if np.ndim(item) == 0 else np.asarray(item) for name, item in value.items()}
+        elif np.ndim(value) == 0:  # type: ignore[arg-type]
+            values = dict.fromkeys(self.treatment_columns[:1], value)
+        else:
+            listed = list(value)  # type: ignore[call-overload]
+            values = (
+                dict(zip(self.treatment_columns, listed, strict=False)) if len(listed) == len(self.treatment_columns) else {}
+            )
+        if set(values) != set(self.treatment_columns):
+            raise ParameterError(
+                f"treatment values must cover {quoted(self.treatment_columns)}, got {shortened(value)}: give one number for "
+                "each, or a mapping from column to number, or to one number a row"
+            )
+        for name, item in values.items():
+            if np.ndim(item) > 0 and np.shape(item) != (len(frame),):
+                raise ParameterError(
+                    f"treatment values of {name!r} must be one number, or one for each of the {len(frame)} rows, got shape "
+                    f"{np.shape(item)}"
+                )
+        return frame.assign(**values)
+
+
+def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop") -> tuple[TableEncoder, IVData]:
+    """Check the roles against a table, drop rows with gaps jointly, learn the transforms, and return the arrays.
+
+    Raises
+    ------
+    DataError, FormulaError
+        For unknown columns (with the nearest name), columns in two roles, text in numeric columns, gaps with
+        ``missing="raise"``, infinities, and terms that cannot be evaluated.
+
+    Warns
+    -----
+    MissingRowsWarning
+        With the number of rows dropped.
+    """
+    if missing not in ("drop", "raise"):
+        raise ParameterError(f"missing must be 'drop' or 'raise', got {missing!r}")
+    parts = {"outcome": roles.outcome, "treatment": roles.treatment, "instruments": roles.instruments}
+    if roles.covariates is not None:
+        parts["covariates"] = roles.covariates
+    variables = {role: raw_columns(part) for role, part in parts.items()}
+    _check_roles(variables, roles)
+    used = list(dict.fromkeys(name for names in variables.values() for name in names))
+    if roles.weights is not None and roles.weights not in used:
+        used.append(roles.weights)
+    require_columns(frame, used, needed_for="the roles")
+    frame = without_gaps(frame[used], missing, stacklevel=5)
+    states, arrays = {}, {}
+    for role, part in parts.items():
+        states[role], arrays[role] = _fit_part(frame, part)
+    outcome = arrays["outcome"]
+    if outcome.shape[1] != 1:
+        raise DataError(
+            f"the outcome {roles.outcome!r} must be one numeric column, got {outcome.shape[1]}: {states['outcome'].columns}"
+        )
+    weights = None
+    if roles.weights is not None:
+        weights = row_weights(frame, roles.weights)
+    data = IVData(
+        outcome=outcome[:, 0],
+        treatment=arrays["treatment"],
+        instruments=arrays["instruments"],
+        covariates=arrays.get("covariates"),
+        weights=weights,
+        frame=frame,
+        names={role: state.columns for role, state in states.items()}
+        | ({"weights": (roles.weights,)} if roles.weights else {}),
+    )
+    needed = list(dict.fromkeys((*variables["treatment"], *variables.get("covariates", ()))))
+    stride = max(1, -(-len(frame) // TableEncoder.REFERENCE_ROWS))
+    encoder = TableEncoder(
+        roles=roles,
+        outcome=states["outcome"],
+        treatment=states["treatment"],
+        instruments=states["instruments"],
+        covariates=states.get("covariates"),
+        treatment_columns=tuple(n for n in variables["treatment"] if n not in variables.get("covariates", ())),
+        reference=frame[needed].iloc[::stride].reset_index(drop=True),
+    )
+    return encoder, data
+
+
+def _check_roles(variables: Mapping[str, Sequence[str]], roles: Roles) -> None:
+    covariates = set(variables.get("covariates", ()))
+    if not variables["outcome"]:
+        raise FormulaError(f"the outcome {roles.outcome!r} uses no column: name one")
+    for role in ("treatment", "instruments", "covariates"):
+        for name in variables.get(role, ()):
+            if name in variables["outcome"]:
+                raise FormulaError(f"column {name!r} is both outcome and {role}: give each column one role")
+    for name in variables["instruments"]:
+        if name in variables["treatment"] and name not in covariates:
+            raise FormulaError(f"column {name!r} is both treatment and instrument: an instrument must be another variable")
+    for role in ("treatment", "instruments"):
+        if set(variables[role]) <= covariates:
+            raise FormulaError(
+                f"the {role} {getattr(roles, role)!r} is made of covariates only: covariates enter both stages by themselves, "
+                f"so name {'a treatment' if role == 'treatment' else 'instruments'} besides them"
+            )
+
+
+def _fit_part(frame: pd.DataFrame, formula: str) -> tuple[PartState, Array]:
+    variables = raw_columns(formula)
+    ready = numeric(frame, variables, formula)
+    levels = {
+        name: tuple(sorted(ready[name].unique().tolist(), key=lambda level: (str(type(level)), level)))
+        for name in variables
+        if isinstance(ready[name].dtype, pd.CategoricalDtype) or name in category_columns(formula)
+    }
+    for name, seen in levels.items():
+        as_number = [f.expr for f in part_factors(formula) if name in factor_columns(f) and not is_category(f)]
+        if as_number and not isinstance(ready[name].dtype, pd.CategoricalDtype):
+            raise FormulaError(
+                f"column {name!r} is both C({name}) and a number in {formula!r}: copy it to a second column for one of the two"
+            )
+        if len(seen) < 2:
+            raise DataError(f"column {name!r} has the single category {seen[0]!r} and distinguishes nothing: drop it")
+    matrix, columns, state = _materialise(formula, categorised(ready, levels), {})
+    return PartState(formula, columns, state, levels), matrix
+
+
+def _materialise(
+    formula: str, frame: pd.DataFrame, state: Mapping[str, Any]
+) -> tuple[Array, tuple[str, ...], Mapping[str, Any]]:
+    """formulaic's model matrix without its constant (which it needs to code categories), with a check for finite values."""
+    spec = ModelSpec(formula=Formula(f"1 + {formula}"), transform_state=dict(state), na_action="ignore")
+    try:
+        # A bad value shows below as a value that is not finite; numpy's warning about it says less.
+        with np.errstate(all="ignore"):
+            table = spec.get_model_matrix(frame, context={})
+    except (FormulaicError, ValueError, TypeError, ArithmeticError) as error:
+        if "extrapolation" in str(error) and state:
+            raise DataError(
+                f"the spline(s) in {formula!r} got values beyond those of training: write bs(..., extrapolation='clip') or "
+                "'extend' in the formula, or drop those rows"
+            ) from None
+        raise FormulaError(f"the term(s) {formula!r} cannot be evaluated: {str(error).splitlines()[0]}") from None
+    fitted = table.model_spec
+    table = pd.DataFrame(table).drop(columns="Intercept")
+    matrix = table.to_numpy(dtype=np.float64, copy=True)
+    finite = np.isfinite(matrix)
+    if not finite.all():
+        column = int((~finite).any(axis=0).argmax())
+        bad = ~finite[:, column]
+        raise DataError(
+            f"{table.columns[column]!r} is infinite or undefined in {int(bad.sum())} of {len(bad)} rows (first: row "
+            f"{int(bad.argmax())}): drop those rows or choose another transform"
+        )
+    return matrix, tuple(str(name) for name in table.columns), fitted.transform_state

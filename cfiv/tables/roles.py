@@ -1,0 +1,123 @@
+"""Roles: which columns are outcome, treatment, instruments and covariates, by formula or by name.
+
+``"sales ~ time + emotion + [price ~ fuel]"`` reads: the outcome ``sales`` depends on the covariates ``time`` and ``emotion``
+and on the treatment ``price``, for which ``fuel`` is the instrument. formulaic parses it; the assignment of roles is ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from formulaic import Formula
+from formulaic.errors import FormulaicError
+from formulaic.parser import DefaultFormulaParser
+
+from cfiv.errors import FormulaError
+from cfiv.tables.terms import term_text
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which columns, or transforms of columns, play which role.
+
+    Parameters
+    ----------
+    outcome, treatment, instruments : str
+        One formula part each, such as ``"sales"``, ``"poly(price, 2)"``, ``"fuel + fuel:time"``; constants are implied.
+    covariates : str or None
+        The exogenous part; it enters both stages by itself.
+    weights : str or None
+        The name of a column of row weights.
+    intercept : bool
+        False where the formula says ``0 +`` or ``- 1``. It concerns linear estimators: learned features carry a constant.
+    """
+
+    outcome: str
+    treatment: str
+    instruments: str
+    covariates: str | None = None
+    weights: str | None = None
+    intercept: bool = True
+
+    @classmethod
+    def from_formula(cls, formula: str, *, weights: str | None = None) -> Roles:
+        """Read ``outcome ~ covariates + [treatment ~ instruments]``.
+
+        Raises
+        ------
+        FormulaError
+            If it cannot be parsed, has no or empty brackets, or calls what formulas may not call.
+        """
+        hint = "write 'outcome ~ covariates + [treatment ~ instruments]'"
+        if not isinstance(formula, str):
+            raise FormulaError(f"a formula is text, got {type(formula).__name__}: {hint}")
+        try:
+            parser = DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
+            parsed = Formula(formula, _parser=parser)
+            left, right = parsed.lhs, parsed.rhs
+        except (FormulaicError, AttributeError, IndexError, SyntaxError, NotImplementedError) as error:
+            reason = "it needs an outcome and a '~'" if isinstance(error, AttributeError) else str(error).splitlines()[0]
+            raise FormulaError(f"the formula {formula!r} cannot be read: {reason}; {hint}") from None
+        if not getattr(right, "deps", None):
+            raise FormulaError(f"the formula {formula!r} names no instruments: {hint}")
+        if len(left) != 1:
+            raise FormulaError(f"the formula {formula!r} must have one outcome, got {len(left)}: {hint}")
+        # formulaic puts a placeholder "<term>_hat" among the covariates for each term before the inner "~".
+        endogenous = [term for stage in right.deps for term in stage.lhs]
+        placeholders = {f"{term}_hat" for term in endogenous}
+        for name in placeholders:
+            if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", formula):
+                raise FormulaError(
+                    f"the formula {formula!r} uses the reserved name {name!r}: rename that column, or give names instead"
+                )
+        if any(len(term.factors) > 1 and placeholders & {factor.expr for factor in term.factors} for term in right.root):
+            raise FormulaError(
+                f"the formula {formula!r} multiplies the brackets by a term: put the products inside, as in "
+                "'[price + price:time ~ fuel + fuel:time]'"
+            )
+        exogenous = [term_text(term) for term in right.root if not placeholders & {factor.expr for factor in term.factors}]
+        treatment = [term_text(term) for term in endogenous if str(term) != "1"]
+        instruments = list(dict.fromkeys(term_text(term) for stage in right.deps for term in stage.rhs if str(term) != "1"))
+        covariates = [term for term in exogenous if term != "1"]
+        if not treatment or not instruments:
+            raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
+        return cls(
+            outcome=term_text(next(iter(left))),
+            treatment=" + ".join(treatment),
+            instruments=" + ".join(instruments),
+            covariates=" + ".join(covariates) or None,
+            weights=weights,
+            intercept="1" in exogenous,
+        )
+
+    @classmethod
+    def from_names(
+        cls,
+        *,
+        outcome: str | None,
+        treatment: str | Sequence[str] | None,
+        instruments: str | Sequence[str] | None,
+        covariates: str | Sequence[str] | None = None,
+        weights: str | None = None,
+    ) -> Roles:
+        """Roles from plain column names, which may hold any character but a backtick."""
+        parts: dict[str, str | None] = {}
+        for role, given in (
+            ("outcome", outcome),
+            ("treatment", treatment),
+            ("instruments", instruments),
+            ("covariates", covariates),
+        ):
+            names: list[Any] = [given] if isinstance(given, str) else list(given or ())
+            if not names and role != "covariates":
+                raise FormulaError(f"no {role} named: give a formula, or {role}={'...' if role == 'outcome' else '[...]'}")
+            if any(not isinstance(name, str) or "`" in name for name in names):
+                raise FormulaError(f"{role} must be column names (text without backticks), got {names!r}")
+            parts[role] = " + ".join(f"`{name}`" for name in names) or None
+        assert parts["outcome"]
+        assert parts["treatment"]
+        assert parts["instruments"]
+        return cls(parts["outcome"], parts["treatment"], parts["instruments"], parts["covariates"], weights)
