@@ -89,10 +89,8 @@ def simulate(n: int = 5000, *, rho: float = 0.5, seed: int = 0) -> tuple[IVData,
     >>> list(data.frame.columns), len(truth.grid)
     (['sales', 'price', 'time', 'emotion', 'fuel'], 2800)
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ParameterError(f"n must be a whole number >= 1, got {n!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ParameterError(f"seed must be a whole number >= 0, got {seed!r}")
+    _check_whole("n", n, least=1)
+    _check_whole("seed", seed, least=0)
     if not -1.0 <= rho <= 1.0:
         raise ParameterError(f"rho must be between -1 and 1, got {rho!r}")
     generator = np.random.default_rng(seed)
@@ -113,3 +111,8 @@ def simulate(n: int = 5000, *, rho: float = 0.5, seed: int = 0) -> tuple[IVData,
         names={"outcome": ("sales",), "treatment": ("price",), "instruments": ("fuel",), "covariates": ("time", "emotion")},
     )
     return data, Truth(test_grid(), structural)
+
+
+def _check_whole(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")

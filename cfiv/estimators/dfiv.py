@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Self
 
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cfiv.data import Array, IVData, to_tensor
+from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.standardised import ReducedForm, StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
@@ -256,7 +255,7 @@ class DFIV(StructuralEstimator):
             batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        problem = _Problem.prepare(
+        problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
         fits: list[TwoStageFit] = []
@@ -293,11 +292,11 @@ class DFIV(StructuralEstimator):
         return self._estimated(problem, fits, history)
 
     def _estimated(
-        self, problem: _Problem, fits: list[TwoStageFit], history: list[dict[str, Any]], *, interrupted: bool = False
+        self, problem: StandardisedData, fits: list[TwoStageFit], history: list[dict[str, Any]], *, interrupted: bool = False
     ) -> Estimate:
         self.fits_ = fits
         components = tuple(problem.component(fitted) for fitted in self.fits_)
-        reduced_form = _ReducedForm(
+        reduced_form = ReducedForm(
             tuple(self.fits_),
             problem.outcome_scale,
             problem.instrument_scale,
@@ -308,7 +307,7 @@ class DFIV(StructuralEstimator):
 
     def _fit_once(
         self,
-        problem: _Problem,
+        problem: StandardisedData,
         samples: tuple[Tensor, Tensor],
         generator: np.random.Generator,
         on_step: Callable[[], object],
@@ -341,7 +340,7 @@ class DFIV(StructuralEstimator):
             with nets.suitable_threads(networks.modules()):
                 return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step)
 
-    def _networks(self, problem: _Problem) -> Networks:
+    def _networks(self, problem: StandardisedData) -> Networks:
         sample = problem.sample
         treatment = nets.build(
             self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
@@ -400,74 +399,6 @@ class DFIV(StructuralEstimator):
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """The data in the units of training, on the training device, with the way back."""
-
-    sample: Sample
-    device: torch.device
-    distinct_instruments: int
-    outcome_scale: Standardiser
-    treatment_scale: Standardiser
-    instrument_scale: Standardiser
-    covariate_scale: Standardiser
-
-    @classmethod
-    def prepare(cls, data: IVData, *, device: torch.device, double: bool, standardise: bool) -> _Problem:
-        """Learn the scales, and copy the arrays to the device."""
-        dtype = torch.float64 if double else torch.float32
-        weights = data.weights
-        instruments = _stacked(data.instruments, data.covariates)
-
-        def scale(values: Array | None) -> Standardiser:
-            return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
-
-        outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
-        instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
-        sample = Sample(
-            outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
-            treatment=to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
-            instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
-            covariates=None
-            if data.covariates is None
-            else to_tensor(covariate_scale.apply(data.covariates), dtype=dtype, device=device),
-            weights=None if weights is None else to_tensor(weights, dtype=torch.float64, device=device),
-        )
-        distinct = len(np.unique(data.instruments, axis=0))
-        return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
-
-    def component(self, fitted: TwoStageFit) -> NetworkComponent:
-        """The fitted function in the user's units."""
-        return NetworkComponent(
-            treatment_network=fitted.networks.treatment,
-            covariate_network=fitted.networks.covariate,
-            structural=fitted.structural,
-            structure=fitted.structure,
-            outcome_scale=self.outcome_scale,
-            treatment_scale=self.treatment_scale,
-            covariate_scale=self.covariate_scale,
-            double=self.sample.outcome.dtype == torch.float64,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _ReducedForm:
-    """``E[h | Z, X]`` in the outcome's units, averaged over the fits. It holds no rows, and can be pickled."""
-
-    fits: tuple[TwoStageFit, ...]
-    outcome_scale: Standardiser
-    instrument_scale: Standardiser
-    covariate_scale: Standardiser
-    double: bool
-
-    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        dtype = torch.float64 if self.double else torch.float32
-        z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
-        x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
-        predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
-        return self.outcome_scale.undo(np.mean(predictions, axis=0))
-
-
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     """The fit on the cpu, where results live, and its networks frozen."""
     for module in fitted.networks.modules():
@@ -507,12 +438,6 @@ def resolve_device(device: str) -> torch.device:
             f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
         ) from None
     return resolved
-
-
-def _stacked(instruments: Array, covariates: Array | None) -> Array:
-    """The input of the instrument features: instruments and covariates."""
-    stacked: Array = instruments if covariates is None else np.concatenate([instruments, covariates], axis=1)
-    return stacked
 
 
 def _warn_if_weak(distinct: int, networks: Networks, sample: Sample) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +23,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import cfiv
-from cfiv.errors import CfivError, ModelFileError, OutputError
+from cfiv.errors import CfivError, ModelFileError
 from cfiv.estimators.components import Component, LinearComponent, NetworkComponent
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
+from cfiv.files import replacing
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import seeded
 from cfiv.tables.encoding import PartState, TableEncoder
@@ -57,22 +57,8 @@ def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> N
     }
     # One copy each: networks may share or view memory.
     whole = save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, {"cfiv": json.dumps(header)})
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(whole)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"the model cannot be written to {os.fspath(path)!r}: {error.strerror or error}; choose a folder that exists and "
-            "is writable"
-        ) from error
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(whole)
 
 
 def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> StructuralFunction:
@@ -324,9 +310,3 @@ def _unjson(value: Any) -> Any:
     if isinstance(value, list):
         return [_unjson(item) for item in value]
     return value
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

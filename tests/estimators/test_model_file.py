@@ -319,12 +319,12 @@ def test_a_place_that_cannot_be_written_to_is_refused_and_left_as_it_was(target:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OutputError) as caught:
         model().save(tmp_path / target)
-    assert f"the model cannot be written to '{tmp_path / target}'" in str(caught.value)
+    assert f"'{tmp_path / target}' cannot be written" in str(caught.value)
     assert "choose a folder that exists and is writable" in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("broken", ["mkstemp", "fdopen", "replace", "chmod"])
+@pytest.mark.parametrize("broken", ["tempfile.mkdtemp", "pathlib.Path.write_bytes", "os.replace"])
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_failed_save_keeps_the_file_that_was_there(
     broken: str, reason: int, saved: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,8 +336,8 @@ def test_a_failed_save_keeps_the_file_that_was_there(
         raise OSError(reason, os.strerror(reason))
 
     with monkeypatch.context() as patched:
-        patched.setattr("tempfile.mkstemp" if broken == "mkstemp" else f"os.{broken}", fail)
-        with pytest.raises(OutputError, match=f"cannot be written to .*: {os.strerror(reason)}; choose a folder"):
+        patched.setattr(broken, fail)
+        with pytest.raises(OutputError, match=rf"cannot be written \({os.strerror(reason)}\): choose a folder"):
             fit(fits=2).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]  # no temporary file is left behind

@@ -1,0 +1,100 @@
+"""Data in the units of training, on the training device, and the way back to the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cfiv.data import Array, IVData, to_tensor
+from cfiv.estimators.components import NetworkComponent
+from cfiv.estimators.standardise import Standardiser
+from cfiv.learning.samples import Sample
+from cfiv.learning.two_stage_fit import TwoStageFit
+
+
+@dataclass(frozen=True, eq=False)
+class StandardisedData:
+    """Outcome, treatment, instruments with covariates, and covariates, each scaled.
+
+    Parameters
+    ----------
+    sample : Sample
+        The scaled rows, on the training device.
+    device : device
+    distinct_instruments : int
+        How many different values the instruments take, rows as wholes.
+    outcome_scale, treatment_scale, instrument_scale, covariate_scale : Standardiser
+        ``instrument_scale`` is that of instruments and covariates together.
+    """
+
+    sample: Sample
+    device: torch.device
+    distinct_instruments: int
+    outcome_scale: Standardiser
+    treatment_scale: Standardiser
+    instrument_scale: Standardiser
+    covariate_scale: Standardiser
+
+    @classmethod
+    def prepare(cls, data: IVData, *, device: torch.device, double: bool, standardise: bool) -> StandardisedData:
+        """Learn the scales, and copy the arrays to the device."""
+        dtype = torch.float64 if double else torch.float32
+        weights = data.weights
+        instruments = _stacked(data.instruments, data.covariates)
+
+        def scale(values: Array | None) -> Standardiser:
+            return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
+
+        outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
+        instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
+        sample = Sample(
+            outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
+            treatment=to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
+            instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
+            covariates=None
+            if data.covariates is None
+            else to_tensor(covariate_scale.apply(data.covariates), dtype=dtype, device=device),
+            weights=None if weights is None else to_tensor(weights, dtype=torch.float64, device=device),
+        )
+        distinct = len(np.unique(data.instruments, axis=0))
+        return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
+
+    def component(self, fitted: TwoStageFit) -> NetworkComponent:
+        """The fitted function in the user's units."""
+        return NetworkComponent(
+            treatment_network=fitted.networks.treatment,
+            covariate_network=fitted.networks.covariate,
+            structural=fitted.structural,
+            structure=fitted.structure,
+            outcome_scale=self.outcome_scale,
+            treatment_scale=self.treatment_scale,
+            covariate_scale=self.covariate_scale,
+            double=self.sample.outcome.dtype == torch.float64,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedForm:
+    """``E[h | Z, X]`` in the outcome's units, averaged over the fits. It holds no rows, and can be pickled."""
+
+    fits: tuple[TwoStageFit, ...]
+    outcome_scale: Standardiser
+    instrument_scale: Standardiser
+    covariate_scale: Standardiser
+    double: bool
+
+    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
+        """Shape (n,), at instruments (n, q) and covariates (n, p)."""
+        dtype = torch.float64 if self.double else torch.float32
+        z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
+        x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
+        predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
+        return self.outcome_scale.undo(np.mean(predictions, axis=0))
+
+
+def _stacked(instruments: Array, covariates: Array | None) -> Array:
+    """The input of the instrument features: instruments and covariates."""
+    stacked: Array = instruments if covariates is None else np.concatenate([instruments, covariates], axis=1)
+    return stacked
