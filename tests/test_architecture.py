@@ -1,0 +1,74 @@
+"""The house: imports run downward, the ground floor sees no tables, and the public surface is what it says."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cfiv
+
+ROOT = Path(__file__).parents[1]
+
+#: Rooms and the rooms that they may use, besides themselves.
+MAY_USE = {
+    "errors": set(),
+    "files": {"errors"},
+    "data": {"errors"},
+    "numerics": {"errors"},
+    "tables": {"errors", "data"},
+    "learning": {"errors", "numerics"},
+    "estimators": {"errors", "files", "data", "numerics", "tables", "learning"},
+    "datasets": {"errors", "data"},
+    "plots": {"errors", "tables"},
+    "demonstration": {"errors", "plots", "datasets", "estimators"},
+    "cli": {"errors", "files", "demonstration", "datasets", "estimators"},
+}
+MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "cfiv" else "datasets"
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names.update(f"{node.module}.{alias.name}" if node.module == "cfiv" else str(node.module) for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_uses_only_the_rooms_below_it(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":  # the public surface names them all
+        return
+    assert own in MAY_USE, f"{own} is a new room: say here what it may use"
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("cfiv.")}
+    assert used - {own} <= MAY_USE[own]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cfiv" / "numerics").glob("*.py")), ids=lambda path: path.name)
+def test_numerics_sees_no_table_module_file_or_logger(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path)} & {"pandas", "narwhals", "logging", "pathlib", "os", "sklearn"}
+    assert "torch.nn" not in imported(path)
+
+
+def test_every_public_name_is_there_and_listed() -> None:
+    for name in cfiv.__all__:
+        assert getattr(cfiv, name) is not None
+        assert name in dir(cfiv)
+    with pytest.raises(AttributeError, match=r"cfiv.*has no attribute 'DIFV'"):
+        cfiv.DIFV
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    program = "import sys, cfiv; print(*sorted({'torch', 'numpy', 'pandas', 'sklearn', 'formulaic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip() == ""
