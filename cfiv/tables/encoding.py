@@ -90,7 +90,13 @@ class TableEncoder:
         DataError
             For missing columns, gaps, infinities, text, or categories that training did not see.
         """
-        self._check_complete(frame, self.columns, needed_for="predictions")
+        require_columns(frame, self.columns, needed_for="predictions")
+        gaps = frame[list(self.columns)].isna().any(axis=1).to_numpy()
+        if gaps.any():
+            raise DataError(
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(self.columns)} (first: row {int(gaps.argmax())}): "
+                "predictions need complete rows, so drop or fill them"
+            )
         return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
 
     def observations(self, frame: pd.DataFrame, *, missing: Missing = "drop") -> IVData:
@@ -107,16 +113,6 @@ class TableEncoder:
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
             weights=None if weights is None else row_weights(frame, weights),
         )
-
-    @staticmethod
-    def _check_complete(frame: pd.DataFrame, columns: Sequence[str], *, needed_for: str) -> None:
-        require_columns(frame, columns, needed_for=needed_for)
-        gaps = frame[list(columns)].isna().any(axis=1).to_numpy()
-        if gaps.any():
-            raise DataError(
-                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(columns)} (first: row {int(gaps.argmax())}): "
-                f"{needed_for} need complete rows, so drop or fill them"
-            )
 
     def with_treatment(self, frame: pd.DataFrame, value: object) -> pd.DataFrame:
         """The same rows with the treatment columns set: to one number, one each, or a mapping from column to number(s)."""
