@@ -94,8 +94,8 @@ class TableEncoder:
         gaps = frame[list(self.columns)].isna().any(axis=1).to_numpy()
         if gaps.any():
             raise DataError(
-                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(self.columns)} (first: row {int(gaps.argmax())}): "
-                "predictions need complete rows, so drop or fill them"
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(self.columns)} (first: row "
+                f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
             )
         return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
 
