@@ -88,6 +88,16 @@ class IVData:
     def __len__(self) -> int:
         return int(self.treatment.shape[0])
 
+    def with_positive_weight(self) -> IVData:
+        """The rows whose weight is not zero, the largest weight scaled to one; the same data where there are no weights."""
+        if self.weights is None:
+            return self
+        kept = self.weights > 0
+        arrays = {role: getattr(self, role) for role in ROLES}
+        arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
+        arrays["weights"] = arrays["weights"] / arrays["weights"].max()
+        return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
+
     def check_observed(self, purpose: str) -> None:
         """Raise unless outcome and instruments are there.
 

@@ -73,12 +73,17 @@ def write_table_file(frame: pd.DataFrame, path: Path) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A file to write, which takes the target's place once it is whole."""
+    """A file to write, which takes the target's place once it is whole; a link stays, and what it points to is replaced."""
     try:
+        target = target.resolve()
+        if target.exists() and not (target.is_file() or target.is_dir()):  # a device or a pipe would be swapped for a file
+            raise OutputError(f"'{target}' cannot be written, since it is not a regular file: choose another name")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".cfiv-") as folder:
             temporary = Path(folder) / target.name
             yield temporary
             os.replace(temporary, target)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(unwritable(target, error)) from error
 

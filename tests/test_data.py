@@ -183,3 +183,14 @@ def test_one_name_may_be_given_as_text_and_unknown_roles_or_another_length_are_r
         IVData(**arrays, names={"instrument": "fuel"})
     with pytest.raises(DataError, match=r"must have the same number of rows, got .*'frame': 3"):
         IVData(**arrays, frame=pd.DataFrame({"a": [1, 2, 3]}))
+
+
+@pytest.mark.law
+def test_rows_of_weight_zero_do_not_count_and_only_ratios_of_weights_do() -> None:
+    data = IVData(outcome=[1.0, 2.0, 3.0], treatment=[0.0, 1.0, 5.0], instruments=[1.0, 0.0, 7.0], weights=[2e300, 1e300, 0.0])
+    counted = data.with_positive_weight()
+    assert counted.outcome.tolist() == [1.0, 2.0]
+    assert counted.weights.tolist() == [1.0, 0.5]
+    constant = IVData(outcome=[1.0, 2.0, 3.0], treatment=[1.0, 1.0, 5.0], instruments=[1.0, 0.0, 7.0], weights=[1.0, 1.0, 0.0])
+    with pytest.raises(DataError, match="treatment 'treatment' is constant over 2 rows"):
+        constant.with_positive_weight().check_fittable()

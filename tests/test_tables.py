@@ -441,3 +441,11 @@ def test_one_value_a_row_must_be_as_many_as_the_rows() -> None:
 def test_errors_of_formulas_and_data_are_also_value_errors() -> None:
     for kind in (FormulaError, DataError):
         assert issubclass(kind, ValueError)
+
+
+@pytest.mark.parametrize("name", ["0", "1", "Intercept"])
+def test_a_column_that_is_named_like_the_constant_is_refused(name: str) -> None:
+    with pytest.raises(FormulaError, match=rf"covariates has a column named '{name}', which stands for the constant: rename"):
+        Roles.from_names(outcome="y", treatment="t", instruments="z", covariates=[name])
+    with pytest.raises(FormulaError, match="which stands for the constant: rename that column"):
+        Roles.from_formula(f"y ~ `{name}` + [t ~ z]")

@@ -65,7 +65,8 @@ class DFIV(StructuralEstimator):
         Proximal penalties of V in stage 1, of u, and of V in stage 2, where they stand at the end of training (they rise to
         it).
     ridge1, ridge2 : float
-        Ridge penalties of V and u.
+        Ridge penalties of V and u in training. Those of the final V and u are chosen by held-out losses among
+        ``training.refit_ridges``, unless that is empty.
     batch_size : int, "auto" or None
         Rows of each sample a step; "auto" is 128 or the whole sample where that is smaller; None is full batches.
     steps : int
@@ -361,7 +362,8 @@ class DFIV(StructuralEstimator):
     def _split(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         share = self._options().split
         if share is None:
-            everything = torch.arange(rows)
+            # In random order, since checks look at the first rows of a large sample.
+            everything = torch.from_numpy(generator.permutation(rows))
             return everything, everything
         return split_rows(rows, share=share, generator=generator)
 

@@ -88,6 +88,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         started = time.perf_counter()
         self._check_parameters()
         encoder, arrays = self._assign_roles(data)
+        arrays = arrays.with_positive_weight()
         arrays.check_fittable()
         estimate = self._estimate(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
         assert arrays.names is not None

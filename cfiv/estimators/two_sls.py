@@ -94,16 +94,13 @@ class TwoStageLeastSquares(StructuralEstimator):
         exogenous = _exogenous(data.covariates, rows=len(data), intercept=intercept)
         names = (["Intercept"] if intercept else []) + list(data.names.get("covariates", ()))
         weights = None if data.weights is None else pd.Series(data.weights, name="weights")
-        used = (
-            np.ones(len(data), dtype=bool) if data.weights is None else data.weights > 0
-        )  # linearmodels refuses weights of zero
         try:
             model = IV2SLS(
-                pd.Series(data.outcome, name=data.names["outcome"][0])[used],
-                pd.DataFrame(exogenous, columns=names)[used] if names else None,
-                pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names))[used],
-                pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names))[used],
-                weights=None if weights is None else weights[used],
+                pd.Series(data.outcome, name=data.names["outcome"][0]),
+                pd.DataFrame(exogenous, columns=names) if names else None,
+                pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names)),
+                pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names)),
+                weights=weights,
             )
             self.results_ = model.fit(cov_type=self.covariance)
         except ValueError as error:

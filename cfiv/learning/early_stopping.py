@@ -19,16 +19,17 @@ class Checkpoint:
         Of the networks, in their order.
     first_stage, structural : Tensor
         V and u as they would be reported.
-    ridge : float
-        The ridge of u.
+    first_stage_ridge, ridge : float
+        The ridges of V and u.
     losses : Tensor (held-out rows,)
-        Squared errors that average to the held-out loss; empty without held-out rows.
+        Squared stage-2 errors that average to the held-out loss; empty without held-out rows.
     """
 
     step: int
     parameters: list[dict[str, Tensor]]
     first_stage: Tensor
     structural: Tensor
+    first_stage_ridge: float
     ridge: float
     losses: Tensor
 
@@ -39,11 +40,7 @@ class Checkpoint:
 
     def excess_over(self, other: Checkpoint) -> float:
         """By how many standard errors of the paired difference this held-out loss lies above another's."""
-        difference = self.losses - other.losses
-        if difference.numel() < 2:
-            return 0.0
-        standard_error = float(difference.std()) / difference.numel() ** 0.5
-        return float(difference.mean()) / standard_error if standard_error > 0 else 0.0
+        return standard_errors_above_zero(self.losses - other.losses)
 
 
 class EarlyStopping:
@@ -78,3 +75,11 @@ class EarlyStopping:
     def exhausted(self) -> bool:
         """Whether further training is not worth its time."""
         return self._risen >= self.patience
+
+
+def standard_errors_above_zero(difference: Tensor) -> float:
+    """The mean of paired differences (n,) in units of its standard error; zero where there is nothing to judge by."""
+    if difference.numel() < 2:
+        return 0.0
+    standard_error = float(difference.std()) / difference.numel() ** 0.5
+    return float(difference.mean()) / standard_error if standard_error > 0 else 0.0

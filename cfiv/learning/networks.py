@@ -192,6 +192,10 @@ def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draws of layers (initial weights, dropout) come from ``seed`` inside, and the global generators are untouched outside."""
+    # Not torch.manual_seed, which seeds the generators of all devices.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

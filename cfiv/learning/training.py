@@ -71,11 +71,13 @@ class Training:
         How many times per fit the held-out loss is looked at.
     tolerance : float
         A state is given up for an earlier one only where its held-out loss is higher by more than this many standard errors
-        of the paired difference. The latest state that is not, is kept.
+        of the paired difference. The latest state that is not, is kept. Instrument features are given up for earlier ones where
+        their loss on sample 2 is higher by more than four times as many.
     patience : int
         Training stops after this many checks in a row whose loss is higher than the best by more than twice the tolerance.
     refit_ridges : tuple of float
-        Candidates for the ridge of the final u, chosen by held-out loss; empty (or without held-out rows) means ridge2.
+        Candidates for the ridges of the final V, chosen by its loss on sample 2, and of the final u, chosen by held-out loss;
+        empty (or without held-out rows) means ridge1 and ridge2.
     double : bool
         Features in float64 instead of float32. Solves are in float64 always.
     """
@@ -92,7 +94,7 @@ class Training:
     checks: int = 20
     tolerance: float = 1.0
     patience: int = 6
-    refit_ridges: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    refit_ridges: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     double: bool = False
 
     def __post_init__(self) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
-from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
+from cfiv.learning.early_stopping import Checkpoint, EarlyStopping, standard_errors_above_zero
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, PerNetwork, StepInfo, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
+    first_stage_errors,
     first_stage_moments,
     predicted_outcome,
     refit_last_layers,
@@ -31,6 +32,8 @@ Ended = Literal["finished", "stopped early", "interrupted", "diverged"]
 
 #: Rows of a sample that a check looks at; a held-out loss needs no more.
 CHECK_ROWS = 20_000
+#: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
+EARLY_CHECKS = {2, 4, 8, 16}
 #: A stage-2 training loss this many times the outcome's mean square has diverged.
 DIVERGED = 1e4
 
@@ -115,9 +118,9 @@ class TwoStageProblem:
         return self.training.refit_ridges or (self.penalties.ridge2,)
 
     @property
-    def first_stage_ridge(self) -> float:
-        """The ridge of the final V: where ridges are chosen freely, no shrinkage beyond rounding; it is not what overfits."""
-        return min(self.training.refit_ridges, default=self.penalties.ridge1)
+    def first_stage_ridges(self) -> tuple[float, ...]:
+        """Candidates for the ridge of the final V."""
+        return self.training.refit_ridges or (self.penalties.ridge1,)
 
 
 def fit_two_stage(
@@ -160,9 +163,11 @@ def fit_two_stage(
     stage2_batches = batches(problem.split.stage2, size=problem.batch_size, generator=stage2_generator)
     check_steps = {round(steps * (i + 1) / training.checks) for i in range(training.checks)}
     stopping = EarlyStopping(tolerance=training.tolerance, patience=training.patience)
+    instrument_features: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = []
     infos: list[StepInfo] = []
     ended: Ended = "finished"
+    stage1_loss = float("nan")
     done = 0
     _set_training(networks, True)
     try:
@@ -173,11 +178,23 @@ def fit_two_stage(
             state, info = step(batch, state, training=training, structure=problem.structure)
             infos.append(info)
             on_step()
+            if done in check_steps | EARLY_CHECKS:
+                instrument_features, first_stage, stage1_loss = best_instrument_features(networks, problem, instrument_features)
+                if first_stage is not None:
+                    state = replace(state, first_stage=first_stage)
             if done in check_steps:
                 losses, infos = _mean_losses(infos, done, problem.split), []
                 now = check(state, problem, done)
                 stopping.add(now)
-                history.append({"step": done, **losses, "heldout_loss": now.loss, "refit_ridge": now.ridge})
+                history.append(
+                    {
+                        "step": done,
+                        **losses,
+                        "stage1_heldout_loss": stage1_loss,
+                        "heldout_loss": now.loss,
+                        "refit_ridge": now.ridge,
+                    }
+                )
                 if stopping.exhausted:
                     ended = "stopped early"
                     break
@@ -204,7 +221,11 @@ def fit_two_stage(
 
 
 def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoint:
-    """The state as it would be reported now, with its held-out losses; the ridge of u is the one with the lowest."""
+    """The state as it would be reported now, with its held-out losses.
+
+    The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on the
+    held-out rows.
+    """
     networks, split = state.networks, problem.split
     parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
     assert state.first_stage is not None
@@ -212,19 +233,77 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoi
     first, structural = state.first_stage, state.structural
     if split.heldout is None or problem.report == "current":  # no solve below would notice
         _check_features(networks, split.stage1.rows(slice(CHECK_ROWS)))
+    penalties = problem.penalties
     if split.heldout is None:
-        return Checkpoint(done, parameters, first, structural, problem.penalties.ridge2, first.new_zeros(0))
+        return Checkpoint(done, parameters, first, structural, penalties.ridge1, penalties.ridge2, first.new_zeros(0))
     heldout = split.heldout.rows(slice(CHECK_ROWS))
     if problem.report == "current":
         losses = squared_errors(heldout, networks, first, structural[None], problem.structure)[0]
-        return Checkpoint(done, parameters, first, structural, float("nan"), losses)
-    stage1, stage2 = split.stage1.rows(slice(CHECK_ROWS)), split.stage2.rows(slice(CHECK_ROWS))
-    first = ridge_path(first_stage_moments(stage1, networks), [problem.first_stage_ridge])[0]
+        return Checkpoint(done, parameters, first, structural, float("nan"), float("nan"), losses)
+    first, first_ridge, _ = _first_stage(networks, problem)
     ridges = problem.refit_ridges
+    stage2 = split.stage2.rows(slice(CHECK_ROWS))
     candidates = ridge_path(second_stage_moments(stage2, networks, first, problem.structure), ridges)
     losses = squared_errors(heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
-    return Checkpoint(done, parameters, first, candidates[chosen], ridges[chosen], losses[chosen])
+    return Checkpoint(done, parameters, first, candidates[chosen], first_ridge, ridges[chosen], losses[chosen])
+
+
+def best_instrument_features(
+    networks: Networks, problem: TwoStageProblem, earlier: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor] | None, Tensor | None, float]:
+    """Go back to earlier instrument features where the present ones predict the treatment features clearly worse in sample 2.
+
+    Stage 1 learns from sample 1 alone, so all rows of sample 2 are unseen by it. A first stage that fits the noise of its
+    sample predicts little of the treatment in the other one, and stage 2 is left with a weak instrument of its own making,
+    which biases the structural function towards a constant; a held-out stage-2 loss, in which the outcome's noise drowns
+    everything, does not notice. Both states of phi are judged on the present psi, by their own V. Clearly is by more than
+    twice ``tolerance`` standard errors of the paired difference.
+
+    Parameters
+    ----------
+    networks : Networks
+        The instrument network is set to the better state.
+    problem : TwoStageProblem
+    earlier : state dict, optional
+        The best instrument features so far.
+
+    Returns
+    -------
+    features : state dict
+        The best instrument features now; None where this is turned off.
+    first_stage : Tensor (d + 1, m), optional
+        V of the earlier features where training goes on from them; None where it goes on as it was.
+    loss : float
+        The stage-1 loss on sample 2 of the features in place, each treatment feature in units of its variance.
+
+    References
+    ----------
+    Ours. Angrist and Krueger (JBES 1995) for the bias of split-sample estimates; Singh, Sahani and Gretton (NeurIPS 2019)
+    choose the penalty of a kernel first stage by the same out-of-sample loss.
+    """
+    if problem.split.heldout is None or problem.report == "current" or not problem.training.stage1_steps:
+        return None, None, float("nan")
+    network = networks.instrument
+    present = {name: value.clone() for name, value in network.state_dict().items()}
+    _, _, losses = _first_stage(networks, problem)
+    if earlier is None:
+        return present, None, float(losses.mean())
+    network.load_state_dict(earlier)
+    earlier_first, _, earlier_losses = _first_stage(networks, problem)
+    if standard_errors_above_zero(losses - earlier_losses) > 4 * problem.training.tolerance:
+        return earlier, earlier_first, float(earlier_losses.mean())
+    network.load_state_dict(present)
+    return (present if losses.mean() < earlier_losses.mean() else earlier), None, float(losses.mean())
+
+
+def _first_stage(networks: Networks, problem: TwoStageProblem) -> tuple[Tensor, float, Tensor]:
+    """V with the ridge that has the lowest stage-1 loss on sample 2, that ridge, and its losses there."""
+    stage1, stage2 = problem.split.stage1.rows(slice(CHECK_ROWS)), problem.split.stage2.rows(slice(CHECK_ROWS))
+    candidates = ridge_path(first_stage_moments(stage1, networks), problem.first_stage_ridges)
+    losses = first_stage_errors(stage2, networks, candidates)
+    best = int(losses.mean(dim=1).argmin())
+    return candidates[best], problem.first_stage_ridges[best], losses[best]
 
 
 def _report(
@@ -239,13 +318,14 @@ def _report(
     if problem.report == "current" and kept is not None:
         nan = float("nan")
         return TwoStageFit(networks, kept.first_stage, kept.structural, problem.structure, loss, nan, history, ended)
+    first_ridge = problem.penalties.ridge1 if kept is None else kept.first_stage_ridge
     ridge = problem.penalties.ridge2 if kept is None else kept.ridge
     first, structural = refit_last_layers(
         problem.split.stage1,
         problem.split.whole_stage2,
         networks,
         structure=problem.structure,
-        first_stage_ridge=problem.first_stage_ridge,
+        first_stage_ridge=first_ridge,
         ridge=ridge,
     )
     return TwoStageFit(networks, first, structural, problem.structure, loss, ridge, history, ended)

@@ -21,7 +21,13 @@ QR_VALUES = 10_000_000
 
 
 def refit_last_layers(
-    stage1: Sample, stage2: Sample, networks: Networks, *, structure: Structure, first_stage_ridge: float, ridge: float
+    stage1: Sample,
+    stage2: Sample,
+    networks: Networks,
+    *,
+    structure: Structure,
+    first_stage_ridge: float,
+    ridge: float,
 ) -> tuple[Tensor, Tensor]:
     """V on all rows of sample 1, then u on all rows of sample 2, features fixed.
 
@@ -65,6 +71,22 @@ def first_stage_moments(sample: Sample, networks: Networks) -> Moments:
         )
         for chunk in _chunks(sample)
     )
+
+
+def first_stage_errors(sample: Sample, networks: Networks, candidates: Tensor) -> Tensor:
+    """Squared stage-1 errors (r, n) of several V (r, d + 1, m) on rows that they were not solved on.
+
+    Summed over the treatment features, each in units of its variance in the sample, so that features of any scale count alike
+    and losses compare while the features change; scaled so that their plain mean is the weighted mean.
+    """
+    errors, features = [], []
+    for chunk in _chunks(sample):
+        phi = with_intercept(evaluate(networks.instrument, chunk.instruments)).double()
+        features.append(evaluate(networks.treatment, chunk.treatment).double())
+        errors.append((features[-1] - phi @ candidates).square())
+    variance = torch.cat(features).var(dim=0, correction=0)
+    total = (torch.cat(errors, dim=1) / variance.clamp_min(torch.finfo(variance.dtype).tiny))[..., variance > 0].sum(dim=2)
+    return total if sample.weights is None else total * (sample.weights / sample.weights.mean())
 
 
 def second_stage_moments(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Moments:

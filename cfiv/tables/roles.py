@@ -54,6 +54,11 @@ class Roles:
         hint = "write 'outcome ~ covariates + [treatment ~ instruments]'"
         if not isinstance(formula, str):
             raise FormulaError(f"a formula is text, got {type(formula).__name__}: {hint}")
+        reserved = re.search(r"`[01]`|(?<![\w.])Intercept(?![\w.])", formula)
+        if reserved:
+            raise FormulaError(
+                f"the formula {formula!r} uses {reserved.group()!r}, which stands for the constant: rename that column"
+            )
         try:
             parser = DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
             parsed = Formula(formula, _parser=parser)
@@ -116,6 +121,11 @@ class Roles:
                 raise FormulaError(f"no {role} named: give a formula, or {role}={'...' if role == 'outcome' else '[...]'}")
             if any(not isinstance(name, str) or "`" in name for name in names):
                 raise FormulaError(f"{role} must be column names (text without backticks), got {names!r}")
+            reserved = [name for name in names if name in ("0", "1", "Intercept")]
+            if reserved:
+                raise FormulaError(
+                    f"{role} has a column named {reserved[0]!r}, which stands for the constant: rename that column"
+                )
             parts[role] = " + ".join(f"`{name}`" for name in names) or None
         assert parts["outcome"]
         assert parts["treatment"]

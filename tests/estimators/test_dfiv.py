@@ -351,7 +351,7 @@ IMAGE_NETWORKS = [
 @pytest.mark.parametrize(("network", "to_load"), IMAGE_NETWORKS)
 def test_images_are_treatments_too(network: Any, to_load: Any, tmp_path: Any) -> None:
     (train, _), (test, h) = images(), images(100, seed=1)
-    model = quick(None, treatment_network=network, learning_rate=0.01, steps=60, fits=2).fit(train)
+    model = quick(None, treatment_network=network, learning_rate=0.01, steps=60, fits=5).fit(train)
     predicted = model.predict(test)
     assert np.mean((predicted - h) ** 2) < 0.5 * h.var()
     np.testing.assert_array_equal(model.predict(treatment=test.treatment), predicted)
@@ -518,16 +518,14 @@ def interrupted(at: int, **options: Any) -> DFIV:
 
 
 @VARIANTS
-@pytest.mark.parametrize(("checks", "kept"), [(20, 7), (2, 7)])
-def test_ctrl_c_keeps_a_usable_state(options: dict[str, Any], checks: int, kept: int) -> None:
-    """With checks at every step the last one is at 7; with two, at 10 and 20, the state at hand is taken."""
+@pytest.mark.parametrize(("checks", "at", "kept"), [(20, 8, 7), (2, 2, 2)])
+def test_ctrl_c_keeps_a_usable_state(options: dict[str, Any], checks: int, at: int, kept: int) -> None:
+    """With checks at every step the last one is at 7; before any check the state at hand is taken."""
     frame = curve()
     training = options.get("training", Training())
     options = options | {"training": Training(holdout=training.holdout, checks=checks, tolerance=1e9)}
-    with pytest.warns(
-        TrainingWarning, match=rf"interrupted at step 8 of 20; the state of step {kept if checks == 20 else 8} is kept"
-    ) as caught:
-        model = interrupted(8, **options).fit(frame)
+    with pytest.warns(TrainingWarning, match=rf"interrupted at step {at} of 20; the state of step {kept} is kept") as caught:
+        model = interrupted(at, **options).fit(frame)
     assert caught[0].filename == __file__
     assert [fitted.ended for fitted in model.fits_] == ["interrupted"]  # and the samples are not swapped any more
     assert np.isfinite(model.predict(frame)).all()

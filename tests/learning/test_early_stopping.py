@@ -9,7 +9,7 @@ NOISE = torch.linspace(-1, 1, 40, dtype=torch.float64)
 
 
 def at(step: int, losses: torch.Tensor) -> Checkpoint:
-    return Checkpoint(step, [], torch.zeros(1), torch.zeros(1), 0.0, losses)
+    return Checkpoint(step, [], torch.zeros(1), torch.zeros(1), 0.0, 0.0, losses)
 
 
 def run(*losses: torch.Tensor, tolerance: float = 1.0, patience: int = 3) -> EarlyStopping:

@@ -14,7 +14,7 @@ from cfiv.learning import whole_sample
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Penalties, Training
 from cfiv.learning.two_stage import Batch, Networks, TwoStageState, optimisers, step
-from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
+from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, best_instrument_features, fit_two_stage
 from cfiv.learning.whole_sample import refit_last_layers
 
 PENALTIES = Penalties(lambda1=1.0, lambda2=1.0, lambda12=1.0, ridge1=1e-3, ridge2=1e-3)
@@ -249,3 +249,43 @@ def test_covariate_features_with_steps_of_their_own_are_held_in_evaluation_mode_
     options = Training(stage1_steps=0, covariate_steps=2)
     step(Batch(sample(seed=1), sample(seed=2), PENALTIES), state(normalised, options), training=options, structure="product")
     assert modes == [True, True, False]
+
+
+def problem(split: Split) -> TwoStageProblem:
+    return TwoStageProblem(split, "product", PENALTIES, 20, 32, NONE, NONE, "refit", Training())
+
+
+@pytest.mark.law
+def test_instrument_features_that_predict_clearly_worse_in_sample_2_are_given_up_for_earlier_ones() -> None:
+    split = held_out(2000)
+    made = Networks(networks().treatment, nets.FeatureNetwork(3, (16,), 4, carry=False), networks().covariate)
+    good, first, loss = best_instrument_features(made, problem(split), None)
+    assert good is not None
+    assert first is None  # nothing to go back to
+    for parameter in made.instrument.parameters():  # features that say nothing of the treatment
+        torch.nn.init.zeros_(parameter)
+    kept, first, kept_loss = best_instrument_features(made, problem(split), good)
+    assert kept is good
+    assert first is not None
+    assert kept_loss == loss
+    assert all(torch.equal(value, good[name]) for name, value in made.instrument.state_dict().items())
+
+
+@pytest.mark.law
+def test_instrument_features_that_predict_better_take_the_place_of_earlier_ones() -> None:
+    split = held_out(2000)
+    made = Networks(networks().treatment, nets.FeatureNetwork(3, (16,), 4, carry=False), networks().covariate)
+    present = {name: value.clone() for name, value in made.instrument.state_dict().items()}
+    nothing = {name: torch.zeros_like(value) for name, value in present.items()}
+    best, first, _ = best_instrument_features(made, problem(split), nothing)
+    assert first is None
+    assert best is not None
+    assert all(torch.equal(best[name], present[name]) for name in present)
+
+
+@pytest.mark.law
+def test_without_held_out_rows_instrument_features_are_left_alone() -> None:
+    split, made = Split(sample(seed=1), sample(seed=2), None), networks()
+    before = flat(made.instrument)
+    assert best_instrument_features(made, problem(split), {})[0] is None
+    assert torch.equal(flat(made.instrument), before)
