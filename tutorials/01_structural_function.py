@@ -173,8 +173,8 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# All six are flatter than the line, and they disagree among themselves, one of them on the sign. This is what penalties do
-# where the data say little. Growing up near a college moves schooling by a third of a year, so the wages that stage 2 fits
+# All six are flatter than the line, and the returns they give differ several times over. This is what penalties do where the
+# data say little. Growing up near a college moves schooling by a third of a year, so the wages that stage 2 fits
 # hardly depend on the effect of schooling; a penalty too small to cost any fit still pulls that effect towards zero. Nor does
 # a score object: it sees how well wages are predicted, and that hardly differs.
 
