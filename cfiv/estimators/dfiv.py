@@ -98,7 +98,8 @@ class DFIV(StructuralEstimator):
     ----------
     structural_function_ : StructuralFunction
     history_ : DataFrame
-        One row a check: ``fit, swapped, step, stage1_loss, stage2_loss, heldout_loss`` (in units of the outcome's variance),
+        One row a check: ``fit, swapped, step, stage1_loss, stage2_loss, stage1_heldout_loss`` (on sample 2, each treatment
+        feature in units of its variance), ``heldout_loss`` (in units of the outcome's variance),
         ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.

@@ -57,7 +57,7 @@ class Training:
         Whether a gradient step is taken at the weights solved on its own batch, or at the previous weights, with the solve
         after it.
     learning_rate_schedule : {"cosine", "constant"}
-        Cosine decays to zero over the run after a linear warm-up over its first tenth of a tenth (1 %, at least ten steps).
+        Cosine decays to zero over the run, times a linear warm-up over its first hundredth (at least ten steps).
     lambda_start : float
         The proximal penalties rise linearly from this fraction of their value to all of it.
     decoupled_weight_decay : bool

@@ -117,7 +117,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
        where it has no steps of its own).
 
     Networks that are held fixed run in evaluation mode. Every solve pulls towards the V and u that came in with ``state``. In
-    the backbone-first order gradients are taken at those, and V and u are solved once more with the updated features.
+    the backbone-first order the gradients of phi, and of psi and xi, are taken at that V and that u (V12 is solved and live
+    all the same), and V and u are solved once more with the updated features.
     """
     penalties, networks, opt = batch.penalties, state.networks, state.optimisers
     stage1 = Proximal(penalties.lambda1, penalties.ridge1)

@@ -178,7 +178,7 @@ def fit_two_stage(
             state, info = step(batch, state, training=training, structure=problem.structure)
             infos.append(info)
             on_step()
-            if done in check_steps | EARLY_CHECKS:
+            if done in check_steps or done in EARLY_CHECKS:
                 instrument_features, first_stage, stage1_loss = best_instrument_features(networks, problem, instrument_features)
                 if first_stage is not None:
                     state = replace(state, first_stage=first_stage)
@@ -258,7 +258,8 @@ def best_instrument_features(
     sample predicts little of the treatment in the other one, and stage 2 is left with a weak instrument of its own making,
     which biases the structural function towards a constant; a held-out stage-2 loss, in which the outcome's noise drowns
     everything, does not notice. Both states of phi are judged on the present psi, by their own V. Clearly is by more than
-    twice ``tolerance`` standard errors of the paired difference.
+    four times ``tolerance`` standard errors of the paired difference. With "current" nothing is given up, since u would not
+    fit another V.
 
     Parameters
     ----------
