@@ -200,6 +200,8 @@ def _from_narwhals(table: object) -> pd.DataFrame:
 
 
 def _role_array(role: str, value: object) -> Array:
+    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
+        raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
     detach = getattr(value, "detach", None)
     array = np.asarray(detach().cpu() if detach is not None else value)
     if array.dtype == bool:

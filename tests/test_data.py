@@ -194,3 +194,9 @@ def test_rows_of_weight_zero_do_not_count_and_only_ratios_of_weights_do() -> Non
     constant = IVData(outcome=[1.0, 2.0, 3.0], treatment=[1.0, 1.0, 5.0], instruments=[1.0, 0.0, 7.0], weights=[1.0, 1.0, 0.0])
     with pytest.raises(DataError, match="treatment 'treatment' is constant over 2 rows"):
         constant.with_positive_weight().check_fittable()
+
+
+def test_masked_values_are_refused_and_not_read_as_numbers() -> None:
+    masked = np.ma.masked_equal([1.0, -999.0, 2.0], -999.0)
+    with pytest.raises(DataError, match="treatment has 1 masked values: drop or fill those rows"):
+        IVData(treatment=masked)
