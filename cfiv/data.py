@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
-ROLES = ("outcome", "treatment", "instruments", "covariates", "weights")
+ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,9 @@ class IVData:
         ``X``, exogenous and possibly part of the structural function.
     weights : array (n,), optional
         Row weights >= 0 (frequency or importance); only their ratios matter.
+    clusters : array (n,), optional
+        Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances; kept as whole
+        numbers from 0.
     frame : DataFrame, optional
         The table that the arrays came from, for estimators that are given a formula.
     names : mapping from role to column names, optional
@@ -63,6 +66,7 @@ class IVData:
     instruments: Any = None
     covariates: Any = None
     weights: Any = None
+    clusters: Any = None
     frame: pd.DataFrame | None = None
     names: Mapping[str, Sequence[str]] | None = None
 
@@ -200,6 +204,8 @@ def _from_narwhals(table: object) -> pd.DataFrame:
 
 
 def _role_array(role: str, value: object) -> Array:
+    if role == "clusters":
+        return _cluster_codes(value)
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
     detach = getattr(value, "detach", None)
@@ -228,6 +234,19 @@ def _role_array(role: str, value: object) -> Array:
     return array
 
 
+def _cluster_codes(value: object) -> Array:
+    """Labels as whole numbers from 0, in the order of their first appearance."""
+    labels = np.asarray(value)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(f"clusters must be one label a row, shape (n,), got shape {labels.shape}")
+    codes, _ = pd.factorize(labels)
+    if (codes < 0).any():
+        raise DataError(f"clusters must label every row, got {int((codes < 0).sum())} rows without: drop them or fill them")
+    return np.asarray(codes)
+
+
 def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
     given = data.names or {}
     unknown = [role for role in given if role not in ROLES]
@@ -242,7 +261,7 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
         if array.ndim > 2:
             default: tuple[str, ...] = (role,)
         elif width == 1:
-            default = (role.removesuffix("s") if role != "weights" else role,)
+            default = (role if role == "weights" else role.removesuffix("s"),)
         else:
             default = tuple(f"{role.removesuffix('s')}{i}" for i in range(width))
         chosen = given.get(role, default)

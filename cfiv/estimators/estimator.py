@@ -171,6 +171,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """Estimate from arrays in the user's units; ``intercept`` is False where the formula takes the constant away."""
 
     def _assign_roles(self, data: Any) -> tuple[TableEncoder | ArrayEncoder, IVData]:
+        clusters: str | None = getattr(self, "clusters", None)  # only estimators with covariances have them
         names = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         named = [role for role, value in names.items() if value is not None]
         if self.formula is not None and named:
@@ -178,26 +179,29 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 f"give either a formula or column names, got the formula {self.formula!r} and {', '.join(named)}"
             )
         if self.formula is None and not named:
-            if self.weights is not None:
-                raise FormulaError(
-                    f"weights={self.weights!r} names a column, but no other role is named: name all roles, or give "
-                    "IVData(weights=...)"
-                )
+            for role, column in (("weights", self.weights), ("clusters", clusters)):
+                if column is not None:
+                    raise FormulaError(
+                        f"{role}={column!r} names a column, but no other role is named: name all roles, or give "
+                        f"IVData({role}=...)"
+                    )
             if not isinstance(data, IVData):
                 raise FormulaError(
                     f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
                     "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
                 )
             return ArrayEncoder.fit(data), data
-        if isinstance(data, IVData) and data.weights is not None and self.weights is None:
-            raise DataError(
-                f"the IVData has weights, but this {type(self).__name__} reads columns of its frame: give weights='column', "
-                "or leave the roles out to use the arrays"
-            )
+        for role, column in (("weights", self.weights), ("clusters", clusters)):
+            takes = role == "weights" or hasattr(self, "clusters")
+            if takes and isinstance(data, IVData) and getattr(data, role) is not None and column is None:
+                raise DataError(
+                    f"the IVData has {role}, but this {type(self).__name__} reads columns of its frame: give {role}='column', "
+                    "or leave the roles out to use the arrays"
+                )
         if self.formula is not None:
-            roles = Roles.from_formula(self.formula, weights=self.weights)
+            roles = Roles.from_formula(self.formula, weights=self.weights, clusters=clusters)
         else:
-            roles = Roles.from_names(**names, weights=self.weights)
+            roles = Roles.from_names(**names, weights=self.weights, clusters=clusters)
         return fit_encoder(read_table(data), roles, missing=self.missing)
 
     def _fitted(self) -> StructuralFunction:

@@ -34,7 +34,7 @@ from cfiv.tables.encoding import PartState, TableEncoder
 from cfiv.tables.roles import Roles
 
 #: Raised whenever an older library could not read what a newer one writes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> None:

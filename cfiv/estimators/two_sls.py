@@ -1,35 +1,41 @@
-"""Two-stage least squares, the linear comparator; linearmodels computes it."""
+"""Two-stage least squares, the linear comparator with instruments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from cfiv.data import Array, IVData
-from cfiv.errors import DataError, ParameterError
-from cfiv.estimators.components import LinearComponent
+from cfiv.data import IVData
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.linear_regression import Covariance, CovarianceKind, Kernel, linear_regression
 from cfiv.tables.columns import Missing
-
-Covariance = Literal["unadjusted", "robust"]
 
 
 class TwoStageLeastSquares(StructuralEstimator):
     """Two-stage least squares: ``h(t, x) = c + a' t + b' x`` on the columns that the formula makes.
 
     With ``D = [1, X, T]`` and ``Q`` the projection on ``[1, X, Z]``, coefficients are ``(D' Q D)^-1 D' Q Y`` (row-weighted
-    where weights are named). Nonlinear terms come from the formula: ``[poly(price, 2) ~ bs(fuel, df=4)]``.
+    where weights are named). Nonlinear terms come from the formula, in treatment, instruments and covariates:
+    ``sales ~ time + [poly(price, 2) + price:time ~ bs(fuel, df=4) + fuel:time]``. Their knots and scales are those of the
+    training table, whatever rows are predicted.
 
     Parameters
     ----------
     formula, outcome, treatment, instruments, covariates, weights, missing
         Roles, as in :class:`cfiv.DFIV`. A formula with ``0 +`` has no constant.
-    covariance : {"robust", "unadjusted"}
-        Heteroskedasticity-robust (White) or homoskedastic covariance of the coefficients.
+    clusters : str, optional
+        A column that labels groups of rows with correlated errors (``covariance="clustered"``).
+    covariance : {"robust", "unadjusted", "clustered", "kernel"}
+        Of the coefficients: heteroskedasticity-robust (White); homoskedastic; robust to correlation within clusters; or robust
+        to heteroskedasticity and autocorrelation (HAC), for rows that are in the order of time.
+    debiased : bool
+        Small-sample form: residual variances divided by ``n - k`` and t instead of normal intervals.
+    kernel : {"bartlett", "parzen", "qs"}
+        Weights of the autocovariances in the kernel covariance; Bartlett's are those of Newey and West.
+    bandwidth : int, optional
+        Lags of the kernel covariance; by default chosen from the data (Newey and West 1994).
 
     Attributes
     ----------
@@ -40,12 +46,26 @@ class TwoStageLeastSquares(StructuralEstimator):
 
     Raises
     ------
+    ParameterError
+        If an option of the covariance is unknown, or clusters are given that it does not use.
     DataError
         If there are fewer instruments than treatments, or columns are collinear.
+
+    See Also
+    --------
+    cfiv.diagnose : Tests of what two-stage least squares assumes.
 
     References
     ----------
     Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., chapter 5. Computed by linearmodels' IV2SLS.
+
+    Examples
+    --------
+    >>> from cfiv.datasets import demand
+    >>> train, truth = demand.simulate(n=500, rho=0.5, seed=0)
+    >>> model = TwoStageLeastSquares("sales ~ time + emotion + [price ~ fuel]").fit(train.frame)
+    >>> model.coefficients_.index.tolist()
+    ['Intercept', 'time', 'emotion', 'price']
     """
 
     def __init__(
@@ -58,7 +78,11 @@ class TwoStageLeastSquares(StructuralEstimator):
         covariates: str | Sequence[str] | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
-        covariance: Covariance = "robust",
+        clusters: str | None = None,
+        covariance: CovarianceKind = "robust",
+        debiased: bool = False,
+        kernel: Kernel = "bartlett",
+        bandwidth: int | None = None,
     ) -> None:
         self.formula = formula
         self.outcome = outcome
@@ -67,106 +91,22 @@ class TwoStageLeastSquares(StructuralEstimator):
         self.covariates = covariates
         self.weights = weights
         self.missing = missing
+        self.clusters = clusters
         self.covariance = covariance
+        self.debiased = debiased
+        self.kernel = kernel
+        self.bandwidth = bandwidth
 
     results_: Any
     coefficients_: pd.DataFrame
 
+    def _covariance(self) -> Covariance:
+        return Covariance(self.covariance, self.debiased, self.kernel, self.bandwidth)
+
     def _check_parameters(self) -> None:
-        if self.covariance not in ("robust", "unadjusted"):
-            raise ParameterError(f"covariance must be 'robust' or 'unadjusted', got {self.covariance!r}")
+        self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        from linearmodels.iv import IV2SLS
-
-        assert data.names is not None
-        if data.treatment.ndim > 2:
-            raise DataError(
-                f"two-stage least squares takes treatment columns, got arrays of shape {data.treatment.shape[1:]}: flatten them"
-            )
-        treatments, instruments = data.treatment.shape[1], data.instruments.shape[1]
-        if instruments < treatments:
-            raise DataError(
-                f"two-stage least squares needs at least as many instruments as treatments, got {instruments} "
-                f"({', '.join(data.names['instruments'])}) for {treatments} ({', '.join(data.names['treatment'])}): "
-                "add instruments or transforms of them, or drop treatment columns"
-            )
-        exogenous = _exogenous(data.covariates, rows=len(data), intercept=intercept)
-        names = (["Intercept"] if intercept else []) + list(data.names.get("covariates", ()))
-        weights = None if data.weights is None else pd.Series(data.weights, name="weights")
-        try:
-            model = IV2SLS(
-                pd.Series(data.outcome, name=data.names["outcome"][0]),
-                pd.DataFrame(exogenous, columns=names) if names else None,
-                pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names)),
-                pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names)),
-                weights=weights,
-            )
-            self.results_ = model.fit(cov_type=self.covariance)
-        except ValueError as error:
-            raise DataError(
-                f"two-stage least squares cannot be computed: {error}; drop constant or collinear columns, or add stronger "
-                "instruments"
-            ) from error
-        self.coefficients_ = _coefficient_table(self.results_)
-        values = self.results_.params.to_numpy(dtype=np.float64)
-        constant = float(values[0]) if intercept else 0.0
-        covariates, treatment = values[int(intercept) : len(names)], values[len(names) :]
-        reduced_form = _ReducedForm(constant, covariates, treatment, _first_stage(exogenous, data), intercept)
-        facts = {
-            "Covariance": self.covariance,
-            "R-squared": float(self.results_.rsquared),
-            "Coefficients": self.coefficients_.reset_index(names="column").to_dict("records"),
-        }
-        component = LinearComponent(constant, treatment, covariates)
-        return Estimate((component,), reduced_form, facts, pd.DataFrame())
-
-
-@dataclass(frozen=True, eq=False)
-class _ReducedForm:
-    """``E[h | Z, X]``: the structural function at the treatments that the first stage predicts."""
-
-    constant: float
-    covariates: Array
-    treatment: Array
-    first_stage: Array
-    intercept: bool
-
-    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        exogenous = _exogenous(covariates, rows=len(instruments), intercept=self.intercept)
-        predicted = np.concatenate([exogenous, instruments], axis=1) @ self.first_stage
-        fitted: Array = self.constant + predicted @ self.treatment
-        return fitted if covariates is None else fitted + covariates @ self.covariates
-
-
-def _exogenous(covariates: Array | None, *, rows: int, intercept: bool) -> Array:
-    """``[1, X]``, shape (rows, columns), possibly with no columns."""
-    ones = np.ones((rows, int(intercept)))
-    return ones if covariates is None else np.concatenate([ones, covariates], axis=1)
-
-
-def _first_stage(exogenous: Array, data: IVData) -> Array:
-    """Coefficients of the treatment on exogenous columns and instruments, (columns, treatments)."""
-    regressors = np.concatenate([exogenous, data.instruments], axis=1)
-    root = np.ones(len(data)) if data.weights is None else np.sqrt(data.weights)
-    coefficients: Array = np.linalg.lstsq(root[:, None] * regressors, root[:, None] * data.treatment, rcond=None)[0]
-    return coefficients
-
-
-def _coefficient_table(results: Any) -> pd.DataFrame:
-    interval = results.conf_int()
-    return pd.DataFrame(
-        {
-            "coefficient": results.params,
-            "std_error": results.std_errors,
-            "t": results.tstats,
-            "p_value": results.pvalues,
-            "lower": interval["lower"],
-            "upper": interval["upper"],
-        }
-    )
-
-
-def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """Names that linearmodels can tell apart: a column of another part may carry the same name."""
-    return [f"{name}_" if name in taken else name for name in names]
+        regression = linear_regression(data, instrumented=True, intercept=intercept, covariance=self._covariance())
+        self.results_, self.coefficients_ = regression.results, regression.coefficients
+        return regression.estimate

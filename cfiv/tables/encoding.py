@@ -162,10 +162,9 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     variables = {role: raw_columns(part) for role, part in parts.items()}
     _check_roles(variables, roles)
     used = list(dict.fromkeys(name for names in variables.values() for name in names))
-    if roles.weights is not None and roles.weights not in used:
-        used.append(roles.weights)
+    used += [name for name in (roles.weights, roles.clusters) if name is not None]
     require_columns(frame, used, needed_for="the roles")
-    frame = without_gaps(frame[used], missing, stacklevel=5)
+    frame = without_gaps(frame[list(dict.fromkeys(used))], missing, stacklevel=5)
     states, arrays = {}, {}
     for role, part in parts.items():
         states[role], arrays[role] = _fit_part(frame, part)
@@ -174,18 +173,16 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         raise DataError(
             f"the outcome {roles.outcome!r} must be one numeric column, got {outcome.shape[1]}: {states['outcome'].columns}"
         )
-    weights = None
-    if roles.weights is not None:
-        weights = row_weights(frame, roles.weights)
     data = IVData(
         outcome=outcome[:, 0],
         treatment=arrays["treatment"],
         instruments=arrays["instruments"],
         covariates=arrays.get("covariates"),
-        weights=weights,
+        weights=None if roles.weights is None else row_weights(frame, roles.weights),
+        clusters=None if roles.clusters is None else frame[roles.clusters],
         frame=frame,
         names={role: state.columns for role, state in states.items()}
-        | ({"weights": (roles.weights,)} if roles.weights else {}),
+        | {role: (name,) for role, name in (("weights", roles.weights), ("clusters", roles.clusters)) if name is not None},
     )
     needed = list(dict.fromkeys((*variables["treatment"], *variables.get("covariates", ()))))
     stride = max(1, -(-len(frame) // TableEncoder.REFERENCE_ROWS))

@@ -31,6 +31,8 @@ class Roles:
         The exogenous part; it enters both stages by itself.
     weights : str or None
         The name of a column of row weights.
+    clusters : str or None
+        The name of a column that labels groups of rows with correlated errors.
     intercept : bool
         False where the formula says ``0 +`` or ``- 1``. It concerns linear estimators: learned features carry a constant.
     """
@@ -41,9 +43,10 @@ class Roles:
     covariates: str | None = None
     weights: str | None = None
     intercept: bool = True
+    clusters: str | None = None
 
     @classmethod
-    def from_formula(cls, formula: str, *, weights: str | None = None) -> Roles:
+    def from_formula(cls, formula: str, *, weights: str | None = None, clusters: str | None = None) -> Roles:
         """Read ``outcome ~ covariates + [treatment ~ instruments]``.
 
         Raises
@@ -96,6 +99,7 @@ class Roles:
             covariates=" + ".join(covariates) or None,
             weights=weights,
             intercept="1" in exogenous,
+            clusters=clusters,
         )
 
     @classmethod
@@ -107,6 +111,7 @@ class Roles:
         instruments: str | Sequence[str] | None,
         covariates: str | Sequence[str] | None = None,
         weights: str | None = None,
+        clusters: str | None = None,
     ) -> Roles:
         """Roles from plain column names, which may hold any character but a backtick."""
         parts: dict[str, str | None] = {}
@@ -130,4 +135,4 @@ class Roles:
         assert parts["outcome"]
         assert parts["treatment"]
         assert parts["instruments"]
-        return cls(parts["outcome"], parts["treatment"], parts["instruments"], parts["covariates"], weights)
+        return cls(parts["outcome"], parts["treatment"], parts["instruments"], parts["covariates"], weights, clusters=clusters)

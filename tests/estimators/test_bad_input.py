@@ -14,7 +14,17 @@ import pandas as pd
 import pytest
 
 import cfiv
-from cfiv import DFIV, CfivError, DataError, FormulaError, IVData, ParameterError, Training, TwoStageLeastSquares
+from cfiv import (
+    DFIV,
+    CfivError,
+    DataError,
+    FormulaError,
+    IVData,
+    LeastSquares,
+    ParameterError,
+    Training,
+    TwoStageLeastSquares,
+)
 from cfiv.estimators.estimator import StructuralEstimator
 
 FORMULA = "sales ~ time + [price ~ fuel]"
@@ -407,7 +417,7 @@ def test_a_question_of_another_shape_than_the_arrays_of_training_is_refused(
             ["at least as many instruments as treatments", "got 1 (fuel) for 2 (price, I(price ** 2))", "add instruments"],
         ),
         ("sales ~ time + I(2*time) + [price ~ fuel]", None, ["cannot be computed", "drop constant or collinear columns"]),
-        ("sales ~ time + [price ~ fuel]", lambda f: f[:2], ["cannot be computed"]),
+        ("sales ~ time + [price ~ fuel]", lambda f: f[:3], ["needs more rows than its 3 coefficients", "got 3"]),
     ],
     ids=["fewer instruments than treatments", "collinear columns", "more coefficients than rows"],
 )
@@ -416,15 +426,52 @@ def test_two_stage_least_squares_refuses_what_is_not_identified(formula: str, ch
     assert absent(refusal(DataError, TwoStageLeastSquares(formula).fit, frame), says) == []
 
 
-def test_two_stage_least_squares_refuses_images_and_unknown_covariances() -> None:
+LINEAR = pytest.mark.parametrize("kind", [TwoStageLeastSquares, LeastSquares], ids=lambda kind: kind.__name__)
+
+
+@LINEAR
+def test_linear_estimators_refuse_images(kind: type) -> None:
     frame = table()
     images = IVData(
         outcome=frame["sales"], treatment=np.random.default_rng(0).normal(size=(60, 4, 4)), instruments=frame["fuel"]
     )
-    assert absent(refusal(DataError, TwoStageLeastSquares().fit, images), ["got arrays of shape (4, 4)", "flatten them"]) == []
-    clustered: Any = "clustered"
-    message = refusal(ParameterError, TwoStageLeastSquares(FORMULA, covariance=clustered).fit, frame)
-    assert absent(message, ["covariance must be 'robust' or 'unadjusted'", "got 'clustered'"]) == []
+    assert absent(refusal(DataError, kind().fit, images), ["got arrays of shape (4, 4)", "flatten them"]) == []
+
+
+@LINEAR
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"covariance": "HC3"}, ParameterError, ["covariance must be one of 'robust', 'unadjusted'", "got 'HC3'"]),
+        ({"kernel": "gauss"}, ParameterError, ["kernel must be one of 'bartlett'", "got 'gauss'"]),
+        ({"debiased": 1.0}, ParameterError, ["debiased must be True or False", "got 1.0"]),
+        ({"bandwidth": -1, "covariance": "kernel"}, ParameterError, ["whole number of lags >= 0", "got -1"]),
+        ({"bandwidth": 60, "covariance": "kernel"}, ParameterError, ["less than the 60 rows", "got 60"]),
+        ({"bandwidth": 2}, ParameterError, ["bandwidth=2 is for covariance='kernel'", "got covariance='robust'"]),
+        ({"covariance": "clustered"}, ParameterError, ["needs groups of rows", "give clusters='column'"]),
+        ({"clusters": "time"}, ParameterError, ["covariance='robust' does not use them", "set covariance='clustered'"]),
+        ({"clusters": "one", "covariance": "clustered"}, DataError, ["at least 2 clusters", "got 1"]),
+        ({"clusters": "tiem", "covariance": "clustered"}, DataError, ["need column 'tiem'", "did you mean 'time'?"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_linear_estimators_refuse_covariances_that_make_no_sense(
+    kind: type, arguments: dict[str, Any], error: type[CfivError], says: list[str]
+) -> None:
+    assert absent(refusal(error, kind(FORMULA, **arguments).fit, table().assign(one=1.0)), says) == []
+
+
+def test_clusters_of_arrays_are_labels_of_every_row() -> None:
+    frame = table()
+    roles = {"outcome": frame["sales"], "treatment": frame["price"], "instruments": frame["fuel"]}
+    assert IVData(**roles, clusters=["b", "a"] * 30).clusters.tolist() == [0, 1] * 30
+    assert absent(refusal(DataError, IVData, **roles, clusters=[None, "a"] * 30), ["every row", "got 30 rows"]) == []
+    assert absent(refusal(DataError, IVData, **roles, clusters=np.ones((60, 2))), ["shape (n,)", "got shape (60, 2)"]) == []
+    clustered = IVData(**roles, clusters=frame["time"], frame=frame)
+    message = refusal(DataError, TwoStageLeastSquares("sales ~ [price ~ fuel]", covariance="clustered").fit, clustered)
+    assert absent(message, ["the IVData has clusters", "give clusters='column'"]) == []
+    message = refusal(FormulaError, TwoStageLeastSquares(clusters="time", covariance="clustered").fit, clustered)
+    assert absent(message, ["clusters='time' names a column", "IVData(clusters=...)"]) == []
 
 
 # DFIV

@@ -1,0 +1,100 @@
+"""Least squares, which ignores the confounder: what a plain regression would have said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from cfiv.data import IVData
+from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.linear_regression import Covariance, CovarianceKind, Kernel, linear_regression
+from cfiv.tables.columns import Missing
+
+
+class LeastSquares(StructuralEstimator):
+    """Least squares without instruments: ``E[Y | T, X] = c + a' t + b' x``, taken for the structural function.
+
+    ``(D' D)^-1 D' Y`` with ``D = [1, X, T]`` (row-weighted where weights are named). It estimates the structural function only
+    where the treatment is exogenous; otherwise its coefficients tend to ``a + Cov(T, e) / Var(T)`` (one treatment, covariates
+    partialled out), and the distance to an instrumented estimate shows what ignoring the confounder costs.
+
+    Parameters
+    ----------
+    formula, outcome, treatment, instruments, covariates, weights, missing
+        Roles, as in :class:`cfiv.DFIV`, so that the same formula serves every estimator. The instruments do not enter the
+        coefficients; rows with gaps in them are dropped all the same, so that estimates compare on the same rows, and
+        ``score`` predicts the treatment from them. Bases come from the formula: ``[bs(price, df=5) ~ bs(fuel, df=5)]``.
+    clusters, covariance, debiased, kernel, bandwidth
+        As in :class:`cfiv.TwoStageLeastSquares`.
+
+    Attributes
+    ----------
+    results_ : linearmodels.iv.results.OLSResults
+    coefficients_ : DataFrame
+        ``coefficient, std_error, t, p_value, lower, upper`` (95 %), one row a column. The intervals cover the projection of the
+        outcome, not the structural effect.
+
+    Raises
+    ------
+    ParameterError
+        If an option of the covariance is unknown, or clusters are given that it does not use.
+    DataError
+        If columns are collinear.
+
+    References
+    ----------
+    Angrist and Pischke, *Mostly Harmless Econometrics*, chapter 3, for the bias. Computed by linearmodels.
+
+    Examples
+    --------
+    >>> from cfiv.datasets import demand
+    >>> train, truth = demand.simulate(n=500, rho=0.9, seed=0)
+    >>> model = LeastSquares("sales ~ time + emotion + [price ~ fuel]").fit(train.frame)
+    >>> model.coefficients_.index.tolist()
+    ['Intercept', 'time', 'emotion', 'price']
+    """
+
+    def __init__(
+        self,
+        formula: str | None = None,
+        *,
+        outcome: str | None = None,
+        treatment: str | Sequence[str] | None = None,
+        instruments: str | Sequence[str] | None = None,
+        covariates: str | Sequence[str] | None = None,
+        weights: str | None = None,
+        missing: Missing = "drop",
+        clusters: str | None = None,
+        covariance: CovarianceKind = "robust",
+        debiased: bool = False,
+        kernel: Kernel = "bartlett",
+        bandwidth: int | None = None,
+    ) -> None:
+        self.formula = formula
+        self.outcome = outcome
+        self.treatment = treatment
+        self.instruments = instruments
+        self.covariates = covariates
+        self.weights = weights
+        self.missing = missing
+        self.clusters = clusters
+        self.covariance = covariance
+        self.debiased = debiased
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+
+    results_: Any
+    coefficients_: pd.DataFrame
+
+    def _covariance(self) -> Covariance:
+        return Covariance(self.covariance, self.debiased, self.kernel, self.bandwidth)
+
+    def _check_parameters(self) -> None:
+        self._covariance()
+
+    def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        regression = linear_regression(data, instrumented=False, intercept=intercept, covariance=self._covariance())
+        self.results_, self.coefficients_ = regression.results, regression.coefficients
+        return regression.estimate

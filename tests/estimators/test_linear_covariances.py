@@ -1,0 +1,156 @@
+"""Covariances of the linear estimators against linearmodels and statsmodels, on synthetic tables and on published ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from linearmodels.datasets import card, mroz
+from linearmodels.iv import IV2SLS
+
+from cfiv import IVData, LeastSquares, TwoStageLeastSquares
+
+#: Two programs' roundings in well-conditioned problems.
+SAME = 1e-8
+
+
+def table(n: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Linear, confounded by ``u``, errors correlated within 20 groups and from row to row."""
+    generator = np.random.default_rng(seed)
+    z, q, x, u, v = generator.normal(size=(5, n))
+    group = generator.integers(0, 20, n)
+    shock = generator.normal(size=20)[group] + np.convolve(v, [1.0, 0.6, 0.3], mode="same")
+    t = z + 0.3 * x + u
+    frame = pd.DataFrame({"y": 1 + 2 * t + 0.5 * x + u + shock, "t": t, "z": z, "q": q, "x": x, "group": group})
+    return frame.assign(w=generator.uniform(0.2, 3.0, n), label=[f"g{code}" for code in group])
+
+
+COVARIANCES = [
+    ({"covariance": "clustered", "clusters": "group"}, {"cov_type": "clustered"}),
+    ({"covariance": "clustered", "clusters": "group", "debiased": True}, {"cov_type": "clustered", "debiased": True}),
+    ({"covariance": "kernel"}, {"cov_type": "kernel"}),
+    (
+        {"covariance": "kernel", "kernel": "parzen", "bandwidth": 5},
+        {"cov_type": "kernel", "kernel": "parzen", "bandwidth": 5},
+    ),
+    ({"covariance": "robust", "debiased": True}, {"cov_type": "robust", "debiased": True}),
+    ({"covariance": "unadjusted", "debiased": True}, {"cov_type": "unadjusted", "debiased": True}),
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize(("ours", "theirs"), COVARIANCES, ids=lambda value: "-".join(map(str, value.values())))
+@pytest.mark.parametrize("kind", [TwoStageLeastSquares, LeastSquares], ids=lambda kind: kind.__name__)
+def test_every_covariance_is_that_of_linearmodels(
+    kind: type, ours: dict[str, Any], theirs: dict[str, Any], weights: str | None
+) -> None:
+    frame = table()
+    formula = "y ~ 1 + x + [t ~ z + q]" if kind is TwoStageLeastSquares else "y ~ 1 + x + t"
+    clusters = {"clusters": frame["group"]} if "clusters" in ours else {}
+    reference = IV2SLS.from_formula(formula, frame, weights=frame[weights] if weights else None).fit(**theirs, **clusters)
+    table_ = kind("y ~ x + [t ~ z + q]", weights=weights, **ours).fit(frame).coefficients_
+    assert table_.index.tolist() == ["Intercept", "x", "t"]
+    for column, values in (
+        ("coefficient", reference.params),
+        ("std_error", reference.std_errors),
+        ("t", reference.tstats),
+        ("p_value", reference.pvalues),
+    ):
+        np.testing.assert_allclose(table_[column], values, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize(("covariance", "theirs"), [("robust", "HC1"), ("unadjusted", "nonrobust")])
+def test_least_squares_is_that_of_statsmodels(covariance: Any, theirs: str, weights: str | None) -> None:
+    frame = table()
+    design = sm.add_constant(frame[["x", "t"]])
+    reference = sm.WLS(frame["y"], design, weights=frame[weights] if weights else 1.0).fit(cov_type=theirs)
+    ours = LeastSquares("y ~ x + [t ~ z]", weights=weights, covariance=covariance, debiased=True).fit(frame).coefficients_
+    np.testing.assert_allclose(ours["coefficient"], reference.params, rtol=SAME)
+    np.testing.assert_allclose(ours["std_error"], reference.bse, rtol=SAME)
+
+
+@pytest.mark.law
+def test_clusters_are_labels_and_follow_their_rows_through_gaps_and_zero_weights() -> None:
+    frame = table()
+    kept = frame.drop(index=[3, 50, 120, 121, 7, 8]).reset_index(drop=True)
+    gaps = frame.assign(x=frame["x"].where(~frame.index.isin([3, 50])), n=(~frame.index.isin([120, 121])).astype(float))
+    gaps["label"] = gaps["label"].where(~gaps.index.isin([7, 8]))
+    expected = TwoStageLeastSquares("y ~ x + [t ~ z]", clusters="group", covariance="clustered").fit(kept).coefficients_
+    with pytest.warns(match="dropped 4 of 300 rows"):
+        model = TwoStageLeastSquares("y ~ x + [t ~ z]", clusters="label", covariance="clustered", weights="n").fit(gaps)
+    np.testing.assert_allclose(model.coefficients_, expected, rtol=SAME, atol=SAME)
+    arrays = IVData(outcome=kept.y, treatment=kept.t, instruments=kept.z, covariates=kept.x, clusters=kept.label)
+    of_arrays = TwoStageLeastSquares(covariance="clustered").fit(arrays).coefficients_
+    np.testing.assert_allclose(of_arrays, expected.loc[["Intercept", "x", "t"]], rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+def test_ignoring_groups_understates_the_uncertainty_of_what_varies_by_group() -> None:
+    frame = table(2000).assign(x=lambda f: np.sin(f["group"]))
+    robust = TwoStageLeastSquares("y ~ x + [t ~ z]").fit(frame).coefficients_["std_error"]
+    clustered = TwoStageLeastSquares("y ~ x + [t ~ z]", clusters="group", covariance="clustered").fit(frame).coefficients_
+    assert clustered["std_error"]["x"] > 3 * robust["x"]
+
+
+@pytest.mark.law
+def test_the_bias_of_least_squares_is_the_covariance_of_treatment_and_error_over_the_treatments_variance() -> None:
+    frame = table(2000)
+    error = frame["y"] - 1 - 2 * frame["t"] - 0.5 * frame["x"]
+    design = np.column_stack([np.ones(2000), frame["x"]])
+    residual = frame["t"] - design @ np.linalg.lstsq(design, frame["t"], rcond=None)[0]
+    model = LeastSquares("y ~ x + [t ~ z]").fit(frame)
+    bias = float(residual @ error / (residual @ residual))
+    assert model.coefficients_["coefficient"]["t"] - 2 == pytest.approx(bias, rel=SAME)
+    assert bias > 0.3
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("kind", [TwoStageLeastSquares, LeastSquares], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "y ~ x + [poly(t, 3) ~ poly(z, 4)]",
+        "y ~ bs(x, df=4, extrapolation='clip') + [bs(t, df=5, extrapolation='clip') ~ bs(z, df=6, extrapolation='clip')]",
+        "y ~ center(x) + [scale(t) + scale(t):x ~ scale(z) + scale(z):x]",
+    ],
+)
+def test_bases_keep_the_knots_and_scales_of_training(kind: type, formula: str) -> None:
+    frame = table()
+    model = kind(formula).fit(frame)
+    whole = model.predict(frame)
+    np.testing.assert_allclose(whole, frame["y"] - model.results_.resids, rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(model.predict(frame[17:20]), whole[17:20], rtol=SAME, atol=SAME)
+
+
+@pytest.mark.oracle
+def test_the_returns_to_schooling_in_wooldridges_tables() -> None:
+    # Wooldridge, Introductory Econometrics, 5th ed.: examples 15.1, 15.4 and 15.5, as printed.
+    women = mroz.load().dropna()
+    data = women.assign(lwage=np.log(women["wage"]), expersq=women["exper"] ** 2)
+    assert len(data) == 428
+
+    def educ(kind: type, formula: str, frame: pd.DataFrame) -> tuple[float, float]:
+        row = kind(formula, covariance="unadjusted", debiased=True).fit(frame).coefficients_.loc["educ"]
+        return row["coefficient"], row["std_error"]
+
+    def printed(figures: tuple[float, float]) -> tuple[str, str]:
+        return f"{figures[0]:.3f}", f"{figures[1]:.3f}"
+
+    assert printed(educ(LeastSquares, "lwage ~ [educ ~ fatheduc]", data)) == ("0.109", "0.014")
+    assert printed(educ(TwoStageLeastSquares, "lwage ~ [educ ~ fatheduc]", data)) == ("0.059", "0.035")
+    both = "lwage ~ exper + expersq + [educ ~ motheduc + fatheduc]"
+    assert printed(educ(TwoStageLeastSquares, both, data)) == ("0.061", "0.031")
+    men = card.load()
+    controls = "exper + expersq + black + smsa + south + smsa66 + " + " + ".join(f"reg{i}" for i in range(662, 670))
+    schooling = f"lwage ~ {controls} + [educ ~ nearc4]"
+    used = men[[name for name in men if name in schooling.replace("+", " ").split()] + ["educ", "nearc4"]].dropna()
+    used = used.loc[:, ~used.columns.duplicated()]
+    assert len(used) == 3010
+    assert printed(educ(LeastSquares, schooling, used)) == ("0.075", "0.003")
+    assert printed(educ(TwoStageLeastSquares, schooling, used)) == ("0.132", "0.055")
