@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
+L = TypeVar("L")
+
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[L]):
     """A state to return to.
 
     Parameters
@@ -17,20 +20,15 @@ class Checkpoint:
         After how many steps.
     parameters : list of state dicts
         Of the networks, in their order.
-    first_stage, structural : Tensor
-        V and u as they would be reported.
-    first_stage_ridge, ridge : float
-        The ridges of V and u.
+    last_layers : L
+        The solved weights as they would be reported, with their ridges.
     losses : Tensor (held-out rows,)
-        Squared stage-2 errors that average to the held-out loss; empty without held-out rows.
+        Squared errors that average to the held-out loss; empty without held-out rows.
     """
 
     step: int
     parameters: list[dict[str, Tensor]]
-    first_stage: Tensor
-    structural: Tensor
-    first_stage_ridge: float
-    ridge: float
+    last_layers: L
     losses: Tensor
 
     @property
@@ -38,12 +36,12 @@ class Checkpoint:
         """The held-out loss; nan without held-out rows."""
         return float(self.losses.mean()) if self.losses.numel() else float("nan")
 
-    def excess_over(self, other: Checkpoint) -> float:
+    def excess_over(self, other: Checkpoint[L]) -> float:
         """By how many standard errors of the paired difference this held-out loss lies above another's."""
         return standard_errors_above_zero(self.losses - other.losses)
 
 
-class EarlyStopping:
+class EarlyStopping(Generic[L]):
     """Keeps the latest state whose held-out loss is not significantly above the lowest.
 
     A held-out loss is noisy and, where it is flat, picking its minimum picks noise: of two states that it cannot tell apart the
@@ -58,11 +56,11 @@ class EarlyStopping:
 
     def __init__(self, *, tolerance: float, patience: int) -> None:
         self.tolerance, self.patience = tolerance, patience
-        self.best: Checkpoint | None = None
-        self.kept: Checkpoint | None = None
+        self.best: Checkpoint[L] | None = None
+        self.kept: Checkpoint[L] | None = None
         self._risen = 0
 
-    def add(self, now: Checkpoint) -> None:
+    def add(self, now: Checkpoint[L]) -> None:
         """Take a state into account, in the order of training."""
         if self.best is None or now.loss < self.best.loss:
             self.best = now

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cfiv.numerics.last_layer import Solve
 from cfiv.numerics.least_squares import solve_step
-from cfiv.numerics.two_stage import Solve
 
 
 class LastLayer(Protocol):

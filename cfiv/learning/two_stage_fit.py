@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
-from cfiv.learning.early_stopping import Checkpoint, EarlyStopping, standard_errors_above_zero
+from cfiv.learning.early_stopping import Checkpoint, standard_errors_above_zero
+from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Trained, check_steps, train
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
-from cfiv.learning.two_stage import Batch, Networks, PerNetwork, StepInfo, TwoStageState, optimisers, step
+from cfiv.learning.two_stage import Batch, Networks, PerNetwork, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
     first_stage_errors,
     first_stage_moments,
@@ -28,14 +27,20 @@ from cfiv.learning.whole_sample import (
 from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
 
-Ended = Literal["finished", "stopped early", "interrupted", "diverged"]
-
 #: Rows of a sample that a check looks at; a held-out loss needs no more.
 CHECK_ROWS = 20_000
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
 EARLY_CHECKS = {2, 4, 8, 16}
-#: A stage-2 training loss this many times the outcome's mean square has diverged.
-DIVERGED = 1e4
+
+
+@dataclass(frozen=True)
+class LastLayers:
+    """V and u as they would be reported, with the ridges that they are (to be) refitted with; nan where they are not."""
+
+    first_stage: Tensor
+    structural: Tensor
+    first_stage_ridge: float
+    ridge: float
 
 
 @dataclass(frozen=True)
@@ -155,72 +160,56 @@ def fit_two_stage(
     ----------
     Xu et al. 2021, algorithm 1, for the alternation of the stages; Galashov et al., arXiv 2510.04606, for the proximal solves.
     """
-    training, steps = problem.training, problem.steps
-    rates, decays = problem.learning_rate, problem.weight_decay
-    state = TwoStageState(networks, optimisers(networks, training=training, learning_rate=rates, weight_decay=decays))
-    stage1_generator, stage2_generator = generator.spawn(2)
-    stage1_batches = batches(problem.split.stage1, size=problem.batch_size, generator=stage1_generator)
-    stage2_batches = batches(problem.split.stage2, size=problem.batch_size, generator=stage2_generator)
-    check_steps = {round(steps * (i + 1) / training.checks) for i in range(training.checks)}
-    stopping = EarlyStopping(tolerance=training.tolerance, patience=training.patience)
-    instrument_features: dict[str, Tensor] | None = None
-    history: list[dict[str, Any]] = []
-    infos: list[StepInfo] = []
-    ended: Ended = "finished"
-    stage1_loss = float("nan")
-    done = 0
     _set_training(networks, True)
-    try:
-        for done in range(1, steps + 1):
-            state.optimisers.set_rate(training.rate_factor(done - 1, steps))
-            penalties = _rising(problem.penalties, training.lambda_factor(done - 1, steps))
-            batch = Batch(next(stage1_batches), next(stage2_batches), penalties)
-            state, info = step(batch, state, training=training, structure=problem.structure)
-            infos.append(info)
-            on_step()
-            if done in check_steps or done in EARLY_CHECKS:
-                instrument_features, first_stage, stage1_loss = best_instrument_features(networks, problem, instrument_features)
-                if first_stage is not None:
-                    state = replace(state, first_stage=first_stage)
-            if done in check_steps:
-                losses, infos = _mean_losses(infos, done, problem.split), []
-                now = check(state, problem, done)
-                stopping.add(now)
-                history.append(
-                    {
-                        "step": done,
-                        **losses,
-                        "stage1_heldout_loss": stage1_loss,
-                        "heldout_loss": now.loss,
-                        "refit_ridge": now.ridge,
-                    }
-                )
-                if stopping.exhausted:
-                    ended = "stopped early"
-                    break
-    except KeyboardInterrupt:
-        if state.structural is None:
-            raise
-        if stopping.kept is None:
-            stopping.add(check(state, problem, done))
-        ended = "interrupted"
-        _warn_of_early_end(f"training was interrupted at step {done} of {steps}", stopping.kept)
-    # The rows were finite when training began, so a DataError here speaks of features that no longer are.
-    except (SingularError, DataError, _DivergedError) as error:
-        if stopping.kept is None:
-            raise DivergenceError(
-                f"training diverged at step {done} of {steps} before any usable state ({error}): lower learning_rate, "
-                "raise lambda1, lambda2 and lambda12 or the ridges, or check the data for extreme values"
-            ) from error
-        ended = "diverged"
-        _warn_of_early_end(
-            f"training diverged at step {done} of {steps} ({error}); lower learning_rate or raise the penalties", stopping.kept
+    run = _TwoStageRun(problem, networks, generator)
+    trained = train(run, steps=problem.steps, training=problem.training, on_step=on_step, stacklevel=5)
+    return _report(trained, problem, networks)
+
+
+class _TwoStageRun:
+    """The steps of both stages; its state moves on with every one."""
+
+    advice = "lower learning_rate, raise lambda1, lambda2 and lambda12 or the ridges"
+
+    def __init__(self, problem: TwoStageProblem, networks: Networks, generator: np.random.Generator) -> None:
+        rates, decays, split = problem.learning_rate, problem.weight_decay, problem.split
+        self.limits = {"stage2_loss": DIVERGED * float(split.stage2.outcome.square().mean())}
+        self._problem = problem
+        self._state = TwoStageState(
+            networks, optimisers(networks, training=problem.training, learning_rate=rates, weight_decay=decays)
         )
-    history = [record | {"kept": stopping.kept is not None and record["step"] == stopping.kept.step} for record in history]
-    return _report(stopping.kept, problem, networks, history, ended)
+        stage1_generator, stage2_generator = generator.spawn(2)
+        self._stage1 = batches(split.stage1, size=problem.batch_size, generator=stage1_generator)
+        self._stage2 = batches(split.stage2, size=problem.batch_size, generator=stage2_generator)
+        self._judged = EARLY_CHECKS | check_steps(problem.steps, problem.training.checks)
+        self._instrument_features: dict[str, Tensor] | None = None
+        self._stage1_heldout_loss = float("nan")
+
+    def step(self, number: int) -> dict[str, Tensor]:
+        problem, training = self._problem, self._problem.training
+        self._state.optimisers.set_rate(training.rate_factor(number - 1, problem.steps))
+        penalties = _rising(problem.penalties, training.lambda_factor(number - 1, problem.steps))
+        batch = Batch(next(self._stage1), next(self._stage2), penalties)
+        self._state, info = step(batch, self._state, training=training, structure=problem.structure)
+        if number in self._judged:
+            self._instrument_features, first_stage, self._stage1_heldout_loss = best_instrument_features(
+                self._state.networks, problem, self._instrument_features
+            )
+            if first_stage is not None:
+                self._state = replace(self._state, first_stage=first_stage)
+        return {"stage1_loss": info.stage1_loss, "stage2_loss": info.stage2_loss}
+
+    def check(self, number: int) -> tuple[Checkpoint[LastLayers], dict[str, float]]:
+        now = check(self._state, self._problem, number)
+        notes = {
+            "stage1_heldout_loss": self._stage1_heldout_loss,
+            "heldout_loss": now.loss,
+            "refit_ridge": now.last_layers.ridge,
+        }
+        return now, notes
 
 
-def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoint:
+def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoint[LastLayers]:
     """The state as it would be reported now, with its held-out losses.
 
     The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on the
@@ -235,18 +224,20 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoi
         _check_features(networks, split.stage1.rows(slice(CHECK_ROWS)))
     penalties = problem.penalties
     if split.heldout is None:
-        return Checkpoint(done, parameters, first, structural, penalties.ridge1, penalties.ridge2, first.new_zeros(0))
+        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2)
+        return Checkpoint(done, parameters, layers, first.new_zeros(0))
     heldout = split.heldout.rows(slice(CHECK_ROWS))
     if problem.report == "current":
         losses = squared_errors(heldout, networks, first, structural[None], problem.structure)[0]
-        return Checkpoint(done, parameters, first, structural, float("nan"), float("nan"), losses)
+        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan")), losses)
     first, first_ridge, _ = _first_stage(networks, problem)
     ridges = problem.refit_ridges
     stage2 = split.stage2.rows(slice(CHECK_ROWS))
     candidates = ridge_path(second_stage_moments(stage2, networks, first, problem.structure), ridges)
     losses = squared_errors(heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
-    return Checkpoint(done, parameters, first, candidates[chosen], first_ridge, ridges[chosen], losses[chosen])
+    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen])
+    return Checkpoint(done, parameters, layers, losses[chosen])
 
 
 def best_instrument_features(
@@ -307,33 +298,35 @@ def _first_stage(networks: Networks, problem: TwoStageProblem) -> tuple[Tensor, 
     return candidates[best], problem.first_stage_ridges[best], losses[best]
 
 
-def _report(
-    kept: Checkpoint | None, problem: TwoStageProblem, networks: Networks, history: list[dict[str, Any]], ended: Ended
-) -> TwoStageFit:
-    """Return to the state kept (None where there were no steps), and refit its last layers where asked for."""
+def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Networks) -> TwoStageFit:
+    """Return to the state kept (none where there were no steps), and refit its last layers where asked for."""
+    kept = trained.kept
     if kept is not None:
         for module, parameters in zip(networks.modules(), kept.parameters, strict=True):
             module.load_state_dict(parameters)
     _set_training(networks, False)
-    loss = float("nan") if kept is None else kept.loss
     if problem.report == "current" and kept is not None:
-        nan = float("nan")
-        return TwoStageFit(networks, kept.first_stage, kept.structural, problem.structure, loss, nan, history, ended)
-    first_ridge = problem.penalties.ridge1 if kept is None else kept.first_stage_ridge
-    ridge = problem.penalties.ridge2 if kept is None else kept.ridge
-    first, structural = refit_last_layers(
-        problem.split.stage1,
-        problem.split.whole_stage2,
-        networks,
+        first, structural, ridge = kept.last_layers.first_stage, kept.last_layers.structural, float("nan")
+    else:
+        ridge = problem.penalties.ridge2 if kept is None else kept.last_layers.ridge
+        first, structural = refit_last_layers(
+            problem.split.stage1,
+            problem.split.whole_stage2,
+            networks,
+            structure=problem.structure,
+            first_stage_ridge=problem.penalties.ridge1 if kept is None else kept.last_layers.first_stage_ridge,
+            ridge=ridge,
+        )
+    return TwoStageFit(
+        networks=networks,
+        first_stage=first,
+        structural=structural,
         structure=problem.structure,
-        first_stage_ridge=first_ridge,
-        ridge=ridge,
+        heldout_loss=float("nan") if kept is None else kept.loss,
+        refit_ridge=ridge,
+        history=trained.history,
+        ended=trained.ended,
     )
-    return TwoStageFit(networks, first, structural, problem.structure, loss, ridge, history, ended)
-
-
-class _DivergedError(ArithmeticError):
-    """The training loss is not finite or enormous."""
 
 
 def _check_features(networks: Networks, sample: Sample) -> None:
@@ -342,28 +335,7 @@ def _check_features(networks: Networks, sample: Sample) -> None:
     if networks.covariate is not None and sample.covariates is not None:
         features.append(evaluate(networks.covariate, sample.covariates))
     if not all(bool(torch.isfinite(values).all()) for values in features):
-        raise _DivergedError("the features are not finite")
-
-
-def _mean_losses(infos: list[StepInfo], done: int, split: Split) -> dict[str, float]:
-    """Training losses since the last check; raises where they are not finite or enormous."""
-    stage1 = torch.stack([info.stage1_loss for info in infos])
-    stage2 = torch.stack([info.stage2_loss for info in infos])
-    limit = DIVERGED * split.stage2.outcome.square().mean()
-    bad = ~torch.isfinite(stage1) | ~torch.isfinite(stage2) | (stage2 > limit)
-    if bool(bad.any()):
-        first = int(bad.int().argmax())
-        when = done - len(infos) + first + 1
-        raise _DivergedError(
-            f"the losses of the stages were {float(stage1[first]):.3g} and {float(stage2[first]):.3g} at step {when}"
-        )
-    return {"stage1_loss": float(stage1.mean()), "stage2_loss": float(stage2.mean())}
-
-
-def _warn_of_early_end(what: str, kept: Checkpoint | None) -> None:
-    assert kept is not None
-    message = f"{what}; the state of step {kept.step} is kept and usable"
-    warnings.warn(message, TrainingWarning, stacklevel=6)
+        raise DivergedError("the features are not finite")
 
 
 def _rising(penalties: Penalties, factor: float) -> Penalties:

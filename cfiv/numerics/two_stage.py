@@ -27,23 +27,16 @@ for the two stages; Galashov et al., arXiv 2510.04606, for the proximal penaltie
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
+from cfiv.numerics.last_layer import Solve, last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
 
 Structure = Literal["product", "additive"]
-
-
-class Solve(Protocol):
-    """A closed form with its penalties and previous weights filled in, such as a partial of ``least_squares.solve_step``."""
-
-    def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """The minimiser, shape (d, k), float64."""
-        ...
 
 
 def structural_features(*, treatment_features: Tensor, covariate_features: Tensor | None, structure: Structure) -> Tensor:
@@ -106,11 +99,12 @@ def first_stage_loss(
     loss : Tensor ()
     weights : Tensor (d + 1, m), float64, detached
     """
-    phi = with_intercept(instrument_features_stage1)
-    target = treatment_features_stage1.detach()
-    solution = solve(features=phi.detach(), targets=target, weights=weights_stage1)
-    residual = target - phi @ solution.to(phi.dtype)
-    return mean_square(residual, weights_stage1), solution.detach()
+    return last_layer_loss(
+        features=with_intercept(instrument_features_stage1),
+        targets=treatment_features_stage1.detach(),
+        solve=solve,
+        weights=weights_stage1,
+    )
 
 
 def predicted_treatment_features(
@@ -185,15 +179,4 @@ def second_stage_loss(
         covariate_features=covariate_features_stage2,
         structure=structure,
     )
-    u = solve(features=features.detach(), targets=outcome_stage2, weights=weights_stage2)
-    residual = outcome_stage2 - features @ u.to(features.dtype)
-    return mean_square(residual, weights_stage2), u.detach()
-
-
-def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
-    """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (n, k) -> ()."""
-    squares = residual.square().sum(dim=1)
-    if weights is None:
-        return squares.mean()
-    w = weights.to(squares.dtype)
-    return (w * squares).sum() / w.sum()
+    return last_layer_loss(features=features, targets=outcome_stage2, solve=solve, weights=weights_stage2)

@@ -14,10 +14,10 @@ from linearmodels.iv import IV2SLS
 from torch import Tensor
 
 from cfiv.errors import ParameterError
+from cfiv.numerics.last_layer import mean_square
 from cfiv.numerics.least_squares import solve_step, with_intercept
 from cfiv.numerics.two_stage import (
     first_stage_loss,
-    mean_square,
     predicted_treatment_features,
     second_stage_loss,
     structural_features,
