@@ -39,6 +39,7 @@ __all__ = [
     "MissingPackageError",
     "MissingRowsWarning",
     "ModelFileError",
+    "NetworkRegression",
     "NotFittedError",
     "OutputError",
     "ParameterError",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from cfiv.estimators.comparison import compare
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.least_squares import LeastSquares
+    from cfiv.estimators.network_regression import NetworkRegression
     from cfiv.estimators.structural import StructuralFunction, load
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.learning.training import Training
@@ -67,6 +69,7 @@ else:
         "DFIV": "cfiv.estimators.dfiv",
         "IVData": "cfiv.data",
         "LeastSquares": "cfiv.estimators.least_squares",
+        "NetworkRegression": "cfiv.estimators.network_regression",
         "StructuralFunction": "cfiv.estimators.structural",
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,8 +16,10 @@ from tqdm import tqdm
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.standardised import ReducedForm, StandardisedData
+from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, learning_rates, per_network
+from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
+from cfiv.learning.devices import resolve_device
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
@@ -27,9 +27,6 @@ from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
-
-#: Peak learning rates that "auto" stands for, on flat inputs and on images.
-RATE, IMAGE_RATE = 0.04, 3e-4
 
 
 class DFIV(StructuralEstimator):
@@ -236,19 +233,13 @@ class DFIV(StructuralEstimator):
         return cls(formula, **{**arguments, **overrides})
 
     def _check_parameters(self) -> None:
-        for name, least in (("steps", 0), ("fits", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name, choices in (("structure", ("product", "additive")), ("report", ("refit", "current"))):
-            if getattr(self, name) not in choices:
-                raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        check_whole("steps", self.steps, least=0)
+        check_whole("fits", self.fits, least=1)
+        check_choice("structure", self.structure, ("product", "additive"))
+        check_choice("report", self.report, ("refit", "current"))
         if self.training is not None and not isinstance(self.training, Training):
             raise ParameterError(f"training must be a cfiv.Training or None, got {type(self.training).__name__}")
-        seed = self.random_state
-        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        if not (seed is None or isinstance(seed, np.random.Generator) or (whole and seed >= 0)):
-            raise ParameterError(f"random_state must be a whole number >= 0, a numpy Generator or None, got {seed!r}")
+        check_random_state(self.random_state)
         self._penalties()
         self._learning_rate()
         self._weight_decay()
@@ -297,14 +288,16 @@ class DFIV(StructuralEstimator):
         self, problem: StandardisedData, fits: list[TwoStageFit], history: list[dict[str, Any]], *, interrupted: bool = False
     ) -> Estimate:
         self.fits_ = fits
-        components = tuple(problem.component(fitted) for fitted in self.fits_)
-        reduced_form = ReducedForm(
-            tuple(self.fits_),
-            problem.outcome_scale,
-            problem.instrument_scale,
-            problem.covariate_scale,
-            double=problem.sample.outcome.dtype == torch.float64,
+        components = tuple(
+            problem.component(
+                treatment=fitted.networks.treatment,
+                covariate=fitted.networks.covariate,
+                structural=fitted.structural,
+                structure=fitted.structure,
+            )
+            for fitted in fits
         )
+        reduced_form = problem.reduced_form(fits)
         return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history))
 
     def _fit_once(
@@ -376,15 +369,10 @@ class DFIV(StructuralEstimator):
 
     def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
         """Peak rates; ``sample`` shows what "auto" has to look at."""
-        if isinstance(self.learning_rate, str) and self.learning_rate == "auto":
-            return (IMAGE_RATE if sample is not None and sample.treatment.ndim > 2 else RATE, RATE, RATE)
-        rates = _per_network("learning_rate", self.learning_rate)
-        if min(rates) <= 0:
-            raise ParameterError(f"learning_rate must be 'auto' or finite and > 0, got {self.learning_rate!r}")
-        return rates
+        return learning_rates(self.learning_rate, images=sample is not None and sample.treatment.ndim > 2)
 
     def _weight_decay(self) -> PerNetwork:
-        return _per_network("weight_decay", self.weight_decay)
+        return per_network("weight_decay", self.weight_decay)
 
     def _facts(self, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
@@ -409,38 +397,8 @@ def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
 
 
-def _per_network(name: str, given: Any) -> PerNetwork:
-    """One number for all networks, or three."""
-    values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
-    if len(values) != 3 or any(not (isinstance(v, Real) and 0.0 <= float(v) < math.inf) for v in values):
-        raise ParameterError(
-            f"{name} must be one number or three (treatment, instrument, covariate), each finite and >= 0, got {given!r}"
-        )
-    return float(values[0]), float(values[1]), float(values[2])
-
-
 def _listed(penalties: Penalties, *names: str) -> str:
     return ", ".join(f"{name} {getattr(penalties, name):g}" for name in names)
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is cuda where there is one, else cpu.
-
-    Raises
-    ------
-    ParameterError
-        If the device is unknown or absent.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.zeros(1, dtype=torch.float64, device=resolved)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ParameterError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
-        ) from None
-    return resolved
 
 
 def _warn_if_weak(distinct: int, networks: Networks, sample: Sample) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from cfiv.data import Array, IVData, to_tensor
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.standardise import Standardiser
 from cfiv.learning.samples import Sample
-from cfiv.learning.two_stage_fit import TwoStageFit
+from cfiv.numerics.two_stage import Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,25 +64,44 @@ class StandardisedData:
         distinct = len(np.unique(data.instruments, axis=0))
         return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
 
-    def component(self, fitted: TwoStageFit) -> NetworkComponent:
-        """The fitted function in the user's units."""
+    def component(
+        self, *, treatment: nn.Module, covariate: nn.Module | None, structural: Tensor, structure: Structure
+    ) -> NetworkComponent:
+        """The function ``u' f(psi, xi)`` in the user's units."""
         return NetworkComponent(
-            treatment_network=fitted.networks.treatment,
-            covariate_network=fitted.networks.covariate,
-            structural=fitted.structural,
-            structure=fitted.structure,
+            treatment_network=treatment,
+            covariate_network=covariate,
+            structural=structural,
+            structure=structure,
             outcome_scale=self.outcome_scale,
             treatment_scale=self.treatment_scale,
             covariate_scale=self.covariate_scale,
-            double=self.sample.outcome.dtype == torch.float64,
+            double=self.double,
         )
+
+    @property
+    def double(self) -> bool:
+        """Whether features are in float64."""
+        return self.sample.outcome.dtype == torch.float64
+
+    def reduced_form(self, fits: Sequence[ReducedFormFit]) -> ReducedForm:
+        """``E[h | Z, X]`` in the user's units, averaged over fits."""
+        return ReducedForm(tuple(fits), self.outcome_scale, self.instrument_scale, self.covariate_scale, self.double)
+
+
+class ReducedFormFit(Protocol):
+    """What a fit predicts from instruments and covariates."""
+
+    def predicted_outcome(self, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
+        """``E[h(T, X) | Z, X]`` in standard units, shape (n, 1); ``instruments`` includes the covariates."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class ReducedForm:
     """``E[h | Z, X]`` in the outcome's units, averaged over the fits. It holds no rows, and can be pickled."""
 
-    fits: tuple[TwoStageFit, ...]
+    fits: tuple[ReducedFormFit, ...]
     outcome_scale: Standardiser
     instrument_scale: Standardiser
     covariate_scale: Standardiser

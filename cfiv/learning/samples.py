@@ -57,7 +57,7 @@ class Split:
     @property
     def whole_stage2(self) -> Sample:
         """Sample 2 with its held-out rows."""
-        return self.stage2 if self.heldout is None else _joined(self.stage2, self.heldout)
+        return self.stage2 if self.heldout is None else joined(self.stage2, self.heldout)
 
 
 def split_rows(rows: int, *, share: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,9 @@ def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | N
     return int(batch_size)
 
 
-def _joined(first: Sample, second: Sample) -> Sample:
+def joined(first: Sample, second: Sample) -> Sample:
+    """The rows of both."""
+
     def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.cat([a, b])
 

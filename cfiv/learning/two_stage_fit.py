@@ -17,6 +17,7 @@ from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, PerNetwork, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
+    CHECK_ROWS,
     first_stage_errors,
     first_stage_moments,
     predicted_outcome,
@@ -27,8 +28,6 @@ from cfiv.learning.whole_sample import (
 from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
 
-#: Rows of a sample that a check looks at; a held-out loss needs no more.
-CHECK_ROWS = 20_000
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
 EARLY_CHECKS = {2, 4, 8, 16}
 

@@ -16,6 +16,8 @@ from cfiv.numerics.two_stage import Structure, structural_features
 
 #: Rows whose features are held at once.
 CHUNK = 8192
+#: Rows of a sample that a check during training looks at; a held-out loss needs no more.
+CHECK_ROWS = 20_000
 #: Feature values (rows x columns) up to which a refit uses QR rather than moments: some 400 MB of float64 with its copies.
 QR_VALUES = 10_000_000
 
@@ -49,15 +51,13 @@ def refit_last_layers(
     By QR where a sample's features have up to ``QR_VALUES`` values; above that from moments added up over chunks of rows, in
     memory that does not grow with the rows.
     """
-    first = _refit(
+    first = refit(
         stage1,
         lambda chunk: with_intercept(evaluate(networks.instrument, chunk.instruments)),
         lambda chunk: evaluate(networks.treatment, chunk.treatment),
         first_stage_ridge,
     )
-    structural = _refit(
-        stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge
-    )
+    structural = refit(stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge)
     return first, structural
 
 
@@ -69,7 +69,7 @@ def first_stage_moments(sample: Sample, networks: Networks) -> Moments:
             targets=evaluate(networks.treatment, chunk.treatment),
             weights=chunk.weights,
         )
-        for chunk in _chunks(sample)
+        for chunk in chunks(sample)
     )
 
 
@@ -80,7 +80,7 @@ def first_stage_errors(sample: Sample, networks: Networks, candidates: Tensor) -
     and losses compare while the features change; scaled so that their plain mean is the weighted mean.
     """
     errors, features = [], []
-    for chunk in _chunks(sample):
+    for chunk in chunks(sample):
         phi = with_intercept(evaluate(networks.instrument, chunk.instruments)).double()
         features.append(evaluate(networks.treatment, chunk.treatment).double())
         errors.append((features[-1] - phi @ candidates).square())
@@ -93,14 +93,14 @@ def second_stage_moments(sample: Sample, networks: Networks, first_stage: Tensor
     """Moments of ``f`` at predicted treatment features, with the outcome as target."""
     return accumulate(
         moments(features=_structural(chunk, networks, first_stage, structure), targets=chunk.outcome, weights=chunk.weights)
-        for chunk in _chunks(sample)
+        for chunk in chunks(sample)
     )
 
 
 def squared_errors(sample: Sample, networks: Networks, first_stage: Tensor, candidates: Tensor, structure: Structure) -> Tensor:
     """Squared stage-2 errors (r, n) of several u (r, p, 1), scaled so that their plain mean is the weighted mean."""
     predicted = torch.cat(
-        [_structural(chunk, networks, first_stage, structure) @ candidates for chunk in _chunks(sample)], dim=1
+        [_structural(chunk, networks, first_stage, structure) @ candidates for chunk in chunks(sample)], dim=1
     )
     errors = (sample.outcome - predicted)[..., 0].square()
     return errors if sample.weights is None else errors * (sample.weights / sample.weights.mean())
@@ -133,16 +133,20 @@ def predicted_outcome(
     """
     nothing = instruments.new_zeros(instruments.shape[0], 1)
     sample = Sample(nothing, nothing, instruments, covariates)
-    return torch.cat([_structural(chunk, networks, first_stage, structure) @ structural for chunk in _chunks(sample)])
+    return torch.cat([_structural(chunk, networks, first_stage, structure) @ structural for chunk in chunks(sample)])
 
 
-def _refit(sample: Sample, features: Callable[[Sample], Tensor], targets: Callable[[Sample], Tensor], ridge: float) -> Tensor:
+def refit(sample: Sample, features: Callable[[Sample], Tensor], targets: Callable[[Sample], Tensor], ridge: float) -> Tensor:
+    """Least squares of targets (n, k) on features (n, d) of a sample, at a ridge on the mean squared error: (d, k), float64.
+
+    By QR where the features have up to ``QR_VALUES`` values, from moments over chunks of rows above that.
+    """
     width = features(sample.rows(slice(0, 1))).shape[1]
     if len(sample) * width > QR_VALUES:
-        batches = (moments(features=features(c), targets=targets(c), weights=c.weights) for c in _chunks(sample))
+        batches = (moments(features=features(c), targets=targets(c), weights=c.weights) for c in chunks(sample))
         return solve_moments(accumulate(batches), ridge=ridge).weights
-    phi = torch.cat([features(chunk) for chunk in _chunks(sample)])
-    y = torch.cat([targets(chunk) for chunk in _chunks(sample)])
+    phi = torch.cat([features(chunk) for chunk in chunks(sample)])
+    y = torch.cat([targets(chunk) for chunk in chunks(sample)])
     return solve(features=phi, targets=y, ridge=ridge, weights=sample.weights).weights
 
 
@@ -153,6 +157,7 @@ def _structural(sample: Sample, networks: Networks, first_stage: Tensor, structu
     return structural_features(treatment_features=predicted, covariate_features=covariates, structure=structure)
 
 
-def _chunks(sample: Sample) -> Iterator[Sample]:
+def chunks(sample: Sample) -> Iterator[Sample]:
+    """The sample, ``CHUNK`` rows at a time, in order."""
     for start in range(0, len(sample), CHUNK):
         yield sample.rows(slice(start, start + CHUNK))
