@@ -63,7 +63,7 @@ dfiv.summary()
 
 # %%
 fresh, _ = demand.simulate(n=2000, rho=0.5, seed=1)
-cfiv.compare({"2SLS": two_sls, "DFIV": dfiv}, data=fresh.frame, truth=truth).round(3)
+cfiv.compare({"2SLS": two_sls, "DFIV": dfiv}, data=fresh.frame, truth=truth)
 
 # %% [markdown]
 # Curves say more than one number. We set the price from 10 to 25 at three times of the year, for customers of emotion 4. A

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pandas as pd
 
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.rendering import to_html, to_latex, to_markdown, to_text
 
 
 class HasError(Protocol):
@@ -19,7 +21,37 @@ class HasError(Protocol):
         ...
 
 
-def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, truth: HasError | None = None) -> pd.DataFrame:
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A table of fitted models; prints as text, and as HTML in a notebook.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a model; see :func:`compare`.
+    """
+
+    table: pd.DataFrame
+
+    def to_markdown(self) -> str:
+        """As a Markdown table."""
+        return to_markdown(self.table)
+
+    def to_latex(self) -> str:
+        """As a LaTeX tabular with booktabs rules."""
+        return to_latex(self.table)
+
+    def __str__(self) -> str:
+        return to_text(self.table)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self.table)
+
+
+def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, truth: HasError | None = None) -> Comparison:
     """One row a fitted model.
 
     Parameters
@@ -32,25 +64,48 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
 
     Returns
     -------
-    DataFrame
-        Index ``model``; columns ``estimator, rows, seconds`` (of the fit) and, where asked for, ``score`` and ``error``.
+    Comparison
+        Whose ``table`` has the index ``model`` and the columns ``estimator, rows, seconds`` (of the fit), ``penalties`` (those
+        that the fit chose, of each function averaged) and, where asked for, ``score`` and ``error``.
 
     Raises
     ------
     ParameterError, NotFittedError
         For an empty mapping, something that is not an estimator, or one that has not been fitted.
+
+    Examples
+    --------
+    >>> from cfiv import LeastSquares, TwoStageLeastSquares
+    >>> from cfiv.datasets import demand
+    >>> train, truth = demand.simulate(n=500, seed=0)
+    >>> models = {"2SLS": TwoStageLeastSquares(demand.FORMULA), "OLS": LeastSquares(demand.FORMULA)}
+    >>> compare({name: model.fit(train) for name, model in models.items()}, truth=truth).table.columns.tolist()
+    ['estimator', 'rows', 'seconds', 'penalties', 'error']
     """
-    if not models:
-        raise ParameterError("there is nothing to compare: give at least one fitted model, as compare({'2SLS': model})")
+    if not isinstance(models, Mapping) or not models:
+        raise ParameterError(
+            f"there is nothing to compare, got {models!r}: give a mapping of fitted models, as compare({{'2SLS': model}})"
+        )
     records = []
     for name, model in models.items():
         if not isinstance(model, StructuralEstimator):
             raise ParameterError(f"{name!r} must be a fitted cfiv estimator, got {type(model).__name__}")
         model.summary()  # raises where it has not been fitted
-        record = {"model": name, "estimator": type(model).__name__, "rows": model.n_rows_, "seconds": model.fit_seconds_}
+        record = {
+            "model": name,
+            "estimator": type(model).__name__,
+            "rows": model.n_rows_,
+            "seconds": model.fit_seconds_,
+            "penalties": _listed(model.chosen_penalties_),
+        }
         if data is not None:
             record["score"] = model.score(data)
         if truth is not None:
             record["error"] = truth.error(model)
         records.append(record)
-    return pd.DataFrame(records).set_index("model")
+    return Comparison(pd.DataFrame(records).set_index("model"))
+
+
+def _listed(penalties: Mapping[str, tuple[float, ...]]) -> str:
+    """``ridge1 1e-05, 0.001; ridge2 1e-06``."""
+    return "; ".join(f"{name} {', '.join(f'{value:.2g}' for value in values)}" for name, values in penalties.items())

@@ -298,7 +298,7 @@ class DFIV(StructuralEstimator):
             for fitted in fits
         )
         reduced_form = problem.reduced_form(fits)
-        return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history))
+        return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history), self._chosen())
 
     def _fit_once(
         self,
@@ -374,6 +374,16 @@ class DFIV(StructuralEstimator):
     def _weight_decay(self) -> PerNetwork:
         return per_network("weight_decay", self.weight_decay)
 
+    def _chosen(self) -> dict[str, tuple[float, ...]]:
+        """The ridges of the final V and u, where held-out losses chose them."""
+        options = self._options()
+        if self.report == "current" or not options.refit_ridges or not options.holdout:
+            return {}
+        return {
+            "ridge1": tuple(fitted.first_stage_ridge for fitted in self.fits_),
+            "ridge2": tuple(fitted.refit_ridge for fitted in self.fits_),
+        }
+
     def _facts(self, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
         ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
@@ -386,6 +396,10 @@ class DFIV(StructuralEstimator):
             "Training": f"{self.steps} steps, {' and '.join(ends)}",
             "Proximal penalties": _listed(penalties, "lambda1", "lambda2", "lambda12"),
             "Ridge penalties": _listed(penalties, "ridge1", "ridge2"),
+            **{
+                f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
+                for name, values in self._chosen().items()
+            },
             "Last layers": "refitted on whole samples" if self.report == "refit" else "as training left them",
         }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -36,12 +36,15 @@ class Estimate:
         For the summary.
     history : DataFrame
         One row a check of training; empty for estimators that do not iterate.
+    penalties : mapping from a name to one value a component
+        Those that the fit chose by itself, such as by held-out losses; empty where it chose none.
     """
 
     components: tuple[Component, ...]
     reduced_form: Callable[[Array, Array | None], Array]
     facts: dict[str, Any]
     history: pd.DataFrame
+    penalties: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
@@ -61,6 +64,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
     structural_function_: StructuralFunction
     history_: pd.DataFrame
+    chosen_penalties_: dict[str, tuple[float, ...]]
     fit_seconds_: float
     n_rows_: int
 
@@ -78,7 +82,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         Returns
         -------
         self
-            With ``structural_function_``, ``history_`` and ``fit_seconds_``.
+            With ``structural_function_``, ``history_``, ``chosen_penalties_`` (by name, one value a function averaged) and
+            ``fit_seconds_``.
 
         Raises
         ------
@@ -100,6 +105,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             facts={"Rows": len(arrays), **estimate.facts},
         )
         self.history_ = estimate.history
+        self.chosen_penalties_ = dict(estimate.penalties)
         self._reduced_form = estimate.reduced_form
         self._instruments = arrays.instruments.shape[1]
         self.n_rows_ = len(arrays)

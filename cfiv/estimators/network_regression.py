@@ -209,7 +209,8 @@ class NetworkRegression(StructuralEstimator):
             if isinstance(fitted.features, StructuralFeatures)
         )
         history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(self.fits_) for record in fitted.history])
-        return Estimate(components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history)
+        chosen = {"ridge": tuple(fitted.refit_ridge for fitted in self.fits_)} if self.holdout else {}
+        return Estimate(components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen)
 
     def _fit_once(
         self,

@@ -13,6 +13,7 @@ import pandas as pd
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
+from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
 
@@ -207,7 +208,7 @@ class StructuralFunction:
         else:
             lines += [("Treatment", f"array, one of shape {self.encoder.treatment_shape}")]
             lines += [("Covariates", f"{self.encoder.covariates} columns" if self.encoder.covariates else "none")]
-        lines += [(name, _shown(value)) for name, value in self.facts.items() if not isinstance(value, (list, tuple))]
+        lines += [(name, shown(value)) for name, value in self.facts.items() if not isinstance(value, (list, tuple))]
         tables = {name: value for name, value in self.facts.items() if isinstance(value, (list, tuple))}
         return Summary("Structural function", tuple(lines), tables)
 
@@ -260,7 +261,7 @@ class Summary:
         width = max(len(name) for name, _ in self.lines)
         parts = [self.title, "=" * len(self.title), *(f"{name:<{width}}  {value}" for name, value in self.lines)]
         for name, records in self.tables.items():
-            parts += ["", name, pd.DataFrame(list(records)).to_string(index=False, float_format=_shown)]
+            parts += ["", name, pd.DataFrame(list(records)).to_string(index=False, float_format=shown)]
         return "\n".join(parts)
 
     def __repr__(self) -> str:
@@ -271,7 +272,7 @@ class Summary:
 
         rows = "".join(f"<tr><th style='text-align:left'>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in self.lines)
         tables = "".join(
-            f"<p>{escape(name)}</p>{pd.DataFrame(list(records)).to_html(index=False, float_format=_shown)}"
+            f"<p>{escape(name)}</p>{pd.DataFrame(list(records)).to_html(index=False, float_format=shown)}"
             for name, records in self.tables.items()
         )
         return f"<table><caption>{escape(self.title)}</caption>{rows}</table>{tables}"
@@ -300,9 +301,3 @@ def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = N
     from cfiv.estimators.model_file import read_model
 
     return read_model(path, networks=networks or {})
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -57,8 +57,8 @@ class TwoStageFit:
     structure : {"product", "additive"}
     heldout_loss : float
         Held-out stage-2 mean squared error of the state kept; nan without held-out rows.
-    refit_ridge : float
-        The ridge of the final u; nan where the weights are those that training left ("current").
+    first_stage_ridge, refit_ridge : float
+        The ridges of the final V and u; nan where the weights are those that training left ("current").
     history : list of dict
         One record a check.
     ended : {"finished", "stopped early", "interrupted", "diverged"}
@@ -70,6 +70,7 @@ class TwoStageFit:
     structural: Tensor
     structure: Structure
     heldout_loss: float
+    first_stage_ridge: float
     refit_ridge: float
     history: list[dict[str, Any]]
     ended: Ended
@@ -305,15 +306,17 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
             module.load_state_dict(parameters)
     _set_training(networks, False)
     if problem.report == "current" and kept is not None:
-        first, structural, ridge = kept.last_layers.first_stage, kept.last_layers.structural, float("nan")
+        first, structural = kept.last_layers.first_stage, kept.last_layers.structural
+        first_ridge = ridge = float("nan")
     else:
+        first_ridge = problem.penalties.ridge1 if kept is None else kept.last_layers.first_stage_ridge
         ridge = problem.penalties.ridge2 if kept is None else kept.last_layers.ridge
         first, structural = refit_last_layers(
             problem.split.stage1,
             problem.split.whole_stage2,
             networks,
             structure=problem.structure,
-            first_stage_ridge=problem.penalties.ridge1 if kept is None else kept.last_layers.first_stage_ridge,
+            first_stage_ridge=first_ridge,
             ridge=ridge,
         )
     return TwoStageFit(
@@ -322,6 +325,7 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
         structural=structural,
         structure=problem.structure,
         heldout_loss=float("nan") if kept is None else kept.loss,
+        first_stage_ridge=first_ridge,
         refit_ridge=ridge,
         history=trained.history,
         ended=trained.ended,

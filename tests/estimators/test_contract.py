@@ -25,11 +25,13 @@ from sklearn.model_selection import KFold, cross_val_score
 
 import cfiv
 from cfiv import IVData
+from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.model_file import FORMAT_VERSION
 
 EXPORTED = [getattr(cfiv, name) for name in cfiv.__all__]
 ESTIMATORS = [kind for kind in EXPORTED if isinstance(kind, type) and issubclass(kind, StructuralEstimator)]
+REGISTERED = [registered.kind for registered in registry.estimators()]
 #: Arguments that make a fit short and silent, for those estimators that take them.
 QUICK = {"steps": 3, "progress": False, "random_state": 0}
 
@@ -77,7 +79,8 @@ def same(one: Any, other: Any) -> None:
 
 
 def test_the_package_exports_it_with_the_shared_roles(kind: type) -> None:
-    assert {"DFIV", "TwoStageLeastSquares"} <= {kind.__name__ for kind in ESTIMATORS}
+    assert kind in REGISTERED
+    assert set(REGISTERED) == set(ESTIMATORS)
     parameters = inspect.signature(kind).parameters
     assert list(parameters)[:7] == ["formula", "outcome", "treatment", "instruments", "covariates", "weights", "missing"]
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "formula")
@@ -413,10 +416,10 @@ def test_a_comparison_has_a_row_for_each_model_with_score_and_error(kind: type) 
             return float(((model.predict(frame) - frame["y"]) ** 2).mean())
 
     models = {"plain": fitted(kind), "weighted": make(kind, weights="n").fit(table())}
-    compared = cfiv.compare(models, data=frame, truth=Truth())
+    compared = cfiv.compare(models, data=frame, truth=Truth()).table
     assert compared.index.tolist() == ["plain", "weighted"]
     assert compared["estimator"].tolist() == [kind.__name__] * 2
     assert compared["rows"].tolist() == [120, 120]
     assert compared["score"].tolist() == [model.score(frame) for model in models.values()]
     assert compared["error"].tolist() == [Truth().error(model) for model in models.values()]
-    assert list(cfiv.compare(models)) == ["estimator", "rows", "seconds"]
+    assert list(cfiv.compare(models).table) == ["estimator", "rows", "seconds", "penalties"]

@@ -171,7 +171,7 @@ def test_the_predicted_outcome_is_the_regression_that_stage_2_solved() -> None:
     """Refitting u on the same rows leaves residuals orthogonal to the constant."""
     rows, made = sample(300, dtype=torch.float64), networks(dtype=torch.float64)
     v, u = refit_last_layers(rows, rows, made, structure="product", first_stage_ridge=0.0, ridge=0.0)
-    done = TwoStageFit(made, v, u, "product", 0.0, 0.0, [], "finished")
+    done = TwoStageFit(made, v, u, "product", 0.0, 0.0, 0.0, [], "finished")
     residual = rows.outcome - done.predicted_outcome(instruments=rows.instruments, covariates=rows.covariates)
     assert abs(float(residual.mean())) < SAME
 
