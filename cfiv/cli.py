@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import cfiv
 from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
+from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 
 try:
@@ -26,6 +27,7 @@ except ImportError:  # the script is installed without the extra as well
 
 if TYPE_CHECKING:
     from cfiv.estimators.estimator import StructuralEstimator
+    from cfiv.estimators.registry import Registered
 
 EXAMPLES = """\b
 Examples:
@@ -36,6 +38,8 @@ Examples:
   cfiv predict model.safetensors grid.csv --out predictions.csv
 """
 
+RHO_HELP = "Correlation of the errors: strength of confounding."
+SCALE_HELP = "Standard deviation of the outcome's error; 1 in the published design."
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
@@ -55,7 +59,16 @@ def commands(context: click.Context) -> None:
 
 @commands.command()
 @click.option("--n", type=int, default=5000, show_default=True, help="Rows to simulate.")
-@click.option("--steps", type=int, help="Training steps of DFIV; by default its own.")
+@click.option("--rho", type=float, default=0.9, show_default=True, help=RHO_HELP)
+@click.option("--error-scale", type=float, default=50.0, show_default=True, help=SCALE_HELP)
+@click.option(
+    "--estimator",
+    "chosen",
+    type=click.Choice(registry.names()),
+    multiple=True,
+    help="What to fit; may be given several times.  [default: all]",
+)
+@click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @SEED
 @click.option(
     "--out",
@@ -65,35 +78,41 @@ def commands(context: click.Context) -> None:
     show_default=True,
     help="Folder for the files, made where there is none.",
 )
-def demo(n: int, steps: int | None, seed: int, folder: Path) -> None:
+def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps: int | None, seed: int, folder: Path) -> None:
     """Fit simulated data and compare with the truth.
 
-    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits two-stage
-    least squares and DFIV, and writes estimates.csv, structural_function.png and model.safetensors.
+    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits every
+    estimator, and writes estimates.csv, structural_function.png and a model file for each.
     """
     from cfiv import demonstration
     from cfiv.datasets import demand
 
     figure = demonstration.new_figure()
     _make_folder(folder)
-    data, truth = demand.simulate(n, rho=demonstration.RHO, seed=seed)
-    click.echo(f'Demand design, {n:,} rows, seed {seed}: "{demand.FORMULA}"')
-    two_sls = cfiv.TwoStageLeastSquares(demand.FORMULA)
-    dfiv = cfiv.DFIV(demand.FORMULA, random_state=seed, progress=_show_progress(), **_given(steps=steps))
-    models: dict[str, StructuralEstimator] = {"2SLS": two_sls.fit(data), "DFIV": dfiv.fit(data)}
+    data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
+    assert data.frame is not None
+    click.echo(f'Demand design, {n:,} rows, rho {rho:g}, seed {seed}: "{demand.FORMULA}"')
+    models = {}
+    for name in dict.fromkeys(chosen) or registry.names():
+        registered = registry.estimator(name)
+        model = _make(
+            registered, demand.FORMULA, seed=seed, progress=_show_progress(), steps=steps if registered.takes("steps") else None
+        )
+        models[registered.label] = model.fit(data)
+        model.save(folder / f"{name}.safetensors")
     estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
     write_table_file(estimates, folder / "estimates.csv")
-    assert data.frame is not None
     demonstration.draw(figure, models, truth=truth, observed=data.frame)
     with replacing(folder / "structural_function.png") as temporary:
         figure.savefig(temporary, dpi=150)
-    dfiv.save(folder / "model.safetensors")
     click.echo()
-    click.echo(demonstration.comparison_text(cfiv.compare(models, truth=truth), truth=truth))
+    bias = demand.confounding_bias(truth.grid, rho=rho, error_scale=error_scale)
+    table = cfiv.compare(models, truth=truth).table
+    click.echo(demonstration.comparison_text(table, truth=truth, bias=float((bias**2).mean())))
     click.echo(f"\nWritten to {folder}{os.sep}:")
     click.echo("  estimates.csv            the test points: true and estimated values")
     click.echo("  structural_function.png  the picture")
-    click.echo("  model.safetensors        the DFIV model, for cfiv predict and cfiv.load")
+    click.echo("  *.safetensors            the models, for cfiv predict and cfiv.load")
 
 
 @commands.group(invoke_without_command=True)
@@ -105,11 +124,17 @@ def simulate(context: click.Context) -> None:
 
 @simulate.command()
 @click.option("--n", type=int, default=5000, show_default=True, help="Rows.")
-@click.option("--rho", type=float, default=0.5, show_default=True, help="Correlation of the errors: strength of confounding.")
+@click.option("--rho", type=float, default=0.5, show_default=True, help=RHO_HELP)
+@click.option("--error-scale", type=float, default=1.0, show_default=True, help=SCALE_HELP)
+@click.option(
+    "--instrument-strength", type=float, default=1.0, show_default=True, help="What fuel cost does to the price; 0 is nothing."
+)
 @SEED
 @click.option("--out", type=OUTPUT, required=True, help="Table of sales, price, time, emotion, fuel.")
 @click.option("--truth", "truth_out", type=OUTPUT, help="Table of test points with the true function, column structural.")
-def demand(n: int, rho: float, seed: int, out: Path, truth_out: Path | None) -> None:
+def demand(
+    n: int, rho: float, error_scale: float, instrument_strength: float, seed: int, out: Path, truth_out: Path | None
+) -> None:
     """Airline ticket sales with an unseen conference."""
     check_table_place(out)
     if truth_out is not None:
@@ -117,7 +142,7 @@ def demand(n: int, rho: float, seed: int, out: Path, truth_out: Path | None) -> 
         check_table_place(truth_out)
     from cfiv.datasets import demand as design
 
-    data, truth = design.simulate(n, rho=rho, seed=seed)
+    data, truth = design.simulate(n, rho=rho, seed=seed, error_scale=error_scale, instrument_strength=instrument_strength)
     assert data.frame is not None
     write_table_file(data.frame, out)
     click.echo(f"Written: {out} ({n:,} rows)")
@@ -129,9 +154,12 @@ def demand(n: int, rho: float, seed: int, out: Path, truth_out: Path | None) -> 
 @commands.command()
 @click.argument("train", type=INPUT)
 @click.argument("formula")
-@click.option("--estimator", type=click.Choice(["dfiv", "2sls"]), default="dfiv", show_default=True, help="What to fit.")
+@click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
-@click.option("--steps", type=int, help="Training steps of dfiv; by default its own.")
+@click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
+@click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
+@click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
+@click.option("--clusters", metavar="COLUMN", help="Column of groups of rows for --covariance clustered.")
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 @click.option(
     "--missing", type=click.Choice(["drop", "raise"]), default="drop", show_default=True, help="What to do with rows with gaps."
@@ -143,31 +171,19 @@ def fit(
     formula: str,
     estimator: str,
     seed: int,
-    steps: int | None,
-    weights: str | None,
-    missing: Any,
     quiet: bool,
     out: Path,
+    **options: Any,
 ) -> None:
     """Fit FORMULA to the table TRAIN and write a model file.
 
     FORMULA is "outcome ~ covariates + [treatment ~ instruments]", such as "sales ~ time + emotion + [price ~ fuel]". Covariates
-    enter both stages by themselves; C(column) makes categories.
+    enter both stages by themselves; C(column) makes categories. Every estimator takes the same formula.
     """
     _check_distinct(out, train)
     check_place(out)
-    if estimator == "2sls" and steps is not None:
-        raise ParameterError(f"--steps is for --estimator dfiv, got --steps {steps} with 2sls: leave it out")
-    frame = read_table_file(train)
-    model: StructuralEstimator
-    if estimator == "2sls":
-        model = cfiv.TwoStageLeastSquares(formula, weights=weights, missing=missing)
-    else:
-        progress = _show_progress() and not quiet
-        model = cfiv.DFIV(
-            formula, weights=weights, missing=missing, random_state=seed, progress=progress, **_given(steps=steps)
-        )
-    model.fit(frame).save(out)
+    model = _make(registry.estimator(estimator), formula, seed=seed, progress=_show_progress() and not quiet, **options)
+    model.fit(read_table_file(train)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 
@@ -260,9 +276,14 @@ def _show_progress() -> bool:
     return sys.stderr.isatty()
 
 
-def _given(**arguments: Any) -> dict[str, Any]:
-    """The options that were set; for the others the library's defaults hold."""
-    return {name: value for name, value in arguments.items() if value is not None}
+def _make(registered: Registered, formula: str, *, seed: int, progress: bool, **options: Any) -> StructuralEstimator:
+    """An estimator with the options that were set; for the others the library's defaults hold."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if not registered.takes(name):
+            raise ParameterError(f"--{name} is not for --estimator {registered.name}, got --{name} {value}: leave it out")
+    general = {"random_state": seed, "progress": progress}
+    return registered.make(formula, **given, **{name: value for name, value in general.items() if registered.takes(name)})
 
 
 def _check_distinct(output: Path, *others: Path) -> None:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from cfiv.datasets.truth import Truth
     from cfiv.estimators.estimator import StructuralEstimator
 
-#: Correlation of the errors, and where the figure cuts the structural function.
-RHO = 0.5
+#: Where the figure cuts the structural function.
 EMOTION = 4.0
 TIMES = (2.5, 5.0, 9.0)
 PRICES = (12.0, 17.0, 22.0)
@@ -74,20 +73,47 @@ def _nearby(frame: pd.DataFrame, column: str, values: Sequence[float], *, distan
     return pd.concat([frame[(frame[column] - value).abs() <= distance].assign(**{column: value}) for value in values])
 
 
-def comparison_text(table: pd.DataFrame, *, truth: Truth) -> str:
-    """Errors against the truth as text, beside the best constant, and what they say."""
-    errors, seconds = ({name: float(value) for name, value in table[column].items()} for column in ("error", "seconds"))
+def comparison_text(table: pd.DataFrame, *, truth: Truth, bias: float) -> str:
+    """Errors against the truth as text, beside the best constant, and what they say.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of :func:`cfiv.compare`, with the labels of the registry as its index.
+    truth : Truth
+    bias : float
+        The mean square over the test points of what ignoring the confounder adds.
+    """
+    errors, seconds = ({str(name): float(value) for name, value in table[column].items()} for column in ("error", "seconds"))
     constant = float(truth.grid["structural"].var(ddof=0))
     lines = [f"{'':<15}{'squared error':>15}{'typical miss':>15}{'seconds':>10}"]
     lines.append(f"{'best constant':<15}{constant:>15,.0f}{constant**0.5:>15,.1f}")
     lines += [f"{name!s:<15}{e:>15,.0f}{e**0.5:>15,.1f}{seconds[name]:>10.1f}" for name, e in errors.items()]
     lines.append(f"(mean over {len(truth.grid):,} test points; the typical miss is its root, in units of sales)")
-    ratio = errors["2SLS"] / errors["DFIV"]
-    if ratio > 1:
-        said = (
-            f"The squared error of 2SLS is {ratio:,.3g} times that of DFIV: what a price does depends on time and emotion, and "
+    for said in (_flexibility(errors), _confounding(errors, bias)):
+        if said:
+            lines += ["", textwrap.fill(said, 79)]
+    return "\n".join(lines)
+
+
+def _flexibility(errors: Mapping[str, float]) -> str:
+    if not {"2SLS", "DFIV"} <= set(errors):
+        return ""
+    if errors["2SLS"] <= errors["DFIV"]:
+        return "In this run DFIV is no closer to the truth than 2SLS: it needs more rows or steps."
+    return (
+        f"The squared error of 2SLS is {errors['2SLS'] / errors['DFIV']:,.3g} times that of DFIV: what a price does depends on "
+        "time and emotion, and 2SLS has one slope for all of them."
+    )
+
+
+def _confounding(errors: Mapping[str, float], bias: float) -> str:
+    if "Network" not in errors:
+        return ""
+    said = "Least squares and Network ignore the confounder, which adds"
+    if bias <= 100:
+        return (
+            f"{said} a squared error of only {bias:,.2g} to a perfect prediction of sales: plain prediction does well here. "
+            "Where the error of sales is larger, as with --error-scale 50, it does not."
         )
-        said += "2SLS has one slope for all of them."
-    else:
-        said = "In this run DFIV is no closer to the truth than 2SLS: it needs more rows or steps."
-    return "\n".join([*lines, "", textwrap.fill(said, 79)])
+    return f"{said} a squared error of {bias:,.0f} to a perfect prediction of sales: more rows bring them closer to that."

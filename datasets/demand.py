@@ -53,6 +53,16 @@ def structural(rows: pd.DataFrame) -> FloatArray:
     return values
 
 
+def confounding_bias(
+    rows: pd.DataFrame, *, rho: float, error_scale: float = 1.0, instrument_strength: float = 1.0
+) -> FloatArray:
+    """``E[m e | price, time, emotion]`` at the rows, shape (n,): what a perfect prediction of sales adds to ``h``."""
+    price, time = (rows[name].to_numpy(dtype=np.float64) for name in ("price", "time"))
+    season = seasonality(time)
+    bias: FloatArray = error_scale * rho * (price - 25.0 - 3.0 * season) / (1.0 + (instrument_strength * season) ** 2)
+    return bias
+
+
 def test_grid() -> pd.DataFrame:
     """The 2800 test points: 20 prices on [10, 25] x 20 times on [0, 10] x emotions 1..7, and ``structural`` there."""
     price, time, emotion = np.meshgrid(np.linspace(10, 25, 20), np.linspace(0, 10, 20), np.arange(1.0, 8.0), indexing="ij")

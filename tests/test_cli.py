@@ -20,9 +20,12 @@ import cfiv
 from cfiv.cli import main
 from cfiv.datasets import demand
 from cfiv.demonstration import comparison_text
+from cfiv.estimators import registry
 from cfiv.learning.two_stage import step
 
 SMALL = ["--steps", "10"]
+FIT = ["fit", "train.csv", demand.FORMULA, "--out", "m"]
+LABELS = {registered.name: registered.label for registered in registry.estimators()}
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,17 @@ def test_simulate_writes_the_design_and_its_truth_exactly(run: Run) -> None:
 
 @pytest.mark.law
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize("estimator", ["dfiv", "2sls"])
+@pytest.mark.parametrize("estimator", LABELS)
 def test_simulate_fit_predict_equal_the_library_bit_for_bit(run: Run, estimator: str, suffix: str) -> None:
     train, grid, out = f"train.{suffix}", f"grid.{suffix}", f"out.{suffix}"
     written(run, "simulate", "demand", "--n", 200, "--seed", 3, "--out", train, "--truth", grid)
-    options = ["--seed", 5, *SMALL] if estimator == "dfiv" else []
-    written(run, "fit", train, demand.FORMULA, "--estimator", estimator, *options, "--out", "model.safetensors")
+    registered = registry.estimator(estimator)
+    options = SMALL if registered.takes("steps") else []
+    written(run, "fit", train, demand.FORMULA, "--estimator", estimator, "--seed", 5, *options, "--out", "model.safetensors")
     written(run, "predict", "model.safetensors", grid, "--out", out)
     data, truth = demand.simulate(200, rho=0.5, seed=3)
-    model: Any = cfiv.TwoStageLeastSquares(demand.FORMULA)
-    if estimator == "dfiv":
-        model = cfiv.DFIV(demand.FORMULA, steps=10, random_state=5, progress=False)
+    arguments: dict[str, Any] = {"steps": 10, "random_state": 5, "progress": False}
+    model = registered.make(demand.FORMULA, **{name: value for name, value in arguments.items() if registered.takes(name)})
     expected = truth.grid.assign(estimate=model.fit(data).predict(truth.grid))
     predictions = exact(out) if suffix == "csv" else pd.read_parquet(out)
     pd.testing.assert_frame_equal(predictions, expected, check_exact=True)
@@ -183,15 +186,17 @@ def test_the_demonstration_writes_its_files_and_says_how_near_the_truth_they_are
     answer = process("demo", "--n", "300", "--steps", "20", "--seed", "2", "--out", "made/here", folder=tmp_path)
     assert (answer.code, answer.err) == (0, "")
     folder = tmp_path / "made" / "here"
-    assert sorted(path.name for path in folder.iterdir()) == ["estimates.csv", "model.safetensors", "structural_function.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["estimates.csv", "structural_function.png", *(f"{name}.safetensors" for name in registry.names())]
+    )
     estimates = exact(folder / "estimates.csv")
-    assert list(estimates.columns) == ["price", "time", "emotion", "structural", "2SLS", "DFIV"]
+    assert list(estimates.columns) == ["price", "time", "emotion", "structural", *LABELS.values()]
     pd.testing.assert_frame_equal(estimates.iloc[:, :4], demand.test_grid(), check_exact=True)
-    assert (cfiv.load(folder / "model.safetensors").predict(estimates) == estimates["DFIV"]).all()
-    for name in ("2SLS", "DFIV"):
-        error = float(((estimates[name] - estimates["structural"]) ** 2).mean())
-        (line,) = [line for line in answer.out.splitlines() if line.startswith(f"{name} ")]
-        assert line.split()[1:3] == [f"{error:,.0f}", f"{error**0.5:,.1f}"]
+    for name, label in LABELS.items():
+        assert (cfiv.load(folder / f"{name}.safetensors").predict(estimates) == estimates[label]).all()
+        error = float(((estimates[label] - estimates["structural"]) ** 2).mean())
+        (line,) = [line for line in answer.out.splitlines() if line.startswith(f"{label}  ")]
+        assert line.removeprefix(label).split()[:2] == [f"{error:,.0f}", f"{error**0.5:,.1f}"]
     assert (folder / "structural_function.png").read_bytes().startswith(b"\x89PNG")
     assert max(len(line) for line in answer.out.splitlines()) <= 80
     again = process("demo", "--n", "300", "--steps", "20", "--seed", "2", "--out", "again", folder=tmp_path)
@@ -207,9 +212,33 @@ def test_the_demonstration_writes_its_files_and_says_how_near_the_truth_they_are
 )
 def test_the_demonstration_praises_no_fit_that_is_worse(error: float, said: str) -> None:
     table = pd.DataFrame({"error": [400.0, error], "seconds": [0.1, 2.0]}, index=["2SLS", "DFIV"])
-    text = comparison_text(table, truth=demand.simulate(1)[1])
+    text = comparison_text(table, truth=demand.simulate(1)[1], bias=1.0)
     assert said in text
+    assert "confounder" not in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(("bias", "said"), [(1.426, "only 1.4 to a perfect"), (11_552.2, "of 11,552 to a perfect prediction")])
+def test_the_demonstration_says_what_the_confounder_costs(bias: float, said: str) -> None:
+    table = pd.DataFrame({"error": [10.0, 90.0], "seconds": [0.1, 2.0]}, index=["Network", "Least squares"])
+    text = comparison_text(table, truth=demand.simulate(1)[1], bias=bias)
+    assert said in " ".join(text.split())
+    assert "2SLS" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.usefixtures("train")
+def test_fit_reports_clustered_errors(run: Run) -> None:
+    options = ["--estimator", "2sls", "--covariance", "clustered", "--clusters", "emotion", "--out", "m.safetensors"]
+    said = written(run, "fit", "train.csv", demand.FORMULA, *options)
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA, covariance="clustered", clusters="emotion").fit(exact("train.csv"))
+    assert f"{model.coefficients_['std_error']['price']:.4g}" in said
+
+
+def test_the_demonstration_fits_what_is_asked_for(run: Run) -> None:
+    said = written(run, "demo", "--n", 300, "--estimator", "2sls", "--estimator", "least-squares", "--rho", 0.2, "--out", "d")
+    assert list(exact("d/estimates.csv").columns[4:]) == ["2SLS", "Least squares"]
+    assert "rho 0.2" in said
 
 
 def test_the_demonstration_needs_matplotlib_before_it_fits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,11 +296,15 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["fot"], ["No such command 'fot'"]),
         (["fit", "train.csv"], ["Missing argument 'FORMULA'", "cfiv fit --help"]),
         (["fit", "train.csv", demand.FORMULA], ["Missing option '--out'"]),
-        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--estimator", "ols"], ["'ols' is not one of 'dfiv', '2sls'"]),
-        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--seed", "-1"], ["--seed", "-1"]),
-        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--steps", "-1"], ["steps must be", "-1"]),
-        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--steps", "9", "--estimator", "2sls"], ["--steps is for", "2sls"]),
-        (["fit", "train.csv", demand.FORMULA, "--out", "m", "--weights", "w"], ["column 'w'"]),
+        ([*FIT, "--estimator", "ols"], ["'ols' is not one of 'dfiv', '2sls'"]),
+        ([*FIT, "--seed", "-1"], ["--seed", "-1"]),
+        ([*FIT, "--steps", "-1"], ["steps must be", "-1"]),
+        ([*FIT, "--steps", "9", "--estimator", "2sls"], ["--steps is not for --estimator 2sls", "got --steps 9"]),
+        ([*FIT, "--landmarks", "9"], ["--landmarks is not for --estimator dfiv"]),
+        ([*FIT, "--estimator", "2sls", "--covariance", "HC3"], ["covariance must be one of", "'HC3'"]),
+        ([*FIT, "--estimator", "2sls", "--clusters", "time"], ["set covariance='clustered'"]),
+        (["demo", "--estimator", "ols", "--out", "demo"], ["'ols' is not one of"]),
+        ([*FIT, "--weights", "w"], ["column 'w'"]),
         (["fit", "train.csv", "sales ~ time", "--out", "m"], ["names no instruments"]),
         (["fit", "train.csv", "sales", "--out", "m"], ["cannot be read"]),
         (["fit", "train.csv", "sales ~ tme + [price ~ fuel]", "--out", "m"], ["did you mean 'time'?"]),
