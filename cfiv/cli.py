@@ -91,7 +91,7 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
     _make_folder(folder)
     data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
     assert data.frame is not None
-    click.echo(f'Demand design, {n:,} rows, rho {rho:g}, seed {seed}: "{demand.FORMULA}"')
+    click.echo(f'Demand design: {n:,} rows, rho {rho:g}, error scale {error_scale:g}, seed {seed}\n"{demand.FORMULA}"')
     models = {}
     for name in dict.fromkeys(chosen) or registry.names():
         registered = registry.estimator(name)
@@ -100,6 +100,8 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
         )
         models[registered.label] = model.fit(data)
         model.save(folder / f"{name}.safetensors")
+        if model.interrupted_:  # Ctrl-C means no further ones either
+            break
     estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
     write_table_file(estimates, folder / "estimates.csv")
     demonstration.draw(figure, models, truth=truth, observed=data.frame)

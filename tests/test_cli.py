@@ -503,10 +503,13 @@ def test_ctrl_c_before_there_is_anything_to_keep_ends_with_130_and_writes_nothin
 def test_a_signal_during_a_fit_does_the_same_in_a_process_of_its_own(train: Path) -> None:
     command = [sys.executable, "-u", "-m", "cfiv.cli", "demo", "--n", "300", "--steps", "1000000", "--out", "demo"]
     with subprocess.Popen(command, cwd=train.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline().startswith("Demand design, 300 rows")
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline().startswith("Demand design: 300 rows")
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()  # or a failure above would wait for a million steps
     # The signal may arrive before or within training: what follows then is an end, or a result with a warning.
     assert child.returncode in (0, 130)
     assert "Traceback" not in err

@@ -298,7 +298,9 @@ class DFIV(StructuralEstimator):
             for fitted in fits
         )
         reduced_form = problem.reduced_form(fits)
-        return Estimate(components, reduced_form, self._facts(interrupted=interrupted), pd.DataFrame(history), self._chosen())
+        interrupted = interrupted or any(fitted.ended == "interrupted" for fitted in fits)
+        facts = self._facts(interrupted=interrupted)
+        return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
 
     def _fit_once(
         self,

@@ -38,6 +38,8 @@ class Estimate:
         One row a check of training; empty for estimators that do not iterate.
     penalties : mapping from a name to one value a component
         Those that the fit chose by itself, such as by held-out losses; empty where it chose none.
+    interrupted : bool
+        Whether Ctrl-C cut the fit short; what there was is usable.
     """
 
     components: tuple[Component, ...]
@@ -45,6 +47,7 @@ class Estimate:
     facts: dict[str, Any]
     history: pd.DataFrame
     penalties: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
@@ -65,6 +68,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     structural_function_: StructuralFunction
     history_: pd.DataFrame
     chosen_penalties_: dict[str, tuple[float, ...]]
+    interrupted_: bool
     fit_seconds_: float
     n_rows_: int
 
@@ -82,8 +86,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         Returns
         -------
         self
-            With ``structural_function_``, ``history_``, ``chosen_penalties_`` (by name, one value a function averaged) and
-            ``fit_seconds_``.
+            With ``structural_function_``, ``history_``, ``chosen_penalties_`` (by name, one value a function averaged),
+            ``interrupted_`` (whether Ctrl-C cut the fit short) and ``fit_seconds_``.
 
         Raises
         ------
@@ -106,6 +110,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         )
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
+        self.interrupted_ = estimate.interrupted
         self._reduced_form = estimate.reduced_form
         self._instruments = arrays.instruments.shape[1]
         self.n_rows_ = len(arrays)

@@ -210,7 +210,7 @@ class NetworkRegression(StructuralEstimator):
         )
         history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(self.fits_) for record in fitted.history])
         chosen = {"ridge": tuple(fitted.refit_ridge for fitted in self.fits_)} if self.holdout else {}
-        return Estimate(components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen)
+        return Estimate(components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen, not whole)
 
     def _fit_once(
         self,

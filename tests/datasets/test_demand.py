@@ -129,3 +129,46 @@ def test_a_bad_size_or_correlation_is_refused(arguments: dict[str, Any], says: l
     with pytest.raises(ParameterError) as caught:
         demand.simulate(**arguments)
     assert [part for part in says if part not in str(caught.value)] == []
+
+
+@pytest.mark.law
+def test_strength_and_scale_change_price_and_error_alone() -> None:
+    (plain, _), (changed, truth) = (
+        demand.simulate(500, rho=0.7, seed=3, instrument_strength=strength, error_scale=scale)
+        for strength, scale in ((1.0, 1.0), (0.25, 20.0))
+    )
+    one, other = plain.frame, changed.frame
+    assert one is not None
+    assert other is not None
+    pd.testing.assert_frame_equal(one[["time", "emotion", "fuel"]], other[["time", "emotion", "fuel"]])
+    season = demand.seasonality(one["time"].to_numpy())
+    np.testing.assert_allclose(one["price"] - other["price"], 0.75 * one["fuel"] * season, atol=1e-12)
+    error, larger = (frame["sales"] - truth(frame) for frame in (one, other))
+    np.testing.assert_allclose(20 * error, larger, atol=1e-9)
+
+
+@pytest.mark.law
+def test_the_published_design_is_strength_and_scale_one() -> None:
+    pd.testing.assert_frame_equal(
+        demand.simulate(50, seed=1)[0].frame, demand.simulate(50, seed=1, instrument_strength=1.0, error_scale=1.0)[0].frame
+    )
+
+
+@pytest.mark.statistical
+def test_the_confounding_bias_is_the_mean_error_given_price_and_time() -> None:
+    data, truth = demand.simulate(200_000, rho=0.8, seed=0, error_scale=10.0, instrument_strength=0.5)
+    frame = data.frame
+    assert frame is not None
+    bias = demand.confounding_bias(frame, rho=0.8, error_scale=10.0, instrument_strength=0.5)
+    error = (frame["sales"] - truth(frame)).to_numpy()
+    # The best predictor of the error: its remainder is orthogonal to it, within four standard errors.
+    products = (error - bias) * bias
+    assert abs(products.mean()) < 4 * products.std() / len(frame) ** 0.5
+    assert np.mean(demand.confounding_bias(truth.grid, rho=1.0) ** 2) == pytest.approx(5.7, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["instrument_strength", "error_scale"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_impossible_strengths_and_scales_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ParameterError, match=f"{name} must be finite and >= 0, got {value}"):
+        demand.simulate(10, **{name: value})
