@@ -1,0 +1,286 @@
+"""Are the instruments strong? Tests of the first stage ``T = Z Pi + X c + v``."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy import stats
+
+from cfiv.data import Array
+from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, decided
+
+#: Worst-case relative biases of two-stage least squares for which critical values of the effective F are given.
+BIASES = (0.05, 0.10, 0.20, 0.30)
+#: The one that readings use.
+BIAS = 0.10
+#: Stock and Yogo (2005), table 5.2: one treatment, 1 to 10 instruments; the 5 % Wald test of 2SLS has a size of at most 10 %.
+STOCK_YOGO_SIZE_10 = (16.38, 19.93, 22.30, 24.58, 26.87, 29.18, 31.50, 33.84, 36.19, 38.54)
+
+
+def partial_f(problem: LinearProblem, *, significance: float) -> tuple[Diagnostic, ...]:
+    """F tests, one a treatment, that the instruments do not move it given the covariates.
+
+    ``F_j = pi_j' V_j^-1 pi_j / q`` with ``V_j`` the covariance of the q first-stage coefficients: F(q, n - p - q)
+    when unadjusted or robust (with HC1's factor), F(q, G - 1) with G clusters.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    significance : float
+        One minus the level, for the readings.
+
+    Returns
+    -------
+    tuple of TestResult
+        In the order of the treatment columns.
+
+    Notes
+    -----
+    With several treatments each F may be large while the treatments are not identified apart: see :func:`conditional_f`.
+    """
+    _, _, q = problem.shape
+    if problem.singular:
+        return tuple(Unavailable(f"Partial F ({name})", problem.singular) for name in problem.treatment_names)
+    results = []
+    coefficients, residuals = problem.instruments.T @ problem.treatment, problem.noise(problem.treatment)
+    for j, name in enumerate(problem.treatment_names):
+        covariance = problem.moment_covariance(residuals[:, j], residuals[:, j])
+        statistic = float(coefficients[:, j] @ np.linalg.solve(covariance, coefficients[:, j])) / q
+        p_value = float(stats.f.sf(statistic, q, problem.wald_dof))
+        results.append(
+            TestResult(
+                f"Partial F ({name})",
+                f"given the covariates, the instruments do not move {name}",
+                statistic,
+                f"F({q}, {problem.wald_dof})",
+                p_value,
+                decided(
+                    p_value,
+                    significance=significance,
+                    rejected=f"the instruments move {name}; whether strongly enough is for the tests below",
+                    kept=f"there is no sign that the instruments move {name}",
+                ),
+            )
+        )
+    return tuple(results)
+
+
+def conditional_f(problem: LinearProblem, *, significance: float) -> tuple[TestResult, ...]:
+    """Conditional F of Sanderson and Windmeijer, one a treatment, where there are several; homoskedastic.
+
+    With ``e_j = T_j - T_-j d_j``, ``d_j`` by two-stage least squares, ``F_j = (n - p - q) / (q - k + 1) * e_j' P e_j /
+    e_j' (I - P) e_j``, ``P`` the projection on the instruments; F(q - k + 1, n - p - q) where treatment j is not identified
+    apart from the others.
+
+    Returns
+    -------
+    tuple of TestResult
+        Empty for one treatment, whose partial F says the same.
+
+    References
+    ----------
+    Sanderson and Windmeijer, "A weak instrument F-test in linear IV models with multiple endogenous variables", *Journal of
+    Econometrics* 190, 2016, section 3.
+    """
+    _, k, q = problem.shape
+    if k == 1:
+        return ()
+    numerator, results = q - k + 1, []
+    fitted = problem.instruments.T @ problem.treatment
+    for j, name in enumerate(problem.treatment_names):
+        others = np.delete(np.arange(k), j)
+        weights = np.linalg.lstsq(fitted[:, others], fitted[:, j], rcond=None)[0]
+        left = problem.treatment[:, j] - problem.treatment[:, others] @ weights
+        explained = problem.instruments.T @ left
+        unexplained = problem.noise(left)
+        statistic = float(explained @ explained / numerator / (unexplained @ unexplained / problem.dof))
+        p_value = float(stats.f.sf(statistic, numerator, problem.dof))
+        results.append(
+            TestResult(
+                f"Conditional F ({name})",
+                f"the instruments do not move {name} apart from the other treatments",
+                statistic,
+                f"F({numerator}, {problem.dof})",
+                p_value,
+                decided(
+                    p_value,
+                    significance=significance,
+                    rejected=f"the instruments move {name} apart from the other treatments (homoskedastic test)",
+                    kept=f"there is no sign that the instruments move {name} apart from the other treatments",
+                ),
+            )
+        )
+    return tuple(results)
+
+
+def effective_f(problem: LinearProblem) -> Diagnostic:
+    """Effective F of Montiel Olea and Pflueger, for one treatment, under any of the covariances.
+
+    ``F_eff = |Q' T|^2 / tr(W)`` with orthonormal instruments ``Q`` and ``W`` the covariance of ``Q' T``; equal to the partial F
+    where that is unadjusted or there is one instrument. Weak instruments are those whose Nagar bias may exceed a share ``tau``
+    of the worst case. Critical values at 5 % are the *simplified, conservative* ones, ``c = x_0.95 / K``, with ``x_0.95`` the
+    quantile of a noncentral chi-square with ``K`` degrees of freedom and noncentrality ``K / tau`` (Patnaik's two moments), and
+    ``K = tr(W)^2 (1 + 2 / tau) / (tr(W'W) + 2 / tau tr(W) max eigenvalue(W))``.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+
+    Returns
+    -------
+    TestResult
+        Whose critical value, p-value and reading are those for ``tau = 10 %``; values for 5, 10, 20 and 30 % are in
+        ``critical_values``. With several treatments an Unavailable.
+
+    Notes
+    -----
+    The critical values that maximise the bias over the coefficient are at most these. Significance is 5 % whatever the level of
+    the other tests, as published.
+
+    References
+    ----------
+    Montiel Olea and Pflueger, "A robust test for weak instruments", *Journal of Business & Economic Statistics* 31, 2013,
+    sections 3 and 4.
+    """
+    name = "Effective F"
+    if problem.shape[1] > 1:
+        return Unavailable(name, "it is defined for one treatment; see the conditional F of each")
+    moments, noise = problem.instruments.T @ problem.treatment[:, 0], problem.noise(problem.treatment[:, 0])
+    covariance = problem.moment_covariance(noise, noise)
+    statistic = float(moments @ moments / np.trace(covariance))
+    values = tuple(
+        CriticalValue(effective_f_critical(covariance, bias), f"worst-case bias above {100 * bias:g} % rejected at 5 %")
+        for bias in BIASES
+    )
+    critical = values[BIASES.index(BIAS)].value
+    k_eff = _effective_dof(covariance, BIAS)
+    verdict = "exceeds" if statistic > critical else "does not exceed"
+    strength = "are not weak" if statistic > critical else "may be weak: prefer the Anderson-Rubin set to standard errors"
+    return TestResult(
+        name,
+        f"the worst-case bias of two-stage least squares exceeds {100 * BIAS:g} %",
+        statistic,
+        f"noncentral chi2({k_eff:.3g}) / {k_eff:.3g}",
+        float(stats.ncx2.sf(k_eff * statistic, k_eff, k_eff / BIAS)),
+        f"It {verdict} {critical:.4g}, the 5 % critical value for a worst-case bias of {100 * BIAS:g} %, so the instruments "
+        f"{strength}.",
+        critical,
+        values,
+    )
+
+
+def effective_f_critical(covariance: Array, bias: float, significance: float = 0.05) -> float:
+    """Simplified critical value of the effective F; see :func:`effective_f`.
+
+    Parameters
+    ----------
+    covariance : array (q, q)
+        Of the first-stage coefficients on orthonormal instruments; only its shape matters, not its scale.
+    bias : float
+        The share ``tau`` of the worst-case bias.
+    significance : float
+    """
+    k_eff = _effective_dof(covariance, bias)
+    return float(stats.ncx2.isf(significance, k_eff, k_eff / bias)) / k_eff
+
+
+def _effective_dof(covariance: Array, bias: float) -> float:
+    trace = float(np.trace(covariance))
+    largest = float(np.linalg.eigvalsh(covariance)[-1])
+    squares = float((covariance * covariance).sum())
+    return trace**2 * (1 + 2 / bias) / (squares + 2 / bias * trace * largest)
+
+
+def cragg_donald(problem: LinearProblem) -> TestResult:
+    """Cragg-Donald F: ``(n - p - q) / q * r^2 / (1 - r^2)``, ``r`` the smallest partial canonical correlation.
+
+    The smallest eigenvalue of the first stage's F matrix; homoskedastic. It is held against the critical value of Stock and Yogo
+    (10 % maximal size of the 5 % Wald test) where there is one treatment and at most 10 instruments.
+
+    References
+    ----------
+    Cragg and Donald, "Testing identifiability and specification in instrumental variable models", *Econometric Theory* 9, 1993.
+    Stock and Yogo, "Testing for weak instruments in linear IV regression", 2005, table 5.2.
+    """
+    _, k, q = problem.shape
+    squared = problem.canonical_correlation**2
+    statistic = problem.dof / q * squared / (1 - squared)
+    critical = STOCK_YOGO_SIZE_10[q - 1] if k == 1 and q <= len(STOCK_YOGO_SIZE_10) else None
+    if critical is None:
+        reading = "Larger is stronger; Stock and Yogo's table is not given here for this number of treatments and instruments."
+    else:
+        verdict = "exceeds" if statistic > critical else "does not exceed"
+        reading = (
+            f"It {verdict} Stock and Yogo's {critical:g}, above which a 5 % Wald test rejects at most 10 % of true nulls "
+            "(homoskedastic errors)."
+        )
+    values = () if critical is None else (CriticalValue(critical, "size of the 5 % Wald test above 10 % rejected at 5 %"),)
+    return TestResult(
+        "Cragg-Donald F",
+        "the 5 % Wald test of two-stage least squares may reject more than 10 % of true nulls",
+        statistic,
+        "",
+        None,
+        reading,
+        critical,
+        values,
+    )
+
+
+def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Diagnostic, Diagnostic]:
+    """Kleibergen-Paap rk tests that the first stage has not its full rank: the LM statistic and the Wald F.
+
+    The LM statistic is chi2(q - k + 1) where a treatment is not identified (Anderson's canonical correlation statistic when
+    unadjusted). The Wald F is the robust counterpart of the Cragg-Donald F, and has neither a distribution nor critical values
+    of its own. linearmodels computes both.
+
+    References
+    ----------
+    Kleibergen and Paap, "Generalized reduced rank tests using the singular value decomposition", *Journal of Econometrics* 133,
+    2006.
+    """
+    from linearmodels.iv.common import kleibergen_paap as rk_lm
+    from linearmodels.iv.common import kleibergen_paap_f as rk_wald_f
+
+    lm_name, f_name = "Kleibergen-Paap LM", "Kleibergen-Paap F"
+    reason = problem.singular
+    if reason:
+        return Unavailable(lm_name, reason), Unavailable(f_name, reason)
+    n, k, q = problem.shape
+    config = {"clusters": problem.clusters} if problem.covariance.kind == "clustered" else {}
+    # linearmodels partials out once more: zeros have nothing left to say, but their number enters the degrees of freedom.
+    scaled = problem.treatment / np.linalg.norm(problem.treatment, axis=0)
+    arrays = (scaled, problem.instruments, np.empty((n, 0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        lm = rk_lm(*arrays, problem.covariance.kind, config)
+        wald_f = rk_wald_f(*arrays, problem.covariance.kind, config) * problem.dof / (n - q)
+    if not hasattr(lm, "df") or not np.isfinite(wald_f):
+        reason = "the covariance of the first stage is singular"
+        return Unavailable(lm_name, reason), Unavailable(f_name, reason)
+    p_value, what = float(lm.pval), "the treatment" if k == 1 else "every treatment"
+    return (
+        TestResult(
+            lm_name,
+            f"the instruments do not identify {what} (reduced rank)",
+            float(lm.stat),
+            f"chi2({q - k + 1})",
+            p_value,
+            decided(
+                p_value,
+                significance=significance,
+                rejected=f"the instruments identify {what}; this does not say how strongly",
+                kept=f"there is no sign that the instruments identify {what}",
+            ),
+        ),
+        TestResult(
+            f_name,
+            f"the instruments do not identify {what} (reduced rank)",
+            float(wald_f),
+            "",
+            None,
+            "The Cragg-Donald F under the chosen covariance; it has no critical values of its own.",
+        ),
+    )
