@@ -162,7 +162,7 @@ def effective_f(problem: LinearProblem) -> Diagnostic:
         name,
         f"the worst-case bias of two-stage least squares exceeds {100 * BIAS:g} %",
         statistic,
-        f"noncentral chi2({k_eff:.3g}) / {k_eff:.3g}",
+        f"chi2({k_eff:.3g}, nc {k_eff / BIAS:.3g}) / {k_eff:.3g}",
         float(stats.ncx2.sf(k_eff * statistic, k_eff, k_eff / BIAS)),
         f"It {verdict} {critical:.4g}, the 5 % critical value for a worst-case bias of {100 * BIAS:g} %, so the instruments "
         f"{strength}.",

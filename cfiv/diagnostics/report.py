@@ -183,7 +183,7 @@ def _shown(name: str, value: str | float | None) -> str:
         return value
     if name == "p_value":
         return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:#.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 def _tex(text: str) -> str:
