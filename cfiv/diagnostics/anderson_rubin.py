@@ -100,7 +100,11 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     moments = [problem.instruments.T @ part for part in parts]
     noise = [problem.noise(part) for part in parts]
     cross = problem.moment_covariance(noise[0], noise[1])
-    covariances = (problem.moment_covariance(noise[0], noise[0]), cross + cross.T, problem.moment_covariance(noise[1], noise[1]))
+    covariances = (
+        problem.moment_covariance(noise[0], noise[0]),
+        cross + cross.T,
+        problem.moment_covariance(noise[1], noise[1]),
+    )
     intervals = ratio_set(moments[0], moments[1], covariances, critical)
     unit = lengths[0] / lengths[1]
     return (ConfidenceSet(names[0], level, tuple((lower * unit, upper * unit) for lower, upper in intervals)),)

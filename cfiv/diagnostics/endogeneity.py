@@ -48,9 +48,7 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     """
     if problem.unidentified:
         return {key: Unavailable(name, problem.unidentified) for key, (name, _) in TESTS.items()}
-    regression = linear_regression(
-        problem.data, instrumented=True, intercept=problem.intercept, covariance=problem.covariance
-    )
+    regression = linear_regression(problem.data, instrumented=True, intercept=problem.intercept, covariance=problem.covariance)
     return {
         key: _result(name, _called(getattr(regression.results, attribute)), problem, significance)
         for key, (name, attribute) in TESTS.items()

@@ -49,9 +49,7 @@ def test_the_test_is_that_of_ivmodels(formula: str, coefficient: float) -> None:
     found = problem(formula, frame)
     beta = np.full(found.shape[1], coefficient)
     ours = test_of(anderson_rubin(found, beta, significance=SIGNIFICANCE))
-    theirs = anderson_rubin_test(
-        **arrays(formula, frame), beta=beta, critical_values="f", fit_intercept="0 +" not in formula
-    )
+    theirs = anderson_rubin_test(**arrays(formula, frame), beta=beta, critical_values="f", fit_intercept="0 +" not in formula)
     assert ours.statistic == pytest.approx(theirs[0], rel=SAME)
     assert ours.p_value == pytest.approx(theirs[1], rel=SAME, abs=1e-14)
 
@@ -163,7 +161,10 @@ def test_an_instrument_without_any_relation_to_treatment_and_outcome_gives_the_w
     noise = np.random.default_rng(0).normal(size=50)
     frame = pd.DataFrame({"z": z, "t": t, "y": np.repeat(noise, 4) + t, "group": np.repeat(np.arange(50), 4)})
     result = cfiv.diagnose(
-        frame, "y ~ [t ~ z]", covariance=covariance, clusters="group" if covariance == "clustered" else None  # type: ignore[arg-type]
+        frame,
+        "y ~ [t ~ z]",
+        covariance=covariance,
+        clusters="group" if covariance == "clustered" else None,  # type: ignore[arg-type]
     )
     assert isinstance(result.anderson_rubin_set, ConfidenceSet)
     assert result.anderson_rubin_set.is_whole_line
@@ -247,7 +248,9 @@ def test_with_very_weak_instruments_the_set_covers_the_truth_and_the_interval_of
 def test_the_set_of_one_of_two_weakly_identified_coefficients_covers_at_least_its_level() -> None:
     generator = np.random.default_rng(0)
     z = generator.normal(size=(300, 4))
-    frame = pd.DataFrame(z, columns=["z", "q", "r", "v"]).assign(**dict(zip("yts", generator.normal(size=(3, 300)), strict=True)))
+    frame = pd.DataFrame(z, columns=["z", "q", "r", "v"]).assign(
+        **dict(zip("yts", generator.normal(size=(3, 300)), strict=True))
+    )
     base = problem("y ~ 0 + [t + s ~ z + q + r + v]", frame)
     covered = 0
     for _ in range(1000):
