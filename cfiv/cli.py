@@ -244,7 +244,7 @@ def diagnose(
         _check_distinct(out, train)
         check_table_place(out)
     frame = read_table_file(train)
-    chosen = covariance or ("robust" if clusters is None else "clustered")
+    chosen: Any = covariance or ("robust" if clusters is None else "clustered")
     result = cfiv.diagnose(
         frame, formula, weights=weights, clusters=clusters, covariance=chosen, level=level, random_state=seed
     )

@@ -96,11 +96,11 @@ class Sample:
 def residual_prediction(problem: LinearProblem, *, significance: float, random_state: int) -> Diagnostic:
     """Residual prediction test: can anything in ``(Z, X)`` predict the residuals of two-stage least squares?
 
-    The null is ``E[Y - T b - X c | Z, X] = 0`` for some ``b, c``: errors *mean-independent* of instruments and covariates, which
-    is more than the absence of correlation, and is testable with as many instruments as treatments. A rejection says that the
-    linear model fails: h is not linear in the given columns, *or* an instrument acts on the outcome in another way, or
-    covariates act nonlinearly. It cannot tell which; for a nonlinear h with valid instruments DFIV is the remedy, for an
-    invalid instrument nothing is.
+    The null is ``E[Y - T b - X c | Z, X] = 0`` for some ``b, c``: errors *mean-independent* of instruments and covariates.
+    That is more than the absence of correlation, and testable with as many instruments as treatments. A rejection says that
+    the linear model fails: h is not linear in the given columns (of treatment or covariates), *or* an instrument acts on the
+    outcome in another way. It cannot tell which: for a nonlinear h with valid instruments DFIV is a remedy, for an invalid
+    instrument no estimator is.
 
     On ``DIVISIONS`` random divisions of the rows (of whole clusters), a random forest learns the residuals of one part from
     ``(Z, X)``, and its clipped predictions ``w`` on the other part are held against the residuals there: :func:`statistic`.
@@ -122,9 +122,9 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
 
     Notes
     -----
-    The variance is that of the problem's covariance; with weights, predictions and moments are weighted and an unadjusted
-    covariance takes the error variance as inverse to the weights. Cost: ``DIVISIONS`` forests of 100 trees, each grown on at most
-    5000 rows, on one thread.
+    The variance is that of the problem's covariance; with weights, predictions and moments are weighted, and an unadjusted
+    covariance takes the error variance as inverse to the weights. Cost: ``DIVISIONS`` forests of 100 trees, each grown on at
+    most 5000 rows, on one thread.
 
     References
     ----------
@@ -165,9 +165,8 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
         decided(
             p_value,
             significance=significance,
-            rejected=(
-                "the linear model is rejected: try a nonlinear estimator such as DFIV; an invalid instrument would look the same"
-            ),
+            rejected="the linear model is rejected: a nonlinear estimator such as DFIV is needed, unless an instrument is "
+            "invalid, which would look the same",
             kept="nothing speaks against the linear model: two-stage least squares may be enough",
         ),
     )
@@ -185,9 +184,9 @@ def divide(n: int, clusters: Array | None, generator: np.random.Generator) -> Ar
 def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool) -> float:
     """The test statistic of one division, asymptotically N(0, 1) under the null and large where it fails.
 
-    ``sum_i v_i w_i e_i / sqrt(n s^2)`` over the rows not learned from, with row weights ``v``, two-stage least-squares residuals
-    ``e`` of those rows and clipped predictions ``w``. ``s^2`` is the mean of squared scores ``v_i (w_i - a' D_i) e_i``, where
-    ``a`` accounts for the estimated coefficients (``D_i`` the regressors at their first-stage fit), less their squared mean; of
+    ``sum_i v_i w_i e_i / sqrt(n s^2)`` over the rows not learned from, with row weights ``v``, two-stage least-squares
+    residuals ``e`` of those rows and clipped predictions ``w``. ``s^2`` is the mean of squared scores
+    ``v_i (w_i - a' D_i) e_i``, where ``a`` accounts for the estimated coefficients (``D_i`` the regressors at their first-stage fit), less their squared mean; of
     cluster sums with clusters; ``mean(v (w - a' D)^2) mean(v e^2)`` unless ``robust``.
 
     Parameters

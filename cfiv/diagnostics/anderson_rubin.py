@@ -28,8 +28,9 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
 
     References
     ----------
-    Anderson and Rubin, "Estimation of the parameters of a single equation in a complete system of stochastic equations", *Annals
-    of Mathematical Statistics* 20, 1949. Robust form: Stock and Wright, "GMM with weak identification", *Econometrica* 68, 2000.
+    Anderson and Rubin, "Estimation of the parameters of a single equation in a complete system of stochastic equations",
+    *Annals of Mathematical Statistics* 20, 1949. Robust: Stock and Wright, "GMM with weak identification", *Econometrica* 68,
+    2000.
     """
     name = "Anderson-Rubin"
     if problem.singular:
@@ -60,7 +61,7 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     """Confidence sets, one a treatment: the coefficients that the Anderson-Rubin test does not reject.
 
     For one treatment the test is inverted exactly. Unadjusted, ``AR(b) <= c`` is a quadratic inequality in ``b``; robust and
-    clustered, the ends are eigenvalues of the quadratic matrix polynomial ``S(b) - g(b) g(b)' / (c q)``, all of which are found.
+    clustered, the ends are eigenvalues of the quadratic matrix polynomial ``S(b) - g(b) g(b)' / (c q)``, and all are found.
     For several treatments and the unadjusted covariance, each coefficient's set is the shadow of the quadric
     ``min over the others of AR(b) <= c``, with q - k + 1 numerator degrees of freedom (Guggenberger et al.).
 
@@ -79,8 +80,8 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     References
     ----------
     Dufour and Taamouti, "Projection-based statistical inference in linear structural models with possibly weak instruments",
-    *Econometrica* 73, 2005. Guggenberger, Kleibergen, Mavroeidis and Chen, "On the asymptotic sizes of subset Anderson-Rubin and
-    Lagrange multiplier tests in linear instrumental variables regression", *Econometrica* 80, 2012.
+    *Econometrica* 73, 2005. Guggenberger, Kleibergen, Mavroeidis and Chen, "On the asymptotic sizes of subset Anderson-Rubin
+    and Lagrange multiplier tests in linear instrumental variables regression", *Econometrica* 80, 2012.
     """
     _, k, q = problem.shape
     names = tuple(f"Anderson-Rubin set ({name})" for name in problem.treatment_names)

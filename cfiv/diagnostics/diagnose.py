@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def diagnose(
     )
 
 
-def _checked(covariance: CovarianceKind, level: float, random_state: int) -> Covariance:
+def _checked(covariance: CovarianceKind, level: Any, random_state: Any) -> Covariance:
     if covariance not in ("robust", "unadjusted", "clustered"):
         raise ParameterError(f"covariance must be 'robust', 'unadjusted' or 'clustered', got {covariance!r}")
     if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
@@ -177,6 +178,6 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
     return (*lines, ("Covariance", covariance), ("Level", f"{100 * level:g} %"))
 
 
-def _listed(names: tuple[str, ...] | list[str] | Any, limit: int = 12) -> str:
-    shown = ", ".join(str(name) for name in list(names)[:limit])
+def _listed(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
     return (shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)") or "none"

@@ -196,8 +196,8 @@ def _effective_dof(covariance: Array, bias: float) -> float:
 def cragg_donald(problem: LinearProblem) -> TestResult:
     """Cragg-Donald F: ``(n - p - q) / q * r^2 / (1 - r^2)``, ``r`` the smallest partial canonical correlation.
 
-    The smallest eigenvalue of the first stage's F matrix; homoskedastic. It is held against the critical value of Stock and Yogo
-    (10 % maximal size of the 5 % Wald test) where there is one treatment and at most 10 instruments.
+    The smallest eigenvalue of the first stage's F matrix; homoskedastic. It is held against the critical value of Stock and
+    Yogo (10 % maximal size of the 5 % Wald test) where there is one treatment and at most 10 instruments.
 
     References
     ----------

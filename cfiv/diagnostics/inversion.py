@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from scipy import linalg, optimize
@@ -78,7 +79,7 @@ def ratio_set(moments0: Array, moments1: Array, covariances: tuple[Array, Array,
 
     cuts = _candidates(moments0, moments1, covariances, critical)
     corners = [-math.pi / 2, *cuts, math.pi / 2]
-    middles = [(left + right) / 2 for left, right in zip(corners[:-1], corners[1:], strict=True)]
+    middles = [(left + right) / 2 for left, right in pairwise(corners)]
     inside = [excess(middle) <= 0 for middle in middles]
     intervals: list[tuple[float, float]] = []
     start = -math.inf if inside[0] else None

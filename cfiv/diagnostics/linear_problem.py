@@ -66,7 +66,7 @@ class LinearProblem:
         assert data.names is not None
         if data.treatment.ndim > 2:
             raise DataError(
-                f"the diagnostics are of linear regression on treatment columns, got arrays of shape {data.treatment.shape[1:]}: "
+                f"diagnostics are of linear regression on treatment columns, got arrays of shape {data.treatment.shape[1:]}: "
                 "diagnose numbers computed from them, in IVData(treatment=array of shape (n, k))"
             )
         covariance.check(data)
@@ -81,8 +81,8 @@ class LinearProblem:
         p = exogenous.shape[1]
         if n <= p + q + k:
             raise DataError(
-                f"the diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments "
-                f"together), got {n}: use more rows or fewer columns"
+                f"diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments), "
+                f"got {n}: use more rows or fewer columns"
             )
         root = np.ones(n) if data.weights is None else np.sqrt(data.weights / data.weights.mean())
         names = (["the constant"] if intercept else []) + list(data.names.get("covariates", ()))
@@ -208,12 +208,10 @@ def _factorised(root: Array, exogenous: Array, columns: Array, names: Sequence[s
     dependent = (left <= COLLINEAR) | (scale <= 1e-14 * lengths)
     if dependent.any():
         culprits = [name for name, flag in zip(names, dependent, strict=True) if flag]
+        many = len(culprits) > 1
         raise DataError(
-            f"{quoted(culprits)} are linear combinations of other columns (of the constant, the covariates and the columns "
-            "before them): drop them"
-            if len(culprits) > 1
-            else f"{quoted(culprits)} is a linear combination of other columns (of the constant, the covariates and the columns "
-            "before it): drop it"
+            f"{quoted(culprits)} {'are linear combinations' if many else 'is a linear combination'} of other columns (of the "
+            f"constant, the covariates and the columns before {'them' if many else 'it'}): drop {'them' if many else 'it'}"
         )
     return basis, centre
 

@@ -56,8 +56,8 @@ def hansen_j(problem: LinearProblem, *, significance: float) -> Diagnostic:
 
     Notes
     -----
-    Equal to linearmodels' ``IVGMM(...).fit().j_stat`` with all moments, since those of exogenous columns are fitted exactly; but
-    only the instruments' moments need more clusters than there are of them.
+    Equal to linearmodels' ``IVGMM(...).fit().j_stat``, which has the exogenous columns' moments too: those are fitted exactly.
+    Without them, clusters must outnumber the instruments only.
 
     References
     ----------

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import pandas as pd
 
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable
+from cfiv.rendering import shown, to_html, to_latex, to_markdown
 
 #: Characters a line of ``str(diagnostics)``.
 WIDTH = 110
-#: Columns of the table that are shown as they are, and their headings.
+TITLE = "Diagnostics of the linear instrumental-variable model"
+#: Columns of the table as they are headed where it is read.
 HEADINGS = {
     "test": "Test",
     "statistic": "Statistic",
     "distribution": "Distribution",
     "p_value": "p-value",
     "critical_value": "Critical",
+    "set": "Set",
     "reading": "Reading",
 }
 
@@ -97,22 +98,16 @@ class Diagnostics:
         return table.assign(**{name: table[name].astype(float) for name in numbers})
 
     def to_markdown(self) -> str:
-        """The table in Markdown, numbers rounded for reading."""
-        rows = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in self._cells()]
-        rule = " | ".join("---:" if name in ("statistic", "p_value", "critical_value") else "---" for name in HEADINGS)
-        return "\n".join(f"| {row} |" for row in [" | ".join(HEADINGS.values()), rule, *rows])
+        """The table as a pipe table, numbers to four digits."""
+        return to_markdown(self._headed())
 
     def to_latex(self) -> str:
-        """The table as a LaTeX ``tabular`` with rules of booktabs, numbers rounded for reading."""
-        lines = [r"\begin{tabular}{lrlrrp{0.4\linewidth}}", r"\toprule"]
-        lines += [" & ".join(_tex(heading) for heading in HEADINGS.values()) + r" \\", r"\midrule"]
-        lines += [" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in self._cells()]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+        """The table without its readings, too long for a page, as a tabular with the rules of the booktabs package."""
+        return to_latex(self._headed().drop(columns=HEADINGS["reading"]))
 
     def __str__(self) -> str:
-        title = "Diagnostics of the linear instrumental-variable model"
         width = max(len(name) for name, _ in self.facts)
-        lines = [title, "=" * len(title)]
+        lines = [TITLE, "=" * len(TITLE)]
         for name, value in self.facts:
             lines += textwrap.wrap(f"{name:<{width}}  {value}", WIDTH, subsequent_indent=" " * (width + 2))
         labels = [result.name for _, results in self.sections for result in results]
@@ -130,22 +125,11 @@ class Diagnostics:
         return str(self)
 
     def _repr_html_(self) -> str:
-        facts = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self.facts
-        )
-        body = ""
-        for question, results in self.sections:
-            body += f"<tr><th colspan='{len(HEADINGS)}' style='text-align:left'>{escape(question)}</th></tr>"
-            for result in results:
-                cells = _row(result).values()
-                body += "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in HEADINGS.values())
-        caption = "<caption>Diagnostics of the linear instrumental-variable model</caption>"
-        return f"<table>{caption}{facts}</table><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        facts = pd.DataFrame(list(self.facts), columns=["", TITLE]).set_index("")
+        return to_html(facts) + to_html(self._headed())
 
-    def _cells(self) -> list[Sequence[str]]:
-        return [list(_row(result).values()) for _, results in self.sections for result in results]
+    def _headed(self) -> pd.DataFrame:
+        return self.table.rename(columns=HEADINGS)[list(HEADINGS.values())].set_index(HEADINGS["test"])
 
 
 def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]:
@@ -159,34 +143,13 @@ def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]
     return record
 
 
-def _row(result: Diagnostic | ConfidenceSet) -> dict[str, str]:
-    """A result as texts, one a heading; a confidence set stands before its reading."""
-    record = _record(result)
-    shown = {name: _shown(name, record[name]) for name in HEADINGS}
-    if record["set"]:
-        shown["reading"] = f"{record['set']}. {shown['reading']}"
-    return shown
-
-
 def _line(result: Diagnostic | ConfidenceSet, first: int) -> str:
+    """A result as a line of text, without its reading."""
     name = f"  {result.name:<{first - 2}}"
+    if isinstance(result, Unavailable):
+        return name
     if isinstance(result, ConfidenceSet):
         return f"{name}  {result}"
-    row = _row(result)
-    return f"{name}{row['statistic']:>11}  {row['distribution']:<22}{row['p_value']:>9}{row['critical_value']:>10}"
-
-
-def _shown(name: str, value: str | float | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if name == "p_value":
-        return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-    return f"{value:#.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
-
-
-def _tex(text: str) -> str:
-    for symbol, escaped in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("$", r"\$")):
-        text = text.replace(symbol, escaped)
-    return text.replace("^", r"\^{}").replace("~", r"\~{}").replace("<", r"$<$").replace(">", r"$>$")
+    p_value = "" if result.p_value is None else "<0.0001" if result.p_value < 0.0001 else f"{result.p_value:.4f}"
+    critical = "" if result.critical_value is None else shown(result.critical_value)
+    return f"{name}{shown(result.statistic):>11}  {result.distribution:<22}{p_value:>9}{critical:>10}"

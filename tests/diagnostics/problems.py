@@ -44,7 +44,7 @@ def table(n: int = 300, seed: int = 0) -> pd.DataFrame:
 
 def problem(formula: str, frame: pd.DataFrame, *, covariance: Any = "unadjusted", weights: str | None = None) -> LinearProblem:
     clusters = "group" if covariance == "clustered" else None
-    encoder, data = TwoStageLeastSquares(formula, weights=weights, clusters=clusters).encode(frame)
+    _, data = TwoStageLeastSquares(formula, weights=weights, clusters=clusters).encode(frame)
     return LinearProblem.from_data(data, intercept="0 +" not in formula, covariance=Covariance(covariance))
 
 

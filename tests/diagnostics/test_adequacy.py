@@ -29,7 +29,7 @@ def test_the_statistic_of_one_division_is_that_of_ivmodels(formula: str, robust:
     """With a learner that does not mind a constant column or the order of columns: ivmodels hands it both."""
     found = problem(formula, table())
     data, learner = found.data, KNeighborsRegressor(n_neighbors=7)
-    theirs, p_value = residual_prediction_test(
+    theirs, _ = residual_prediction_test(
         data.instruments,
         data.treatment,
         data.outcome,
@@ -111,7 +111,7 @@ def test_a_nonlinear_effect_is_found_with_as_many_instruments_as_treatments_and_
         residual_prediction(problem("y ~ x + [t ~ z]", nonlinear, covariance=covariance), significance=0.05, random_state=0)
     )
     assert found.rejects(0.001)
-    assert "try a nonlinear estimator such as DFIV; an invalid instrument would look the same" in found.reading
+    assert "a nonlinear estimator such as DFIV is needed, unless an instrument is invalid" in found.reading
     kept = result(
         residual_prediction(problem("y ~ x + [t ~ z]", frame, covariance=covariance), significance=0.05, random_state=0)
     )

@@ -213,7 +213,7 @@ def test_several_treatments_under_a_robust_covariance_say_what_to_do() -> None:
 def weak_tables(tables: int, n: int, *, covariance: str) -> tuple[float, float]:
     """Shares of simulated tables in which the 95 % Anderson-Rubin set and the 2SLS interval hold the true effect, 0.
 
-    Three instruments of which the first stage has an expected F of about 1.3; errors of outcome and treatment correlate at 0.95,
+    Three instruments with an expected first-stage F of about 1.3; errors of outcome and treatment correlate at 0.95, and are
     heteroskedastic in the instruments unless the covariance is unadjusted.
     """
     generator = np.random.default_rng(0)

@@ -73,7 +73,8 @@ def test_hansen_j_is_that_of_two_step_gmm_in_linearmodels(formula: str, weights:
 
 @pytest.mark.oracle
 def test_sargan_of_married_womens_wages_is_the_published_one() -> None:
-    # Wooldridge, Introductory Econometrics, example 15.8: n R^2 = 428 * 0.0009 with p = 0.535; unrounded R^2 gives 0.378, 0.539.
+    # Wooldridge, Introductory Econometrics, example 15.8: n R^2 = 428 * 0.0009 with p = 0.535;
+    # with R^2 unrounded 0.378 and 0.539.
     found = result(
         sargan(
             problem("lwage ~ exper + expersq + [educ ~ motheduc + fatheduc]", mroz.load().dropna(subset=["lwage"])),
