@@ -186,8 +186,9 @@ def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool
 
     ``sum_i v_i w_i e_i / sqrt(n s^2)`` over the rows not learned from, with row weights ``v``, two-stage least-squares
     residuals ``e`` of those rows and clipped predictions ``w``. ``s^2`` is the mean of squared scores
-    ``v_i (w_i - a' D_i) e_i``, where ``a`` accounts for the estimated coefficients (``D_i`` the regressors at their first-stage fit), less their squared mean; of
-    cluster sums with clusters; ``mean(v (w - a' D)^2) mean(v e^2)`` unless ``robust``.
+    ``v_i (w_i - a' D_i) e_i`` less their squared mean, where ``a`` accounts for the estimated coefficients (``D_i`` are the
+    regressors at their first-stage fit); the same of cluster sums with clusters; ``mean(v (w - a' D)^2) mean(v e^2)`` unless
+    ``robust``.
 
     Parameters
     ----------
@@ -207,7 +208,9 @@ def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool
     root = np.sqrt(second.weights)
     # In root-weighted rows, as least squares sees them.
     errors, instrument = root * residuals, root * clipped
-    slopes = np.linalg.pinv(fitted).T @ ((root[:, None] * second.regressors).T @ instrument)
+    scale = np.linalg.norm(fitted, axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    slopes = np.linalg.pinv(fitted / scale).T @ ((root[:, None] * second.regressors / scale).T @ instrument)
     adjusted = instrument - slopes
     if robust:
         scores, centre = adjusted * errors, np.mean(instrument * errors)

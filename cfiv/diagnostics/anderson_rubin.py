@@ -7,7 +7,7 @@ from scipy import stats
 
 from cfiv.data import Array
 from cfiv.diagnostics.inversion import quadratic_set, ratio_set
-from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
 
 
@@ -26,6 +26,11 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
     significance : float
         One minus the level, for the reading.
 
+    Notes
+    -----
+    Robust covariances need many rows (clusters) for each instrument: with few, the test rejects too often, and sets may be
+    empty for no other reason.
+
     References
     ----------
     Anderson and Rubin, "Estimation of the parameters of a single equation in a complete system of stochastic equations",
@@ -39,7 +44,10 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
     values = np.zeros(k) if coefficients is None else np.asarray(coefficients, dtype=np.float64)
     left = problem.outcome - problem.treatment @ values
     moments, noise = problem.instruments.T @ left, problem.noise(left)
-    statistic = float(moments @ np.linalg.solve(problem.moment_covariance(noise, noise), moments)) / q
+    covariance = problem.moment_covariance(noise, noise)
+    if not is_invertible(covariance):
+        return Unavailable(name, SINGULAR_REASON)
+    statistic = float(moments @ np.linalg.solve(covariance, moments)) / q
     p_value = float(stats.f.sf(statistic, q, problem.wald_dof))
     effect = "no effect" if not values.any() else "an effect of " + ", ".join(f"{value:g}" for value in values)
     return TestResult(

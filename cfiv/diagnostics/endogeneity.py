@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cfiv.diagnostics.linear_problem import LinearProblem
+import numpy as np
+
+from cfiv.data import Array, IVData
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 from cfiv.estimators.linear_regression import linear_regression
 
@@ -48,11 +51,35 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     """
     if problem.unidentified:
         return {key: Unavailable(name, problem.unidentified) for key, (name, _) in TESTS.items()}
-    regression = linear_regression(problem.data, instrumented=True, intercept=problem.intercept, covariance=problem.covariance)
-    return {
-        key: _result(name, _called(getattr(regression.results, attribute)), problem, significance)
-        for key, (name, attribute) in TESTS.items()
-    }
+    regression = linear_regression(
+        _standardised(problem), instrumented=True, intercept=problem.intercept, covariance=problem.covariance
+    )
+    found: dict[str, Diagnostic] = {}
+    for key, (name, attribute) in TESTS.items():
+        try:
+            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance)
+        except np.linalg.LinAlgError:
+            found[key] = Unavailable(name, SINGULAR_REASON)
+    return found
+
+
+def _standardised(problem: LinearProblem) -> IVData:
+    """The same problem in units of order one, which the tests do not see, but the rank checks of linearmodels do."""
+    data = problem.data
+    weights = np.ones(len(data)) if data.weights is None else data.weights / data.weights.mean()
+
+    def scaled(columns: Array) -> Array:
+        centred = columns - np.average(columns, axis=0, weights=weights) * problem.intercept
+        return np.asarray(centred / np.sqrt(np.average(centred**2, axis=0, weights=weights)))
+
+    return IVData(
+        outcome=scaled(data.outcome),
+        treatment=scaled(data.treatment),
+        instruments=problem.instruments * np.sqrt(len(data) / weights)[:, None],
+        covariates=None if data.covariates is None else scaled(data.covariates),
+        weights=data.weights,
+        clusters=data.clusters,
+    )
 
 
 def _called(test: Callable[[], Any] | Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, decided
 
 #: Worst-case relative biases of two-stage least squares for which critical values of the effective F are given.
@@ -43,10 +45,13 @@ def partial_f(problem: LinearProblem, *, significance: float) -> tuple[Diagnosti
     _, _, q = problem.shape
     if problem.singular:
         return tuple(Unavailable(f"Partial F ({name})", problem.singular) for name in problem.treatment_names)
-    results = []
+    results: list[Diagnostic] = []
     coefficients, residuals = problem.instruments.T @ problem.treatment, problem.noise(problem.treatment)
     for j, name in enumerate(problem.treatment_names):
         covariance = problem.moment_covariance(residuals[:, j], residuals[:, j])
+        if not is_invertible(covariance):
+            results.append(Unavailable(f"Partial F ({name})", SINGULAR_REASON))
+            continue
         statistic = float(coefficients[:, j] @ np.linalg.solve(covariance, coefficients[:, j])) / q
         p_value = float(stats.f.sf(statistic, q, problem.wald_dof))
         results.append(
@@ -88,11 +93,12 @@ def conditional_f(problem: LinearProblem, *, significance: float) -> tuple[TestR
     if k == 1:
         return ()
     numerator, results = q - k + 1, []
-    fitted = problem.instruments.T @ problem.treatment
+    treatment = problem.treatment / np.linalg.norm(problem.treatment, axis=0)
+    fitted = problem.instruments.T @ treatment
     for j, name in enumerate(problem.treatment_names):
         others = np.delete(np.arange(k), j)
         weights = np.linalg.lstsq(fitted[:, others], fitted[:, j], rcond=None)[0]
-        left = problem.treatment[:, j] - problem.treatment[:, others] @ weights
+        left = treatment[:, j] - treatment[:, others] @ weights
         explained = problem.instruments.T @ left
         unexplained = problem.noise(left)
         statistic = float(explained @ explained / numerator / (unexplained @ unexplained / problem.dof))
@@ -147,6 +153,8 @@ def effective_f(problem: LinearProblem) -> Diagnostic:
     name = "Effective F"
     if problem.shape[1] > 1:
         return Unavailable(name, "it is defined for one treatment; see the conditional F of each")
+    if problem.singular:
+        return Unavailable(name, problem.singular)
     moments, noise = problem.instruments.T @ problem.treatment[:, 0], problem.noise(problem.treatment[:, 0])
     covariance = problem.moment_covariance(noise, noise)
     statistic = float(moments @ moments / np.trace(covariance))
@@ -205,8 +213,7 @@ def cragg_donald(problem: LinearProblem) -> TestResult:
     Stock and Yogo, "Testing for weak instruments in linear IV regression", 2005, table 5.2.
     """
     _, k, q = problem.shape
-    squared = problem.canonical_correlation**2
-    statistic = problem.dof / q * squared / (1 - squared)
+    statistic = problem.dof / q * problem.strength
     critical = STOCK_YOGO_SIZE_10[q - 1] if k == 1 and q <= len(STOCK_YOGO_SIZE_10) else None
     if critical is None:
         reading = "Larger is stronger; Stock and Yogo's table is not given here for this number of treatments and instruments."
@@ -244,43 +251,38 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     from linearmodels.iv.common import kleibergen_paap as rk_lm
     from linearmodels.iv.common import kleibergen_paap_f as rk_wald_f
 
-    lm_name, f_name = "Kleibergen-Paap LM", "Kleibergen-Paap F"
-    reason = problem.singular
-    if reason:
-        return Unavailable(lm_name, reason), Unavailable(f_name, reason)
     n, k, q = problem.shape
     config = {"clusters": problem.clusters} if problem.covariance.kind == "clustered" else {}
-    # linearmodels partials out once more: zeros have nothing left to say, but their number enters the degrees of freedom.
     scaled = problem.treatment / np.linalg.norm(problem.treatment, axis=0)
-    arrays = (scaled, problem.instruments, np.empty((n, 0)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        lm = rk_lm(*arrays, problem.covariance.kind, config)
-        wald_f = rk_wald_f(*arrays, problem.covariance.kind, config) * problem.dof / (n - q)
-    if not hasattr(lm, "df") or not np.isfinite(wald_f):
-        reason = "the covariance of the first stage is singular"
-        return Unavailable(lm_name, reason), Unavailable(f_name, reason)
-    p_value, what = float(lm.pval), "the treatment" if k == 1 else "every treatment"
-    return (
-        TestResult(
-            lm_name,
-            f"the instruments do not identify {what} (reduced rank)",
-            float(lm.stat),
-            f"chi2({q - k + 1})",
-            p_value,
-            decided(
-                p_value,
-                significance=significance,
-                rejected=f"the instruments identify {what}; this does not say how strongly",
-                kept=f"there is no sign that the instruments identify {what}",
-            ),
-        ),
-        TestResult(
-            f_name,
-            f"the instruments do not identify {what} (reduced rank)",
-            float(wald_f),
-            "",
-            None,
-            "The Cragg-Donald F under the chosen covariance; it has no critical values of its own.",
-        ),
-    )
+
+    def computed(statistic: Callable[..., Any]) -> Any:
+        """What linearmodels says of the partialled-out arrays; None where the covariance is singular."""
+        if problem.singular:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # it warns where it takes a generalised inverse
+            try:
+                return statistic(scaled, problem.instruments, np.empty((n, 0)), problem.covariance.kind, config)
+            except UserWarning:
+                return None
+
+    what = "the treatment" if k == 1 else "every treatment"
+    null = f"the instruments do not identify {what} (reduced rank)"
+    reason = problem.singular or SINGULAR_REASON
+    lm, wald_f = computed(rk_lm), computed(rk_wald_f)
+    found: list[Diagnostic] = [Unavailable("Kleibergen-Paap LM", reason), Unavailable("Kleibergen-Paap F", reason)]
+    if lm is not None and hasattr(lm, "df"):  # linearmodels' own kind of unavailable has none
+        reading = decided(
+            float(lm.pval),
+            significance=significance,
+            rejected=f"the instruments identify {what}; this does not say how strongly",
+            kept=f"there is no sign that the instruments identify {what}",
+        )
+        distribution = f"chi2({q - k + 1})"
+        found[0] = TestResult("Kleibergen-Paap LM", null, float(lm.stat), distribution, float(lm.pval), reading)
+    if wald_f is not None and np.isfinite(wald_f):
+        # linearmodels does not know how many columns were partialled out.
+        corrected = float(wald_f) * problem.dof / (n - q)
+        reading = "The Cragg-Donald F under the chosen covariance; it has no critical values of its own."
+        found[1] = TestResult("Kleibergen-Paap F", null, corrected, "", None, reading)
+    return found[0], found[1]

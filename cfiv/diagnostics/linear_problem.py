@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from scipy import linalg
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, quoted
@@ -14,8 +15,14 @@ from cfiv.estimators.linear_regression import Covariance
 
 #: What is left of a column once others are partialled out, relative to its length, below which it counts as their combination.
 COLLINEAR = 1e-10
-#: Squared canonical correlation of instruments and treatments below which the first stage has not its full rank.
+#: Smallest eigenvalue of the first stage, as a share explained, below which it has not its full rank.
 IRRELEVANT = 1e-20
+#: Smallest eigenvalue of a covariance relative to its largest, below which it cannot be inverted.
+SINGULAR = 1e-12
+SINGULAR_REASON = (
+    "the covariance of the instruments' moments is singular, as where an instrument concerns one row or cluster only; "
+    "covariance='unadjusted' does without it"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,24 +135,34 @@ class LinearProblem:
         return tuple(self.data.names["treatment"])
 
     @cached_property
-    def canonical_correlation(self) -> float:
-        """The smallest partial canonical correlation of treatments and instruments: 0 where a treatment is unidentified."""
-        basis, _ = np.linalg.qr(self.treatment / np.linalg.norm(self.treatment, axis=0))
-        return float(np.linalg.svd(self.instruments.T @ basis, compute_uv=False)[-1])
+    def strength(self) -> float:
+        """Smallest eigenvalue of ``(T' (I - QQ') T)^-1 T' Q Q' T``: explained over unexplained, 0 where one is unidentified.
+
+        It is ``r^2 / (1 - r^2)`` of the smallest partial canonical correlation ``r`` of treatments and instruments.
+        """
+        scaled = self.treatment / np.linalg.norm(self.treatment, axis=0)
+        _, triangle = np.linalg.qr(self.noise(scaled))
+        explained = linalg.solve_triangular(triangle, (self.instruments.T @ scaled).T, trans="T")
+        return float(np.linalg.svd(explained, compute_uv=False)[-1] ** 2)
 
     @property
     def unidentified(self) -> str | None:
         """Why two-stage least squares has no unique solution in these rows; None where it has one."""
-        if self.canonical_correlation**2 <= IRRELEVANT:
+        if self.strength <= IRRELEVANT:
             return "the instruments do not move every treatment in these rows, so two-stage least squares has no solution"
         return None
 
-    @property
+    @cached_property
     def singular(self) -> str | None:
-        """Why the covariance of the instruments' moments cannot be inverted; None where it can."""
+        """Why the covariance of the instruments' moments cannot be inverted, for any hypothesis; None where it can."""
+        if self.covariance.kind == "unadjusted":
+            return None
         if self.covariance.kind == "clustered" and self.n_clusters <= self.shape[2]:
             return f"it needs more clusters than the {self.shape[2]} instruments, got {self.n_clusters}"
-        return None
+        columns = np.column_stack([self.treatment, self.outcome])
+        noise = self.noise(columns / np.linalg.norm(columns, axis=0))
+        total = sum(self.moment_covariance(column, column) for column in noise.T)
+        return None if is_invertible(np.asarray(total)) else SINGULAR_REASON
 
     @property
     def moment_correction(self) -> float:
@@ -176,6 +193,12 @@ class LinearProblem:
             return np.asarray(left @ right / self.dof * np.eye(self.shape[2]))
         scores = [cluster_sums(self.instruments * residual[:, None], self.clusters) for residual in (left, right)]
         return np.asarray(scores[0].T @ scores[1] * self.moment_correction)
+
+
+def is_invertible(covariance: Array) -> bool:
+    """Whether a symmetric positive semidefinite matrix (q, q) is invertible to working precision."""
+    values = np.linalg.eigvalsh(covariance)
+    return bool(values[0] > SINGULAR * values[-1])
 
 
 def cluster_sums(scores: Array, clusters: Array | None) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 
 NULL = "the instruments are valid and the model is linear: E[Z' e] = 0 at one coefficient vector"
@@ -71,10 +71,10 @@ def hansen_j(problem: LinearProblem, *, significance: float) -> Diagnostic:
         return Unavailable(name, reason)
     first = problem.outcome - problem.treatment @ two_stage_least_squares(problem)
     covariance = problem.moment_covariance(first, first) / problem.moment_correction
+    if not is_invertible(covariance):
+        return Unavailable(name, SINGULAR_REASON)
     # S^-1 as a change of variables: minimise |L^-1 (Q'Y - Q'T b)|^2 with S = L L'.
     values, vectors = np.linalg.eigh(covariance)
-    if values[0] <= 1e-14 * values[-1]:
-        return Unavailable(name, "the covariance of the moments is singular")
     whitener = vectors.T / np.sqrt(values)[:, None]
     outcome, treatment = (whitener @ (problem.instruments.T @ part) for part in (problem.outcome, problem.treatment))
     left = outcome - treatment @ np.linalg.lstsq(treatment, outcome, rcond=None)[0]

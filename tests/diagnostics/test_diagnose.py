@@ -142,6 +142,35 @@ def test_the_level_widens_the_set_and_moves_the_readings() -> None:
 
 
 @pytest.mark.law
+@pytest.mark.parametrize("covariance", ["unadjusted", "robust"])
+def test_units_of_any_column_do_not_matter_in_any_test_but_the_set(covariance: Any) -> None:
+    frame = table()
+    scaled = frame.assign(
+        y=1e9 * frame["y"], t=1e-9 * frame["t"] + 1e-8, x=1e12 * frame["x"], z=1e-7 * frame["z"], q=1e5 * (frame["q"] + 100)
+    )
+    one, other = (cfiv.diagnose(f, FORMULA, covariance=covariance).table.iloc[:-1] for f in (frame, scaled))  # not the forests
+    # 1e-6: t has lost a digit and q three to their means before anything is computed.
+    np.testing.assert_allclose(other["statistic"], one["statistic"], rtol=1e-6)
+    assert other["reading"].tolist() == one["reading"].tolist()
+
+
+@pytest.mark.law
+def test_instruments_that_determine_a_binary_treatment_in_some_cells_leave_out_what_is_singular_and_say_so() -> None:
+    generator = np.random.default_rng(0)
+    z = generator.integers(0, 3, 300)
+    t = np.where(z == 1, generator.integers(0, 2, 300), z // 2).astype(float)
+    frame = pd.DataFrame({"z": z.astype(str), "t": t, "y": t + generator.normal(size=300)})
+    result = cfiv.diagnose(frame, "y ~ [t ~ C(z)]")
+    for found in (result.partial_f[0], result.kleibergen_paap_f):
+        assert isinstance(found, Unavailable)
+        assert "singular" in found.reason
+    for name in ("effective_f", "cragg_donald", "kleibergen_paap_lm", "sargan", "hansen_j", "wooldridge", "anderson_rubin"):
+        assert isinstance(getattr(result, name), TestResult), name
+    assert isinstance(result.anderson_rubin_set, ConfidenceSet)
+    assert result.anderson_rubin_set.contains(1.0)
+
+
+@pytest.mark.law
 def test_two_exactly_irrelevant_treatments_and_one_of_two_do_not_crash() -> None:
     z, t = np.tile([-1.0, 1.0, -1.0, 1.0], 50), np.tile([0.0, 0.0, 1.0, 1.0], 50)
     generator = np.random.default_rng(0)

@@ -103,7 +103,7 @@ def test_statistics_of_integer_weights_are_those_of_repeated_rows_up_to_degrees_
     frame = table().assign(count=1 + np.arange(300) % 3)
     weighted = problem("y ~ x + [t ~ z + q]", frame, weights="count")
     repeated = problem("y ~ x + [t ~ z + q]", frame.loc[frame.index.repeat(frame["count"])])
-    assert weighted.canonical_correlation == pytest.approx(repeated.canonical_correlation, rel=SAME)
+    assert weighted.strength == pytest.approx(repeated.strength, rel=SAME)
 
 
 @pytest.mark.law
