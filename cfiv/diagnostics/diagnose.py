@@ -81,7 +81,8 @@ def diagnose(
     Notes
     -----
     Diagnostics are for judging a design, not for choosing among designs: inference after such a choice is not what it says.
-    Nearly all of the time goes to the residual prediction test, seconds for thousands of rows.
+    Nearly all of the time goes to the residual prediction test: seconds for thousands of rows, a minute for hundreds of
+    thousands.
 
     References
     ----------

@@ -112,7 +112,7 @@ class Diagnostics:
             lines += textwrap.wrap(f"{name:<{width}}  {value}", WIDTH, subsequent_indent=" " * (width + 2))
         labels = [result.name for _, results in self.sections for result in results]
         first = max(24, *(len(label) for label in labels)) + 2
-        heading = f"{'Test':<{first}}{'Statistic':>11}  {'Distribution':<22}{'p-value':>9}{'Critical':>10}"
+        heading = f"{'Test':<{first}}{'Statistic':>11}  {'Distribution':<24}{'p-value':>9}{'Critical':>10}"
         lines += ["", heading, "-" * len(heading)]
         for i, (question, results) in enumerate(self.sections):
             lines += [*([""] if i else []), question]
@@ -152,4 +152,4 @@ def _line(result: Diagnostic | ConfidenceSet, first: int) -> str:
         return f"{name}  {result}"
     p_value = "" if result.p_value is None else "<0.0001" if result.p_value < 0.0001 else f"{result.p_value:.4f}"
     critical = "" if result.critical_value is None else shown(result.critical_value)
-    return f"{name}{shown(result.statistic):>11}  {result.distribution:<22}{p_value:>9}{critical:>10}"
+    return f"{name}{shown(result.statistic):>11}  {result.distribution:<24}{p_value:>9}{critical:>10}"
