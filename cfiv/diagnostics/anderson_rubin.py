@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.diagnostics.inversion import quadratic_set, ratio_set
+from cfiv.diagnostics.inversion import Intervals, quadratic_set, ratio_set
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
 
@@ -116,10 +116,14 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     )
     intervals = ratio_set(moments[0], moments[1], covariances, critical)
     unit = lengths[0] / lengths[1]
-    return (ConfidenceSet(names[0], level, tuple((lower * unit, upper * unit) for lower, upper in intervals)),)
+    return (ConfidenceSet(names[0], level, _scaled(intervals, unit)),)
 
 
-def _shadow(problem: LinearProblem, j: int, critical: float) -> tuple[tuple[float, float], ...]:
+def _scaled(intervals: Intervals, unit: float) -> Intervals:
+    return tuple((float(lower * unit), float(upper * unit)) for lower, upper in intervals)
+
+
+def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals:
     """Values of coefficient j for which some values of the others satisfy ``|Q'u|^2 <= critical |(I - QQ')u|^2``."""
     order = [j, *(i for i in range(problem.shape[1]) if i != j)]
     columns = np.column_stack([problem.treatment[:, order], problem.outcome])
@@ -136,4 +140,4 @@ def _shadow(problem: LinearProblem, j: int, critical: float) -> tuple[tuple[floa
         form = form[np.ix_(ends, ends)] - form[ends, others] @ np.linalg.solve(within, form[others, ends])
     unit = lengths[-1] / lengths[0]
     intervals = quadratic_set(form[0, 0], -2 * form[0, 1], form[1, 1])
-    return tuple((lower * unit, upper * unit) for lower, upper in intervals)
+    return _scaled(intervals, unit)

@@ -10,9 +10,10 @@ import numpy as np
 from cfiv.diagnostics.adequacy import residual_prediction
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
 from cfiv.diagnostics.endogeneity import endogeneity
-from cfiv.diagnostics.first_stage import conditional_f, cragg_donald, effective_f, kleibergen_paap, partial_f
+from cfiv.diagnostics.first_stage import conditional_f, effective_f, partial_f
 from cfiv.diagnostics.linear_problem import LinearProblem
 from cfiv.diagnostics.overidentification import hansen_j, sargan
+from cfiv.diagnostics.rank import cragg_donald, kleibergen_paap
 from cfiv.diagnostics.report import Diagnostics
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator

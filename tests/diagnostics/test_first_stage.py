@@ -10,15 +10,8 @@ import pandas as pd
 import pytest
 from ivmodels.tests import rank_test
 
-from cfiv.diagnostics.first_stage import (
-    STOCK_YOGO_SIZE_10,
-    conditional_f,
-    cragg_donald,
-    effective_f,
-    effective_f_critical,
-    kleibergen_paap,
-    partial_f,
-)
+from cfiv.diagnostics.first_stage import conditional_f, effective_f, effective_f_critical, partial_f
+from cfiv.diagnostics.rank import STOCK_YOGO_SIZE_10, cragg_donald, kleibergen_paap
 from cfiv.diagnostics.results import TestResult, Unavailable
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
 
