@@ -51,11 +51,13 @@ __all__ = [
     "WeakIdentificationWarning",
     "__version__",
     "compare",
+    "diagnose",
     "load",
 ]
 
 if TYPE_CHECKING:
     from cfiv.data import IVData
+    from cfiv.diagnostics.diagnose import diagnose
     from cfiv.estimators.comparison import compare
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.least_squares import LeastSquares
@@ -74,6 +76,7 @@ else:
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",
         "compare": "cfiv.estimators.comparison",
+        "diagnose": "cfiv.diagnostics.diagnose",
         "load": "cfiv.estimators.structural",
     }
 

@@ -1,4 +1,4 @@
-"""The command line: ``cfiv demo | simulate | fit | predict``.
+"""The command line: ``cfiv demo | simulate | fit | predict | diagnose``.
 
 Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
 command was refused, with the reason; 130 that Ctrl-C ended it. Heavy imports wait until a command needs them: help is quick.
@@ -210,6 +210,48 @@ def predict(model: Path, grid: Path, out: Path) -> None:
         frame = read_table_file(grid, dtype=str, na_filter=False)
     write_table_file(frame.assign(estimate=estimate), out)
     click.echo(f"Written: {out} ({len(frame):,} rows)")
+
+
+@commands.command()
+@click.argument("train", type=INPUT)
+@click.argument("formula")
+@click.option("--weights", metavar="COLUMN", help="Column of row weights.")
+@click.option("--clusters", metavar="COLUMN", help="Column of labels of groups with correlated errors.")
+@click.option(
+    "--covariance",
+    type=click.Choice(["robust", "unadjusted", "clustered"]),
+    help="What the errors may be; by default robust, or clustered where --clusters is given.",
+)
+@click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level; tests are read at one minus it.")
+@SEED
+@click.option("--out", type=OUTPUT, help="Table of the results, one row a test.")
+def diagnose(
+    train: Path,
+    formula: str,
+    weights: str | None,
+    clusters: str | None,
+    covariance: Any,
+    level: float,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Test what linear IV regression assumes of the table TRAIN.
+
+    Are the instruments of FORMULA strong, do they agree, are they needed, what is the effect however weak they are, and is a
+    linear model adequate, or is a nonlinear estimator such as DFIV needed?
+    """
+    if out is not None:
+        _check_distinct(out, train)
+        check_table_place(out)
+    frame = read_table_file(train)
+    chosen: Any = covariance or ("robust" if clusters is None else "clustered")
+    result = cfiv.diagnose(
+        frame, formula, weights=weights, clusters=clusters, covariance=chosen, level=level, random_state=seed
+    )
+    click.echo(str(result))
+    if out is not None:
+        write_table_file(result.table, out)
+        click.echo(f"\nWritten: {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

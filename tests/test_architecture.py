@@ -21,6 +21,7 @@ MAY_USE = {
     "learning": {"errors", "numerics"},
     "rendering": set(),
     "estimators": {"errors", "files", "rendering", "data", "numerics", "tables", "learning"},
+    "diagnostics": {"errors", "rendering", "data", "tables", "estimators"},
     "datasets": {"errors", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},

@@ -96,7 +96,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """
         started = time.perf_counter()
         self._check_parameters()
-        encoder, arrays = self._assign_roles(data)
+        encoder, arrays = self.encode(data)
         arrays = arrays.with_positive_weight()
         arrays.check_fittable()
         estimate = self._estimate(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
@@ -181,7 +181,24 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         """Estimate from arrays in the user's units; ``intercept`` is False where the formula takes the constant away."""
 
-    def _assign_roles(self, data: Any) -> tuple[TableEncoder | ArrayEncoder, IVData]:
+    def encode(self, data: Any) -> tuple[TableEncoder | ArrayEncoder, IVData]:
+        """The data in their roles, as :meth:`fit` takes them: gaps dropped, transforms learned; the estimator is not changed.
+
+        Parameters
+        ----------
+        data : table or IVData
+
+        Returns
+        -------
+        encoder : TableEncoder or ArrayEncoder
+            Turns later rows into the same arrays.
+        arrays : IVData
+
+        Raises
+        ------
+        DataError, FormulaError
+            For bad data or roles.
+        """
         clusters: str | None = getattr(self, "clusters", None)  # only estimators with covariances have them
         names = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         named = [role for role, value in names.items() if value is not None]

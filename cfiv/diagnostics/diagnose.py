@@ -1,0 +1,185 @@
+"""``cfiv.diagnose``: roles in, every diagnostic out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cfiv.diagnostics.adequacy import residual_prediction
+from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
+from cfiv.diagnostics.endogeneity import endogeneity
+from cfiv.diagnostics.first_stage import conditional_f, effective_f, partial_f
+from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.overidentification import hansen_j, sargan
+from cfiv.diagnostics.rank import cragg_donald, kleibergen_paap
+from cfiv.diagnostics.report import Diagnostics
+from cfiv.errors import ParameterError
+from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.linear_regression import Covariance, CovarianceKind
+from cfiv.estimators.two_sls import TwoStageLeastSquares
+from cfiv.tables.columns import Missing
+from cfiv.tables.encoding import TableEncoder
+
+
+def diagnose(
+    data: Any,
+    roles: str | StructuralEstimator | None = None,
+    *,
+    weights: str | None = None,
+    missing: Missing = "drop",
+    covariance: CovarianceKind = "robust",
+    clusters: str | None = None,
+    level: float = 0.95,
+    random_state: int = 0,
+) -> Diagnostics:
+    """Test what linear instrumental-variable regression assumes of these data, and whether a nonlinear estimator is needed.
+
+    The model tested is ``Y = T b + X c + e`` on the columns that the roles make: are the instruments strong (partial, effective
+    and conditional F, Cragg-Donald, Kleibergen-Paap), do they agree (Sargan, Hansen), are they needed (Wu-Hausman, Durbin,
+    Wooldridge), what is the effect however weak they are (Anderson-Rubin), and is a linear model adequate at all (residual
+    prediction)?
+
+    Parameters
+    ----------
+    data : table or IVData
+        As for ``fit``.
+    roles : str, estimator or None
+        A formula ``"outcome ~ covariates + [treatment ~ instruments]"``; or an estimator, fitted or not, whose roles, weights,
+        clusters and ``missing`` are used and which is not changed; or None where ``data`` is an IVData of arrays.
+    weights, clusters : str, optional
+        Columns of row weights, and of labels of groups with correlated errors; for a formula. Of arrays they are
+        ``IVData(weights=..., clusters=...)``.
+    missing : {"drop", "raise"}
+        What to do with rows with gaps; for a formula.
+    covariance : {"robust", "unadjusted", "clustered"}
+        What the errors may be, in every test that has a choice. Sargan, Wu-Hausman, Durbin, Cragg-Donald and the conditional F
+        are homoskedastic whatever is chosen.
+    level : float
+        Confidence level of the sets; readings take tests at one minus it.
+    random_state : int
+        Of the residual prediction test. No global generator is used or changed.
+
+    Returns
+    -------
+    Diagnostics
+        The results as attributes, and as ``.table``.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown covariance, a level outside (0, 1), roles that are no formula and no estimator, or weights, clusters and
+        ``missing`` beside an estimator that has its own.
+    DataError, FormulaError
+        For bad roles, fewer instruments than treatments, constant or collinear columns, images, or too few rows.
+
+    Warns
+    -----
+    MissingRowsWarning
+        With the number of rows dropped.
+
+    Notes
+    -----
+    Diagnostics are for judging a design, not for choosing among designs: inference after such a choice is not what it says.
+    Nearly all of the time goes to the residual prediction test: seconds for thousands of rows, a minute for hundreds of
+    thousands.
+
+    References
+    ----------
+    Andrews, Stock and Sun, "Weak instruments in instrumental variables regression: theory and practice", *Annual Review of
+    Economics* 11, 2019. Each test's own is with its function in :mod:`cfiv.diagnostics`.
+
+    Examples
+    --------
+    >>> from cfiv.datasets import card1995
+    >>> result = diagnose(card1995.load(), card1995.FORMULA, covariance="unadjusted")
+    >>> round(result.partial_f[0].statistic, 2), str(result.anderson_rubin_set)
+    (13.26, '[0.0248, 0.2848]')
+    """
+    chosen = _checked(covariance, level, random_state)
+    encoder, arrays = _regression(roles, weights=weights, missing=missing, clusters=clusters).encode(data)
+    arrays = arrays.with_positive_weight()
+    arrays.check_fittable()
+    intercept = encoder.roles.intercept if isinstance(encoder, TableEncoder) else True
+    problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=chosen)
+    significance = round(1.0 - level, 12)
+    lm, wald_f = kleibergen_paap(problem, significance=significance)
+    exogeneity = endogeneity(problem, significance=significance)
+    return Diagnostics(
+        facts=_facts(problem, level),
+        partial_f=partial_f(problem, significance=significance),
+        conditional_f=conditional_f(problem, significance=significance),
+        effective_f=effective_f(problem),
+        cragg_donald=cragg_donald(problem),
+        kleibergen_paap_f=wald_f,
+        kleibergen_paap_lm=lm,
+        sargan=sargan(problem, significance=significance),
+        hansen_j=hansen_j(problem, significance=significance),
+        wu_hausman=exogeneity["wu_hausman"],
+        durbin=exogeneity["durbin"],
+        wooldridge=exogeneity["wooldridge"],
+        anderson_rubin=anderson_rubin(problem, significance=significance),
+        anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
+        residual_prediction=residual_prediction(problem, significance=significance, random_state=random_state),
+    )
+
+
+def _checked(covariance: CovarianceKind, level: Any, random_state: Any) -> Covariance:
+    if covariance not in ("robust", "unadjusted", "clustered"):
+        raise ParameterError(f"covariance must be 'robust', 'unadjusted' or 'clustered', got {covariance!r}")
+    if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+        raise ParameterError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
+    if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
+        raise ParameterError(f"random_state must be a whole number >= 0, got {random_state!r}")
+    return Covariance(covariance)
+
+
+def _regression(
+    roles: str | StructuralEstimator | None, *, weights: str | None, missing: Missing, clusters: str | None
+) -> TwoStageLeastSquares:
+    """The linear regression that has the roles, not fitted."""
+    if roles is None or isinstance(roles, str):
+        return TwoStageLeastSquares(roles, weights=weights, missing=missing, clusters=clusters)
+    if not isinstance(roles, StructuralEstimator):
+        kind = roles.__name__ if isinstance(roles, type) else type(roles).__name__
+        raise ParameterError(
+            "roles must be a formula 'outcome ~ covariates + [treatment ~ instruments]', a cfiv estimator (an object, not its "
+            f"class), or None with an IVData of arrays, got {kind}"
+        )
+    own = {"weights": roles.weights, "clusters": getattr(roles, "clusters", None)}
+    for name, given in (("weights", weights), ("clusters", clusters)):
+        if given is not None and own[name] is not None and given != own[name]:
+            raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own[name]!r}: leave it out")
+    if missing != "drop" and missing != roles.missing:
+        raise ParameterError(f"missing={missing!r} is given, but the estimator has missing={roles.missing!r}: leave it out")
+    return TwoStageLeastSquares(
+        roles.formula,
+        outcome=roles.outcome,
+        treatment=roles.treatment,
+        instruments=roles.instruments,
+        covariates=roles.covariates,
+        weights=own["weights"] if weights is None else weights,
+        missing=roles.missing,
+        clusters=own["clusters"] if clusters is None else clusters,
+    )
+
+
+def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
+    names = problem.data.names
+    assert names is not None
+    lines = [("Rows", f"{problem.shape[0]:,}"), ("Outcome", names["outcome"][0])]
+    lines += [(role.capitalize(), _listed(names.get(role, ()))) for role in ("treatment", "instruments", "covariates")]
+    if not problem.intercept:
+        lines.append(("Constant", "none"))
+    if "weights" in names:
+        lines.append(("Weights", names["weights"][0]))
+    covariance: str = problem.covariance.kind
+    if problem.clusters is not None:
+        covariance += f" by {names['clusters'][0]}, {problem.n_clusters:,} clusters"
+    return (*lines, ("Covariance", covariance), ("Level", f"{100 * level:g} %"))
+
+
+def _listed(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return (shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)") or "none"

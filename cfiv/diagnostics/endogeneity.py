@@ -1,0 +1,100 @@
+"""Are instruments needed? Tests that the treatments are exogenous, by linearmodels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cfiv.data import Array, IVData
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
+from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.estimators.linear_regression import linear_regression
+
+NULL = "the treatments are exogenous, so least squares is consistent"
+#: Name in the table, attribute of linearmodels' results.
+TESTS = {
+    "wu_hausman": ("Wu-Hausman", "wu_hausman"),
+    "durbin": ("Durbin", "durbin"),
+    "wooldridge": ("Wooldridge regression", "wooldridge_regression"),
+}
+
+
+def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Diagnostic]:
+    """Wu-Hausman and Durbin, homoskedastic, and Wooldridge's regression test, under the problem's covariance.
+
+    Each adds the first-stage residuals ``v`` to the least-squares regression, ``Y = T b + X c + v g + u``, and tests ``g = 0``:
+    Wu-Hausman by an F test, F(k, n - p - 2k); Durbin by its score form, chi2(k); Wooldridge by a Wald test with the robust or
+    clustered covariance, chi2(k).
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    significance : float
+        One minus the level, for the readings.
+
+    Returns
+    -------
+    dict
+        ``wu_hausman``, ``durbin`` and ``wooldridge``: a TestResult each, or Unavailable where treatments are not identified.
+
+    Notes
+    -----
+    They compare least squares with two-stage least squares, so they need strong and valid instruments: a large p-value with
+    weak ones says little.
+
+    References
+    ----------
+    Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., section 6.3.1. Hausman, "Specification tests in
+    econometrics", *Econometrica* 46, 1978.
+    """
+    if problem.unidentified:
+        return {key: Unavailable(name, problem.unidentified) for key, (name, _) in TESTS.items()}
+    regression = linear_regression(
+        _standardised(problem), instrumented=True, intercept=problem.intercept, covariance=problem.covariance
+    )
+    found: dict[str, Diagnostic] = {}
+    for key, (name, attribute) in TESTS.items():
+        try:
+            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance)
+        except np.linalg.LinAlgError:
+            found[key] = Unavailable(name, SINGULAR_REASON)
+    return found
+
+
+def _standardised(problem: LinearProblem) -> IVData:
+    """The same problem in units of order one, which the tests do not see, but the rank checks of linearmodels do."""
+    data = problem.data
+    weights = np.ones(len(data)) if data.weights is None else data.weights / data.weights.mean()
+
+    def scaled(columns: Array) -> Array:
+        centred = columns - np.average(columns, axis=0, weights=weights) * problem.intercept
+        return np.asarray(centred / np.sqrt(np.average(centred**2, axis=0, weights=weights)))
+
+    return IVData(
+        outcome=scaled(data.outcome),
+        treatment=scaled(data.treatment),
+        instruments=problem.instruments * np.sqrt(len(data) / weights)[:, None],
+        covariates=None if data.covariates is None else scaled(data.covariates),
+        weights=data.weights,
+        clusters=data.clusters,
+    )
+
+
+def _called(test: Callable[[], Any] | Any) -> Any:
+    """linearmodels has tests as properties, and as methods where a subset of the treatments can be tested."""
+    return test() if callable(test) else test
+
+
+def _result(name: str, test: Any, problem: LinearProblem, significance: float) -> TestResult:
+    p_value = float(test.pval)
+    distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
+    one = problem.shape[1] == 1
+    reading = decided(
+        p_value,
+        significance=significance,
+        rejected=f"the treatment{'' if one else 's'} {'is' if one else 'are'} endogenous: least squares is biased",
+        kept="least squares and two-stage least squares do not differ by more than noise",
+    )
+    return TestResult(name, NULL, float(test.stat), distribution, p_value, reading)

@@ -1,0 +1,245 @@
+"""The linear instrumental-variable problem as the tests need it: rows weighted, exogenous columns partialled out once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy import linalg
+
+from cfiv.data import Array, IVData
+from cfiv.errors import DataError, quoted
+from cfiv.estimators.linear_regression import Covariance
+
+#: What is left of a column once others are partialled out, relative to its length, below which it counts as their combination.
+COLLINEAR = 1e-10
+#: Smallest eigenvalue of the first stage, as a share explained, below which it has not its full rank.
+IRRELEVANT = 1e-20
+#: Smallest eigenvalue of a covariance relative to its largest, below which it cannot be inverted.
+SINGULAR = 1e-12
+SINGULAR_REASON = (
+    "the covariance of the instruments' moments is singular, as where an instrument concerns one row or cluster only; "
+    "covariance='unadjusted' does without it"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProblem:
+    """``Y = T b + X c + e`` with ``E[Z' e] = 0`` and ``E[X' e] = 0``, after partialling out.
+
+    Rows are multiplied by the roots of their weights (scaled to a mean of one), and outcome, treatment and instruments replaced
+    by what ``[1, X]`` leaves of them. By the theorem of Frisch, Waugh and Lovell every statistic of the coefficients on
+    treatment and instruments is the same.
+
+    Parameters
+    ----------
+    outcome : array (n,)
+    treatment : array (n, k)
+    instruments : array (n, q)
+        An orthonormal basis ``Q`` of what is left of the instruments: ``Q' Q = I``.
+    exogenous : int
+        Columns partialled out: covariates, and the constant where there is one.
+    covariance : Covariance
+        Robust, unadjusted or clustered.
+    clusters : array (n,) or None
+        Whole numbers from 0.
+    data : IVData
+        The arrays before partialling out.
+    intercept : bool
+    """
+
+    outcome: Array
+    treatment: Array
+    instruments: Array
+    exogenous: int
+    covariance: Covariance
+    clusters: Array | None
+    data: IVData = field(repr=False)
+    intercept: bool
+
+    @classmethod
+    def from_data(cls, data: IVData, *, intercept: bool, covariance: Covariance) -> LinearProblem:
+        """Weight, check for collinear columns, and partial out by one QR factorisation.
+
+        Raises
+        ------
+        DataError
+            For images, too few rows or instruments, collinear columns, and treatments that the first stage fits exactly.
+        ParameterError
+            If the covariance and the clusters do not go together.
+        """
+        assert data.names is not None
+        if data.treatment.ndim > 2:
+            raise DataError(
+                f"diagnostics are of linear regression on treatment columns, got arrays of shape {data.treatment.shape[1:]}: "
+                "diagnose numbers computed from them, in IVData(treatment=array of shape (n, k))"
+            )
+        covariance.check(data)
+        n, k, q = len(data), data.treatment.shape[1], data.instruments.shape[1]
+        if q < k:
+            raise DataError(
+                f"there must be at least as many instruments as treatments, got {q} ({quoted(data.names['instruments'])}) for "
+                f"{k} ({quoted(data.names['treatment'])}): add instruments or transforms of them, or drop treatment columns"
+            )
+        ones = np.ones((n, int(intercept)))
+        exogenous = ones if data.covariates is None else np.concatenate([ones, data.covariates], axis=1)
+        p = exogenous.shape[1]
+        if n <= p + q + k:
+            raise DataError(
+                f"diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments), "
+                f"got {n}: use more rows or fewer columns"
+            )
+        root = np.ones(n) if data.weights is None else np.sqrt(data.weights / data.weights.mean())
+        names = (["the constant"] if intercept else []) + list(data.names.get("covariates", ()))
+        left, centre = _factorised(root, exogenous, data.treatment, [*names, *data.names["treatment"]])
+        treatment = _residual(left[:, :p], root[:, None] * (data.treatment - centre[p:]))
+        basis, _ = _factorised(root, exogenous, data.instruments, [*names, *data.names["instruments"]])
+        instruments = basis[:, p:]
+        outcome = _residual(left[:, :p], root * data.outcome)
+        noise = _residual(instruments, treatment)
+        exact = np.linalg.norm(noise, axis=0) <= COLLINEAR * np.linalg.norm(treatment, axis=0)
+        if exact.any():
+            fitted = [name for name, flag in zip(data.names["treatment"], exact, strict=True) if flag]
+            raise DataError(
+                f"the instruments and covariates determine the treatment {quoted(fitted)} exactly, so it is exogenous itself "
+                "and needs no instruments: make it a covariate"
+            )
+        if np.linalg.norm(_residual(np.linalg.qr(treatment)[0], outcome)) <= COLLINEAR * np.linalg.norm(root * data.outcome):
+            raise DataError(
+                "the outcome is an exact linear function of treatment and covariates, so there are no errors to test: "
+                "check that it was not computed from them"
+            )
+        return cls(outcome, treatment, instruments, p, covariance, data.clusters, data, intercept)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, treatments and instruments: ``n, k, q``."""
+        return len(self.outcome), self.treatment.shape[1], self.instruments.shape[1]
+
+    @property
+    def dof(self) -> int:
+        """Residual degrees of freedom of the first stage, ``n - p - q``."""
+        return self.shape[0] - self.exogenous - self.shape[2]
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters; of rows where there are none."""
+        return self.shape[0] if self.clusters is None else len(np.unique(self.clusters))
+
+    @property
+    def treatment_names(self) -> tuple[str, ...]:
+        """Names of the treatment columns."""
+        assert self.data.names is not None
+        return tuple(self.data.names["treatment"])
+
+    @cached_property
+    def strength(self) -> float:
+        """Smallest eigenvalue of ``(T' (I - QQ') T)^-1 T' Q Q' T``: explained over unexplained, 0 where one is unidentified.
+
+        It is ``r^2 / (1 - r^2)`` of the smallest partial canonical correlation ``r`` of treatments and instruments.
+        """
+        scaled = self.treatment / np.linalg.norm(self.treatment, axis=0)
+        _, triangle = np.linalg.qr(self.noise(scaled))
+        explained = linalg.solve_triangular(triangle, (self.instruments.T @ scaled).T, trans="T")
+        return float(np.linalg.svd(explained, compute_uv=False)[-1] ** 2)
+
+    @property
+    def unidentified(self) -> str | None:
+        """Why two-stage least squares has no unique solution in these rows; None where it has one."""
+        if self.strength <= IRRELEVANT:
+            return "the instruments do not move every treatment in these rows, so two-stage least squares has no solution"
+        return None
+
+    @cached_property
+    def singular(self) -> str | None:
+        """Why the covariance of the instruments' moments cannot be inverted, for any hypothesis; None where it can."""
+        if self.covariance.kind == "unadjusted":
+            return None
+        if self.covariance.kind == "clustered" and self.n_clusters <= self.shape[2]:
+            return f"it needs more clusters than the {self.shape[2]} instruments, got {self.n_clusters}"
+        columns = np.column_stack([self.treatment, self.outcome])
+        noise = self.noise(columns / np.linalg.norm(columns, axis=0))
+        total = sum(self.moment_covariance(column, column) for column in noise.T)
+        return None if is_invertible(np.asarray(total)) else SINGULAR_REASON
+
+    @property
+    def moment_correction(self) -> float:
+        """Small-sample factor of the covariance of moments.
+
+        ``n / (n - p - q)``, times ``G / (G - 1) * (n - 1) / n`` with G clusters: Stata's convention, HC1 without clusters.
+        """
+        n, g = self.shape[0], self.n_clusters
+        factor = n / self.dof
+        return factor * g / (g - 1) * (n - 1) / n if self.covariance.kind == "clustered" else factor
+
+    @property
+    def wald_dof(self) -> int:
+        """Denominator degrees of freedom of Wald tests in F form: ``n - p - q``, or ``G - 1`` with clusters."""
+        return self.n_clusters - 1 if self.covariance.kind == "clustered" else self.dof
+
+    def noise(self, columns: Array) -> Array:
+        """What the instruments leave of partialled-out columns: residuals of their reduced forms."""
+        return _residual(self.instruments, columns)
+
+    def moment_covariance(self, left: Array, right: Array) -> Array:
+        """Covariance of ``Q' u`` and ``Q' v`` for residuals ``u`` and ``v``, shape (q, q), with the small-sample factor.
+
+        ``u' v / (n - p - q) I`` unadjusted; ``sum_i Q_i Q_i' u_i v_i`` robust; sums over clusters of products of the clusters'
+        scores when clustered.
+        """
+        if self.covariance.kind == "unadjusted":
+            return np.asarray(left @ right / self.dof * np.eye(self.shape[2]))
+        scores = [cluster_sums(self.instruments * residual[:, None], self.clusters) for residual in (left, right)]
+        return np.asarray(scores[0].T @ scores[1] * self.moment_correction)
+
+
+def is_invertible(covariance: Array) -> bool:
+    """Whether a symmetric positive semidefinite matrix (q, q) is invertible to working precision."""
+    values = np.linalg.eigvalsh(covariance)
+    return bool(values[0] > SINGULAR * values[-1])
+
+
+def cluster_sums(scores: Array, clusters: Array | None) -> Array:
+    """Sums of rows (n, ...) within clusters, (G, ...); the rows themselves where there are no clusters."""
+    if clusters is None:
+        return scores
+    sums = np.zeros((int(clusters.max()) + 1, *scores.shape[1:]))
+    np.add.at(sums, clusters, scores)
+    return sums
+
+
+def _factorised(root: Array, exogenous: Array, columns: Array, names: Sequence[str]) -> tuple[Array, Array]:
+    """Orthonormal basis of ``root * [exogenous, columns]`` and the columns' centres; raises where one depends on the others.
+
+    With a constant among the exogenous columns the others are centred first, which the QR does not see but its rounding does.
+    """
+    matrix = np.concatenate([exogenous, columns], axis=1).astype(np.float64)
+    weights = root**2
+    centre = np.zeros(matrix.shape[1])
+    lengths = np.linalg.norm(root[:, None] * matrix, axis=0)
+    if names[0] == "the constant":
+        centre[1:] = weights @ matrix[:, 1:] / weights.sum()
+        matrix = matrix - centre
+    matrix = root[:, None] * matrix
+    scale = np.linalg.norm(matrix, axis=0)
+    matrix = matrix / np.where(scale > 0, scale, 1.0)
+    basis, triangle = np.linalg.qr(matrix)
+    left = np.abs(np.diag(triangle))
+    # Both what QR leaves of a centred column, and what centring left of it before.
+    dependent = (left <= COLLINEAR) | (scale <= 1e-14 * lengths)
+    if dependent.any():
+        culprits = [name for name, flag in zip(names, dependent, strict=True) if flag]
+        many = len(culprits) > 1
+        raise DataError(
+            f"{quoted(culprits)} {'are linear combinations' if many else 'is a linear combination'} of other columns (of the "
+            f"constant, the covariates and the columns before {'them' if many else 'it'}): drop {'them' if many else 'it'}"
+        )
+    return basis, centre
+
+
+def _residual(orthonormal: Array, columns: Array) -> Array:
+    """``columns`` minus their least-squares fit on orthonormal columns; twice, so that nothing but rounding is left of it."""
+    once = columns - orthonormal @ (orthonormal.T @ columns)
+    return np.asarray(once - orthonormal @ (orthonormal.T @ once))

@@ -1,0 +1,155 @@
+"""Diagnostics: all tests of one problem, as attributes and as one table."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable
+from cfiv.rendering import shown, to_html, to_latex, to_markdown
+
+#: Characters a line of ``str(diagnostics)``.
+WIDTH = 110
+TITLE = "Diagnostics of the linear instrumental-variable model"
+#: Columns of the table as they are headed where it is read.
+HEADINGS = {
+    "test": "Test",
+    "statistic": "Statistic",
+    "distribution": "Distribution",
+    "p_value": "p-value",
+    "critical_value": "Critical",
+    "set": "Set",
+    "reading": "Reading",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnostics:
+    """Tests of what linear instrumental-variable regression assumes; :func:`cfiv.diagnose` makes it.
+
+    Prints as text, and as HTML in a notebook. An attribute is an ``Unavailable`` with its reason where a test is not defined.
+
+    Attributes
+    ----------
+    facts : tuple of (name, value)
+        Of the data: rows, roles, covariance, level.
+    partial_f, conditional_f : tuple of TestResult
+        Strength of the instruments, one a treatment; ``conditional_f`` only where there are several treatments.
+    effective_f : TestResult
+        Montiel Olea and Pflueger's, with critical values; for one treatment.
+    cragg_donald, kleibergen_paap_f, kleibergen_paap_lm : TestResult
+        Strength and rank of the whole first stage.
+    sargan, hansen_j : TestResult
+        Over-identifying restrictions: homoskedastic, and under the chosen covariance.
+    wu_hausman, durbin, wooldridge : TestResult
+        Endogeneity: homoskedastic twice, and under the chosen covariance.
+    anderson_rubin : TestResult
+        No effect at all, valid with weak instruments.
+    anderson_rubin_sets : tuple of ConfidenceSet
+        One a treatment.
+    residual_prediction : TestResult
+        Whether the linear model is adequate: the gate before nonlinear estimators.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    partial_f: tuple[Diagnostic, ...]
+    conditional_f: tuple[Diagnostic, ...]
+    effective_f: Diagnostic
+    cragg_donald: Diagnostic
+    kleibergen_paap_f: Diagnostic
+    kleibergen_paap_lm: Diagnostic
+    sargan: Diagnostic
+    hansen_j: Diagnostic
+    wu_hausman: Diagnostic
+    durbin: Diagnostic
+    wooldridge: Diagnostic
+    anderson_rubin: Diagnostic
+    anderson_rubin_sets: tuple[ConfidenceSet | Unavailable, ...]
+    residual_prediction: Diagnostic
+
+    @property
+    def anderson_rubin_set(self) -> ConfidenceSet | Unavailable:
+        """The first treatment's set; the only one where there is one treatment."""
+        return self.anderson_rubin_sets[0]
+
+    @property
+    def sections(self) -> tuple[tuple[str, tuple[Diagnostic | ConfidenceSet, ...]], ...]:
+        """What is asked, and the diagnostics that answer it, in the table's order."""
+        strength = (self.effective_f, self.cragg_donald, self.kleibergen_paap_f, self.kleibergen_paap_lm)
+        return (
+            ("Are the instruments strong?", (*self.partial_f, *self.conditional_f, *strength)),
+            ("Do the instruments agree?", (self.sargan, self.hansen_j)),
+            ("Are instruments needed?", (self.wu_hausman, self.durbin, self.wooldridge)),
+            ("What is the effect, however weak the instruments?", (self.anderson_rubin, *self.anderson_rubin_sets)),
+            ("Is the linear model adequate?", (self.residual_prediction,)),
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a test: ``question, test, statistic, distribution, p_value, critical_value, set, reading``.
+
+        Numbers that a row does not have are NaN, texts empty; ``reading`` then says why. ``set`` is a confidence set as text.
+        """
+        records = [{"question": title, **_record(result)} for title, results in self.sections for result in results]
+        table = pd.DataFrame(records)
+        numbers = ["statistic", "p_value", "critical_value"]
+        return table.assign(**{name: table[name].astype(float) for name in numbers})
+
+    def to_markdown(self) -> str:
+        """The table as a pipe table, numbers to four digits."""
+        return to_markdown(self._headed())
+
+    def to_latex(self) -> str:
+        """The table without its readings, too long for a page, as a tabular with the rules of the booktabs package."""
+        return to_latex(self._headed().drop(columns=HEADINGS["reading"]))
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.facts)
+        lines = [TITLE, "=" * len(TITLE)]
+        for name, value in self.facts:
+            lines += textwrap.wrap(f"{name:<{width}}  {value}", WIDTH, subsequent_indent=" " * (width + 2))
+        labels = [result.name for _, results in self.sections for result in results]
+        first = max(24, *(len(label) for label in labels)) + 2
+        heading = f"{'Test':<{first}}{'Statistic':>11}  {'Distribution':<24}{'p-value':>9}{'Critical':>10}"
+        lines += ["", heading, "-" * len(heading)]
+        for i, (question, results) in enumerate(self.sections):
+            lines += [*([""] if i else []), question]
+            for result in results:
+                lines += [_line(result, first).rstrip()]
+                lines += textwrap.wrap(result.reading, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        facts = pd.DataFrame(list(self.facts), columns=["", TITLE]).set_index("")
+        return to_html(facts) + to_html(self._headed())
+
+    def _headed(self) -> pd.DataFrame:
+        return self.table.rename(columns=HEADINGS)[list(HEADINGS.values())].set_index(HEADINGS["test"])
+
+
+def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]:
+    """A result as a row of the table."""
+    empty: dict[str, str | float | None] = {"statistic": None, "distribution": "", "p_value": None, "critical_value": None}
+    record = {"test": result.name, **empty, "set": "", "reading": result.reading}
+    if isinstance(result, TestResult):
+        record |= {name: getattr(result, name) for name in empty}
+    elif isinstance(result, ConfidenceSet):
+        record["set"] = str(result)
+    return record
+
+
+def _line(result: Diagnostic | ConfidenceSet, first: int) -> str:
+    """A result as a line of text, without its reading."""
+    name = f"  {result.name:<{first - 2}}"
+    if isinstance(result, Unavailable):
+        return name
+    if isinstance(result, ConfidenceSet):
+        return f"{name}  {result}"
+    p_value = "" if result.p_value is None else "<0.0001" if result.p_value < 0.0001 else f"{result.p_value:.4f}"
+    critical = "" if result.critical_value is None else shown(result.critical_value)
+    return f"{name}{shown(result.statistic):>11}  {result.distribution:<24}{p_value:>9}{critical:>10}"

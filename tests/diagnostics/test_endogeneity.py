@@ -1,0 +1,72 @@
+"""Endogeneity: what linearmodels says of the same data, and a published value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from linearmodels.datasets import mroz
+
+from cfiv.diagnostics.endogeneity import endogeneity
+from cfiv.diagnostics.results import TestResult
+from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_tests_are_those_of_linearmodels(formula: str, weights: str | None, covariance: str) -> None:
+    frame = table()
+    ours = endogeneity(problem(formula, frame, covariance=covariance, weights=weights), significance=SIGNIFICANCE)
+    fitted = reference(formula, frame, covariance=covariance, weights=weights)
+    theirs = {"wu_hausman": fitted.wu_hausman(), "durbin": fitted.durbin(), "wooldridge": fitted.wooldridge_regression}
+    for name, expected in theirs.items():
+        found = ours[name]
+        assert isinstance(found, TestResult)
+        assert found.statistic == pytest.approx(expected.stat, rel=SAME)
+        assert found.p_value == pytest.approx(expected.pval, rel=SAME, abs=1e-15)
+        assert found.distribution == expected.dist_name.replace(",", ", ").replace("  ", " ")
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("weights", [None, "w"])
+def test_wu_hausman_is_the_f_test_of_first_stage_residuals_added_to_least_squares(weights: str | None) -> None:
+    found = problem("y ~ x + [t + s ~ z + q + r]", table(), weights=weights)
+    residuals = found.noise(found.treatment)
+
+    def squares(columns: np.ndarray) -> float:
+        left = found.outcome - columns @ np.linalg.lstsq(columns, found.outcome, rcond=None)[0]
+        return float(left @ left)
+
+    restricted, full = squares(found.treatment), squares(np.column_stack([found.treatment, residuals]))
+    expected = (restricted - full) / 2 / (full / (300 - 2 - 4))
+    ours = endogeneity(found, significance=SIGNIFICANCE)["wu_hausman"]
+    assert isinstance(ours, TestResult)
+    assert ours.statistic == pytest.approx(expected, rel=SAME)
+    assert ours.distribution == "F(2, 294)"
+
+
+@pytest.mark.oracle
+def test_wu_hausman_of_married_womens_wages_is_the_published_one() -> None:
+    # Wooldridge, Introductory Econometrics, example 15.7: the first-stage residuals have t = 1.67, so F = t^2.
+    found = endogeneity(
+        problem("lwage ~ exper + expersq + [educ ~ motheduc + fatheduc]", mroz.load().dropna(subset=["lwage"])),
+        significance=SIGNIFICANCE,
+    )["wu_hausman"]
+    assert isinstance(found, TestResult)
+    assert found.statistic**0.5 == pytest.approx(1.67, abs=5e-3)
+
+
+@pytest.mark.statistical
+def test_confounding_is_found_and_its_absence_is_not() -> None:
+    frame = table(2000).assign(y=lambda f: f["y"] + f["s"])  # without s, which the instrument moves too
+    free = frame.assign(y=2 * frame["t"] + np.random.default_rng(5).normal(size=2000))
+    confounded = endogeneity(problem("y ~ x + [t ~ z]", frame, covariance="robust"), significance=SIGNIFICANCE)
+    exogenous = endogeneity(problem("y ~ x + [t ~ z]", free, covariance="robust"), significance=SIGNIFICANCE)
+    for name in confounded:
+        found, absent = confounded[name], exogenous[name]
+        assert isinstance(found, TestResult)
+        assert isinstance(absent, TestResult)
+        assert "is endogenous" in found.reading
+        assert found.rejects(0.001)
+        assert not absent.rejects(0.01)
