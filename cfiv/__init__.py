@@ -35,6 +35,7 @@ __all__ = [
     "FormulaError",
     "IVData",
     "IllConditionedWarning",
+    "KernelIV",
     "MissingPackageError",
     "MissingRowsWarning",
     "ModelFileError",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from cfiv.data import IVData
     from cfiv.estimators.comparison import compare
     from cfiv.estimators.dfiv import DFIV
+    from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.structural import StructuralFunction, load
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.learning.training import Training
@@ -64,6 +66,7 @@ else:
     _HOMES = {
         "DFIV": "cfiv.estimators.dfiv",
         "IVData": "cfiv.data",
+        "KernelIV": "cfiv.estimators.kernel_iv",
         "StructuralFunction": "cfiv.estimators.structural",
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",
