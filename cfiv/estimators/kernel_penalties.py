@@ -21,7 +21,7 @@ PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-10, 
 LEAST = 1e-12
 
 #: A fall of the loss, a share of it a decade of the penalty, that is worth a warning at an end.
-SLOPE = 0.01
+SLOPE = 0.05
 
 Penalty = float | Sequence[float] | None
 

@@ -12,12 +12,12 @@ from scipy.linalg import solve
 from scipy.spatial.distance import cdist
 
 import cfiv
-from cfiv import DataError, IVData, KernelIV, ParameterError
-from cfiv.estimators import kernel_iv
+from cfiv import DataError, IVData, KernelIV, ParameterError, PenaltyRangeWarning, TooLargeError
+from cfiv.estimators import kernel_memory
 from cfiv.learning.samples import split_rows
 
 FORMULA = "y ~ x + [t ~ z]"
-#: Issue 3: relative to the largest prediction.
+#: What the issue asks, relative to the largest prediction.
 TRANSCRIBED = 1e-8
 BANDWIDTHS = {"treatment": 0.8, "instruments": [0.5], "covariates": [0.7]}
 
@@ -33,9 +33,8 @@ def model(**arguments: Any) -> KernelIV:
 
 
 def split(rows: int, seed: int, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """The documented source of the split: the first stream of the first fit's."""
-    _, generator = np.random.default_rng(seed).spawn(2)
-    first, second = split_rows(rows, share=share, generator=generator.spawn(3)[0])
+    """The documented source of the split: the second stream of three."""
+    first, second = split_rows(rows, share=share, generator=np.random.default_rng(seed).spawn(3)[1])
     return first.numpy(), second.numpy()
 
 
@@ -56,58 +55,76 @@ def transcribed(frame: pd.DataFrame, first: np.ndarray, second: np.ndarray, *, l
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("share", [0.5, 0.4])
-def test_without_swapping_it_is_the_papers_algorithm(share: float) -> None:
-    frame, penalties = table(), {"stage1_ridge": 1e-3, "stage2_ridge": 1e-4}
-    fitted = model(bandwidths=BANDWIDTHS, swap=False, split=share, **penalties).fit(frame)
+def test_with_a_split_it_is_the_papers_algorithm(share: float) -> None:
+    frame, penalties = table(), {"ridge1": 1e-3, "ridge2": 1e-4}
+    fitted = KernelIV.original(FORMULA, random_state=0, bandwidths=BANDWIDTHS, split=share, **penalties).fit(frame)
     first, second = split(len(frame), 0, share)
     expected = transcribed(frame, first, second, lam=1e-3, xi=1e-4)
     np.testing.assert_allclose(fitted.predict(frame), expected, rtol=0, atol=TRANSCRIBED * np.abs(expected).max())
 
 
-@pytest.mark.oracle
-def test_swapping_averages_the_algorithm_over_both_roles_of_the_samples() -> None:
-    frame = table()
-    fitted = model(bandwidths=BANDWIDTHS, stage1_ridge=1e-3, stage2_ridge=1e-4).fit(frame)
-    first, second = split(len(frame), 0)
-    both = [transcribed(frame, one, two, lam=1e-3, xi=1e-4) for one, two in ((first, second), (second, first))]
-    expected = np.mean(both, axis=0)
-    np.testing.assert_allclose(fitted.predict(frame), expected, rtol=0, atol=TRANSCRIBED * np.abs(expected).max())
+@pytest.mark.law
+def test_every_row_is_used_and_none_by_its_own_first_stage() -> None:
+    """Moving one outcome moves h; moving the outcomes of a fold does not move what judges stage 1."""
+    frame, moved = table(), table()
+    moved.loc[5, "y"] += 1.0
+    one, other = model().fit(frame), model().fit(moved)
+    assert not np.allclose(one.predict(frame), other.predict(frame), rtol=1e-6)
+    losses = [fitted.penalties_.loc[fitted.penalties_["stage"] == 1, "loss"] for fitted in (one, other)]
+    np.testing.assert_array_equal(*losses)
 
 
 @pytest.mark.law
-def test_a_grid_chooses_what_one_fit_a_penalty_would() -> None:
+@pytest.mark.parametrize("arguments", [{"split": 0.5}, {}, {"validation": "instruments"}], ids=str)
+def test_a_grid_chooses_what_one_fit_a_penalty_would(arguments: dict[str, Any]) -> None:
     frame, grid = table(), [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    whole = model(swap=False, stage1_ridge=grid, stage2_ridge=grid).fit(frame)
+    whole = model(ridge1=grid, ridge2=grid, **arguments).fit(frame)
     chosen = whole.penalties_[whole.penalties_["chosen"]].set_index("stage")["penalty"]
 
     def loss(stage: int, **penalties: float) -> float:
-        found = model(swap=False, **penalties).fit(frame).penalties_.set_index("stage")["loss"]
+        found = model(**penalties, **arguments).fit(frame).penalties_.set_index("stage")["loss"]
         return float(found[stage])
 
-    first = [loss(1, stage1_ridge=lam, stage2_ridge=1.0) for lam in grid]
-    second = [loss(2, stage1_ridge=chosen[1], stage2_ridge=xi) for xi in grid]
+    first = [loss(1, ridge1=lam, ridge2=1.0) for lam in grid]
+    second = [loss(2, ridge1=chosen[1], ridge2=xi) for xi in grid]
     assert chosen[1] == grid[int(np.argmin(first))]
     assert chosen[2] == grid[int(np.argmin(second))]
     by_stage = whole.penalties_.groupby("stage")["loss"].apply(list)
     np.testing.assert_allclose(by_stage[1], first, rtol=TRANSCRIBED)
     np.testing.assert_allclose(by_stage[2], second, rtol=TRANSCRIBED)
-    alone = model(swap=False, stage1_ridge=chosen[1], stage2_ridge=chosen[2]).fit(frame)
+    alone = model(ridge1=chosen[1], ridge2=chosen[2], **arguments).fit(frame)
     np.testing.assert_array_equal(alone.predict(frame), whole.predict(frame))
 
 
 @pytest.mark.law
-def test_nystroem_with_every_row_of_sample_1_is_exact() -> None:
+@pytest.mark.parametrize(("arguments", "rows"), [({}, 120), ({"split": 0.5}, 60)], ids=str)
+def test_nystroem_with_every_row_a_landmark_is_exact(arguments: dict[str, Any], rows: int) -> None:
     frame = table(120)
-    exact, nystroem = model().fit(frame).predict(frame), model(landmarks=60).fit(frame).predict(frame)
+    exact = model(**arguments).fit(frame).predict(frame)
+    nystroem = model(landmarks=rows, **arguments).fit(frame).predict(frame)
     np.testing.assert_allclose(nystroem, exact, rtol=0, atol=TRANSCRIBED * np.abs(exact).max())
 
 
-def test_a_third_of_the_landmarks_comes_near_and_depends_on_the_seed_alone() -> None:
+def test_a_sixth_of_the_landmarks_comes_near_and_depends_on_the_seed_alone() -> None:
     frame = table(600)
     exact = model().fit(frame)
     few = [model(landmarks=100).fit(frame).predict(frame) for _ in range(2)]
     np.testing.assert_array_equal(*few)
     assert np.std(few[0] - exact.predict(frame)) < 0.05 * np.std(exact.predict(frame))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("arguments", [{}, {"split": 0.5}], ids=str)
+def test_whole_weights_of_a_fixed_partition_are_what_the_losses_are_weighted_by(arguments: dict[str, Any]) -> None:
+    """Scaling all weights changes nothing; a weight that is nearly zero takes its row out of both stages."""
+    frame = table().assign(w=1.0)
+    scaled = model(weights="w", **arguments).fit(frame.assign(w=7.0))
+    np.testing.assert_allclose(scaled.predict(frame), model(**arguments).fit(frame).predict(frame), rtol=TRANSCRIBED)
+    penalties = {"ridge1": 1e-3, "ridge2": 1e-3, "bandwidths": BANDWIDTHS}
+    light = frame.assign(w=np.where(np.arange(len(frame)) < 5, 1e-14, 1.0))
+    wild = light.assign(y=np.where(np.arange(len(frame)) < 5, 90.0, light["y"]))
+    one, other = (model(weights="w", **penalties, **arguments).fit(given).predict(frame) for given in (light, wild))
+    np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
 @pytest.mark.law
@@ -161,11 +178,32 @@ def test_images_are_flat_vectors_with_one_bandwidth(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded, expected)
 
 
-def test_several_fits_are_averaged_and_tell_their_penalties() -> None:
-    fitted = model(fits=2).fit(table())
-    assert len(fitted.structural_function_.components) == 4
-    chosen = fitted.penalties_[fitted.penalties_["chosen"]]
-    assert chosen.groupby(["fit", "swapped", "stage"]).size().tolist() == [1] * 8
+# Ends of a path
+
+
+def test_the_best_of_several_penalties_at_an_end_is_warned_of_where_the_loss_still_falls() -> None:
+    frame = table()
+    says = (
+        r"the best ridge1 is the smallest of 3, 0\.1, and the held-out loss is still falling there, by \d+% a tenfold change: "
+    )
+    with pytest.warns(PenaltyRangeWarning, match=says + "give smaller values of ridge1") as caught:
+        model(ridge1=[0.1, 1.0, 10.0], ridge2=1e-3).fit(frame)
+    assert caught[0].filename == __file__  # the warning points at the user's line
+    says = (
+        "the best ridge2 is the largest of 2, 1e-06.*give larger values of ridge2, and see whether the instruments say anything"
+    )
+    with pytest.warns(PenaltyRangeWarning, match=says):
+        model(ridge1=1e-3, ridge2=[1e-7, 1e-6]).fit(frame)
+
+
+def test_no_end_is_warned_of_where_it_does_not_matter() -> None:
+    """A single value, an outcome without noise at the smallest default, an outcome of noise at the largest."""
+    frame = table()
+    model(ridge1=10.0, ridge2=10.0).fit(frame)
+    noiseless = model().fit(frame.assign(t=frame["z"], y=np.sin(frame["z"])))
+    chosen = noiseless.penalties_[noiseless.penalties_["chosen"]].set_index("stage")["penalty"]
+    assert chosen[2] < 1e-8
+    model().fit(frame.assign(y=np.random.default_rng(1).normal(size=len(frame))))
 
 
 # Refusals
@@ -174,15 +212,18 @@ def test_several_fits_are_averaged_and_tell_their_penalties() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"stage1_ridge": 0.0}, r"stage1_ridge must be a finite number > 0, several of them, or None for a grid, got 0\.0"),
-        ({"stage2_ridge": [1.0, -1.0]}, r"stage2_ridge must be .* got \[1\.0, -1\.0\]"),
-        ({"stage2_ridge": []}, r"stage2_ridge must be .* got \[\]"),
-        ({"stage1_ridge": "auto"}, "stage1_ridge must be .* got 'auto'"),
-        ({"landmarks": 0}, "landmarks must be a whole number >= 1, or None for all rows of sample 1, got 0"),
-        ({"landmarks": 61}, "landmarks must be at most the 60 rows of the sample they are drawn from, got 61: use fewer"),
-        ({"split": 1.0}, r"split must be between 0 and 1, got 1\.0"),
-        ({"fits": 0}, "fits must be a whole number >= 1, got 0"),
-        ({"swap": "yes"}, "swap must be True or False, got 'yes'"),
+        ({"ridge1": 0.0}, r"ridge1 must be a finite number >= 1e-12, several of them, or None for 50 values from .* got 0\.0"),
+        ({"ridge2": [1.0, -1.0]}, r"ridge2 must be .* got \[1\.0, -1\.0\]"),
+        ({"ridge2": []}, r"ridge2 must be .* got \[\]"),
+        ({"ridge1": "auto"}, "ridge1 must be .* got 'auto'"),
+        ({"landmarks": 0}, "landmarks must be a whole number >= 1, or None for all rows, got 0"),
+        ({"landmarks": 121}, "landmarks must be at most the 120 rows that they are drawn from, got 121: use fewer"),
+        ({"landmarks": 61, "split": 0.5}, "landmarks must be at most the 60 rows"),
+        ({"split": 1.0}, r"split must be between 0 and 1, or None for cross-fitting, got 1\.0"),
+        ({"folds": 1}, "folds must be a whole number >= 2, got 1"),
+        ({"validation": "truth"}, "validation must be 'treatment' or 'instruments', got 'truth'"),
+        ({"validation": "instruments", "folds": 2}, "needs rows that no first stage in use has seen, and folds=2 leaves none"),
+        ({"validation": "instruments", "split": 0.5}, r"and split=0\.5 leaves none: cross-fit with folds >= 3, or use"),
         ({"random_state": -1}, "random_state must be a whole number >= 0, a numpy Generator or None, got -1"),
         ({"bandwidths": 1.0}, r"bandwidths must be a mapping with keys among 'treatment', .* got 1\.0"),
         ({"bandwidths": {"price": 1.0}}, "bandwidths must be a mapping with keys among"),
@@ -207,36 +248,24 @@ def test_an_input_with_all_points_equal_has_no_bandwidth() -> None:
         model().fit(table().assign(x=1.0))
 
 
-def test_matrices_that_do_not_fit_are_refused_with_their_size_and_a_number_of_landmarks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_iv, "available_memory", lambda: 200 * 1024)
-    says = r"kernel matrices of 61 x 61 need 0\.000499 GiB in all, but 0\.000191 GiB are free: .*such as landmarks=26"
-    with pytest.raises(ParameterError, match=says):
-        model().fit(table())
-    assert np.isfinite(model(landmarks=26).fit(table()).predict(table())).all()
+def test_too_few_rows_for_the_folds_are_refused() -> None:
+    with pytest.raises(DataError, match="4 rows are too few for 5 folds: give at least one row a fold, or fewer folds"):
+        model().fit(table(4))
+
+
+def test_matrices_that_do_not_fit_are_refused_with_a_number_of_landmarks_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = table(400)
+    monkeypatch.setattr(kernel_memory, "available_memory", lambda: 300 * 1024)
+    says = (
+        r"the kernel matrix of 400 points has a numerical rank above 32 \(treatment\), the most that fits in the 0\.000286 GiB "
+    )
+    with pytest.raises(
+        TooLargeError, match=says + "that are free: use the Nyström version with fewer landmarks, such as .*=16"
+    ):
+        model().fit(frame)
+    assert np.isfinite(model(landmarks=16).fit(frame).predict(frame)).all()
 
 
 def test_the_machine_says_how_much_memory_is_free() -> None:
-    free = kernel_iv.available_memory()
+    free = kernel_memory.available_memory()
     assert free is None or free > 2**20
-
-
-# Accuracy on the demand design (slow: minutes)
-
-
-@pytest.mark.statistical
-@pytest.mark.slow
-@pytest.mark.parametrize(("n", "seeds", "bound"), [(1000, 10, 3.79), (5000, 10, 3.51)])
-def test_errors_on_the_demand_design_are_below_the_papers_upper_quartile(n: int, seeds: int, bound: float) -> None:
-    from cfiv.datasets import demand
-
-    for rho in (0.1, 0.5, 0.9) if n == 1000 else (0.5,):
-        errors = []
-        for seed in range(seeds):
-            data, truth = demand.simulate(n, rho=rho, seed=seed)
-            errors.append(np.log10(truth.error(KernelIV(demand.FORMULA, random_state=seed).fit(data.frame))))
-        print(
-            f"\ndemand n={n} rho={rho}: median log10 error {np.median(errors):.3f} over {seeds} seeds, worst {max(errors):.3f}"
-        )
-        assert np.median(errors) <= bound
