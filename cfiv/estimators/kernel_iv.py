@@ -99,7 +99,7 @@ class KernelIV(StructuralEstimator):
     -----
     Kernel matrices are never made: their Cholesky factors have a few columns, k (some 1,200 for 5,000 rows in three dimensions;
     n where inputs are many or bandwidths small). A fit costs O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about
-    (12 + 4 folds) k^2. Far from all training rows ``h`` goes to the mean outcome. Row weights enter the means of both stages,
+    (26 + 5 folds) k^2. Far from all training rows ``h`` goes to the mean outcome. Row weights enter the means of both stages,
     not the median distances.
 
     ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it picks
@@ -181,7 +181,7 @@ class KernelIV(StructuralEstimator):
         if self.validation == "instruments" and (split is not None or self.folds < 3):
             got = f"folds={self.folds}" if split is None else f"split={split:g}"
             raise ParameterError(
-                f"validation='instruments' needs rows that no first stage in use has seen, and {got} leaves none: cross-fit "
+                f"validation='instruments' needs rows that neither stage has seen, and {got} leaves none: cross-fit "
                 "with folds >= 3, or use validation='treatment'"
             )
         if self.landmarks is not None and (not is_whole(self.landmarks) or self.landmarks < 1):

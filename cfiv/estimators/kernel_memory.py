@@ -16,7 +16,7 @@ FLOAT, FACTORS = 8, 3
 
 def matrices(folds: int | None) -> int:
     """Matrices of k x k that a fit holds at its peak, k the rank of both kernels, or None for a split (measured)."""
-    return 16 if folds is None else 12 + 4 * folds
+    return 16 if folds is None else 26 + 5 * folds
 
 
 def features_that_fit(landmarks: Tensor, bandwidths: Tensor, *, role: str, folds: int | None) -> KernelFeatures:

@@ -25,9 +25,9 @@ from torch import Tensor
 from cfiv.errors import TooLargeError
 from cfiv.numerics.kernels import kernel_matrix
 
-#: Diagonal of what is left at which the factor is complete. The kernel is one at distance zero, so this is a share; float64 has
-#: two digits more, of which sums of a thousand squares take one.
-TOLERANCE = 1e-13
+#: Diagonal of what is left at which the factor is complete. The kernel is one at distance zero, so this is a share, a hundredth
+#: of the smallest default penalty; two digits further down is rounding.
+TOLERANCE = 1e-12
 
 #: Pivots that are looked at together, and the share of the largest remainder below which one of them waits for a later turn.
 CANDIDATES, WAITING = 64, 0.05

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from cfiv.datasets import demand
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, kernel_two_stage, sample_moments
-from cfiv.numerics.kernels import KernelFeatures, kernel_matrix, median_bandwidth
+from cfiv.numerics.bandwidths import median_bandwidth
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, sample_moments, two_samples
+from cfiv.numerics.kernels import kernel_matrix
+from cfiv.numerics.landmarks import KernelFeatures
 
 ROWS = 2500
 #: Values of either penalty, and how many times faster the path must be.
@@ -41,12 +43,20 @@ def path(problem: Demand) -> KernelTwoStage:
     """Everything from the rows to both choices, the kernels included."""
     phi = KernelFeatures.of_landmarks(problem.z[0], problem.wide_z)
     psi = KernelFeatures.of_landmarks(problem.x[0], problem.wide_x)
-    samples = (
-        sample_moments(instruments=z, treatments=x, outcome=y, instrument_features=phi, treatment_features=psi)
+    shares = torch.full((ROWS,), 1 / ROWS, dtype=torch.float64)
+    sample1, sample2 = (
+        sample_moments(
+            instruments=z,
+            treatments=x,
+            outcome=y,
+            weights=shares,
+            instrument_features=phi,
+            treatment_features=psi,
+            structural=True,
+        )
         for x, z, y in zip(problem.x, problem.z, problem.y, strict=True)
     )
-    sample1, sample2 = samples
-    return kernel_two_stage(sample1=sample1, sample2=sample2, stage1_penalties=PENALTIES, stage2_penalties=PENALTIES)
+    return two_samples(sample1=sample1, sample2=sample2, stage1_penalties=PENALTIES, stage2_penalties=PENALTIES)
 
 
 class OneByOne:

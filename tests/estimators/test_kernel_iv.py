@@ -222,7 +222,7 @@ def test_no_end_is_warned_of_where_it_does_not_matter() -> None:
         ({"split": 1.0}, r"split must be between 0 and 1, or None for cross-fitting, got 1\.0"),
         ({"folds": 1}, "folds must be a whole number >= 2, got 1"),
         ({"validation": "truth"}, "validation must be 'treatment' or 'instruments', got 'truth'"),
-        ({"validation": "instruments", "folds": 2}, "needs rows that no first stage in use has seen, and folds=2 leaves none"),
+        ({"validation": "instruments", "folds": 2}, "needs rows that neither stage has seen, and folds=2 leaves none"),
         ({"validation": "instruments", "split": 0.5}, r"and split=0\.5 leaves none: cross-fit with folds >= 3, or use"),
         ({"random_state": -1}, "random_state must be a whole number >= 0, a numpy Generator or None, got -1"),
         ({"bandwidths": 1.0}, r"bandwidths must be a mapping with keys among 'treatment', .* got 1\.0"),

@@ -25,8 +25,8 @@ def errors(n: int, rho: float, seeds: int) -> list[float]:
 
 @pytest.mark.parametrize("rho", [0.1, 0.5, 0.9])
 def test_errors_on_1000_rows_are_below_the_papers_upper_quartile_however_strong_the_confounding(rho: float) -> None:
-    assert statistics.median(errors(1000, rho, 3)) <= QUARTILE_1000
+    assert statistics.median(errors(1000, rho, 2)) <= QUARTILE_1000
 
 
 def test_errors_on_5000_rows_are_below_the_papers_upper_quartile() -> None:
-    assert statistics.median(errors(5000, 0.5, 3)) <= QUARTILE_5000
+    assert statistics.median(errors(5000, 0.5, 2)) <= QUARTILE_5000
