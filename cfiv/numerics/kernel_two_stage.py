@@ -179,10 +179,11 @@ def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_p
     """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
 
     ``lambda`` minimises ``sum_k loss_k(V_k(lambda))``, stage 1's loss out of fold. To judge ``xi``, fold k is kept from *both*
-    stages: u from the other folds j, each predicted by the rows outside j and k, then the loss on fold k. (Two folds leave no
-    such rows: there j is predicted by k, as sample 2 is by sample 1 in the paper.) Moments with structural moments are
-    validated at the treatments, those without at the instruments (see :data:`Validation`). ``xi`` is beside the mean over all
-    rows; where a fold is missing, the penalty of the *sum* stays what it is, as the variance of the noise does.
+    stages: u from the other folds j, each predicted by the rows outside j and k, then the loss on fold k. (Of a V_j that has
+    seen the treatments of fold k the loss falls again towards penalties that are far too small. Two folds leave no other rows:
+    there j is predicted by k, as sample 2 is by sample 1 in the paper.) Moments with structural moments are validated at the
+    treatments, those without at the instruments (see :data:`Validation`). ``xi`` is beside the mean over all rows; where a
+    fold is missing, the penalty of the *sum* stays what it is, as the variance of the noise does.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> None:
 
 
 def test_the_package_exports_it_with_the_shared_roles(kind: type) -> None:
-    assert {"DFIV", "TwoStageLeastSquares"} <= {kind.__name__ for kind in ESTIMATORS}
+    assert {"DFIV", "KernelIV", "TwoStageLeastSquares"} <= {kind.__name__ for kind in ESTIMATORS}
     parameters = inspect.signature(kind).parameters
     assert list(parameters)[:7] == ["formula", "outcome", "treatment", "instruments", "covariates", "weights", "missing"]
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "formula")
