@@ -19,7 +19,9 @@ from cfiv.errors import (
     NotFittedError,
     OutputError,
     ParameterError,
+    PenaltyRangeWarning,
     SingularError,
+    TooLargeError,
     TrainingWarning,
     WeakIdentificationWarning,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "FormulaError",
     "IVData",
     "IllConditionedWarning",
+    "KernelIV",
     "LeastSquares",
     "MissingPackageError",
     "MissingRowsWarning",
@@ -43,8 +46,10 @@ __all__ = [
     "NotFittedError",
     "OutputError",
     "ParameterError",
+    "PenaltyRangeWarning",
     "SingularError",
     "StructuralFunction",
+    "TooLargeError",
     "Training",
     "TrainingWarning",
     "TwoStageLeastSquares",
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from cfiv.diagnostics.diagnose import diagnose
     from cfiv.estimators.comparison import compare
     from cfiv.estimators.dfiv import DFIV
+    from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.least_squares import LeastSquares
     from cfiv.estimators.network_regression import NetworkRegression
     from cfiv.estimators.structural import StructuralFunction, load
@@ -70,6 +76,7 @@ else:
     _HOMES = {
         "DFIV": "cfiv.estimators.dfiv",
         "IVData": "cfiv.data",
+        "KernelIV": "cfiv.estimators.kernel_iv",
         "LeastSquares": "cfiv.estimators.least_squares",
         "NetworkRegression": "cfiv.estimators.network_regression",
         "StructuralFunction": "cfiv.estimators.structural",

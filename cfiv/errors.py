@@ -37,6 +37,10 @@ class SingularError(CfivError, ArithmeticError):
     """A linear system that has no unique solution."""
 
 
+class TooLargeError(CfivError, MemoryError):
+    """A computation that would not fit in memory."""
+
+
 class ModelFileError(CfivError, ValueError):
     """A model file that is truncated, foreign, or from a newer version."""
 
@@ -67,6 +71,10 @@ class WeakIdentificationWarning(CfivWarning):
 
 class TrainingWarning(CfivWarning):
     """Training ended early: it diverged or was interrupted, and the best state so far was kept."""
+
+
+class PenaltyRangeWarning(CfivWarning):
+    """The best of several penalties is the smallest or the largest of them, and one further out would be better."""
 
 
 def quoted(names: Sequence[object], limit: int = 8) -> str:

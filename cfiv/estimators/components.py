@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cfiv.data import Array, to_tensor
 from cfiv.estimators.standardise import Standardiser
 from cfiv.learning.networks import evaluate
+from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import Structure, structural_features
 
 #: Rows whose features are held at once in a prediction.
@@ -80,3 +81,25 @@ class NetworkComponent:
         features = structural_features(treatment_features=psi.double(), covariate_features=xi, structure=self.structure)
         values: Array = (features @ self.structural)[:, 0].numpy()
         return values
+
+
+@dataclass(frozen=True, eq=False)
+class KernelComponent:
+    """``h(t, x) = undo(sum_l c_l k((t_l, x_l), (t, x)))``, images as flat vectors.
+
+    Parameters
+    ----------
+    expansion : KernelExpansion
+        On treatment columns and covariate columns side by side, in the user's units.
+    outcome_scale : Standardiser
+    """
+
+    expansion: KernelExpansion
+    outcome_scale: Standardiser
+
+    def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
+        """``h`` at each row, shape (n,); kernels of a block of rows at a time."""
+        points = to_tensor(treatment, dtype=torch.float64).flatten(start_dim=1)
+        if covariates is not None:
+            points = torch.cat([points, to_tensor(covariates, dtype=torch.float64)], dim=1)
+        return self.outcome_scale.undo(self.expansion(points).numpy())

@@ -24,17 +24,20 @@ from torch import Tensor, nn
 
 import cfiv
 from cfiv.errors import CfivError, ModelFileError
-from cfiv.estimators.components import Component, LinearComponent, NetworkComponent
+from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
 from cfiv.files import replacing
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import seeded
+from cfiv.numerics.kernels import KernelExpansion
 from cfiv.tables.encoding import PartState, TableEncoder
 from cfiv.tables.roles import Roles
 
 #: Raised whenever an older library could not read what a newer one writes.
 FORMAT_VERSION = 2
+
+KERNEL_TENSORS = ("points", "bandwidths", "coefficients")
 
 
 def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> None:
@@ -114,6 +117,11 @@ def _component_to_data(component: Component, place: str, tensors: dict[str, Tens
         tensors[f"{place}/treatment"] = torch.from_numpy(component.treatment.copy())
         tensors[f"{place}/covariates"] = torch.from_numpy(component.covariates.copy())
         return {"kind": "linear", "constant": component.constant}
+    if isinstance(component, KernelComponent):
+        for name in KERNEL_TENSORS:
+            tensors[f"{place}/{name}"] = getattr(component.expansion, name)
+        outcome = component.outcome_scale
+        return {"kind": "kernel", "outcome_mean": float(outcome.mean), "outcome_scale": float(outcome.scale)}
     if isinstance(component, NetworkComponent):
         tensors[f"{place}/structural"] = component.structural
         networks: dict[str, Any] = {}
@@ -121,11 +129,10 @@ def _component_to_data(component: Component, place: str, tensors: dict[str, Tens
             if network is not None:
                 tensors.update({f"{place}/{role}/{key}": value for key, value in network.state_dict().items()})
                 networks[role] = describe(network) or {"custom": f"{type(network).__module__}.{type(network).__qualname__}"}
-        scales = ("outcome_scale", "treatment_scale", "covariate_scale")
-        for scale in scales:
-            standardiser: Standardiser = getattr(component, scale)
-            tensors[f"{place}/{scale}/mean"] = torch.from_numpy(np.array(standardiser.mean))
-            tensors[f"{place}/{scale}/scale"] = torch.from_numpy(np.array(standardiser.scale))
+        for name in ("outcome_scale", "treatment_scale", "covariate_scale"):
+            standardiser: Standardiser = getattr(component, name)
+            tensors[f"{place}/{name}/mean"] = torch.from_numpy(np.array(standardiser.mean))
+            tensors[f"{place}/{name}/scale"] = torch.from_numpy(np.array(standardiser.scale))
         return {"kind": "network", "structure": component.structure, "double": component.double, "networks": networks}
     raise ModelFileError(f"components of type {type(component).__name__} cannot be saved")
 
@@ -139,6 +146,13 @@ def _component_from_data(
 ) -> Component:
     if data["kind"] == "linear":
         return LinearComponent(data["constant"], tensors[f"{place}/treatment"].numpy(), tensors[f"{place}/covariates"].numpy())
+    if data["kind"] == "kernel":
+        # Copies, whose place in memory does not depend on the file: sums run in the same order.
+        points, bandwidths, coefficients = (tensors[f"{place}/{name}"].clone() for name in KERNEL_TENSORS)
+        if not points.shape == (len(coefficients), len(bandwidths)):
+            raise ValueError(f"{len(coefficients)} coefficients and {len(bandwidths)} bandwidths for {tuple(points.shape)}")
+        outcome_scale = Standardiser(np.asarray(float(data["outcome_mean"])), np.asarray(float(data["outcome_scale"])))
+        return KernelComponent(KernelExpansion(points, bandwidths, coefficients), outcome_scale)
     if data["kind"] != "network":
         raise ModelFileError(
             f"the file has a component of the unknown kind {data['kind']!r}: it was changed, or written by another cfiv"

@@ -1,0 +1,227 @@
+"""Kernel instrumental variable regression: both stages, cross-fitted or on two samples, over paths of penalties.
+
+With features ``phi`` of instruments and covariates and ``psi`` of treatments and covariates whose inner products are the
+kernels, both stages are ridge regressions on *mean* losses (of weighted rows where rows have weights),
+
+    V(lambda) = argmin_V  mean |psi(X) - V' phi(Z)|^2 + lambda |V|^2
+    u(xi)     = argmin_u  mean (Y - u' V' phi(Z))^2   + xi |u|^2          h(x) = u' psi(x).
+
+On the rows of its own stage 1 the prediction ``V' phi(Z)`` leans to ``psi(X)``, and with it to the confounder. So no row may
+be predicted by a V that has seen it. Two ways:
+
+* two samples: V from sample 1, u from sample 2. With every row of sample 1 as a landmark this is Algorithm 1 of the paper,
+  whose penalties multiply sums: with n and m rows, ``W = K_XX (K_ZZ + n lambda I)^-1 K_ZZ~`` and ``h(x) = alpha' K_Xx``,
+  ``alpha = (W W' + m xi K_XX)^-1 W Y~``.
+* cross-fitting: V_k from the rows outside fold k predicts ``psi`` on fold k, for every fold; u from all rows at once.
+
+The penalty of either stage has the lowest loss on rows that the stage was not fitted to. For ``xi`` there are two losses,
+:data:`Validation`. With ``E[e | Z] = 0``,
+
+    mean (Y - h(X))^2       = mean (h_true - h)^2(X)           + 2 mean e (h_true - h)(X) + mean e^2
+    mean (Y - E[h | Z])^2   = mean (E[h_true - h | Z])^2       + a constant.
+
+The first, the paper's, sees all of h, but under confounding its second term favours an h that fits the confounder. That moves
+xi and no more, since all candidates are solutions of stage 2. The second has no such term, but is blind to whatever in h the
+instruments do not move: it is flat where h is already far off, and least at too small a xi.
+
+References
+----------
+Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019, Algorithm 1 and appendix A.5. The form in
+features, the paths, the row weights and the cross-fitting (after Chernozhukov et al., "Double/debiased machine learning",
+Econometrics Journal 21, 2018) are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cfiv.numerics.kernels import blocks
+from cfiv.numerics.landmarks import KernelFeatures
+from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
+
+#: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` or ``E[h | Z, X]``.
+Validation = Literal["treatment", "instruments"]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What both stages need of some rows, as sums with the rows' shares of all weights. Parts of a sample add up.
+
+    Parameters
+    ----------
+    first_stage : SquaredError
+        Of ``psi`` on ``phi``: G (p, p), R (p, q).
+    instrument_outcome : Tensor (p, 1)
+        ``sum w phi Y``.
+    structural : SquaredError or None
+        Of Y on ``psi``: G (q, q), R (q, 1). Only where it is asked for.
+    outcome : float
+        ``sum w Y^2``.
+    """
+
+    first_stage: SquaredError
+    instrument_outcome: Tensor
+    structural: SquaredError | None
+    outcome: float
+
+    @property
+    def reduced_form(self) -> SquaredError:
+        """Of Y on ``phi``."""
+        return SquaredError(self.first_stage.gram, self.instrument_outcome, self.outcome, self.first_stage.weight)
+
+
+def sample_moments(
+    *,
+    instruments: Tensor,
+    treatments: Tensor,
+    outcome: Tensor,
+    weights: Tensor,
+    instrument_features: KernelFeatures,
+    treatment_features: KernelFeatures,
+    structural: bool,
+) -> Moments:
+    """Moments of some rows.
+
+    Parameters
+    ----------
+    instruments : Tensor (n, q + p)
+        Instruments and covariates.
+    treatments : Tensor (n, k + p)
+        Treatments and covariates.
+    outcome : Tensor (n, 1)
+    weights : Tensor (n,)
+        The rows' shares, >= 0: of a whole sample they sum to one.
+    instrument_features, treatment_features : KernelFeatures
+        ``phi`` and ``psi``.
+    structural : bool
+        Whether the moments of Y on ``psi`` are wanted.
+
+    Notes
+    -----
+    O(n r^2) for r landmarks; besides the result, memory for a few blocks of rows.
+    """
+    p, q = len(instrument_features), len(treatment_features)
+    gram, cross, right = (outcome.new_zeros(p, width) for width in (p, q, 1))
+    treatment_gram, treatment_right = (outcome.new_zeros(q if structural else 0, width) for width in (q, 1))
+    for rows in blocks(len(outcome), max(p, q)):
+        w = weights[rows, None]
+        phi, psi, y = instrument_features(instruments[rows]), treatment_features(treatments[rows]), w * outcome[rows]
+        right.addmm_(phi.mT, y)
+        if structural:
+            treatment_right.addmm_(psi.mT, y)
+            treatment_gram.addmm_(psi.mT, w * psi)
+        weighted = (w * phi).mT
+        gram.addmm_(weighted, phi)
+        cross.addmm_(weighted, psi)
+    weight, square = float(weights.sum()), float((weights[:, None] * outcome.square()).sum())
+    return Moments(
+        # |psi(x)|^2 = k(x, x) = 1: what the landmarks do not span of it is part of the loss, whatever the penalty.
+        first_stage=SquaredError(gram, cross, weight, weight),
+        instrument_outcome=right,
+        structural=SquaredError(treatment_gram, treatment_right, square, weight) if structural else None,
+        outcome=square,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class KernelTwoStage:
+    """What both stages found.
+
+    Parameters
+    ----------
+    first_stage : Tensor (p, q)
+        ``V``: ``V' phi(z)`` predicts ``psi(x)``; the mean over the folds where there are folds.
+    structural : Tensor (q,)
+        ``u``: ``h(x) = u' psi(x)``.
+    stage1, stage2 : PenaltyChoice
+        The losses of the penalties that were tried, means over the rows that they were taken on.
+    """
+
+    first_stage: Tensor
+    structural: Tensor
+    stage1: PenaltyChoice
+    stage2: PenaltyChoice
+
+
+def two_samples(*, sample1: Moments, sample2: Moments, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
+    """Algorithm 1 of the paper, penalties chosen as in its appendix A.5.
+
+    ``lambda`` minimises stage 1's loss on sample 2; then, at that V, ``xi`` minimises ``mean_1 (Y - h(X))^2``.
+
+    Parameters
+    ----------
+    sample1, sample2 : Moments
+        Each with a weight of one; the first with its structural moments.
+    stage1_penalties, stage2_penalties : Tensor (m,)
+        Values of lambda and xi to choose from, each > 0, on the mean loss.
+
+    Notes
+    -----
+    Two eigendecompositions in all, O(p^3 + q^3), however many penalties.
+    """
+    assert sample1.structural is not None
+    first = RidgePath.factor(sample1.first_stage)
+    stage1 = PenaltyChoice(stage1_penalties, first.losses(sample2.first_stage, stage1_penalties))
+    v = first.weights(stage1.chosen)
+    second = RidgePath.factor(sample2.reduced_form.through(v))
+    stage2 = PenaltyChoice(stage2_penalties, second.losses(sample1.structural, stage2_penalties))
+    return KernelTwoStage(v, second.weights(stage2.chosen)[:, 0], stage1, stage2)
+
+
+def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
+    """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
+
+    ``lambda`` minimises ``sum_k loss_k(V_k(lambda))``, stage 1's loss out of fold. To judge ``xi``, fold k is kept from *both*
+    stages: u from the other folds j, each predicted by the rows outside j and k, then the loss on fold k. (Of a V_j that has
+    seen the treatments of fold k the loss falls again towards penalties that are far too small. Two folds leave no other rows:
+    there j is predicted by k, as sample 2 is by sample 1 in the paper.) Moments with structural moments are validated at the
+    treatments, those without at the instruments (see :data:`Validation`). ``xi`` is beside the mean over all rows; where a
+    fold is missing, the penalty of the *sum* stays what it is, as the variance of the noise does.
+
+    Parameters
+    ----------
+    folds : sequence of Moments
+        At least two, and three to validate at the instruments; their weights sum to one.
+    stage1_penalties, stage2_penalties : Tensor (m,)
+        As in :func:`two_samples`.
+
+    Notes
+    -----
+    Two eigendecompositions a fold and a Cholesky solve for each ordered pair of folds, however many penalties:
+    O(K^2 (p^3 + q^3)). Besides the moments of the folds and of all rows it holds one V a fold and a few matrices.
+    """
+    everything = reduce(add, (fold.first_stage for fold in folds))
+    losses1 = torch.zeros_like(stage1_penalties)
+    for fold in folds:
+        losses1 += RidgePath.factor(everything - fold.first_stage).losses(fold.first_stage, stage1_penalties)
+    stage1 = PenaltyChoice(stage1_penalties, losses1)
+    lam = stage1.chosen
+    first_stages = [(everything - fold.first_stage).minimiser(lam) for fold in folds]
+    losses2 = torch.zeros_like(stage2_penalties)
+    for k, (fold, v) in enumerate(zip(folds, first_stages, strict=True)):
+        rest = [j for j in range(len(folds)) if j != k]
+        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, everything, lam, j, k) for j in rest)))
+        held_out = fold.reduced_form.through(v) if fold.structural is None else fold.structural
+        losses2 += second.losses(held_out, stage2_penalties)
+    stage2 = PenaltyChoice(stage2_penalties, losses2)
+    second_stage = _stage2(folds, range(len(folds)), first_stages).minimiser(stage2.chosen)[:, 0]
+    return KernelTwoStage(torch.stack(first_stages).mean(dim=0), second_stage, stage1, stage2)
+
+
+def _unseeing(folds: Sequence[Moments], everything: SquaredError, lam: float, j: int, k: int) -> Tensor:
+    """V that predicts fold j while fold k is held out: from the rows outside both (of two folds, from k)."""
+    rows = everything - folds[j].first_stage
+    return (rows if len(folds) == 2 else rows - folds[k].first_stage).minimiser(lam)
+
+
+def _stage2(folds: Sequence[Moments], which: Sequence[int], first_stages: Iterable[Tensor]) -> SquaredError:
+    """Of Y on ``V_j' phi`` on some folds, as a sum: beside it a penalty weighs as it does beside the mean over all rows."""
+    parts = (folds[j].reduced_form.through(v) for j, v in zip(which, first_stages, strict=True))
+    return replace(reduce(add, parts), weight=1.0)

@@ -1,0 +1,64 @@
+"""Features of landmarks: functions on a kernel's span of some points, in coordinates whose inner product is the kernel's.
+
+References
+----------
+Williams and Seeger, "Using the Nyström Method to Speed Up Kernel Machines", NeurIPS 2000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfiv.numerics.kernels import KernelExpansion, kernel_matrix
+from cfiv.numerics.pivoted_cholesky import pivoted_cholesky
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFeatures:
+    """Features whose inner product is the kernel, as far as the landmarks span it: ``f(x) = L^-1 k_P(x)``.
+
+    P are those landmarks that span the others to rounding, with the kernel matrix ``K_P = L L'``, so that
+    ``f(x)' f(x') = k_P(x)' K_P^-1 k_P(x')``. That is ``k(x, x')`` wherever x or x' is a landmark: with all points as landmarks
+    nothing is approximated.
+
+    Parameters
+    ----------
+    landmarks : Tensor (k, d)
+        P.
+    bandwidths : Tensor (d,)
+    triangle : Tensor (k, k)
+        ``L``, lower triangular.
+    """
+
+    landmarks: Tensor
+    bandwidths: Tensor
+    triangle: Tensor
+
+    @classmethod
+    def of_landmarks(cls, landmarks: Tensor, bandwidths: Tensor, *, most: int | None = None) -> KernelFeatures:
+        """Features of landmarks (r, d), O(r k^2) for k that span them.
+
+        Raises
+        ------
+        TooLargeError
+            If k would be larger than ``most``.
+        """
+        factor = pivoted_cholesky(landmarks.double(), bandwidths, most=most)
+        return cls(landmarks[factor.pivots].double(), bandwidths, factor.triangle)
+
+    def __len__(self) -> int:
+        return len(self.landmarks)
+
+    def __call__(self, at: Tensor) -> Tensor:
+        """Shape (n, d) -> (n, k); O(n k^2)."""
+        kernels = kernel_matrix(at, self.landmarks, self.bandwidths)
+        features: Tensor = torch.linalg.solve_triangular(self.triangle, kernels.mT, upper=False)
+        return features.mT
+
+    def expansion(self, weights: Tensor) -> KernelExpansion:
+        """The function ``x -> weights' f(x)`` of weights (k,) as a sum of kernels at the landmarks."""
+        coefficients = torch.linalg.solve_triangular(self.triangle.mT, weights[:, None], upper=True)[:, 0]
+        return KernelExpansion(self.landmarks, self.bandwidths, coefficients)
