@@ -82,7 +82,7 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
     >>> compare({name: model.fit(train) for name, model in models.items()}, truth=truth).table.columns.tolist()
     ['estimator', 'rows', 'seconds', 'penalties', 'error']
     """
-    if not isinstance(models, Mapping) or not models:
+    if not hasattr(models, "items") or not models:
         raise ParameterError(
             f"there is nothing to compare, got {models!r}: give a mapping of fitted models, as compare({{'2SLS': model}})"
         )

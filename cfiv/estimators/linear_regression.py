@@ -13,6 +13,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
+from cfiv.estimators.parameters import is_whole
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
 Kernel = Literal["bartlett", "parzen", "qs"]
@@ -53,7 +54,7 @@ class Covariance:
             raise ParameterError(f"debiased must be True or False, got {self.debiased!r}")
         if self.bandwidth is None:
             return
-        if isinstance(self.bandwidth, bool) or not isinstance(self.bandwidth, (int, np.integer)) or self.bandwidth < 0:
+        if not is_whole(self.bandwidth) or self.bandwidth < 0:
             raise ParameterError(f"bandwidth must be a whole number of lags >= 0, or None, got {self.bandwidth!r}")
         if self.kind != "kernel":
             raise ParameterError(
@@ -153,6 +154,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     names = (["Intercept"] if intercept else []) + list(data.names.get("covariates", ()))
     treatment_frame = pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names))
     exogenous_frame = pd.DataFrame(exogenous, columns=names)
+    sides: tuple[pd.DataFrame | None, pd.DataFrame | None, pd.DataFrame | None]
     if instrumented:
         sides = (
             exogenous_frame if names else None,

@@ -27,10 +27,15 @@ DIVERGED = 1e4
 class Run(Protocol[L]):
     """A training run that the loop drives, with last layers of type L."""
 
-    #: What to do where it diverges, for messages.
-    advice: str
-    #: Above which the training losses of these names have diverged.
-    limits: Mapping[str, float]
+    @property
+    def advice(self) -> str:
+        """What to do where it diverges, for messages."""
+        ...
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Above which the training losses of these names have diverged."""
+        ...
 
     def step(self, number: int) -> dict[str, Tensor]:
         """Take step ``number`` (from 1) and return its training losses, not yet read."""
