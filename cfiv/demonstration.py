@@ -32,7 +32,7 @@ def new_figure() -> Figure:
         raise MissingPackageError(
             "the demonstration draws with matplotlib, which is not installed: pip install 'cfiv[plot]'"
         ) from None
-    return Figure(figsize=(9.0, 6.0), layout="constrained")
+    return Figure(figsize=(9.0, 6.3), layout="constrained")
 
 
 def draw(figure: Figure, models: Mapping[str, StructuralEstimator], *, truth: Truth, observed: pd.DataFrame) -> None:
@@ -53,7 +53,10 @@ def draw(figure: Figure, models: Mapping[str, StructuralEstimator], *, truth: Tr
             outcome="sales",
             axes=list(axes),
         )
-    rows[1, 0].get_legend().remove()
+    handles, labels = rows[0, 0].get_legend_handles_labels()
+    for axes in rows[:, 0]:
+        axes.get_legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
         f"Structural function at emotion {EMOTION:g}; ticks mark the prices and times seen in training", fontsize="medium"
     )
