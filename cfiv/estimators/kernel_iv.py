@@ -97,15 +97,15 @@ class KernelIV(StructuralEstimator):
 
     Notes
     -----
-    Kernel matrices are never made: their Cholesky factors have a few columns, k (some 1,200 for 5,000 rows in three dimensions;
+    Kernel matrices are never made: their Cholesky factors have a few columns, k (some 1,100 for 5,000 rows in three dimensions;
     n where inputs are many or bandwidths small). A fit costs O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about
     (26 + 5 folds) k^2. Far from all training rows ``h`` goes to the mean outcome. Row weights enter the means of both stages,
     not the median distances.
 
-    ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it picks
-    penalties that are too small, and on confounded designs had the higher loss at fresh instruments itself. The paper's loss
-    leans towards the confounder, but only in choosing among solutions of stage 2. :mod:`cfiv.numerics.kernel_two_stage` has
-    the algebra.
+    ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it tends
+    to penalties that are too small. In our simulations under strong confounding it had the higher loss at fresh instruments
+    itself; on the demand design, where confounding is weak, the lower. The paper's loss leans towards the confounder, but only
+    in choosing among solutions of stage 2. :mod:`cfiv.numerics.kernel_two_stage` has the algebra.
 
     References
     ----------

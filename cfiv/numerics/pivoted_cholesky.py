@@ -1,6 +1,6 @@
 """Gaussian kernel matrices factored to rounding without being made: a Cholesky factor of a few columns.
 
-Kernels of smooth functions have a numerical rank far below the number of points (about 1,200 for 5,000 points in three
+Kernels of smooth functions have a numerical rank far below the number of points (about 1,100 for 5,000 points in three
 dimensions at median bandwidths). Columns are taken where the factor is still wrong, until it is wrong nowhere,
 
     K = L L' + E,    E positive semi-definite with a diagonal below ``TOLERANCE``,
