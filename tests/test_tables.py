@@ -70,11 +70,12 @@ def test_a_formula_gives_every_column_its_role(
     [
         ("y ~ x + t", ["names no instruments", "'y ~ x + t'", "write 'outcome ~ covariates + [treatment ~ instruments]'"]),
         ("y + v ~ [t ~ z]", ["must have one outcome", "got 2"]),
+        ("y ~ x + [t ~ z + [s ~ w]]", ["brackets within brackets", "all treatments in one pair"]),
         ("~ x + [t ~ z]", ["needs an outcome and a '~'"]),
         ("", ["needs an outcome and a '~'"]),
         ("y ~ x + [t ~ z", ["cannot be read", "write 'outcome ~"]),
         ("y ~ [t ~ ]", ["cannot be read", "write 'outcome ~"]),
-        ("y ~ [[t ~ z] ~ w]", ["cannot be read", "write 'outcome ~"]),
+        ("y ~ [[t ~ z] ~ w]", ["brackets within brackets"]),
         ("y ~ x'", ["cannot be read", "write 'outcome ~"]),
         ("y ~ [1 ~ z]", ["need a treatment and an instrument"]),
         ("y ~ x * [t ~ z]", ["multiplies the brackets", "[price + price:time ~ fuel + fuel:time]"]),

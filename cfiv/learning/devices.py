@@ -19,7 +19,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, dtype=torch.float64, device=resolved)
+        torch.zeros(1, dtype=torch.float64, device=resolved).item()  # "meta" has tensors without values
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ParameterError(
             f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"

@@ -107,11 +107,11 @@ class Training:
                 raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name, low, high in (("lambda_start", 0.0, 1.0), ("holdout", 0.0, 0.9), ("tolerance", 0.0, math.inf)):
             value = getattr(self, name)
-            if not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
                 raise ParameterError(f"{name} must be between {low} and {high}, got {value!r}")
-        if self.split is not None and not 0 < self.split < 1:
+        if self.split is not None and not (isinstance(self.split, Real) and 0 < float(self.split) < 1):
             raise ParameterError(f"split must be between 0 and 1, or None for the same rows in both stages, got {self.split!r}")
-        if any(not (math.isfinite(ridge) and ridge >= 0) for ridge in self.refit_ridges):
+        if any(not (isinstance(ridge, Real) and 0 <= float(ridge) < math.inf) for ridge in self.refit_ridges):
             raise ParameterError(f"refit_ridges must be finite and >= 0, got {self.refit_ridges!r}")
 
     def rate_factor(self, step: int, steps: int) -> float:

@@ -62,6 +62,8 @@ class Roles:
             raise FormulaError(
                 f"the formula {formula!r} uses {reserved.group()!r}, which stands for the constant: rename that column"
             )
+        if re.search(r"\[[^\]]*\[", re.sub(r"`[^`]*`", "", formula)):
+            raise FormulaError(f"the formula {formula!r} has brackets within brackets: {hint}, all treatments in one pair")
         try:
             parser = DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
             parsed = Formula(formula, _parser=parser)
