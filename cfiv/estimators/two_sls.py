@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import pandas as pd
-
-from cfiv.data import IVData
-from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.linear_regression import Covariance, CovarianceKind, Kernel, linear_regression
-from cfiv.tables.columns import Missing
+from cfiv.estimators.linear_estimator import LinearEstimator
 
 
-class TwoStageLeastSquares(StructuralEstimator):
+class TwoStageLeastSquares(LinearEstimator):
     """Two-stage least squares: ``h(t, x) = c + a' t + b' x`` on the columns that the formula makes.
 
     With ``D = [1, X, T]`` and ``Q`` the projection on ``[1, X, Z]``, coefficients are ``(D' Q D)^-1 D' Q Y`` (row-weighted
@@ -68,45 +60,4 @@ class TwoStageLeastSquares(StructuralEstimator):
     ['Intercept', 'time', 'emotion', 'price']
     """
 
-    def __init__(
-        self,
-        formula: str | None = None,
-        *,
-        outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
-        weights: str | None = None,
-        missing: Missing = "drop",
-        clusters: str | None = None,
-        covariance: CovarianceKind = "robust",
-        debiased: bool = False,
-        kernel: Kernel = "bartlett",
-        bandwidth: int | None = None,
-    ) -> None:
-        self.formula = formula
-        self.outcome = outcome
-        self.treatment = treatment
-        self.instruments = instruments
-        self.covariates = covariates
-        self.weights = weights
-        self.missing = missing
-        self.clusters = clusters
-        self.covariance = covariance
-        self.debiased = debiased
-        self.kernel = kernel
-        self.bandwidth = bandwidth
-
-    results_: Any
-    coefficients_: pd.DataFrame
-
-    def _covariance(self) -> Covariance:
-        return Covariance(self.covariance, self.debiased, self.kernel, self.bandwidth)
-
-    def _check_parameters(self) -> None:
-        self._covariance()
-
-    def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        regression = linear_regression(data, instrumented=True, intercept=intercept, covariance=self._covariance())
-        self.results_, self.coefficients_ = regression.results, regression.coefficients
-        return regression.estimate
+    _instrumented = True
