@@ -207,6 +207,13 @@ def test_no_end_is_warned_of_where_it_does_not_matter() -> None:
     model().fit(frame.assign(y=np.random.default_rng(1).normal(size=len(frame))))
 
 
+@pytest.mark.law
+def test_a_number_may_be_an_array_without_a_dimension() -> None:
+    plain = model(ridge1=1e-3, ridge2=1e-3, bandwidths={"treatment": 0.8}).fit(table())
+    array = model(ridge1=np.array(1e-3), ridge2=np.array([1e-3]), bandwidths={"treatment": np.array(0.8)}).fit(table())
+    np.testing.assert_array_equal(array.predict(table()), plain.predict(table()))
+
+
 # Refusals
 
 
