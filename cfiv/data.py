@@ -268,4 +268,6 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
         names[role] = (chosen,) if isinstance(chosen, str) else tuple(chosen)
         if len(names[role]) != len(default):
             raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
+        if len(set(names[role])) < len(names[role]):
+            raise DataError(f"names[{role!r}] must be different from one another, got {list(names[role])}")
     return names

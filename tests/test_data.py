@@ -82,6 +82,7 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
         ({"weights": [1.0, 1.0, -2.0, 1.0, 1.0]}, ["weights must be >= 0", "got a smallest of -2"]),
         ({"weights": np.zeros(5)}, ["weights are all zero", "give at least one row a weight > 0"]),
         ({"weights": [1.0, np.nan, 1.0, 1.0, 1.0]}, ["weights must be finite", "got 1 values"]),
+        ({"names": {"covariates": ["x", "x"]}}, ["names['covariates'] must be different", "got ['x', 'x']"]),
         ({"names": {"covariates": ["only one"]}}, ["names['covariates'] must name 2 columns", "got ['only one']"]),
     ],
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.diagnostics.linear_problem import LinearProblem, cluster_sums
+from cfiv.diagnostics.linear_problem import LinearProblem, cluster_sums, of_order_one
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 
 #: Random divisions of the rows whose p-values are combined.
@@ -76,6 +76,19 @@ class Sample:
             int(problem.intercept),
         )
 
+    def standardised(self) -> Sample:
+        """The same rows in units of order one, about zero where there is a constant.
+
+        The statistic does not see it, but forests do: they round to float32, and take differences below 1e-7 for none.
+        """
+        c = self.constants
+        outcome, *columns = (
+            of_order_one(part, self.weights, centred=bool(c))
+            for part in (self.outcome, self.regressors[:, c:], self.exogenous[:, c:])
+        )
+        regressors, exogenous = (np.concatenate([np.ones((len(outcome), c)), part], axis=1) for part in columns)
+        return replace(self, outcome=outcome, regressors=regressors, exogenous=exogenous)
+
     def rows(self, mask: Array) -> Sample:
         """A part of the rows."""
         clusters = None if self.clusters is None else np.unique(self.clusters[mask], return_inverse=True)[1]
@@ -137,7 +150,7 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
     from sklearn.ensemble import RandomForestRegressor
 
     name = "Residual prediction"
-    sample, (n, k, q) = Sample.of(problem), problem.shape
+    sample, (n, k, q) = Sample.of(problem).standardised(), problem.shape
     columns, units = problem.exogenous + k + q, problem.n_clusters
     reason = problem.unidentified
     if reason is None and (n < 10 * columns or units < 20):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cfiv.data import Array, IVData
-from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, of_order_one
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 from cfiv.estimators.linear_regression import linear_regression
 
@@ -69,8 +69,7 @@ def _standardised(problem: LinearProblem) -> IVData:
     weights = np.ones(len(data)) if data.weights is None else data.weights / data.weights.mean()
 
     def scaled(columns: Array) -> Array:
-        centred = columns - np.average(columns, axis=0, weights=weights) * problem.intercept
-        return np.asarray(centred / np.sqrt(np.average(centred**2, axis=0, weights=weights)))
+        return of_order_one(columns, weights, centred=problem.intercept)
 
     return IVData(
         outcome=scaled(data.outcome),

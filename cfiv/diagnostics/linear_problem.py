@@ -210,6 +210,13 @@ def cluster_sums(scores: Array, clusters: Array | None) -> Array:
     return sums
 
 
+def of_order_one(columns: Array, weights: Array, *, centred: bool) -> Array:
+    """Columns (n, ...) over their weighted root mean square, where ``centred`` about their mean; zeros stay zeros."""
+    left = columns - np.average(columns, axis=0, weights=weights) * centred
+    scale = np.sqrt(np.average(left**2, axis=0, weights=weights))
+    return np.asarray(left / np.where(scale > 0, scale, 1.0))
+
+
 def _factorised(root: Array, exogenous: Array, columns: Array, names: Sequence[str]) -> tuple[Array, Array]:
     """Orthonormal basis of ``root * [exogenous, columns]`` and the columns' centres; raises where one depends on the others.
 

@@ -206,6 +206,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             raise FormulaError(
                 f"give either a formula or column names, got the formula {self.formula!r} and {', '.join(named)}"
             )
+        for role, column in (("weights", self.weights), ("clusters", clusters)):
+            if column is not None and not isinstance(column, str):
+                raise FormulaError(f"{role} must be the name of one column, got {column!r}: combine several into one column")
         if self.formula is None and not named:
             for role, column in (("weights", self.weights), ("clusters", clusters)):
                 if column is not None:

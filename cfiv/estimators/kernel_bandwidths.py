@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, ParameterError
-from cfiv.estimators.parameters import is_number
+from cfiv.estimators.parameters import is_number, several
 from cfiv.numerics.bandwidths import median_bandwidth
 
 Bandwidths = Mapping[str, float | Sequence[float]]
@@ -25,7 +25,7 @@ def check_bandwidths(given: Any) -> None:
             f"bandwidths must be a mapping with keys among 'treatment', 'instruments' and 'covariates', got {given!r}"
         )
     for role, values in given.items():
-        for value in _several(values):
+        for value in several(values):
             if not (is_number(value) and 0.0 < float(value) < math.inf):
                 raise ParameterError(f"bandwidths[{role!r}] must be finite and > 0, got {values!r}")
 
@@ -60,7 +60,7 @@ def resolve_bandwidths(
     found: dict[str, list[float]] = {}
     for role, columns in inputs.items():
         if role in given:
-            numbers = [float(value) for value in _several(given[role])]
+            numbers = [float(value) for value in several(given[role])]
             if len(numbers) not in (1, len(columns)):
                 raise ParameterError(
                     f"bandwidths[{role!r}] must be one number or one for each of the {len(columns)} inputs, got {given[role]!r}"
@@ -91,7 +91,3 @@ def bandwidth_records(bandwidths: Mapping[str, Sequence[float]], names: Mapping[
         for role, values in bandwidths.items()
         for name, value in zip(names[role], values, strict=True)
     ]
-
-
-def _several(values: Any) -> list[Any]:
-    return list(values) if isinstance(values, (Sequence, np.ndarray)) and not isinstance(values, str) else [values]

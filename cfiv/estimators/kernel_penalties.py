@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.errors import ParameterError, PenaltyRangeWarning
-from cfiv.estimators.parameters import is_number
+from cfiv.estimators.parameters import is_number, several
 from cfiv.numerics.ridge_path import PenaltyChoice
 
 #: Values of either penalty that None stands for. The outcome has unit variance and the kernels are one at distance zero, so
@@ -36,7 +36,7 @@ def penalty_values(name: str, given: Penalty) -> tuple[float, ...]:
     """
     if given is None:
         return PENALTIES
-    values = tuple(given) if isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str) else (given,)
+    values = several(given)
     if not values or not all(is_number(value) and LEAST <= float(value) < math.inf for value in values):
         raise ParameterError(
             f"{name} must be a finite number >= {LEAST:g}, several of them, or None for {len(PENALTIES)} values from "

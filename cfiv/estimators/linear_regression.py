@@ -151,7 +151,8 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     if len(data) <= columns:
         raise DataError(f"{method} needs more rows than its {columns} coefficients, got {len(data)} rows")
     exogenous = _exogenous(data.covariates, rows=len(data), intercept=intercept)
-    names = (["Intercept"] if intercept else []) + list(data.names.get("covariates", ()))
+    names = ["Intercept"] if intercept else []
+    names += _unique(data.names.get("covariates", ()), names)
     treatment_frame = pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names))
     exogenous_frame = pd.DataFrame(exogenous, columns=names)
     sides: tuple[pd.DataFrame | None, pd.DataFrame | None, pd.DataFrame | None]
@@ -235,4 +236,9 @@ def _described(covariance: Covariance, results: Any) -> str:
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
     """Names that linearmodels can tell apart: a column of another part may carry the same name."""
-    return [f"{name}_" if name in taken else name for name in names]
+    free: list[str] = []
+    for name in names:
+        while name in (*taken, *free):
+            name += "_"
+        free.append(name)
+    return free

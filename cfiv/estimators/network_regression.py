@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -178,26 +179,36 @@ class NetworkRegression(StructuralEstimator):
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         generators = np.random.default_rng(self.random_state).spawn(self.fits + 1)
-        self.fits_ = []
+        fits: list[RegressionFit] = []
+        interrupted = False
         with tqdm(total=self.steps * (self.fits + 1), desc="Network", unit="step", disable=not self.progress) as bar:
             for generator in generators[:-1]:
                 try:
-                    self.fits_.append(self._fit_once(problem, problem.sample, self._structural, generator, bar.update))
+                    fitted = self._fit_once(problem, problem.sample, self._structural, generator, bar.update)
                 except (KeyboardInterrupt, DivergenceError) as error:
-                    if not self.fits_:
+                    if not fits:
                         raise
-                    reason = "training was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+                    interrupted = isinstance(error, KeyboardInterrupt)
+                    reason = "training was interrupted" if interrupted else str(error)
                     warnings.warn(f"a fit is left out of the average: {reason}", TrainingWarning, stacklevel=3)
+                else:
+                    fits.append(fitted)
+                    interrupted = fitted.ended == "interrupted"
+                if interrupted:
                     break
-                if self.fits_[-1].ended == "interrupted":
-                    break
-            whole = len(self.fits_) == self.fits and self.fits_[-1].ended != "interrupted"
-            predicted = sum(fitted.predict(_on_cpu(problem.sample)) for fitted in self.fits_) / len(self.fits_)
+            predicted = sum(fitted.predict(_on_cpu(problem.sample)) for fitted in fits) / len(fits)
             assert isinstance(predicted, Tensor)
             explained = replace(problem.sample, outcome=predicted.to(problem.sample.outcome))
-            reduced_form = self._fit_once(
-                problem, explained, self._instrument, generators[-1], bar.update, steps=None if whole else 0
-            )
+            explain = partial(self._fit_once, problem, explained, self._instrument, generators[-1], bar.update)
+            try:
+                reduced_form = explain(steps=0 if interrupted else None)
+            except (KeyboardInterrupt, DivergenceError) as error:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                reason = "training was interrupted" if interrupted else str(error)
+                warnings.warn(f"the features for score are left untrained: {reason}", TrainingWarning, stacklevel=3)
+                reduced_form = explain(steps=0)
+        self.fits_ = fits
+        interrupted = interrupted or reduced_form.ended == "interrupted"
         components = tuple(
             problem.component(
                 treatment=fitted.features.treatment,
@@ -210,7 +221,9 @@ class NetworkRegression(StructuralEstimator):
         )
         history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(self.fits_) for record in fitted.history])
         chosen = {"ridge": tuple(fitted.refit_ridge for fitted in self.fits_)} if self.holdout else {}
-        return Estimate(components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen, not whole)
+        return Estimate(
+            components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen, interrupted
+        )
 
     def _fit_once(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -57,6 +58,13 @@ def per_network(name: str, given: Any) -> PerNetwork:
             f"{name} must be one number or three (treatment, instrument, covariate), each finite and >= 0, got {given!r}"
         )
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """The items of a list, tuple or array; anything else, text and an array without a dimension included, is one item."""
+    if isinstance(given, np.ndarray):
+        return tuple(given) if given.ndim else (given.item(),)
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
 
 
 def is_whole(value: object) -> bool:

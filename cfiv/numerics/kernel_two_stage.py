@@ -195,19 +195,18 @@ def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_p
     Notes
     -----
     Two eigendecompositions a fold and a Cholesky solve for each ordered pair of folds, however many penalties:
-    O(K^2 (p^3 + q^3)). Besides the moments of the folds and of all rows it holds one V a fold and a few matrices.
+    O(K^2 (p^3 + q^3)). Besides the moments of the folds it holds one V a fold and a few matrices.
     """
-    everything = reduce(add, (fold.first_stage for fold in folds))
     losses1 = torch.zeros_like(stage1_penalties)
-    for fold in folds:
-        losses1 += RidgePath.factor(everything - fold.first_stage).losses(fold.first_stage, stage1_penalties)
+    for k, fold in enumerate(folds):
+        losses1 += RidgePath.factor(_outside(folds, k)).losses(fold.first_stage, stage1_penalties)
     stage1 = PenaltyChoice(stage1_penalties, losses1)
     lam = stage1.chosen
-    first_stages = [(everything - fold.first_stage).minimiser(lam) for fold in folds]
+    first_stages = [_outside(folds, k).minimiser(lam) for k in range(len(folds))]
     losses2 = torch.zeros_like(stage2_penalties)
     for k, (fold, v) in enumerate(zip(folds, first_stages, strict=True)):
         rest = [j for j in range(len(folds)) if j != k]
-        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, everything, lam, j, k) for j in rest)))
+        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, lam, j, k) for j in rest)))
         held_out = fold.reduced_form.through(v) if fold.structural is None else fold.structural
         losses2 += second.losses(held_out, stage2_penalties)
     stage2 = PenaltyChoice(stage2_penalties, losses2)
@@ -215,10 +214,14 @@ def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_p
     return KernelTwoStage(torch.stack(first_stages).mean(dim=0), second_stage, stage1, stage2)
 
 
-def _unseeing(folds: Sequence[Moments], everything: SquaredError, lam: float, j: int, k: int) -> Tensor:
+def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
+    """Of stage 1 on the rows outside some folds: a sum, since a difference has no digits left where one fold weighs most."""
+    return reduce(add, (fold.first_stage for i, fold in enumerate(folds) if i not in without))
+
+
+def _unseeing(folds: Sequence[Moments], lam: float, j: int, k: int) -> Tensor:
     """V that predicts fold j while fold k is held out: from the rows outside both (of two folds, from k)."""
-    rows = everything - folds[j].first_stage
-    return (rows if len(folds) == 2 else rows - folds[k].first_stage).minimiser(lam)
+    return (_outside(folds, j) if len(folds) == 2 else _outside(folds, j, k)).minimiser(lam)
 
 
 def _stage2(folds: Sequence[Moments], which: Sequence[int], first_stages: Iterable[Tensor]) -> SquaredError:

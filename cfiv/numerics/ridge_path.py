@@ -35,17 +35,8 @@ class SquaredError:
     weight: float = 1.0
 
     def __add__(self, other: SquaredError) -> SquaredError:
-        return self._with(other, 1.0)
-
-    def __sub__(self, other: SquaredError) -> SquaredError:
-        return self._with(other, -1.0)
-
-    def _with(self, other: SquaredError, sign: float) -> SquaredError:
         return SquaredError(
-            torch.add(self.gram, other.gram, alpha=sign),
-            torch.add(self.right, other.right, alpha=sign),
-            self.square + sign * other.square,
-            self.weight + sign * other.weight,
+            self.gram + other.gram, self.right + other.right, self.square + other.square, self.weight + other.weight
         )
 
     def through(self, first_stage: Tensor) -> SquaredError:

@@ -92,6 +92,23 @@ def test_units_of_outcome_and_treatment_do_not_matter(robust: bool) -> None:
     assert other == pytest.approx(one, rel=SAME)
 
 
+@pytest.mark.law
+def test_small_units_and_far_origins_do_not_blunt_the_forest() -> None:
+    """scikit-learn's trees round to float32 and do not split what differs by less than 1e-7."""
+    frame = table(600).assign(y=lambda f: f["y"] + 2 * f["t"] ** 2)
+    small = frame.assign(**{name: 1e-9 * frame[name] for name in ("y", "t", "z", "x")})
+    for formula in ("y ~ x + [t ~ z]", "y ~ 0 + x + [t ~ z]"):
+        one, other = (
+            result(residual_prediction(problem(formula, f), significance=0.05, random_state=0)) for f in (frame, small)
+        )
+        assert other.statistic == pytest.approx(one.statistic, rel=SAME)
+    near, far = (
+        result(residual_prediction(problem("y ~ x + [t ~ z]", f), significance=0.05, random_state=0))
+        for f in (frame, frame.assign(z=frame["z"] + 1e9, x=frame["x"] + 1e9))
+    )
+    assert far.statistic == pytest.approx(near.statistic, rel=1e-6)  # a column beside 1e9 has seven digits left
+
+
 def test_few_rows_or_clusters_are_said() -> None:
     few = residual_prediction(problem("y ~ x + [t ~ z]", table(35)), significance=SIGNIFICANCE, random_state=0)
     assert isinstance(few, Unavailable)

@@ -450,6 +450,8 @@ def test_linear_estimators_refuse_images(kind: type) -> None:
         ({"bandwidth": 2}, ParameterError, ["bandwidth=2 is for covariance='kernel'", "got covariance='robust'"]),
         ({"covariance": "clustered"}, ParameterError, ["needs groups of rows", "give clusters='column'"]),
         ({"clusters": "time"}, ParameterError, ["covariance='robust' does not use them", "set covariance='clustered'"]),
+        ({"clusters": ["time", "one"], "covariance": "clustered"}, FormulaError, ["name of one column", "['time', 'one']"]),
+        ({"weights": ["one"]}, FormulaError, ["weights must be the name of one column", "got ['one']"]),
         ({"clusters": "one", "covariance": "clustered"}, DataError, ["at least 2 clusters", "got 1"]),
         ({"clusters": "tiem", "covariance": "clustered"}, DataError, ["need column 'tiem'", "did you mean 'time'?"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,13 @@ def test_no_end_is_warned_of_where_it_does_not_matter() -> None:
     model().fit(frame.assign(y=np.random.default_rng(1).normal(size=len(frame))))
 
 
+@pytest.mark.law
+def test_a_number_may_be_an_array_without_a_dimension() -> None:
+    plain = model(ridge1=1e-3, ridge2=1e-3, bandwidths={"treatment": 0.8}).fit(table())
+    array = model(ridge1=np.array(1e-3), ridge2=np.array([1e-3]), bandwidths={"treatment": np.array(0.8)}).fit(table())
+    np.testing.assert_array_equal(array.predict(table()), plain.predict(table()))
+
+
 # Refusals
 
 
@@ -269,3 +277,14 @@ def test_matrices_that_do_not_fit_are_refused_with_a_number_of_landmarks_that_do
 def test_the_machine_says_how_much_memory_is_free() -> None:
     free = kernel_memory.available_memory()
     assert free is None or free > 2**20
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("options", [{}, {"folds": 2}, {"validation": "instruments"}], ids=str)
+def test_one_row_may_outweigh_all_others(options: dict[str, Any]) -> None:
+    """The moments of the other folds are no difference of two large sums, which left matrices that were not positive."""
+    frame = table().assign(w=lambda rows: np.where(rows.index == 0, 1e12, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PenaltyRangeWarning)
+        fitted = model(weights="w", **options).fit(frame)
+    assert fitted.predict(frame[:1])[0] == pytest.approx(frame["y"][0], rel=1e-3)

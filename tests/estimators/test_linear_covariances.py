@@ -154,3 +154,15 @@ def test_the_returns_to_schooling_in_wooldridges_tables() -> None:
     assert len(used) == 3010
     assert printed(educ(LeastSquares, schooling, used)) == ("0.075", "0.003")
     assert printed(educ(TwoStageLeastSquares, schooling, used)) == ("0.132", "0.055")
+
+
+@pytest.mark.law
+def test_columns_of_arrays_that_share_a_name_stay_apart() -> None:
+    frame = table()
+    roles = {"outcome": frame["y"], "treatment": frame["t"], "instruments": frame["z"], "covariates": frame[["x", "w"]]}
+    plain = TwoStageLeastSquares().fit(IVData(**roles)).coefficients_
+    names = {"treatment": ["a"], "instruments": ["a"], "covariates": ["Intercept", "a_"]}
+    named = TwoStageLeastSquares().fit(IVData(**roles, names=names | {"covariates": ["a", "a_"]})).coefficients_
+    assert named.index.tolist() == ["Intercept", "a", "a_", "a__"]
+    np.testing.assert_array_equal(named, plain)
+    assert TwoStageLeastSquares().fit(IVData(**roles, names=names)).coefficients_.index[1] == "Intercept_"

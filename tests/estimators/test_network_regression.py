@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 import cfiv
-from cfiv import LeastSquares, NetworkRegression, ParameterError
+from cfiv import DivergenceError, LeastSquares, NetworkRegression, ParameterError, TrainingWarning
 from cfiv.datasets import demand
+from cfiv.estimators import network_regression
 from cfiv.learning.last_layer import Proximal
-from cfiv.learning.regression import RegressionState, StructuralFeatures, step
+from cfiv.learning.regression import RegressionFit, RegressionState, StructuralFeatures, fit_regression, step
 from cfiv.learning.samples import Sample
 
 #: float32 features, float64 solves.
@@ -134,3 +136,28 @@ def test_images_are_treatments_like_any_other() -> None:
     model = NetworkRegression(steps=200, learning_rate=3e-3, progress=False, random_state=0).fit(data)
     error = np.mean((model.predict(data) - data.outcome) ** 2)
     assert error < 0.05 * data.outcome.var()
+
+
+@pytest.mark.parametrize("failing", [2, 3], ids=["second fit", "features for score"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), DivergenceError("training diverged at step 1")], ids=["Ctrl-C", "diverged"]
+)
+def test_what_was_fitted_before_is_kept(monkeypatch: pytest.MonkeyPatch, error: BaseException, failing: int) -> None:
+    calls = 0
+
+    def failing_once(*arguments: Any, **options: Any) -> RegressionFit:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise error
+        return fit_regression(*arguments, **options)
+
+    monkeypatch.setattr(network_regression, "fit_regression", failing_once)
+    frame = demand.simulate(n=200, seed=0)[0].frame
+    model = NetworkRegression(demand.FORMULA, steps=5, progress=False, random_state=0)
+    with pytest.warns(TrainingWarning, match="left out of the average" if failing == 2 else "left untrained"):
+        model.fit(frame)
+    assert len(model.fits_) == failing - 1
+    assert model.interrupted_ == isinstance(error, KeyboardInterrupt)
+    assert np.isfinite(model.predict(frame)).all()
+    assert np.isfinite(model.score(frame))
