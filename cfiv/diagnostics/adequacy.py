@@ -108,7 +108,7 @@ class Sample:
         return self.outcome - self.regressors @ coefficients, fitted
 
 
-def residual_prediction(problem: LinearProblem, *, significance: float, random_state: int) -> Diagnostic:
+def residual_prediction(problem: LinearProblem, *, significance: float, random_state: int, strong: bool = True) -> Diagnostic:
     """Residual prediction test: can anything in ``(Z, X)`` predict the residuals of two-stage least squares?
 
     The null is ``E[Y - T b - X c | Z, X] = 0`` for some ``b, c``: errors *mean-independent* of instruments and covariates.
@@ -127,6 +127,9 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
         One minus the level, for the reading.
     random_state : int
         Of the divisions and the forests.
+    strong : bool
+        Whether the instruments are. Where they are weak, nearly any slope leaves residuals that they cannot predict, and the
+        reading says that the test sees little.
 
     Returns
     -------
@@ -182,7 +185,9 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
             significance=significance,
             rejected="the linear model is rejected: a nonlinear estimator such as DFIV is needed, unless an instrument is "
             "invalid, which would look the same",
-            kept="nothing speaks against the linear model: two-stage least squares may be enough",
+            kept="nothing speaks against the linear model: two-stage least squares may be enough"
+            if strong
+            else "nothing speaks against the linear model, but with instruments this weak hardly anything could",
         ),
     )
 

@@ -15,6 +15,7 @@ from cfiv.diagnostics.linear_problem import LinearProblem
 from cfiv.diagnostics.overidentification import hansen_j, sargan
 from cfiv.diagnostics.rank import cragg_donald, kleibergen_paap
 from cfiv.diagnostics.report import Diagnostics
+from cfiv.diagnostics.results import TestResult
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
@@ -105,12 +106,15 @@ def diagnose(
     problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=chosen)
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
+    effective = effective_f(problem)
+    # For several treatments there is no effective F; then weak is what the rank test does not reject.
+    gauge = effective if isinstance(effective, TestResult) else lm
     exogeneity = endogeneity(problem, significance=significance)
     return Diagnostics(
         facts=_facts(problem, level),
         partial_f=partial_f(problem, significance=significance),
         conditional_f=conditional_f(problem, significance=significance),
-        effective_f=effective_f(problem),
+        effective_f=effective,
         cragg_donald=cragg_donald(problem),
         kleibergen_paap_f=wald_f,
         kleibergen_paap_lm=lm,
@@ -121,7 +125,12 @@ def diagnose(
         wooldridge=exogeneity["wooldridge"],
         anderson_rubin=anderson_rubin(problem, significance=significance),
         anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
-        residual_prediction=residual_prediction(problem, significance=significance, random_state=random_state),
+        residual_prediction=residual_prediction(
+            problem,
+            significance=significance,
+            random_state=random_state,
+            strong=isinstance(gauge, TestResult) and gauge.rejects(significance),
+        ),
     )
 
 

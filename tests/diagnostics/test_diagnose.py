@@ -14,7 +14,7 @@ from linearmodels.datasets import card, fertility, mroz, wage
 
 import cfiv
 from cfiv import DFIV, CfivError, DataError, FormulaError, IVData, MissingRowsWarning, ParameterError, TwoStageLeastSquares
-from cfiv.datasets import card1995
+from cfiv.datasets import card1995, demand
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.report import Diagnostics
 from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
@@ -314,3 +314,14 @@ def test_a_confidence_set_says_what_it_is() -> None:
         assert (str(found), found.is_bounded, found.is_empty, found.contains(0.0)) == (text, bounded, empty, zero)
         assert found.reading.endswith(".")
     assert ConfidenceSet("t", 0.95, ((-1.0, 1.0), (2.0, 5.0))).length == 5.0
+
+
+def test_the_gate_says_when_it_cannot_see() -> None:
+    """A curve and a line look alike through an instrument that does not move the treatment."""
+    formula = "sales ~ bs(time, df=8, extrapolation='clip')*emotion + [price ~ fuel]"
+    readings = []
+    for strength in (1.0, 0.01):
+        data, _ = demand.simulate(1000, rho=0.9, seed=0, error_scale=50, instrument_strength=strength)
+        readings.append(cfiv.diagnose(data.frame, formula).residual_prediction.reading)
+    assert "the linear model is rejected" in readings[0]
+    assert "with instruments this weak hardly anything could" in readings[1]
