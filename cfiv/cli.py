@@ -98,7 +98,13 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
         model = _make(
             registered, demand.FORMULA, seed=seed, progress=_show_progress(), steps=steps if registered.takes("steps") else None
         )
-        models[registered.label] = model.fit(data)
+        try:
+            models[registered.label] = model.fit(data)
+        except KeyboardInterrupt:  # before this one had anything to show
+            if not models:
+                raise
+            _say(f"warning: interrupted while fitting {registered.label}; what was fitted before is kept")
+            break
         model.save(folder / f"{name}.safetensors")
         if model.interrupted_:  # Ctrl-C means no further ones either
             break

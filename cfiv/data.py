@@ -35,7 +35,8 @@ class IVData:
     covariates : array (n,) or (n, p), optional
         ``X``, exogenous and possibly part of the structural function.
     weights : array (n,), optional
-        Row weights >= 0 (frequency or importance); only their ratios matter.
+        Row weights >= 0; only their ratios matter. A row is one observation whatever its weight: for estimates, whole numbers
+        are as good as repeated rows, for standard errors and tests they are not.
     clusters : array (n,), optional
         Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances; kept as whole
         numbers from 0.

@@ -1,4 +1,4 @@
-"""The demonstration of ``cfiv demo``: two models of the demand design beside its truth, as a figure and as text."""
+"""The demonstration of ``cfiv demo``: fitted models of the demand design beside its truth, as a figure and as text."""
 
 from __future__ import annotations
 

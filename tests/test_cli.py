@@ -499,6 +499,20 @@ def test_ctrl_c_before_there_is_anything_to_keep_ends_with_130_and_writes_nothin
     assert not Path("m").exists()
 
 
+def test_ctrl_c_in_a_later_estimator_of_the_demonstration_keeps_the_earlier(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cfiv.estimators.kernel_iv.KernelIV._estimate", interrupted)
+    chosen = [word for name in ("2sls", "kernel-iv", "least-squares") for word in ("--estimator", name)]
+    answer = run("demo", "--n", 100, *chosen, "--out", "demo")
+    assert (answer.code, answer.err) == (
+        0,
+        "cfiv: warning: interrupted while fitting Kernel IV; what was fitted before is kept\n",
+    )
+    assert list(exact(Path("demo") / "estimates.csv").columns[-2:]) == ["structural", "2SLS"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_signal_during_a_fit_does_the_same_in_a_process_of_its_own(train: Path) -> None:
     command = [sys.executable, "-u", "-m", "cfiv.cli", "demo", "--n", "300", "--steps", "1000000", "--out", "demo"]

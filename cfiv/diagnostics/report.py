@@ -112,12 +112,14 @@ class Diagnostics:
             lines += textwrap.wrap(f"{name:<{width}}  {value}", WIDTH, subsequent_indent=" " * (width + 2))
         labels = [result.name for _, results in self.sections for result in results]
         first = max(24, *(len(label) for label in labels)) + 2
-        heading = f"{'Test':<{first}}{'Statistic':>11}  {'Distribution':<24}{'p-value':>9}{'Critical':>10}"
+        tests = [result for _, results in self.sections for result in results if isinstance(result, TestResult)]
+        second = max(24, *(len(test.distribution) + 1 for test in tests))
+        heading = f"{'Test':<{first}}{'Statistic':>11}  {'Distribution':<{second}}{'p-value':>9}{'Critical':>10}"
         lines += ["", heading, "-" * len(heading)]
         for i, (question, results) in enumerate(self.sections):
             lines += [*([""] if i else []), question]
             for result in results:
-                lines += [_line(result, first).rstrip()]
+                lines += [_line(result, first, second).rstrip()]
                 lines += textwrap.wrap(result.reading, WIDTH, initial_indent="    ", subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -143,8 +145,8 @@ def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]
     return record
 
 
-def _line(result: Diagnostic | ConfidenceSet, first: int) -> str:
-    """A result as a line of text, without its reading."""
+def _line(result: Diagnostic | ConfidenceSet, first: int, second: int) -> str:
+    """A result as a line of text, without its reading; the widths are of its name and its distribution."""
     name = f"  {result.name:<{first - 2}}"
     if isinstance(result, Unavailable):
         return name
@@ -152,4 +154,4 @@ def _line(result: Diagnostic | ConfidenceSet, first: int) -> str:
         return f"{name}  {result}"
     p_value = "" if result.p_value is None else "<0.0001" if result.p_value < 0.0001 else f"{result.p_value:.4f}"
     critical = "" if result.critical_value is None else shown(result.critical_value)
-    return f"{name}{shown(result.statistic):>11}  {result.distribution:<24}{p_value:>9}{critical:>10}"
+    return f"{name}{shown(result.statistic):>11}  {result.distribution:<{second}}{p_value:>9}{critical:>10}"

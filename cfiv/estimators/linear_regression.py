@@ -169,7 +169,8 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
         model = IV2SLS(pd.Series(data.outcome, name=data.names["outcome"][0]), *sides, weights=weights)
         results = model.fit(**covariance.options(data))
     except ValueError as error:
-        advice = "drop constant or collinear columns" + (", or add stronger instruments" if instrumented else "")
+        advice = "drop constant or collinear columns, give columns that differ by many orders of magnitude other units"
+        advice += ", or add stronger instruments" if instrumented else ""
         raise DataError(f"{method} cannot be computed: {error}; {advice}") from error
     table = _coefficient_table(results)
     values = results.params.to_numpy(dtype=np.float64)

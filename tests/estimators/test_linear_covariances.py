@@ -11,7 +11,7 @@ import statsmodels.api as sm
 from linearmodels.datasets import card, mroz
 from linearmodels.iv import IV2SLS
 
-from cfiv import IVData, LeastSquares, TwoStageLeastSquares
+from cfiv import DataError, IVData, LeastSquares, TwoStageLeastSquares
 
 #: Two programs' roundings in well-conditioned problems.
 SAME = 1e-8
@@ -166,3 +166,22 @@ def test_columns_of_arrays_that_share_a_name_stay_apart() -> None:
     assert named.index.tolist() == ["Intercept", "a", "a_", "a__"]
     np.testing.assert_array_equal(named, plain)
     assert TwoStageLeastSquares().fit(IVData(**roles, names=names)).coefficients_.index[1] == "Intercept_"
+
+
+@pytest.mark.parametrize("kind", [LeastSquares, TwoStageLeastSquares])
+def test_units_too_far_apart_for_linearmodels_are_said(kind: type) -> None:
+    frame = table().assign(x=lambda f: 1e18 * f["x"])
+    with pytest.raises(DataError, match=r"full column rank.* differ by many orders of magnitude other units"):
+        kind("y ~ x + [t ~ z]").fit(frame)
+
+
+@pytest.mark.law
+def test_whole_number_weights_are_repeated_rows_for_estimates_and_clustered_errors_only() -> None:
+    frame = table().assign(w=lambda f: np.arange(len(f)) % 4, group=lambda f: np.arange(len(f)) % 30)
+    repeated = frame.loc[frame.index.repeat(frame["w"])]
+    for covariance, same in (("clustered", True), ("robust", False)):
+        options = {"covariance": covariance, "clusters": "group" if same else None}
+        weighted = TwoStageLeastSquares("y ~ x + [t ~ z]", weights="w", **options).fit(frame).coefficients_
+        plain = TwoStageLeastSquares("y ~ x + [t ~ z]", **options).fit(repeated).coefficients_
+        np.testing.assert_allclose(weighted["coefficient"], plain["coefficient"], rtol=SAME)
+        assert np.allclose(weighted["std_error"], plain["std_error"], rtol=SAME, atol=0) == same
