@@ -88,8 +88,8 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
     from cfiv.datasets import demand
 
     figure = demonstration.new_figure()
-    _make_folder(folder)
     data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
+    _make_folder(folder)
     assert data.frame is not None
     click.echo(f'Demand design: {n:,} rows, rho {rho:g}, error scale {error_scale:g}, seed {seed}\n"{demand.FORMULA}"')
     models = {}
@@ -250,9 +250,8 @@ def diagnose(
         _check_distinct(out, train)
         check_table_place(out)
     frame = read_table_file(train)
-    chosen: Any = covariance or ("robust" if clusters is None else "clustered")
     result = cfiv.diagnose(
-        frame, formula, weights=weights, clusters=clusters, covariance=chosen, level=level, random_state=seed
+        frame, formula, weights=weights, clusters=clusters, covariance=covariance, level=level, random_state=seed
     )
     click.echo(str(result))
     if out is not None:

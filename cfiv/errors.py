@@ -73,6 +73,10 @@ class TrainingWarning(CfivWarning):
     """Training ended early: it diverged or was interrupted, and the best state so far was kept."""
 
 
+class FewClustersWarning(CfivWarning):
+    """A clustered covariance rests on few clusters."""
+
+
 class PenaltyRangeWarning(CfivWarning):
     """The best of several penalties is the smallest or the largest of them, and one further out would be better."""
 

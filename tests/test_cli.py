@@ -229,9 +229,11 @@ def test_the_demonstration_says_what_the_confounder_costs(bias: float, said: str
 
 @pytest.mark.usefixtures("train")
 def test_fit_reports_clustered_errors(run: Run) -> None:
-    options = ["--estimator", "2sls", "--covariance", "clustered", "--clusters", "emotion", "--out", "m.safetensors"]
+    frame = exact("train.csv").assign(week=lambda f: (5 * f["time"]).astype(int))
+    frame.to_csv("train.csv", index=False)
+    options = ["--estimator", "2sls", "--covariance", "clustered", "--clusters", "week", "--out", "m.safetensors"]
     said = written(run, "fit", "train.csv", demand.FORMULA, *options)
-    model = cfiv.TwoStageLeastSquares(demand.FORMULA, covariance="clustered", clusters="emotion").fit(exact("train.csv"))
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA, covariance="clustered", clusters="week").fit(frame)
     assert f"{model.coefficients_['std_error']['price']:.4g}" in said
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from cfiv.data import IVData
 from cfiv.diagnostics.adequacy import residual_prediction
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
 from cfiv.diagnostics.endogeneity import endogeneity
@@ -19,6 +18,7 @@ from cfiv.diagnostics.results import TestResult
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
+from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.estimators.two_sls import TwoStageLeastSquares
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder
@@ -30,7 +30,7 @@ def diagnose(
     *,
     weights: str | None = None,
     missing: Missing = "drop",
-    covariance: CovarianceKind = "robust",
+    covariance: CovarianceKind | None = None,
     clusters: str | None = None,
     level: float = 0.95,
     random_state: int = 0,
@@ -54,8 +54,9 @@ def diagnose(
         ``IVData(weights=..., clusters=...)``.
     missing : {"drop", "raise"}
         What to do with rows with gaps; for a formula.
-    covariance : {"robust", "unadjusted", "clustered"}
-        What the errors may be, in every test that has a choice. Sargan, Wu-Hausman, Durbin, Cragg-Donald and the conditional F
+    covariance : {"robust", "unadjusted", "clustered"}, optional
+        What the errors may be, in every test that has a choice; by default the estimator's own where it has one, else clustered
+        where there are clusters, else robust. Sargan, Wu-Hausman, Durbin, Cragg-Donald and the conditional F
         are homoskedastic whatever is chosen.
     level : float
         Confidence level of the sets; readings take tests at one minus it.
@@ -98,12 +99,13 @@ def diagnose(
     >>> round(result.partial_f[0].statistic, 2), str(result.anderson_rubin_set)
     (13.26, '[0.0248, 0.2848]')
     """
-    chosen = _checked(covariance, level, random_state)
+    _check(covariance, level, random_state)
     encoder, arrays = _regression(roles, weights=weights, missing=missing, clusters=clusters).encode(data)
     arrays = arrays.with_positive_weight()
     arrays.check_fittable()
     intercept = encoder.roles.intercept if isinstance(encoder, TableEncoder) else True
-    problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=chosen)
+    chosen = covariance or _default_covariance(roles, arrays)
+    problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=Covariance(chosen))
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
     effective = effective_f(problem)
@@ -134,14 +136,24 @@ def diagnose(
     )
 
 
-def _checked(covariance: CovarianceKind, level: Any, random_state: Any) -> Covariance:
-    if covariance not in ("robust", "unadjusted", "clustered"):
+def _check(covariance: CovarianceKind | None, level: Any, random_state: Any) -> None:
+    if covariance is not None and covariance not in ("robust", "unadjusted", "clustered"):
         raise ParameterError(f"covariance must be 'robust', 'unadjusted' or 'clustered', got {covariance!r}")
-    if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+    if not is_number(level) or not 0 < level < 1:
         raise ParameterError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
-    if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
-        raise ParameterError(f"random_state must be a whole number >= 0, got {random_state!r}")
-    return Covariance(covariance)
+    check_whole("random_state", random_state, least=0)
+
+
+def _default_covariance(roles: str | StructuralEstimator | None, arrays: IVData) -> CovarianceKind:
+    """That of a linear estimator, as far as the tests have it; else what the data ask for."""
+    own: CovarianceKind | None = getattr(roles, "covariance", None)
+    if own == "kernel":
+        raise ParameterError(
+            "the estimator's covariance='kernel' is not available in diagnose: give covariance='robust' or 'unadjusted'"
+        )
+    if arrays.clusters is not None:
+        return "clustered"
+    return "robust" if own is None or own == "clustered" else own
 
 
 def _regression(

@@ -71,7 +71,7 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
     Raises
     ------
     ParameterError, NotFittedError
-        For an empty mapping, something that is not an estimator, or one that has not been fitted.
+        For an empty mapping, something that is not an estimator, one that has not been fitted, or a truth without ``error``.
 
     Examples
     --------
@@ -86,6 +86,8 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
         raise ParameterError(
             f"there is nothing to compare, got {models!r}: give a mapping of fitted models, as compare({{'2SLS': model}})"
         )
+    if truth is not None and not callable(getattr(truth, "error", None)):
+        raise ParameterError(f"truth must have a method error(model), as that of a simulated design has, got {truth!r}")
     records = []
     for name, model in models.items():
         if not isinstance(model, StructuralEstimator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,16 @@ import numpy as np
 import pandas as pd
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, FewClustersWarning, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
 from cfiv.estimators.parameters import is_whole
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
 Kernel = Literal["bartlett", "parzen", "qs"]
+
+#: Clusters from which on clustered covariances are of some use (ours; many authors ask for several times as many).
+FEW_CLUSTERS = 10
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Covariance:
                 raise ParameterError(f"{given} must be one of {', '.join(map(repr, choices))}, got {value!r}")
         if not isinstance(self.debiased, (bool, np.bool_)):
             raise ParameterError(f"debiased must be True or False, got {self.debiased!r}")
+        if self.kernel != "bartlett" and self.kind != "kernel":
+            raise ParameterError(
+                f"kernel={self.kernel!r} is for covariance='kernel', got covariance={self.kind!r}: leave it out"
+            )
         if self.bandwidth is None:
             return
         if not is_whole(self.bandwidth) or self.bandwidth < 0:
@@ -74,6 +82,7 @@ class Covariance:
                 raise ParameterError("covariance='clustered' needs groups of rows, got none: give clusters='column'")
             if len(np.unique(data.clusters)) < 2:
                 raise DataError("covariance='clustered' needs at least 2 clusters, got 1: use another covariance")
+            warn_of_few_clusters(data.clusters)
         elif data.clusters is not None:
             raise ParameterError(
                 f"clusters are given, but covariance={self.kind!r} does not use them: set covariance='clustered' or leave "
@@ -90,6 +99,23 @@ class Covariance:
         if self.kind == "kernel":
             options |= {"kernel": self.kernel, "bandwidth": None if self.bandwidth is None else int(self.bandwidth)}
         return options
+
+
+def warn_of_few_clusters(clusters: Array) -> None:
+    """Warn below ``FEW_CLUSTERS``: the covariance is an average over clusters, and of few it is far too small.
+
+    Warns
+    -----
+    FewClustersWarning
+    """
+    count = len(np.unique(clusters))
+    if count < FEW_CLUSTERS:
+        warnings.warn(
+            f"there are {count} clusters, and clustered standard errors rest on many (some {FEW_CLUSTERS} at least): they are "
+            "likely too small, so use finer clusters or do not rely on them",
+            FewClustersWarning,
+            stacklevel=6,
+        )
 
 
 @dataclass(frozen=True)

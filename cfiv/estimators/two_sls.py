@@ -43,6 +43,11 @@ class TwoStageLeastSquares(LinearEstimator):
     DataError
         If there are fewer instruments than treatments, or columns are collinear.
 
+    Warns
+    -----
+    FewClustersWarning
+        Below ten clusters.
+
     See Also
     --------
     cfiv.diagnose : Tests of what two-stage least squares assumes.

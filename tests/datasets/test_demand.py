@@ -168,7 +168,7 @@ def test_the_confounding_bias_is_the_mean_error_given_price_and_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["instrument_strength", "error_scale"])
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "x", True, None])
 def test_impossible_strengths_and_scales_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ParameterError, match=f"{name} must be finite and >= 0, got {value}"):
+    with pytest.raises(ParameterError, match=f"{name} must be finite and >= 0, got {value!r}"):
         demand.simulate(10, **{name: value})

@@ -254,7 +254,16 @@ def arrays(**changes: Any) -> IVData:
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="HC3"), ParameterError, "'clustered', got 'HC3'"),
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="kernel"), ParameterError, "got 'kernel'"),
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="clustered"), ParameterError, "give clusters='column'"),
-        (lambda f: cfiv.diagnose(f, FORMULA, clusters="group"), ParameterError, "set covariance='clustered'"),
+        (
+            lambda f: cfiv.diagnose(f, FORMULA, clusters="group", covariance="robust"),
+            ParameterError,
+            "set covariance='clustered'",
+        ),
+        (
+            lambda f: cfiv.diagnose(f, TwoStageLeastSquares(FORMULA, covariance="kernel")),
+            ParameterError,
+            "covariance='kernel' is not available in diagnose",
+        ),
         (lambda f: cfiv.diagnose(f, FORMULA, level=95), ParameterError, "such as 0.95, got 95"),
         (lambda f: cfiv.diagnose(f, FORMULA, level=0.0), ParameterError, "got 0.0"),
         (lambda f: cfiv.diagnose(f, FORMULA, level="0.9"), ParameterError, "got '0.9'"),
@@ -330,3 +339,17 @@ def test_the_gate_says_when_it_cannot_see() -> None:
         readings.append(cfiv.diagnose(data.frame, formula).residual_prediction.reading)
     assert "the linear model is rejected" in readings[0]
     assert "with instruments this weak hardly anything could" in readings[1]
+
+
+def test_the_covariance_is_the_estimators_own_or_what_the_data_ask_for() -> None:
+    frame = table()
+
+    def kind(*arguments: Any, **options: Any) -> str:
+        return dict(cfiv.diagnose(frame, *arguments, **options).facts)["Covariance"]
+
+    formula = "y ~ x + [t ~ z]"
+    assert kind(formula) == "robust"
+    assert kind(formula, clusters="group").startswith("clustered by group")
+    assert kind(TwoStageLeastSquares(formula, covariance="unadjusted")) == "unadjusted"
+    assert kind(TwoStageLeastSquares(formula, covariance="clustered", clusters="group")).startswith("clustered by group")
+    assert kind(TwoStageLeastSquares(formula, covariance="unadjusted"), covariance="robust") == "robust"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from ivmodels.tests import rank_test
 
+from cfiv import FewClustersWarning
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, effective_f_critical, partial_f
 from cfiv.diagnostics.rank import STOCK_YOGO_SIZE_10, cragg_donald, kleibergen_paap
 from cfiv.diagnostics.results import TestResult, Unavailable
@@ -163,7 +164,8 @@ def test_the_effective_f_of_several_treatments_and_values_outside_the_table_are_
 
 def test_too_few_clusters_are_said_instead_of_a_singular_statistic() -> None:
     frame = table().assign(group=lambda f: f["group"] % 3)
-    few = problem("y ~ x + [t ~ z + q + r]", frame, covariance="clustered")
+    with pytest.warns(FewClustersWarning, match="there are 3 clusters"):
+        few = problem("y ~ x + [t ~ z + q + r]", frame, covariance="clustered")
     found = [*partial_f(few, significance=SIGNIFICANCE), *kleibergen_paap(few, significance=SIGNIFICANCE)]
     assert all(isinstance(test, Unavailable) and "more clusters than the 3 instruments, got 3" in test.reason for test in found)
 

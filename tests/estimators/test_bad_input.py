@@ -315,6 +315,12 @@ ASKING = [
         lambda m, f: cfiv.compare({}), ParameterError, ["nothing to compare", "compare({'2SLS': model})"], id="compare nothing"
     ),
     pytest.param(
+        lambda m, f: cfiv.compare({"a": m}, truth=3),
+        ParameterError,
+        ["truth must have a method error", "got 3"],
+        id="compare bad truth",
+    ),
+    pytest.param(
         lambda m, f: cfiv.compare({"a": m.structural_function_}),
         ParameterError,
         ["'a' must be a fitted cfiv estimator", "got StructuralFunction"],
@@ -447,6 +453,7 @@ def test_linear_estimators_refuse_images(kind: type) -> None:
         ({"debiased": 1.0}, ParameterError, ["debiased must be True or False", "got 1.0"]),
         ({"bandwidth": -1, "covariance": "kernel"}, ParameterError, ["whole number of lags >= 0", "got -1"]),
         ({"bandwidth": 60, "covariance": "kernel"}, ParameterError, ["less than the 60 rows", "got 60"]),
+        ({"kernel": "qs"}, ParameterError, ["kernel='qs' is for covariance='kernel'", "got covariance='robust'"]),
         ({"bandwidth": 2}, ParameterError, ["bandwidth=2 is for covariance='kernel'", "got covariance='robust'"]),
         ({"covariance": "clustered"}, ParameterError, ["needs groups of rows", "give clusters='column'"]),
         ({"clusters": "time"}, ParameterError, ["covariance='robust' does not use them", "set covariance='clustered'"]),

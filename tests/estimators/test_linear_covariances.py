@@ -11,7 +11,7 @@ import statsmodels.api as sm
 from linearmodels.datasets import card, mroz
 from linearmodels.iv import IV2SLS
 
-from cfiv import DataError, IVData, LeastSquares, TwoStageLeastSquares
+from cfiv import DataError, FewClustersWarning, IVData, LeastSquares, TwoStageLeastSquares
 
 #: Two programs' roundings in well-conditioned problems.
 SAME = 1e-8
@@ -185,3 +185,10 @@ def test_whole_number_weights_are_repeated_rows_for_estimates_and_clustered_erro
         plain = TwoStageLeastSquares("y ~ x + [t ~ z]", **options).fit(repeated).coefficients_
         np.testing.assert_allclose(weighted["coefficient"], plain["coefficient"], rtol=SAME)
         assert np.allclose(weighted["std_error"], plain["std_error"], rtol=SAME, atol=0) == same
+
+
+@pytest.mark.parametrize("kind", [TwoStageLeastSquares, LeastSquares], ids=lambda kind: kind.__name__)
+def test_few_clusters_are_named(kind: type) -> None:
+    frame = table().assign(few=lambda f: f["group"] % 4)
+    with pytest.warns(FewClustersWarning, match="there are 4 clusters"):
+        kind("y ~ x + [t ~ z]", clusters="few", covariance="clustered").fit(frame)
