@@ -103,8 +103,8 @@ class KernelIV(StructuralEstimator):
     not the median distances.
 
     ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it tends
-    to penalties that are too small. The paper's loss leans towards the confounder, but only in choosing among solutions of stage
-    2: with weak instruments and strong confounding its choice is drawn far to what a regression would say. Neither wins
+    to penalties that are too small. The paper's loss leans towards the confounder, but only in choosing among solutions of
+    stage 2: with weak instruments and strong confounding its choice is drawn far to what a regression would say. Neither wins
     everywhere: at fresh instruments the second had the higher loss for a confounded sine curve and the lower on the demand
     design, for weak and strong confounding. ``score`` on held-out rows tells which to use.
     :mod:`cfiv.numerics.kernel_two_stage` has the algebra.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -178,37 +179,11 @@ class NetworkRegression(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
-        generators = np.random.default_rng(self.random_state).spawn(self.fits + 1)
-        fits: list[RegressionFit] = []
-        interrupted = False
+        *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         with tqdm(total=self.steps * (self.fits + 1), desc="Network", unit="step", disable=not self.progress) as bar:
-            for generator in generators[:-1]:
-                try:
-                    fitted = self._fit_once(problem, problem.sample, self._structural, generator, bar.update)
-                except (KeyboardInterrupt, DivergenceError) as error:
-                    if not fits:
-                        raise
-                    interrupted = isinstance(error, KeyboardInterrupt)
-                    reason = "training was interrupted" if interrupted else str(error)
-                    warnings.warn(f"a fit is left out of the average: {reason}", TrainingWarning, stacklevel=3)
-                else:
-                    fits.append(fitted)
-                    interrupted = fitted.ended == "interrupted"
-                if interrupted:
-                    break
-            predicted = sum(fitted.predict(_on_cpu(problem.sample)) for fitted in fits) / len(fits)
-            assert isinstance(predicted, Tensor)
-            explained = replace(problem.sample, outcome=predicted.to(problem.sample.outcome))
-            explain = partial(self._fit_once, problem, explained, self._instrument, generators[-1], bar.update)
-            try:
-                reduced_form = explain(steps=0 if interrupted else None)
-            except (KeyboardInterrupt, DivergenceError) as error:
-                interrupted = isinstance(error, KeyboardInterrupt)
-                reason = "training was interrupted" if interrupted else str(error)
-                warnings.warn(f"the features for score are left untrained: {reason}", TrainingWarning, stacklevel=3)
-                reduced_form = explain(steps=0)
+            fits, interrupted = self._fit_all(problem, generators, bar.update)
+            reduced_form, again = self._fit_reduced_form(problem, fits, last, bar.update, train=not interrupted)
         self.fits_ = fits
-        interrupted = interrupted or reduced_form.ended == "interrupted"
         components = tuple(
             problem.component(
                 treatment=fitted.features.treatment,
@@ -216,14 +191,56 @@ class NetworkRegression(StructuralEstimator):
                 structural=fitted.weights,
                 structure=self.structure,
             )
-            for fitted in self.fits_
+            for fitted in fits
             if isinstance(fitted.features, StructuralFeatures)
         )
-        history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(self.fits_) for record in fitted.history])
-        chosen = {"ridge": tuple(fitted.refit_ridge for fitted in self.fits_)} if self.holdout else {}
+        history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(fits) for record in fitted.history])
         return Estimate(
-            components, problem.reduced_form([_Explained(reduced_form)]), self._facts(), history, chosen, interrupted
+            components,
+            problem.reduced_form([_Explained(reduced_form)]),
+            self._facts(),
+            history,
+            {"ridge": tuple(fitted.refit_ridge for fitted in fits)} if self.holdout else {},
+            interrupted or again,
         )
+
+    def _fit_all(
+        self, problem: StandardisedData, generators: Sequence[np.random.Generator], on_step: Callable[[], object]
+    ) -> tuple[list[RegressionFit], bool]:
+        """The fits to average, and whether Ctrl-C ended them early."""
+        fits: list[RegressionFit] = []
+        for generator in generators:
+            try:
+                fits.append(self._fit_once(problem, problem.sample, self._structural, generator, on_step))
+            except (KeyboardInterrupt, DivergenceError) as error:
+                if not fits:
+                    raise
+                warnings.warn(f"a fit is left out of the average: {_reason(error)}", TrainingWarning, stacklevel=4)
+                if isinstance(error, KeyboardInterrupt):
+                    return fits, True
+            if fits[-1].ended == "interrupted":
+                return fits, True
+        return fits, False
+
+    def _fit_reduced_form(
+        self,
+        problem: StandardisedData,
+        fits: Sequence[RegressionFit],
+        generator: np.random.Generator,
+        on_step: Callable[[], object],
+        *,
+        train: bool,
+    ) -> tuple[RegressionFit, bool]:
+        """What instruments and covariates explain of the fitted function, and whether Ctrl-C ended its training early."""
+        predicted = torch.stack([fitted.predict(_on_cpu(problem.sample)) for fitted in fits]).mean(dim=0)
+        explained = replace(problem.sample, outcome=predicted.to(problem.sample.outcome))
+        explain = partial(self._fit_once, problem, explained, self._instrument, generator, on_step)
+        try:
+            fitted = explain(steps=None if train else 0)
+        except (KeyboardInterrupt, DivergenceError) as error:
+            warnings.warn(f"the features for score are left untrained: {_reason(error)}", TrainingWarning, stacklevel=4)
+            return explain(steps=0), isinstance(error, KeyboardInterrupt)
+        return fitted, fitted.ended == "interrupted"
 
     def _fit_once(
         self,
@@ -303,6 +320,10 @@ class _Explained:
         """``E[h | Z, X]`` in standard units, shape (n, 1)."""
         nothing = instruments.new_zeros(len(instruments), 1)
         return self.fitted.predict(Sample(nothing, nothing, instruments, covariates))
+
+
+def _reason(error: BaseException) -> str:
+    return "training was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
 
 
 def _on_cpu(sample: Sample) -> Sample:
