@@ -87,14 +87,16 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
     from cfiv import demonstration
     from cfiv.datasets import demand
 
+    wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or registry.names()]
+    if steps is not None and not any(registered.takes("steps") for registered in wanted):
+        raise ParameterError(f"--steps is for dfiv and network, got --steps {steps} with {', '.join(chosen)}: leave it out")
     figure = demonstration.new_figure()
     data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
     _make_folder(folder)
     assert data.frame is not None
     click.echo(f'Demand design: {n:,} rows, rho {rho:g}, error scale {error_scale:g}, seed {seed}\n"{demand.FORMULA}"')
     models = {}
-    for name in dict.fromkeys(chosen) or registry.names():
-        registered = registry.estimator(name)
+    for registered in wanted:
         model = _make(
             registered, demand.FORMULA, seed=seed, progress=_show_progress(), steps=steps if registered.takes("steps") else None
         )
@@ -105,7 +107,7 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
                 raise
             _say(f"warning: interrupted while fitting {registered.label}; what was fitted before is kept")
             break
-        model.save(folder / f"{name}.safetensors")
+        model.save(folder / f"{registered.name}.safetensors")
         if model.interrupted_:  # Ctrl-C means no further ones either
             break
     estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
