@@ -162,11 +162,11 @@ print(f"error of a perfect prediction: {np.mean(demand.confounding_bias(truth.gr
 print(cfiv.diagnose(train.frame, demand.FORMULA))
 
 # %% [markdown]
-# From the top: fuel is a strong instrument. It is the only one, so whether instruments agree cannot be tested. The treatment
-# is endogenous, so instruments are needed. The Anderson-Rubin set holds the slopes of a plane that the data do not reject,
-# valid however weak the instrument. The last line is the gate: instruments and covariates predict what the plane leaves over,
-# so no plane fits. Here the reason is the curve. In other data it may be an instrument that acts on the outcome directly, and
-# the test cannot tell the two apart.
+# From the top: fuel is a strong instrument. It is the only one, so whether instruments agree cannot be tested. Least squares
+# and 2SLS differ: the treatment is endogenous, or a plane is the wrong shape; here it is both. The Anderson-Rubin set holds
+# the slopes of a plane that the data do not reject, valid however weak the instrument. The last line is the gate: instruments
+# and covariates predict what the plane leaves over, so no plane fits. Here the reason is the curve. In other data it may be an
+# instrument that acts on the outcome directly, and the test cannot tell the two apart.
 #
 # Now Card's (1995) wages: schooling, with growing up near a college as the instrument. `diagnose` also takes a model.
 

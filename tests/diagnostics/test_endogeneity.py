@@ -67,6 +67,6 @@ def test_confounding_is_found_and_its_absence_is_not() -> None:
         found, absent = confounded[name], exogenous[name]
         assert isinstance(found, TestResult)
         assert isinstance(absent, TestResult)
-        assert "is endogenous" in found.reading
+        assert "the treatment is endogenous, or the linear model is wrong" in found.reading
         assert found.rejects(0.001)
         assert not absent.rejects(0.01)
