@@ -93,8 +93,8 @@ def _result(name: str, test: Any, problem: LinearProblem, significance: float) -
     reading = decided(
         p_value,
         significance=significance,
-        rejected=f"least squares and two-stage least squares differ: the treatment{' is' if one else 's are'} endogenous, or the "
-        "linear model is wrong, of which the two make different lines",
+        rejected=f"least squares and two-stage least squares differ: the treatment{' is' if one else 's are'} endogenous, or "
+        "the linear model is wrong",
         kept="least squares and two-stage least squares do not differ by more than noise",
     )
     return TestResult(name, NULL, float(test.stat), distribution, p_value, reading)
