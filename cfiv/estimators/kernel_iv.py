@@ -24,7 +24,7 @@ from cfiv.estimators.kernel_bandwidths import (
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
-from cfiv.estimators.parameters import check_random_state, is_number, is_whole
+from cfiv.estimators.parameters import check_random_state, check_whole, is_number, is_whole
 from cfiv.learning.samples import split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, cross_fitted, two_samples
 from cfiv.numerics.landmarks import KernelFeatures
@@ -173,8 +173,7 @@ class KernelIV(StructuralEstimator):
     def _check_parameters(self) -> None:
         for name in ("ridge1", "ridge2"):
             penalty_values(name, getattr(self, name))
-        if not is_whole(self.folds) or self.folds < 2:
-            raise ParameterError(f"folds must be a whole number >= 2, got {self.folds!r}")
+        check_whole("folds", self.folds, least=2)
         split = self.split
         if split is not None and not (is_number(split) and 0.0 < float(split) < 1.0):
             raise ParameterError(f"split must be between 0 and 1, or None for cross-fitting, got {split!r}")

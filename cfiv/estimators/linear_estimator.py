@@ -57,8 +57,8 @@ class LinearEstimator(StructuralEstimator):
         self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        regression = linear_regression(
-            data, instrumented=self._instrumented, intercept=intercept, covariance=self._covariance()
-        )
+        covariance = self._covariance()
+        covariance.check(data)
+        regression = linear_regression(data, instrumented=self._instrumented, intercept=intercept, covariance=covariance)
         self.results_, self.coefficients_ = regression.results, regression.coefficients
         return regression.estimate

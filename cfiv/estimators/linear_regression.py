@@ -114,7 +114,7 @@ def warn_of_few_clusters(clusters: Array) -> None:
             f"there are {count} clusters, and clustered standard errors rest on many (some {FEW_CLUSTERS} at least): they are "
             "likely too small, so use finer clusters or do not rely on them",
             FewClustersWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
 
@@ -149,6 +149,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     intercept : bool
         Whether there is a constant.
     covariance : Covariance
+        That fits the data: see :meth:`Covariance.check`.
 
     Returns
     -------
@@ -165,7 +166,6 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     method = "two-stage least squares" if instrumented else "least squares"
     if data.treatment.ndim > 2:
         raise DataError(f"{method} takes treatment columns, got arrays of shape {data.treatment.shape[1:]}: flatten them")
-    covariance.check(data)
     treatments, instruments = data.treatment.shape[1], data.instruments.shape[1]
     if instrumented and instruments < treatments:
         raise DataError(

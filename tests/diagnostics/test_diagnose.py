@@ -13,7 +13,17 @@ import pytest
 from linearmodels.datasets import card, fertility, mroz, wage
 
 import cfiv
-from cfiv import DFIV, CfivError, DataError, FormulaError, IVData, MissingRowsWarning, ParameterError, TwoStageLeastSquares
+from cfiv import (
+    DFIV,
+    CfivError,
+    DataError,
+    FewClustersWarning,
+    FormulaError,
+    IVData,
+    MissingRowsWarning,
+    ParameterError,
+    TwoStageLeastSquares,
+)
 from cfiv.datasets import card1995, demand
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.report import Diagnostics
@@ -353,3 +363,11 @@ def test_the_covariance_is_the_estimators_own_or_what_the_data_ask_for() -> None
     assert kind(TwoStageLeastSquares(formula, covariance="unadjusted")) == "unadjusted"
     assert kind(TwoStageLeastSquares(formula, covariance="clustered", clusters="group")).startswith("clustered by group")
     assert kind(TwoStageLeastSquares(formula, covariance="unadjusted"), covariance="robust") == "robust"
+
+
+def test_few_clusters_are_named_once() -> None:
+    frame = table().assign(few=lambda f: f["group"] % 5)
+    with pytest.warns(FewClustersWarning, match="there are 5 clusters") as caught:
+        cfiv.diagnose(frame, "y ~ x + [t ~ z]", clusters="few")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
