@@ -1,183 +1,266 @@
-"""The pictures of dSprites, drawn: a white heart, ellipse or square on 64 x 64 black pixels, from the indices of its latents.
+"""The dSprites designs: what a picture of a heart does, where the heart's height, unseen by the analyst, does something too.
 
-A shape is a polygon (u, v) with v downward. Scale index i, orientation j, positions k and l put its points, in pixels from the
-upper left corner, at
+A heart of random scale, orientation and position is drawn on 64 x 64 pixels (:func:`render`); with noise on every pixel it is
+the treatment,
 
-    x = 16 + 32 k/31 + 9.6 s ( u cos t + v sin t)        s = 0.5 + 0.1 i
-    y = 16 + 32 l/31 + 9.6 s (-u sin t + v cos t)        t = 2 pi j/39
+    T = picture + N(0, 0.1^2) a pixel,    Y = h(T) + c (k - 16) + N(0, 0.5^2),
 
-and the heart has 150 corners at equal steps of the angle a,
+where ``k``, the index 0..31 of the heart's height posY, is the confounder: it is in the picture and, with strength ``c``, in
+the outcome. Instruments are the values of scale (0.5..1), orientation (0..2 pi) and posX (0..1). 0.1 and 0.5 are standard
+deviations, not variances. The structural functions, ``x`` the 4096 pixels row by row:
 
-    u = sin(a)^3,    v = -(13 cos a - 5 cos 2a - 2 cos 3a - cos 4a) / 14.5 - 0.15.
+    "original":   h(x) = (mean_j (A' x)_j^2 - 5000) / 1000,    A (4096, 10) with entries U(0, 1)
+    "second":     h(x) = ((B' x)^2 - 3000) / 500,              B = |32 - column| / 32 at every pixel
 
-Corners are rounded to 1/256 pixel, as graphics processors do. A pixel is white if its centre lies inside; a centre on an edge
-counts as inside at a left or top edge. From the rounded corners on, arithmetic is exact.
+The first is nearly a function of the heart's size alone; the second depends on its position as well.
 
-Notes
------
-The authors drew with LÖVE, the heart as a mesh of vertices, without antialiasing (their answers in the repository's issues 2
-and 3); they published no program. The constants here are inferred from 84 real frames of hearts, all of which they reproduce in
-every pixel. With the others as they are, these frames allow no grid of corners coarser or finer than 1/256 pixel by a factor of
-two, no other 16, 32 or 9.6 to three decimals, a lift between 0.1498 and 0.1501, a divisor from 14.491 to 14.5003, and of 60 to
-399 corners, from a = 0 or half a step on, 150 and also 161 (from 0) and 152 (from half a step). Of these,
-150 and 14.5 are round.
-
-Hearts other than those 84 were not compared. If one constant were another that these frames allow, a pixel or two would differ
-in up to 8 of 100 pictures; if the original drew in float32, in 1 of 10,000. No pixel centre in these frames lies on an edge, so
-the rule for edges is the usual one of graphics processors, not an observed one; its opposite changes 3 of 100 pictures.
-
-**Ellipses and squares were not checked against real frames**: none were at hand. That they are LÖVE's own is published, their
-sizes are not. They are drawn by the same rule in sizes that are guesses: as wide as the heart, the ellipse half as high.
+The mean of ``k - 16`` is -0.5: the model E[e | Z] = 0 holds up to that constant, and even a perfect estimator of
+``E[Y | do(T)]`` keeps an error of 0.25 c^2 on the test grid.
 
 References
 ----------
-Matthey, Higgins, Hassabis, Lerchner, "dSprites: Disentanglement testing Sprites dataset", 2017,
-https://github.com/google-deepmind/dsprites-dataset.
+Xu et al., "Learning Deep Features in Instrumental Variable Regression", ICLR 2021, section 5.2 (the authors' program for the
+draw order and the test grid). The second function is that of Xu, Kanagawa, Gretton, "Deep Proxy Causal Learning", NeurIPS 2021;
+Galashov et al., arXiv 2510.04606, use it with instruments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+from numbers import Real
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from cfiv.data import IVData
+from cfiv.datasets.dsprites_drawing import LATENTS, SIDE, ImageArray, render
+from cfiv.datasets.truth import ImageTruth, StructuralOfImages
 from cfiv.errors import DataError, ParameterError
 
+__all__ = ["OriginalFunction", "SecondFunction", "render", "simulate", "test_grid"]
+
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
-ImageArray = npt.NDArray[np.uint8]
 
-#: The latents in their order, and how many values each has.
-LATENTS = {"scale": 6, "orientation": 40, "posX": 32, "posY": 32}
-SHAPES = ("heart", "ellipse", "square")
+PIXELS = SIDE * SIDE
+#: Columns of the original's A.
+COLUMNS = 10
+#: Standard deviations of a pixel's noise and of the outcome's.
+PIXEL_NOISE, OUTCOME_NOISE = 0.1, 0.5
+#: What is taken off the confounder's index 0..31.
+MIDDLE = 16.0
+INSTRUMENTS = ("scale", "orientation", "posX")
+FUNCTIONS = ("original", "second")
 
-#: Pixels on a side, and steps of the corners' grid in a pixel.
-SIDE, STEPS = 64, 256
-#: Pixels: the least centre, the range of centres, half the width of a shape of scale 1.
-LEAST_CENTRE, RANGE, HALF_WIDTH = 16.0, 32.0, 9.6
-#: The heart's corners, the divisor of its height, and by how much it is lifted (in half widths).
-CORNERS, HEART_DIVISOR, HEART_LIFT = 150, 14.5, 0.15
-#: A guess: the ellipse's height as a share of its width.
-ELLIPSE_HEIGHT = 0.5
-
-#: Pictures drawn at a time: a few megabytes of working memory.
-BLOCK = 256
+#: Rows whose noise is drawn at a time, in float64.
+BLOCK = 1024
 
 
-def render(latents: npt.ArrayLike, shape: str = "heart") -> ImageArray:
-    """Draw pictures from the indices of their latents.
+class OriginalFunction:
+    """``h(x) = (mean_j (A' x)_j^2 - 5000) / 1000``, of Xu et al. 2021.
 
     Parameters
     ----------
-    latents : array_like of integers (n, 4)
-        Indices, not values: scale 0..5, orientation 0..39 (0 and 39 are the same picture), posX 0..31 and posY 0..31, from
-        the left and from the top.
-    shape : str
-        "heart"; or "ellipse" or "square", which **were not checked against real frames** and whose sizes are guesses.
-
-    Returns
-    -------
-    ndarray of uint8 (n, 64, 64)
-        1 where the shape is, 0 elsewhere; rows from the top.
+    matrix : None, array_like (4096, 10), or path of a .npy file
+        ``A``. None draws it, U(0, 1), from ``numpy.random.default_rng(0)``; the authors' own is the file ``dsprite_mat.npy`` of
+        their repository.
 
     Raises
     ------
     DataError
-        If latents are not integers, not of shape (n, 4), or out of range.
-    ParameterError
-        If the shape is unknown.
+        If it has another shape, is not finite, or the file cannot be read.
+    """
 
-    Notes
-    -----
-    About 10,000 pictures in half a second; beyond the result, memory does not grow with n.
+    def __init__(self, matrix: npt.ArrayLike | str | Path | None = None) -> None:
+        if matrix is None:
+            self.matrix: FloatArray = np.random.default_rng(0).uniform(size=(PIXELS, COLUMNS))
+            return
+        if isinstance(matrix, str | Path):
+            matrix = _read_matrix(Path(matrix))
+        given = np.asarray(matrix)
+        if given.shape != (PIXELS, COLUMNS) or given.dtype.kind not in "fiu":
+            raise DataError(
+                f"the matrix A must hold numbers in shape {(PIXELS, COLUMNS)}, a row a pixel, got shape {given.shape} of "
+                f"{given.dtype}{': give its transpose' if given.shape == (COLUMNS, PIXELS) else ''}"
+            )
+        if not np.isfinite(given).all():
+            raise DataError("the matrix A must be finite, got infinite or missing entries")
+        self.matrix = given.astype(np.float64)
+
+    def __call__(self, images: npt.ArrayLike) -> FloatArray:
+        """``h`` at images (n, ..., 64, 64) or (n, 4096), shape (n,)."""
+        values: FloatArray = (((_flat(images) @ self.matrix) ** 2).mean(axis=1) - 5000.0) / 1000.0
+        return values
+
+
+class SecondFunction:
+    """``h(x) = ((B' x)^2 - 3000) / 500`` with ``B = |32 - column| / 32``, of Xu, Kanagawa and Gretton 2021."""
+
+    def __init__(self) -> None:
+        self.weights: FloatArray = np.tile(np.abs(32.0 - np.arange(SIDE)) / 32.0, SIDE)
+
+    def __call__(self, images: npt.ArrayLike) -> FloatArray:
+        """``h`` at images (n, ..., 64, 64) or (n, 4096), shape (n,)."""
+        values: FloatArray = ((_flat(images) @ self.weights) ** 2 - 3000.0) / 500.0
+        return values
+
+
+def simulate(
+    n: int = 5000,
+    *,
+    seed: int = 0,
+    function: str = "original",
+    matrix: npt.ArrayLike | str | Path | None = None,
+    confounding: float = 1.0,
+    instruments: Sequence[str] = INSTRUMENTS,
+    pixel_noise: float = PIXEL_NOISE,
+) -> tuple[IVData, ImageTruth]:
+    """Draw from a design.
+
+    Parameters
+    ----------
+    n : int
+        Rows.
+    seed : int
+        Seeds one generator; drawn in the order posX, posY, scale, orientation, pixel noise, outcome noise.
+    function : {"original", "second"}
+        The structural function.
+    matrix : None, array_like (4096, 10), or path of a .npy file
+        ``A`` of the original function; see :class:`OriginalFunction`. The same in every draw, whatever the seed.
+    confounding : float
+        ``c``, what a step of the heart's height adds to the outcome; 1 in the published designs. At 0 nothing confounds, and
+        regression without instruments estimates ``h``.
+    instruments : sequence of str
+        Which of scale, orientation and posX the analyst has; posY too, which is a valid instrument only where
+        ``confounding`` is 0.
+    pixel_noise : float
+        Standard deviation of the noise of a pixel; at 0 images stay uint8.
+
+    Returns
+    -------
+    data : IVData
+        ``treatment`` (n, 1, 64, 64), float32, or uint8 without pixel noise: channel, row, column, as convolutions want it. 16
+        kB a row, or 4.
+    truth : ImageTruth
+        The structural function and its test grid of 588 images.
+
+    Raises
+    ------
+    ParameterError
+        If an argument is out of its range or a name unknown, or posY is an instrument where it confounds.
+    DataError
+        If the matrix cannot be used.
 
     Examples
     --------
-    >>> image = render([[0, 0, 0, 0]])[0]
-    >>> for row in image[11:20, 10:22]:
-    ...     print("".join("-#"[pixel] for pixel in row))
-    ---#----#---
-    --########--
-    -##########-
-    -##########-
-    --########--
-    --########--
-    ---######---
-    ----####----
-    -----##-----
+    >>> data, truth = simulate(n=3, seed=0)
+    >>> data.treatment.shape, data.names["instruments"], len(truth.grid)
+    ((3, 1, 64, 64), ('scale', 'orientation', 'posX'), 588)
     """
-    corners = _corners(shape)
-    indices = _checked(latents)
-    images = np.empty((len(indices), SIDE, SIDE), dtype=np.uint8)
-    for start in range(0, len(indices), BLOCK):
-        block = slice(start, start + BLOCK)
-        images[block] = _filled(*_placed(*corners, indices[block]))
-    return images
+    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
+    for name, number in (("confounding", confounding), ("pixel_noise", pixel_noise)):
+        if isinstance(number, bool) or not isinstance(number, Real) or not np.isfinite(float(number)):
+            raise ParameterError(f"{name} must be a finite number, got {number!r}")
+    if pixel_noise < 0:
+        raise ParameterError(f"pixel_noise must be >= 0, got {pixel_noise!r}")
+    chosen = _instruments(instruments, confounding=float(confounding))
+    structural = _function(function, matrix)
+
+    generator = np.random.default_rng(seed)
+    drawn = {name: generator.integers(LATENTS[name], size=n) for name in ("posX", "posY", "scale", "orientation")}
+    pictures = render(np.column_stack([drawn[name] for name in LATENTS]))
+    images, outcome = _photographed(pictures, structural, float(pixel_noise), generator)
+    outcome += confounding * (drawn["posY"] - MIDDLE) + generator.normal(0.0, OUTCOME_NOISE, n)
+    data = IVData(
+        outcome=outcome,
+        treatment=images,
+        instruments=np.column_stack([_value(name, drawn[name]) for name in chosen]),
+        names={"outcome": ("outcome",), "treatment": ("image",), "instruments": chosen},
+    )
+    return data, _truth(structural)
 
 
-def _checked(latents: npt.ArrayLike) -> npt.NDArray[np.integer]:
-    names = ", ".join(LATENTS)
+def test_grid() -> pd.DataFrame:
+    """Latents of the 588 test images: posX and posY 0, 5, ..., 30; scale 0, 3, 5; orientation 0, 10, 20, 30."""
+    positions = range(0, 31, 5)
+    rows = product(positions, positions, (0, 3, 5), (0, 10, 20, 30))
+    return pd.DataFrame(rows, columns=["posX", "posY", "scale", "orientation"])[list(LATENTS)]
+
+
+test_grid.__test__ = False  # type: ignore[attr-defined]
+
+
+def _truth(structural: StructuralOfImages) -> ImageTruth:
+    latents = test_grid()
+    images = render(latents.to_numpy())[:, None]
+    return ImageTruth(latents.assign(structural=structural(images)), images, structural)
+
+
+def _photographed(
+    pictures: ImageArray, structural: StructuralOfImages, pixel_noise: float, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.float32] | ImageArray, FloatArray]:
+    """Images with noise, (n, 1, 64, 64), and ``h`` there, a block of rows at a time in the order of one draw."""
+    outcome = np.empty(len(pictures))
+    if pixel_noise == 0.0:
+        for start in range(0, len(pictures), BLOCK):
+            outcome[start : start + BLOCK] = structural(pictures[start : start + BLOCK])
+        return pictures[:, None], outcome
+    images = np.empty((len(pictures), 1, SIDE, SIDE), dtype=np.float32)
+    for start in range(0, len(pictures), BLOCK):
+        rows = slice(start, start + BLOCK)
+        noisy = pictures[rows] + generator.normal(0.0, pixel_noise, pictures[rows].shape)
+        images[rows, 0] = noisy
+        outcome[rows] = structural(noisy)
+    return images, outcome
+
+
+def _value(name: str, index: npt.NDArray[np.integer]) -> FloatArray:
+    """A latent's value: scale from 0.5 to 1, orientation from 0 to 2 pi, positions from 0 to 1."""
+    least, greatest = {"scale": (0.5, 1.0), "orientation": (0.0, 2.0 * np.pi)}.get(name, (0.0, 1.0))
+    values: FloatArray = np.linspace(least, greatest, LATENTS[name])[index]
+    return values
+
+
+def _function(name: str, matrix: npt.ArrayLike | str | Path | None) -> StructuralOfImages:
+    if name == "original":
+        return OriginalFunction(matrix)
+    if name == "second":
+        if matrix is not None:
+            raise ParameterError('matrix is that of the original function, got one beside function="second": leave it out')
+        return SecondFunction()
+    raise ParameterError(f"function must be one of {', '.join(FUNCTIONS)}, got {name!r}")
+
+
+def _instruments(names: Sequence[str], *, confounding: float) -> tuple[str, ...]:
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(LATENTS):
+        raise ParameterError(f"instruments must be one or more of {', '.join(LATENTS)}, each once, got {names!r}")
+    if "posY" in chosen and confounding != 0.0:
+        raise ParameterError(
+            f"posY confounds with strength {confounding:g} and is no valid instrument: leave it out of instruments={names!r}, "
+            "or set confounding=0"
+        )
+    return chosen
+
+
+def _flat(images: npt.ArrayLike) -> FloatArray:
+    array = np.asarray(images)
+    if array.ndim < 2 or array[0].size != PIXELS:
+        raise DataError(f"images must have {SIDE} x {SIDE} pixels a row, got shape {array.shape}")
+    if array.size and (array.max() > 100 or (array.dtype.kind == "u" and array.max() > 1)):
+        raise DataError(
+            f"images must be 0 where black and 1 where white, got values up to {array.max():g}: divide 0..255 by 255"
+        )
+    return array.reshape(len(array), PIXELS).astype(np.float64)
+
+
+def _read_matrix(path: Path) -> npt.NDArray[np.generic]:
     try:
-        indices = np.asarray(latents)
-    except ValueError as error:
-        raise DataError(f"latents must have shape (n, 4), columns {names}, got rows that differ in length") from error
-    if indices.ndim != 2 or indices.shape[1] != len(LATENTS):
-        raise DataError(f"latents must have shape (n, 4), columns {names}, got shape {indices.shape}")
-    if not np.issubdtype(indices.dtype, np.integer):
-        raise DataError(f"latents must be integers, the indices of {names} and not their values, got dtype {indices.dtype}")
-    for column, (name, size) in zip(indices.T, LATENTS.items(), strict=True):
-        outside = (column < 0) | (column >= size)
-        if outside.any():
-            row = int(outside.argmax())
-            raise DataError(f"{name} must be an index from 0 to {size - 1}, got {column[row]} in row {row} of latents")
-    return indices
-
-
-def _corners(shape: str) -> tuple[FloatArray, FloatArray]:
-    """The corners u (rightward) and v (downward) of a shape whose half width is 1."""
-    if shape not in SHAPES:
-        raise ParameterError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
-    if shape == "square":
-        return np.array([-1.0, 1.0, 1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0])
-    a = 2.0 * np.pi * np.arange(CORNERS) / CORNERS
-    if shape == "ellipse":
-        return np.cos(a), ELLIPSE_HEIGHT * np.sin(a)
-    curve = 13.0 * np.cos(a) - 5.0 * np.cos(2.0 * a) - 2.0 * np.cos(3.0 * a) - np.cos(4.0 * a)
-    return np.sin(a) ** 3, -curve / HEART_DIVISOR - HEART_LIFT
-
-
-def _placed(u: FloatArray, v: FloatArray, indices: npt.NDArray[np.integer]) -> tuple[IntArray, IntArray]:
-    """The corners' x and y in steps of 1/256 pixel, each (n, corners)."""
-    scale, orientation, pos_x, pos_y = (column[:, None].astype(np.float64) for column in indices.T)
-    size = HALF_WIDTH * (0.5 + 0.1 * scale)
-    turn = 2.0 * np.pi * (orientation % 39.0) / 39.0
-    along, across = size * np.cos(turn), size * np.sin(turn)
-    x = LEAST_CENTRE + RANGE * pos_x / 31.0 + along * u + across * v
-    y = LEAST_CENTRE + RANGE * pos_y / 31.0 + along * v - across * u
-    return np.rint(STEPS * x).astype(np.int32), np.rint(STEPS * y).astype(np.int32)
-
-
-def _filled(x: IntArray, y: IntArray) -> ImageArray:
-    """Fill one polygon a row, all of whose corners lie within the picture.
-
-    Where an edge crosses a row's centre line, the pixels from there on change sides; how often a pixel did decides.
-    """
-    next_x, next_y = np.roll(x, -1, axis=1), np.roll(y, -1, axis=1)
-    down = y <= next_y
-    top_x, bottom_x = np.where(down, x, next_x), np.where(down, next_x, x)
-    top_y, bottom_y = np.where(down, y, next_y), np.where(down, next_y, y)
-    half = STEPS // 2
-    # Rows whose centre c has top_y <= c < bottom_y.
-    first, past = -((half - top_y) // STEPS), -((half - bottom_y) // STEPS)
-    changes = np.zeros((len(x), SIDE, SIDE), dtype=np.uint8)
-    for step in range(int((past - first).max())):
-        crossing = first + step < past
-        picture, _ = np.nonzero(crossing)
-        row = first[crossing] + step
-        x0, y0, x1, y1 = (ends[crossing] for ends in (top_x, top_y, bottom_x, bottom_y))
-        height = y1 - y0
-        # The first column whose centre is not left of x0 + (x1 - x0)(c - y0)/height, rounded up without a fraction.
-        left = (x0 - half) * height + (x1 - x0) * (STEPS * row + half - y0)
-        column = -((-left) // (STEPS * height))
-        np.add.at(changes, (picture, row, column), 1)
-    inside: ImageArray = np.bitwise_xor.accumulate(changes & 1, axis=2)
-    return inside
+        matrix: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the matrix A could not be read from {path}: {error}") from error
+    return matrix

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfiv.data import IVData
+
 
 class Predicts(Protocol):
     """Anything with ``predict(rows)``: an estimator or a structural function."""
@@ -41,4 +43,36 @@ class Truth:
     def error(self, model: Predicts) -> float:
         """Mean squared error of a model's predictions on the test grid, in squared units of the outcome."""
         predicted = np.asarray(model.predict(self.grid.drop(columns="structural")))
+        return float(np.mean((predicted - self.grid["structural"].to_numpy()) ** 2))
+
+
+#: A structural function of images (n, ..., 64, 64), shape (n,).
+StructuralOfImages = Callable[[npt.ArrayLike], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTruth:
+    """The true structural function of a design whose treatment is an image, and the images it is judged on.
+
+    Parameters
+    ----------
+    grid : DataFrame
+        A row a test image: its latents, and ``structural``, the true ``h`` there.
+    images : array (rows, 1, 64, 64)
+        The test images, without noise.
+    function : callable
+        ``h`` of images, shape (n,).
+    """
+
+    grid: pd.DataFrame
+    images: npt.NDArray[Any]
+    function: StructuralOfImages
+
+    def __call__(self, images: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """The true structural function at images, shape (n,)."""
+        return self.function(images)
+
+    def error(self, model: Predicts) -> float:
+        """Mean squared error of a model's predictions at the test images, in squared units of the outcome."""
+        predicted = np.asarray(model.predict(IVData(treatment=self.images)))
         return float(np.mean((predicted - self.grid["structural"].to_numpy()) ** 2))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfiv.datasets import dsprites
-from cfiv.datasets.dsprites import LATENTS, SHAPES, render
+from cfiv.datasets import dsprites_drawing as dsprites
+from cfiv.datasets.dsprites_drawing import LATENTS, SHAPES, render
 from cfiv.errors import DataError, ParameterError
 from tests.datasets.dsprites_digests import FRAMES
 
