@@ -141,8 +141,11 @@ class IVData:
                 )
 
 
-def to_tensor(array: Array, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Copy an array into a tensor (n, ...). A copy, since pandas hands out read-only and column-ordered arrays."""
+def to_tensor(array: Array, *, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Copy an array into a tensor (n, ...). A copy, since pandas hands out read-only and column-ordered arrays.
+
+    With ``dtype=None`` it keeps the array's.
+    """
     import torch
 
     return torch.from_numpy(np.array(array, order="C", copy=True)).to(device=device, dtype=dtype)

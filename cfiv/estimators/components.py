@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +16,8 @@ from cfiv.learning.networks import evaluate
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import Structure, structural_features
 
-#: Rows whose features are held at once in a prediction.
-CHUNK = 8192
+#: Rows whose features are held at once in a prediction, and values of their treatments: fewer rows of images.
+CHUNK, CHUNK_VALUES = 8192, 4_000_000
 
 
 class Component(Protocol):
@@ -66,9 +67,10 @@ class NetworkComponent:
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); in evaluation mode, in chunks."""
+        rows = max(1, min(CHUNK, CHUNK_VALUES // math.prod(treatment.shape[1:])))
         values = [
-            self._chunk(treatment[start : start + CHUNK], None if covariates is None else covariates[start : start + CHUNK])
-            for start in range(0, len(treatment), CHUNK)
+            self._chunk(treatment[start : start + rows], None if covariates is None else covariates[start : start + rows])
+            for start in range(0, len(treatment), rows)
         ]
         return self.outcome_scale.undo(np.concatenate(values))
 

@@ -236,7 +236,13 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
     if isinstance(encoder, ArrayEncoder):
         if encoder.reference is not None:
             tensors["reference"] = torch.from_numpy(encoder.reference)
-        return {"kind": "array", "treatment_shape": list(encoder.treatment_shape), "covariates": encoder.covariates}
+        pixels = None if encoder.pixels is None else list(encoder.pixels)
+        return {
+            "kind": "array",
+            "treatment_shape": list(encoder.treatment_shape),
+            "covariates": encoder.covariates,
+            "pixels": pixels,
+        }
     reference: list[dict[str, Any]] = []
     for i, name in enumerate(encoder.reference.columns):
         column = encoder.reference[name]
@@ -260,7 +266,8 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
 def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TableEncoder | ArrayEncoder:
     if data["kind"] == "array":
         reference = tensors["reference"].numpy() if "reference" in tensors else None
-        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference)
+        pixels = data.get("pixels")  # not in files written before it was remembered
+        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference, pixels and (pixels[0], pixels[1]))
     columns = {}
     for i, column in enumerate(data["reference"]):
         values = tensors[f"reference/{i}"].numpy()

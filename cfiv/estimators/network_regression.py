@@ -291,7 +291,7 @@ class NetworkRegression(StructuralEstimator):
             covariate = nets.build(
                 self.covariate_network, shape=sample.covariates.shape[1:], default=nets.covariate_network, role="covariate"
             )
-        return StructuralFeatures(treatment, covariate, self.structure)
+        return StructuralFeatures(problem.on_stored(treatment), covariate, self.structure)
 
     def _instrument(self, problem: StandardisedData) -> InstrumentFeatures:
         shape = problem.sample.instruments.shape[1:]

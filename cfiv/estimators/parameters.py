@@ -13,7 +13,7 @@ from cfiv.errors import ParameterError
 from cfiv.learning.two_stage import PerNetwork
 
 #: Peak learning rates that "auto" stands for, on flat inputs and for the treatment network on images.
-RATE, IMAGE_RATE = 0.04, 3e-4
+RATE, IMAGE_RATE = 0.04, 3e-3
 
 
 def check_whole(name: str, value: object, *, least: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cfiv.data import Array, IVData, to_tensor
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.standardise import Standardiser
+from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
 from cfiv.numerics.two_stage import Structure
 
@@ -24,7 +25,7 @@ class StandardisedData:
     Parameters
     ----------
     sample : Sample
-        The scaled rows, on the training device.
+        The scaled rows, on the training device; images as they are stored, see :meth:`on_stored`.
     device : device
     distinct_instruments : int
         How many different values the instruments take, rows as wholes.
@@ -51,10 +52,14 @@ class StandardisedData:
             return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
 
         outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
+        images = data.treatment.ndim > 2
         instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
         sample = Sample(
             outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
-            treatment=to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
+            # Images stay as they are stored: psi converts them, a batch at a time.
+            treatment=to_tensor(data.treatment, dtype=None, device=device)
+            if images
+            else to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
             instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
             covariates=None
             if data.covariates is None
@@ -64,12 +69,19 @@ class StandardisedData:
         distinct = len(np.unique(data.instruments, axis=0))
         return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
 
+    def on_stored(self, network: nn.Module) -> nn.Module:
+        """``psi``, which takes standardised treatments, as a network of the treatments in ``sample``."""
+        if self.sample.treatment.ndim == 2:
+            return network
+        mean, scale = float(self.treatment_scale.mean), float(self.treatment_scale.scale)
+        return Rescaled(network, mean=mean, scale=scale, dtype=self.sample.outcome.dtype)
+
     def component(
         self, *, treatment: nn.Module, covariate: nn.Module | None, structural: Tensor, structure: Structure
     ) -> NetworkComponent:
         """The function ``u' f(psi, xi)`` in the user's units."""
         return NetworkComponent(
-            treatment_network=treatment,
+            treatment_network=treatment.network if isinstance(treatment, Rescaled) else treatment,
             covariate_network=covariate,
             structural=structural,
             structure=structure,

@@ -16,6 +16,9 @@ from cfiv.estimators.components import Component
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
+#: Images whose values range over this many times more, or fewer, than those of training are in another unit.
+OTHER_SCALE = 20.0
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayEncoder:
@@ -29,11 +32,14 @@ class ArrayEncoder:
         Number of covariate columns; 0 where there are none.
     reference : array (m, covariates), optional
         Rows of the training covariates to average over.
+    pixels : (float, float), optional
+        The least and the greatest value of the training images; None where treatments are columns.
     """
 
     treatment_shape: tuple[int, ...]
     covariates: int
     reference: Array | None
+    pixels: tuple[float, float] | None = None
 
     @classmethod
     def fit(cls, data: IVData) -> ArrayEncoder:
@@ -43,7 +49,7 @@ class ArrayEncoder:
             stride = max(1, -(-len(data) // TableEncoder.REFERENCE_ROWS))
             reference = np.array(data.covariates[::stride], dtype=np.float64)
         width = 0 if data.covariates is None else data.covariates.shape[1]
-        return cls(tuple(data.treatment.shape[1:]), width, reference)
+        return cls(tuple(data.treatment.shape[1:]), width, reference, _range(data.treatment))
 
     def inputs(self, data: IVData) -> tuple[Array, Array | None]:
         """Treatment and covariate arrays, checked against the shapes of training."""
@@ -51,6 +57,7 @@ class ArrayEncoder:
             raise DataError(
                 f"each treatment must have shape {self.treatment_shape}, as in training, got {data.treatment.shape[1:]}"
             )
+        _check_scale(_range(data.treatment), self.pixels)
         width = 0 if data.covariates is None else data.covariates.shape[1]
         if width != self.covariates:
             raise DataError(
@@ -58,6 +65,22 @@ class ArrayEncoder:
                 f"{self.covariates})"
             )
         return data.treatment, data.covariates
+
+
+def _range(treatment: Array) -> tuple[float, float] | None:
+    return (float(treatment.min()), float(treatment.max())) if treatment.ndim > 2 else None
+
+
+def _check_scale(pixels: tuple[float, float] | None, training: tuple[float, float] | None) -> None:
+    """Raise where images are in another unit than those of training; one grey alone says nothing of its unit."""
+    if pixels is None or training is None:
+        return
+    wide, trained = pixels[1] - pixels[0], training[1] - training[0]
+    if wide > OTHER_SCALE * trained or 0.0 < OTHER_SCALE * wide < trained:
+        raise DataError(
+            f"the images hold values from {pixels[0]:.3g} to {pixels[1]:.3g}, those of training {training[0]:.3g} to "
+            f"{training[1]:.3g}: give them in the unit of training (0..1 and 0..255 differ by a factor of 255)"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ from torch import nn
 
 from cfiv.learning.networks import FeatureNetwork
 
+_POOLING = ("kernel_size", "stride", "padding", "ceil_mode")
+_CONVOLUTION = (*("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),)
 #: Layers that carry nothing but these constructor arguments besides their tensors.
 _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "FeatureNetwork": (FeatureNetwork, lambda layer: layer.configuration),
@@ -17,6 +19,12 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "BatchNorm1d": (
         nn.BatchNorm1d,
         lambda layer: _picked(layer, "num_features", "eps", "momentum", "affine", "track_running_stats"),
+    ),
+    "AvgPool2d": (nn.AvgPool2d, lambda layer: _picked(layer, *_POOLING, "count_include_pad", "divisor_override")),
+    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation")),
+    "Conv2d": (
+        nn.Conv2d,
+        lambda layer: _picked(layer, *_CONVOLUTION) | {"bias": layer.bias is not None},
     ),
     "LayerNorm": (nn.LayerNorm, lambda layer: {"normalized_shape": list(layer.normalized_shape), "eps": layer.eps}),
     "Dropout": (nn.Dropout, lambda layer: _picked(layer, "p")),

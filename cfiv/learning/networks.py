@@ -57,15 +57,50 @@ class FeatureNetwork(nn.Module):
         return {"inputs": self.inputs, "hidden": list(self.hidden), "outputs": self.outputs, "carry": self.carry}
 
 
-def treatment_network(shape: Sequence[int]) -> FeatureNetwork:
-    """Default ``psi``: the treatment itself and one learned feature; eight learned features of an image.
+def treatment_network(shape: Sequence[int]) -> nn.Module:
+    """Default ``psi``: the treatment itself and one learned feature; of an image, :func:`image_network`.
 
     Few treatment features are a strong regulariser: the first stage has to predict each of them, and noise in any of them
     reaches the structural function.
     """
-    if len(shape) > 1:
+    return image_network(shape) if len(shape) > 1 else FeatureNetwork(shape[0], (32, 32), 1)
+
+
+def image_network(shape: Sequence[int]) -> nn.Module:
+    """Default ``psi`` of images (rows, columns) or (channels, rows, columns): eight features of a coarser image.
+
+    Squares of pixels are added up until 16 to 31 are left on the shorter side, and divided by the squares' side, which leaves
+    the variance of independent noise as it was. Then fully connected 512-128-8 with SiLU. A network that has to see
+    detail is for the user to give.
+    """
+    side = max(1, min(shape[-2:]) // 16)
+    if len(shape) > 3 or side == 1:
         return FeatureNetwork(math.prod(shape), (512, 128), 8, carry=False)
-    return FeatureNetwork(shape[0], (32, 32), 1)
+    pixels = (shape[-2] // side) * (shape[-1] // side) * math.prod(shape[:-2])
+    pool = nn.AvgPool2d(side, divisor_override=side)
+    return nn.Sequential(pool, nn.Flatten(), FeatureNetwork(pixels, (512, 128), 8, carry=False))
+
+
+class Rescaled(nn.Module):
+    """A network on images as they are stored: ``x -> network((x - mean) / scale)``, converted a batch at a time.
+
+    Parameters
+    ----------
+    network : Module
+    mean, scale : float
+        One for all pixels.
+    dtype : dtype
+        That of the network.
+    """
+
+    def __init__(self, network: nn.Module, *, mean: float, scale: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.mean, self.scale, self.dtype = network, mean, scale, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of each row, (n, ...) -> (n, columns)."""
+        features: Tensor = self.network((x.to(self.dtype) - self.mean) / self.scale)
+        return features
 
 
 def instrument_network(shape: Sequence[int]) -> FeatureNetwork:
@@ -93,6 +128,24 @@ def original_covariate_network(inputs: int) -> nn.Module:
     """``xi`` of Xu et al. 2021 on the demand design: 2-128-32-16, ReLU, batch normalisation after the second layer."""
     hidden = (nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 32), nn.BatchNorm1d(32), nn.ReLU())
     return nn.Sequential(*hidden, nn.Linear(32, 16), nn.ReLU())
+
+
+def original_image_treatment_network(shape: Sequence[int]) -> nn.Module:
+    """``psi`` of Xu et al. 2021 on dSprites: 4096-1024-512-BN-128-32-BN-Tanh, ReLU, spectral normalisation of every layer."""
+    first = (nn.Flatten(), _spectral(math.prod(shape), 1024), nn.ReLU(), _spectral(1024, 512), nn.ReLU(), nn.BatchNorm1d(512))
+    return nn.Sequential(*first, _spectral(512, 128), nn.ReLU(), _spectral(128, 32), nn.BatchNorm1d(32), nn.Tanh())
+
+
+def original_image_instrument_network(inputs: int) -> nn.Module:
+    """``phi`` of Xu et al. 2021 on dSprites: 3-256-128-BN-128-BN-32-BN-ReLU, ReLU, spectral normalisation of every layer."""
+    first = (_spectral(inputs, 256), nn.ReLU(), _spectral(256, 128), nn.ReLU(), nn.BatchNorm1d(128))
+    second = (_spectral(128, 128), nn.ReLU(), nn.BatchNorm1d(128))
+    return nn.Sequential(*first, *second, _spectral(128, 32), nn.BatchNorm1d(32), nn.ReLU())
+
+
+def _spectral(inputs: int, outputs: int) -> nn.Module:
+    """A linear layer whose weights are divided by their largest singular value."""
+    return nn.utils.parametrizations.spectral_norm(nn.Linear(inputs, outputs))
 
 
 def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequence[int]], nn.Module], role: str) -> nn.Module:
@@ -144,13 +197,28 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
     try:
         features = evaluate(network, probe)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = f"{str(error).splitlines()[0]}{_first_layer(network, shape)}"
         raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
     if features.ndim != 2 or features.shape[0] != 2:
         raise ParameterError(
             f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
             f"{tuple(features.shape)} for 2 rows: flatten its output"
         )
+
+
+def _first_layer(network: nn.Module, shape: Sequence[int]) -> str:
+    """What the first layer with weights takes, for a message; nothing where there is none or it says nothing of it."""
+    for name, module in network.named_modules():
+        width = getattr(module, "in_features", None)
+        if isinstance(width, int):
+            flatten = "; put torch.nn.Flatten() first" if len(shape) > 1 and width == math.prod(shape) else ""
+            return f" (its first linear layer{f' {name!r}' if name else ''} takes inputs of shape ('rows', {width}){flatten})"
+        channels = getattr(module, "in_channels", None)
+        if isinstance(channels, int):
+            return (
+                f" (its first convolution{f' {name!r}' if name else ''} takes {channels} channels: ('rows', {channels}, ...))"
+            )
+    return ""
 
 
 def evaluate(network: nn.Module, inputs: Tensor) -> Tensor:

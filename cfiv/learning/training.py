@@ -24,6 +24,8 @@ class Penalties:
         Proximal pull of V while the instrument features learn, of V while the treatment features learn, and of u.
     ridge1, ridge2 : float
         Ridge on V (both times) and on u.
+    unpredicted : float
+        ``gamma``, on the variance of ``h(T, X)`` that instruments and covariates leave unpredicted.
     """
 
     lambda1: float
@@ -31,6 +33,7 @@ class Penalties:
     lambda12: float
     ridge1: float
     ridge2: float
+    unpredicted: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

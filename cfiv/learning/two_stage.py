@@ -16,7 +16,14 @@ from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
-from cfiv.numerics.two_stage import Structure, first_stage_loss, predicted_treatment_features, second_stage_loss
+from cfiv.numerics.two_stage import (
+    Structure,
+    Unpredicted,
+    first_stage_loss,
+    predicted_treatment_features,
+    second_stage_loss,
+    unpredicted_features,
+)
 
 #: One value each for the treatment, the instrument and the covariate network.
 PerNetwork = tuple[float, float, float]
@@ -140,36 +147,44 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     instrument_stage1 = evaluate(networks.instrument, batch.stage1.instruments)
     instrument_stage2 = evaluate(networks.instrument, batch.stage2.instruments)
 
-    def predicted(treatment_features: Tensor) -> tuple[Tensor, Tensor]:
-        return predicted_treatment_features(
+    def second_stage(treatment_stage1: Tensor, layer: LastLayer, *, covariates_fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        predicted_stage1, predicted_stage2, v = predicted_treatment_features(
             instrument_features_stage1=instrument_stage1,
-            treatment_features_stage1=treatment_features,
+            treatment_features_stage1=treatment_stage1,
             instrument_features_stage2=instrument_stage2,
             solve=bridge.after(state.first_stage),
             weights_stage1=batch.stage1.weights,
         )
-
-    def second_stage(features: Tensor, layer: LastLayer, *, covariates_fixed: bool) -> tuple[Tensor, Tensor]:
-        return second_stage_loss(
-            predicted_treatment_features_stage2=features,
+        unpredicted = None
+        if penalties.unpredicted:
+            gap = unpredicted_features(
+                treatment_features=treatment_stage1,
+                predicted_treatment_features=predicted_stage1,
+                covariate_features=networks.covariate_features(batch.stage1.covariates, fixed=covariates_fixed),
+                structure=structure,
+            )
+            unpredicted = Unpredicted(gap, penalties.unpredicted, batch.stage1.weights)
+        loss, u = second_stage_loss(
+            predicted_treatment_features_stage2=predicted_stage2,
             covariate_features_stage2=networks.covariate_features(batch.stage2.covariates, fixed=covariates_fixed),
             outcome_stage2=batch.stage2.outcome,
             structure=structure,
             solve=layer.after(state.structural),
             weights_stage2=batch.stage2.weights,
+            unpredicted_stage1=unpredicted,
         )
+        return loss, u, v
 
     layer: LastLayer = Held(stage2) if backbone_first else stage2
     learns_alone = training.covariate_steps > 0 and opt.covariate is not None
     if learns_alone:
-        fixed, _ = predicted(evaluate(networks.treatment, batch.stage1.treatment))
+        fixed = evaluate(networks.treatment, batch.stage1.treatment)
         for _ in range(training.covariate_steps):
-            loss, _ = second_stage(fixed, layer, covariates_fixed=False)
+            loss, *_ = second_stage(fixed, layer, covariates_fixed=False)
             _descend(loss, [opt.covariate])
 
     def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:
-        features, v = predicted(networks.treatment(batch.stage1.treatment))
-        return (*second_stage(features, layer, covariates_fixed=learns_alone), v)
+        return second_stage(networks.treatment(batch.stage1.treatment), layer, covariates_fixed=learns_alone)
 
     solved = None
     for _ in range(training.stage2_steps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from cfiv.learning.whole_sample import (
     refit_last_layers,
     second_stage_moments,
     squared_errors,
+    with_treatment_features,
 )
 from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
@@ -184,6 +185,7 @@ class _TwoStageRun:
         self._judged = EARLY_CHECKS | check_steps(problem.steps, problem.training.checks)
         self._instrument_features: dict[str, Tensor] | None = None
         self._stage1_heldout_loss = float("nan")
+        self._seen: tuple[int, Seen] | None = None
 
     def step(self, number: int) -> dict[str, Tensor]:
         problem, training = self._problem, self._problem.training
@@ -193,14 +195,14 @@ class _TwoStageRun:
         self._state, info = step(batch, self._state, training=training, structure=problem.structure)
         if number in self._judged:
             self._instrument_features, first_stage, self._stage1_heldout_loss = best_instrument_features(
-                self._state.networks, problem, self._instrument_features
+                self._state.networks, problem, self._instrument_features, seen=self._see(number)
             )
             if first_stage is not None:
                 self._state = replace(self._state, first_stage=first_stage)
         return {"stage1_loss": info.stage1_loss, "stage2_loss": info.stage2_loss}
 
     def check(self, number: int) -> tuple[Checkpoint[LastLayers], dict[str, float]]:
-        now = check(self._state, self._problem, number)
+        now = check(self._state, self._problem, number, seen=self._see(number))
         notes = {
             "stage1_heldout_loss": self._stage1_heldout_loss,
             "heldout_loss": now.loss,
@@ -208,8 +210,30 @@ class _TwoStageRun:
         }
         return now, notes
 
+    def _see(self, number: int) -> Seen:
+        """The rows that are judged after step ``number``; their treatment features are computed once."""
+        if self._seen is None or self._seen[0] != number:
+            self._seen = number, Seen.by(self._state.networks, self._problem)
+        return self._seen[1]
 
-def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoint[LastLayers]:
+
+@dataclass(frozen=True)
+class Seen:
+    """Rows that checks look at, the first ``CHECK_ROWS`` of each sample, with treatment features of one moment in training."""
+
+    stage1: Sample
+    stage2: Sample
+    heldout: Sample | None
+
+    @classmethod
+    def by(cls, networks: Networks, problem: TwoStageProblem) -> Self:
+        """The rows as ``psi`` sees them now."""
+        split, rows = problem.split, slice(CHECK_ROWS)
+        stage1, stage2 = (with_treatment_features(s.rows(rows), networks.treatment) for s in (split.stage1, split.stage2))
+        return cls(stage1, stage2, None if split.heldout is None else split.heldout.rows(rows))
+
+
+def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Seen) -> Checkpoint[LastLayers]:
     """The state as it would be reported now, with its held-out losses.
 
     The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on the
@@ -221,27 +245,34 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int) -> Checkpoi
     assert state.structural is not None
     first, structural = state.first_stage, state.structural
     if split.heldout is None or problem.report == "current":  # no solve below would notice
-        _check_features(networks, split.stage1.rows(slice(CHECK_ROWS)))
+        _check_features(networks, seen.stage1)
     penalties = problem.penalties
     if split.heldout is None:
         layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2)
         return Checkpoint(done, parameters, layers, first.new_zeros(0))
-    heldout = split.heldout.rows(slice(CHECK_ROWS))
+    assert seen.heldout is not None
     if problem.report == "current":
-        losses = squared_errors(heldout, networks, first, structural[None], problem.structure)[0]
+        losses = squared_errors(seen.heldout, networks, first, structural[None], problem.structure)[0]
         return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan")), losses)
-    first, first_ridge, _ = _first_stage(networks, problem)
+    first, first_ridge, _ = _first_stage(networks, problem, seen)
     ridges = problem.refit_ridges
-    stage2 = split.stage2.rows(slice(CHECK_ROWS))
-    candidates = ridge_path(second_stage_moments(stage2, networks, first, problem.structure), ridges)
-    losses = squared_errors(heldout, networks, first, candidates, problem.structure)
+    total = second_stage_moments(
+        seen.stage1,
+        seen.stage2,
+        networks,
+        first,
+        structure=problem.structure,
+        unpredicted_penalty=penalties.unpredicted,
+    )
+    candidates = ridge_path(total, ridges)
+    losses = squared_errors(seen.heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
     layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen])
     return Checkpoint(done, parameters, layers, losses[chosen])
 
 
 def best_instrument_features(
-    networks: Networks, problem: TwoStageProblem, earlier: dict[str, Tensor] | None
+    networks: Networks, problem: TwoStageProblem, earlier: dict[str, Tensor] | None, *, seen: Seen
 ) -> tuple[dict[str, Tensor] | None, Tensor | None, float]:
     """Go back to earlier instrument features where the present ones predict the treatment features clearly worse in sample 2.
 
@@ -259,6 +290,8 @@ def best_instrument_features(
     problem : TwoStageProblem
     earlier : state dict, optional
         The best instrument features so far.
+    seen : Seen
+        Rows with the present treatment features.
 
     Returns
     -------
@@ -278,22 +311,21 @@ def best_instrument_features(
         return None, None, float("nan")
     network = networks.instrument
     present = {name: value.clone() for name, value in network.state_dict().items()}
-    _, _, losses = _first_stage(networks, problem)
+    _, _, losses = _first_stage(networks, problem, seen)
     if earlier is None:
         return present, None, float(losses.mean())
     network.load_state_dict(earlier)
-    earlier_first, _, earlier_losses = _first_stage(networks, problem)
+    earlier_first, _, earlier_losses = _first_stage(networks, problem, seen)
     if standard_errors_above_zero(losses - earlier_losses) > 4 * problem.training.tolerance:
         return earlier, earlier_first, float(earlier_losses.mean())
     network.load_state_dict(present)
     return (present if losses.mean() < earlier_losses.mean() else earlier), None, float(losses.mean())
 
 
-def _first_stage(networks: Networks, problem: TwoStageProblem) -> tuple[Tensor, float, Tensor]:
+def _first_stage(networks: Networks, problem: TwoStageProblem, seen: Seen) -> tuple[Tensor, float, Tensor]:
     """V with the ridge that has the lowest stage-1 loss on sample 2, that ridge, and its losses there."""
-    stage1, stage2 = problem.split.stage1.rows(slice(CHECK_ROWS)), problem.split.stage2.rows(slice(CHECK_ROWS))
-    candidates = ridge_path(first_stage_moments(stage1, networks), problem.first_stage_ridges)
-    losses = first_stage_errors(stage2, networks, candidates)
+    candidates = ridge_path(first_stage_moments(seen.stage1, networks), problem.first_stage_ridges)
+    losses = first_stage_errors(seen.stage2, networks, candidates)
     best = int(losses.mean(dim=1).argmin())
     return candidates[best], problem.first_stage_ridges[best], losses[best]
 
@@ -312,12 +344,13 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
         first_ridge = problem.penalties.ridge1 if kept is None else kept.last_layers.first_stage_ridge
         ridge = problem.penalties.ridge2 if kept is None else kept.last_layers.ridge
         first, structural = refit_last_layers(
-            problem.split.stage1,
+            with_treatment_features(problem.split.stage1, networks.treatment),
             problem.split.whole_stage2,
             networks,
             structure=problem.structure,
             first_stage_ridge=first_ridge,
             ridge=ridge,
+            unpredicted_penalty=problem.penalties.unpredicted,
         )
     return TwoStageFit(
         networks=networks,
@@ -334,7 +367,7 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
 
 def _check_features(networks: Networks, sample: Sample) -> None:
     """Raise where the last gradient step has left features that are not finite."""
-    features = [evaluate(networks.treatment, sample.treatment), evaluate(networks.instrument, sample.instruments)]
+    features = [sample.treatment, evaluate(networks.instrument, sample.instruments)]
     if networks.covariate is not None and sample.covariates is not None:
         features.append(evaluate(networks.covariate, sample.covariates))
     if not all(bool(torch.isfinite(values).all()) for values in features):

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.two_stage import Networks
 from cfiv.numerics.least_squares import solve, with_intercept
 from cfiv.numerics.moments import Moments, accumulate, moments, solve_moments
-from cfiv.numerics.two_stage import Structure, structural_features
+from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, structural_features, unpredicted_features
 
-#: Rows whose features are held at once.
-CHUNK = 8192
+#: Rows whose features are held at once, and values of their treatments: fewer rows of images.
+CHUNK, CHUNK_VALUES = 8192, 4_000_000
 #: Rows of a sample that a check during training looks at; a held-out loss needs no more.
 CHECK_ROWS = 20_000
 #: Feature values (rows x columns) up to which a refit uses QR rather than moments: some 400 MB of float64 with its copies.
 QR_VALUES = 10_000_000
+
+
+def with_treatment_features(sample: Sample, network: nn.Module) -> Sample:
+    """The sample with ``psi(T)`` in the place of T, which all of this module's first and second stages ask for.
+
+    An image goes through its network once, however many solves and losses need its features.
+    """
+    return replace(sample, treatment=torch.cat([evaluate(network, chunk.treatment) for chunk in chunks(sample)]))
 
 
 def refit_last_layers(
@@ -30,16 +40,22 @@ def refit_last_layers(
     structure: Structure,
     first_stage_ridge: float,
     ridge: float,
+    unpredicted_penalty: float,
 ) -> tuple[Tensor, Tensor]:
     """V on all rows of sample 1, then u on all rows of sample 2, features fixed.
 
     Parameters
     ----------
-    stage1, stage2 : Sample
+    stage1 : Sample
+        With treatment features.
+    stage2 : Sample
+        Its treatment is not looked at.
     networks : Networks
     structure : {"product", "additive"}
     first_stage_ridge, ridge : float
         Penalties >= 0 of V and u, on the mean squared error.
+    unpredicted_penalty : float
+        ``gamma`` >= 0, see :mod:`cfiv.numerics.two_stage`.
 
     Returns
     -------
@@ -54,22 +70,41 @@ def refit_last_layers(
     first = refit(
         stage1,
         lambda chunk: with_intercept(evaluate(networks.instrument, chunk.instruments)),
-        lambda chunk: evaluate(networks.treatment, chunk.treatment),
+        lambda chunk: chunk.treatment,
         first_stage_ridge,
     )
-    structural = refit(stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge)
-    return first, structural
+    if not unpredicted_penalty:
+        structural = refit(
+            stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge
+        )
+        return first, structural
+    if (len(stage1) + len(stage2)) * _structural(stage2.rows(slice(0, 1)), networks, first, structure).shape[1] > QR_VALUES:
+        total = second_stage_moments(
+            stage1, stage2, networks, first, structure=structure, unpredicted_penalty=unpredicted_penalty
+        )
+        return first, solve_moments(total, ridge=ridge).weights
+    features, targets = penalised_rows(
+        features_stage2=torch.cat([_structural(chunk, networks, first, structure) for chunk in chunks(stage2)]),
+        outcome_stage2=stage2.outcome.double(),
+        weights_stage2=stage2.weights,
+        unpredicted_stage1=Unpredicted(
+            torch.cat([_unpredicted(chunk, networks, first, structure) for chunk in chunks(stage1)]),
+            unpredicted_penalty,
+            stage1.weights,
+        ),
+    )
+    return first, solve(features=features, targets=targets, ridge=ridge).weights
 
 
-def first_stage_moments(sample: Sample, networks: Networks) -> Moments:
+def first_stage_moments(stage1: Sample, networks: Networks) -> Moments:
     """Moments of ``[phi(Z), 1]`` with targets ``psi(T)``."""
     return accumulate(
         moments(
             features=with_intercept(evaluate(networks.instrument, chunk.instruments)),
-            targets=evaluate(networks.treatment, chunk.treatment),
+            targets=chunk.treatment,
             weights=chunk.weights,
         )
-        for chunk in chunks(sample)
+        for chunk in chunks(stage1)
     )
 
 
@@ -79,22 +114,52 @@ def first_stage_errors(sample: Sample, networks: Networks, candidates: Tensor) -
     Summed over the treatment features, each in units of its variance in the sample, so that features of any scale count alike
     and losses compare while the features change; scaled so that their plain mean is the weighted mean.
     """
-    errors, features = [], []
+    errors = []
     for chunk in chunks(sample):
         phi = with_intercept(evaluate(networks.instrument, chunk.instruments)).double()
-        features.append(evaluate(networks.treatment, chunk.treatment).double())
-        errors.append((features[-1] - phi @ candidates).square())
-    variance = torch.cat(features).var(dim=0, correction=0)
+        errors.append((chunk.treatment.double() - phi @ candidates).square())
+    variance = sample.treatment.double().var(dim=0, correction=0)
     total = (torch.cat(errors, dim=1) / variance.clamp_min(torch.finfo(variance.dtype).tiny))[..., variance > 0].sum(dim=2)
     return total if sample.weights is None else total * (sample.weights / sample.weights.mean())
 
 
-def second_stage_moments(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Moments:
-    """Moments of ``f`` at predicted treatment features, with the outcome as target."""
-    return accumulate(
+def second_stage_moments(
+    stage1: Sample,
+    stage2: Sample,
+    networks: Networks,
+    first_stage: Tensor,
+    *,
+    structure: Structure,
+    unpredicted_penalty: float,
+) -> Moments:
+    """Moments of ``f_2`` with the outcome as target, and ``gamma`` times those of ``f(T_1) - f_1`` with target zero.
+
+    Parameters
+    ----------
+    stage1, stage2 : Sample
+        Sample 1 with treatment features; it is looked at only where ``gamma > 0``.
+    networks : Networks
+    first_stage : Tensor (d + 1, m)
+        V.
+    structure : {"product", "additive"}
+    unpredicted_penalty : float
+        ``gamma`` >= 0.
+    """
+    seen = accumulate(
         moments(features=_structural(chunk, networks, first_stage, structure), targets=chunk.outcome, weights=chunk.weights)
-        for chunk in chunks(sample)
+        for chunk in chunks(stage2)
     )
+    if not unpredicted_penalty:
+        return seen
+    unseen = accumulate(
+        moments(
+            features=_unpredicted(chunk, networks, first_stage, structure),
+            targets=torch.zeros_like(chunk.outcome),
+            weights=chunk.weights,
+        )
+        for chunk in chunks(stage1)
+    )
+    return replace(seen, gram=seen.gram + unseen.gram * (unpredicted_penalty * seen.mass / unseen.mass))
 
 
 def squared_errors(sample: Sample, networks: Networks, first_stage: Tensor, candidates: Tensor, structure: Structure) -> Tensor:
@@ -150,14 +215,32 @@ def refit(sample: Sample, features: Callable[[Sample], Tensor], targets: Callabl
     return solve(features=phi, targets=y, ridge=ridge, weights=sample.weights).weights
 
 
+def _unpredicted(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Tensor:
+    """What V leaves unpredicted of ``f`` in a sample with treatment features, float64, shape (n, p)."""
+    return unpredicted_features(
+        treatment_features=sample.treatment.double(),
+        predicted_treatment_features=_predicted(sample, networks, first_stage),
+        covariate_features=networks.covariate_features(sample.covariates, fixed=True),
+        structure=structure,
+    )
+
+
+def _predicted(sample: Sample, networks: Networks, first_stage: Tensor) -> Tensor:
+    """``V' [phi(Z), 1]``, float64, shape (n, m)."""
+    return with_intercept(evaluate(networks.instrument, sample.instruments)).double() @ first_stage
+
+
 def _structural(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Tensor:
     """``f`` at predicted treatment features, float64, shape (n, p)."""
-    predicted = with_intercept(evaluate(networks.instrument, sample.instruments)).double() @ first_stage
-    covariates = networks.covariate_features(sample.covariates, fixed=True)
-    return structural_features(treatment_features=predicted, covariate_features=covariates, structure=structure)
+    return structural_features(
+        treatment_features=_predicted(sample, networks, first_stage),
+        covariate_features=networks.covariate_features(sample.covariates, fixed=True),
+        structure=structure,
+    )
 
 
 def chunks(sample: Sample) -> Iterator[Sample]:
-    """The sample, ``CHUNK`` rows at a time, in order."""
-    for start in range(0, len(sample), CHUNK):
-        yield sample.rows(slice(start, start + CHUNK))
+    """The sample in order, as many rows at a time as ``CHUNK`` and ``CHUNK_VALUES`` allow."""
+    rows = max(1, min(CHUNK, CHUNK_VALUES // math.prod(sample.treatment.shape[1:])))
+    for start in range(0, len(sample), rows):
+        yield sample.rows(slice(start, start + rows))

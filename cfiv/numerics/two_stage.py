@@ -10,8 +10,8 @@ The treatment is endogenous, so ``psi(T)`` is replaced by its conditional mean g
 instrument features ``phi(Z)``. Sample 1 learns that map, sample 2 learns ``u``:
 
     V   = argmin_V  mean_1 |psi(T_1) - V' [phi(Z_1), 1]|^2 + ridge1 |V|^2 + lambda |V - V_prev|^2
-    u   = argmin_u  mean_2 (Y_2 - u' f_2)^2 + ridge2 |u|^2 + lambda2 |u - u_prev|^2,
-    f_2 = f with psi replaced by V' [phi(Z_2), 1].
+    u   = argmin_u  mean_2 (Y_2 - u' f_2)^2 + gamma mean_1 (u' (f(T_1) - f_1))^2 + ridge2 |u|^2 + lambda2 |u - u_prev|^2,
+    f_1, f_2 = f with psi replaced by V' [phi(Z_1), 1] and by V' [phi(Z_2), 1].
 
 ``lambda`` is lambda1 while the instrument features learn (psi fixed) and lambda12 while the treatment and covariate features
 learn (phi fixed, psi live). The second V minimises another loss than the one being differentiated, so the gradient has to run
@@ -19,20 +19,34 @@ through it; it is linear in ``psi(T_1)``, so only the right-hand side of its sol
 minimise the very objective that is differentiated, penalties included, and are held fixed: by the envelope theorem the
 gradient is exact.
 
+The moment condition E[Y - h | Z, X] = 0 sees the conditional mean of ``h`` alone. What varies in ``h(T, X)`` beyond that, say
+with something in a picture that no instrument moves, the data leave open. ``gamma``, the *unpredicted penalty*, weighs the
+variance of that,
+
+    E Var(h(T, X) | Z, X) ~ mean_1 (u' (f(T_1) - f_1))^2,
+
+against the squared error of stage 2. Both are in squared units of the outcome, so ``gamma`` has no unit. Of all functions that
+explain the outcome equally well, a small ``gamma`` takes the one that varies least beyond what the instruments explain; a large
+one shrinks every effect, those of well predicted treatments least. With ``gamma = 0`` the two stages are those of the paper.
+
 References
 ----------
 Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021,
-for the two stages; Galashov et al., arXiv 2510.04606, for the proximal penalties. The additive form is ours.
+for the two stages; Galashov et al., arXiv 2510.04606, for the proximal penalties. The additive form and the unpredicted penalty
+are ours; penalties on ``h`` itself are those of Blundell, Chen and Kristensen (Econometrica 2007) and of Carrasco, Florens and
+Renault (Handbook of Econometrics 6B, 2007), for the same reason.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
+from cfiv.numerics.inputs import row_weights
 from cfiv.numerics.last_layer import Solve, last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
 
@@ -114,8 +128,8 @@ def predicted_treatment_features(
     instrument_features_stage2: Tensor,
     solve: Solve,
     weights_stage1: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``V12' [phi(Z_2), 1]``, live in the treatment features that V12 was solved from.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``V12' [phi(Z), 1]`` in both samples, live in the treatment features that V12 was solved from.
 
     Parameters
     ----------
@@ -129,16 +143,49 @@ def predicted_treatment_features(
 
     Returns
     -------
-    predicted : Tensor (n2, m)
+    predicted_stage1, predicted_stage2 : Tensor (n1, m), (n2, m)
     weights : Tensor (d + 1, m), float64
         V12, detached.
     """
-    v12 = solve(
-        features=with_intercept(instrument_features_stage1.detach()),
-        targets=treatment_features_stage1,
-        weights=weights_stage1,
-    )
-    return with_intercept(instrument_features_stage2.detach()) @ v12.to(instrument_features_stage2.dtype), v12.detach()
+    phi_stage1 = with_intercept(instrument_features_stage1.detach())
+    phi_stage2 = with_intercept(instrument_features_stage2.detach())
+    v12 = solve(features=phi_stage1, targets=treatment_features_stage1, weights=weights_stage1)
+    live = v12.to(phi_stage1.dtype)
+    return phi_stage1 @ live, phi_stage2 @ live, v12.detach()
+
+
+@dataclass(frozen=True)
+class Unpredicted:
+    """What the instruments leave unpredicted of the structural features, and how much it is penalised.
+
+    Parameters
+    ----------
+    features : Tensor (n1, p)
+        ``f(T_1) - f_1``, live; see :func:`unpredicted_features`.
+    penalty : float
+        ``gamma`` > 0.
+    weights : Tensor (n1,), optional
+        Row weights of sample 1.
+    """
+
+    features: Tensor
+    penalty: float
+    weights: Tensor | None = None
+
+
+def unpredicted_features(
+    *,
+    treatment_features: Tensor,
+    predicted_treatment_features: Tensor,
+    covariate_features: Tensor | None,
+    structure: Structure,
+) -> Tensor:
+    """``f`` at ``psi(T)`` less ``f`` at its prediction, shape (n, p); arguments as in :func:`structural_features`."""
+
+    def f(features: Tensor) -> Tensor:
+        return structural_features(treatment_features=features, covariate_features=covariate_features, structure=structure)
+
+    return f(treatment_features) - f(predicted_treatment_features)
 
 
 def second_stage_loss(
@@ -149,11 +196,13 @@ def second_stage_loss(
     structure: Structure,
     solve: Solve,
     weights_stage2: Tensor | None = None,
+    unpredicted_stage1: Unpredicted | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2 for the treatment and covariate features: solve u, then the loss ``sum_i w_i (Y_2i - u' f_2i)^2`` at u held
-    fixed.
+    """Stage 2 for the treatment and covariate features: solve u, then at u held fixed the loss
 
-    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised
+        sum_i w_i (Y_2i - u' f_2i)^2 + gamma sum_i w_i (u' (f(T_1i) - f_1i))^2.
+
+    Penalties on u are left out of the loss, since they do not depend on the features; its gradient is that of the minimised
     objective.
 
     Parameters
@@ -167,6 +216,8 @@ def second_stage_loss(
     solve : Solve
         How u is found: with ridge2, lambda2 and ``u_prev`` (p, 1).
     weights_stage2 : Tensor (n2,), optional
+    unpredicted_stage1 : Unpredicted, optional
+        With None ``gamma`` is zero.
 
     Returns
     -------
@@ -179,4 +230,46 @@ def second_stage_loss(
         covariate_features=covariate_features_stage2,
         structure=structure,
     )
-    return last_layer_loss(features=features, targets=outcome_stage2, solve=solve, weights=weights_stage2)
+    if unpredicted_stage1 is None:
+        return last_layer_loss(features=features, targets=outcome_stage2, solve=solve, weights=weights_stage2)
+    features, targets = penalised_rows(
+        features_stage2=features,
+        outcome_stage2=outcome_stage2,
+        weights_stage2=weights_stage2,
+        unpredicted_stage1=unpredicted_stage1,
+    )
+    return last_layer_loss(features=features, targets=targets, solve=solve, weights=None)
+
+
+def penalised_rows(
+    *, features_stage2: Tensor, outcome_stage2: Tensor, weights_stage2: Tensor | None, unpredicted_stage1: Unpredicted
+) -> tuple[Tensor, Tensor]:
+    """The second stage with its unpredicted penalty as one problem: rows whose plain mean square is the sum of the two.
+
+    Parameters
+    ----------
+    features_stage2 : Tensor (n2, p)
+        ``f_2``.
+    outcome_stage2 : Tensor (n2, 1)
+    weights_stage2 : Tensor (n2,), optional
+    unpredicted_stage1 : Unpredicted
+
+    Returns
+    -------
+    features, targets : Tensor (n2 + n1, p), (n2 + n1, 1)
+    """
+    gap = unpredicted_stage1
+    rows = len(features_stage2) + len(gap.features)
+    scale_stage2 = _scales(rows, 1.0, like=features_stage2, weights=weights_stage2)
+    scale_stage1 = _scales(rows, gap.penalty, like=gap.features, weights=gap.weights)
+    features = torch.cat([scale_stage2 * features_stage2, scale_stage1 * gap.features])
+    return features, torch.cat([scale_stage2 * outcome_stage2, outcome_stage2.new_zeros(len(gap.features), 1)])
+
+
+def _scales(rows: int, share: float, *, like: Tensor, weights: Tensor | None) -> Tensor:
+    """Factors (n, 1) or () whose squares, as a mean over ``rows`` rows, weigh the rows of ``like`` by ``share`` in all."""
+    if weights is None:
+        return like.new_tensor(rows * share / len(like)).sqrt()
+    w = row_weights(weights, like=like)
+    scales: Tensor = (rows * share * w / w.sum()).sqrt()[:, None].to(like.dtype)
+    return scales
