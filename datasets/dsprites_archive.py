@@ -61,8 +61,9 @@ def load(path: str | Path, latents: npt.ArrayLike | None = None, *, shape: str =
     path : str or Path
         The .npz file.
     latents : array_like of integers (n, 4), optional
-        Indices of scale, orientation, posX and posY, as for :func:`~cfiv.datasets.dsprites.render`. None takes all that the
-        file holds of this shape, in its order: :func:`held_latents` names them.
+        Indices of scale, orientation, posX and posY, as for :func:`~cfiv.datasets.dsprites.render`; the first picture where
+        the file holds them more than once. None takes all that it holds of this shape, in its order: :func:`held_latents`
+        names them.
     shape : {"heart", "ellipse", "square"}
         The shape.
 

@@ -73,6 +73,16 @@ def test_the_pictures_are_those_of_the_latents_asked_for_in_their_order(tmp_path
     assert load(path, asked[:0]).shape == (0, 64, 64)
 
 
+def test_of_latents_that_the_file_holds_twice_the_first_picture_is_taken(tmp_path: Path) -> None:
+    latents = some_latents(4)[[0, 1, 1, 2, 3]]
+    content = members(latents)
+    content["imgs"][2, 0, 0] = 1
+    path = written(tmp_path, content)
+    np.testing.assert_array_equal(load(path, latents), render(latents))
+    with pytest.warns(PictureWarning, match="1 of 5 hearts"):
+        np.testing.assert_array_equal(load(path), content["imgs"])
+
+
 @pytest.mark.law
 def test_blocks_of_the_file_do_not_show(tmp_path: Path) -> None:
     latents = some_latents(2100)  # 4 MB are 1024 pictures
