@@ -81,6 +81,10 @@ class PenaltyRangeWarning(CfivWarning):
     """The best of several penalties is the smallest or the largest of them, and one further out would be better."""
 
 
+class PictureWarning(CfivWarning):
+    """Pictures read from a file are not those that were expected in every pixel; the file's are used."""
+
+
 def quoted(names: Sequence[object], limit: int = 8) -> str:
     """Names for a message: the first few, and how many there are."""
     shown = ", ".join(repr(str(name)) for name in list(names)[:limit])

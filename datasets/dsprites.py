@@ -26,21 +26,24 @@ Galashov et al., arXiv 2510.04606, use it with instruments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
+import numpy.lib.format as npy
 import numpy.typing as npt
 import pandas as pd
 
 from cfiv.data import IVData
+from cfiv.datasets.dsprites_archive import held_latents, load
 from cfiv.datasets.dsprites_drawing import LATENTS, SIDE, ImageArray, render
 from cfiv.datasets.truth import ImageTruth, StructuralOfImages
 from cfiv.errors import DataError, ParameterError
 
-__all__ = ["OriginalFunction", "SecondFunction", "render", "simulate", "test_grid"]
+__all__ = ["OriginalFunction", "SecondFunction", "held_latents", "load", "render", "simulate", "test_grid"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -79,7 +82,7 @@ class OriginalFunction:
             return
         if isinstance(matrix, str | Path):
             matrix = _read_matrix(Path(matrix))
-        given = np.asarray(matrix)
+        given = _array("the matrix A", matrix)
         if given.shape != (PIXELS, COLUMNS) or given.dtype.kind not in "fiu":
             raise DataError(
                 f"the matrix A must hold numbers in shape {(PIXELS, COLUMNS)}, a row a pixel, got shape {given.shape} of "
@@ -116,6 +119,7 @@ def simulate(
     confounding: float = 1.0,
     instruments: Sequence[str] = INSTRUMENTS,
     pixel_noise: float = PIXEL_NOISE,
+    archive: str | Path | None = None,
 ) -> tuple[IVData, ImageTruth]:
     """Draw from a design.
 
@@ -137,6 +141,9 @@ def simulate(
         ``confounding`` is 0.
     pixel_noise : float
         Standard deviation of the noise of a pixel; at 0 images stay uint8.
+    archive : str or Path, optional
+        The .npz file of the release: its pictures are taken, in the sample and in the test grid, by :func:`load`. None draws
+        them, and the numbers are the same where the pictures are.
 
     Returns
     -------
@@ -151,7 +158,12 @@ def simulate(
     ParameterError
         If an argument is out of its range or a name unknown, or posY is an instrument where it confounds.
     DataError
-        If the matrix cannot be used.
+        If the matrix or the archive cannot be used.
+
+    Warns
+    -----
+    PictureWarning
+        If pictures of the archive differ in a few pixels from those drawn.
 
     Examples
     --------
@@ -159,12 +171,10 @@ def simulate(
     >>> data.treatment.shape, data.names["instruments"], len(truth.grid)
     ((3, 1, 64, 64), ('scale', 'orientation', 'posX'), 588)
     """
-    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-    for name, number in (("confounding", confounding), ("pixel_noise", pixel_noise)):
-        if isinstance(number, bool) or not isinstance(number, Real) or not np.isfinite(float(number)):
-            raise ParameterError(f"{name} must be a finite number, got {number!r}")
+    _check_whole("n", n, least=1)
+    _check_whole("seed", seed, least=0)
+    _check_finite("confounding", confounding)
+    _check_finite("pixel_noise", pixel_noise)
     if pixel_noise < 0:
         raise ParameterError(f"pixel_noise must be >= 0, got {pixel_noise!r}")
     chosen = _instruments(instruments, confounding=float(confounding))
@@ -172,7 +182,7 @@ def simulate(
 
     generator = np.random.default_rng(seed)
     drawn = {name: generator.integers(LATENTS[name], size=n) for name in ("posX", "posY", "scale", "orientation")}
-    pictures = render(np.column_stack([drawn[name] for name in LATENTS]))
+    pictures, test_pictures = _pictures(np.column_stack([drawn[name] for name in LATENTS]), archive)
     images, outcome = _photographed(pictures, structural, float(pixel_noise), generator)
     outcome += confounding * (drawn["posY"] - MIDDLE) + generator.normal(0.0, OUTCOME_NOISE, n)
     data = IVData(
@@ -181,7 +191,7 @@ def simulate(
         instruments=np.column_stack([_value(name, drawn[name]) for name in chosen]),
         names={"outcome": ("outcome",), "treatment": ("image",), "instruments": chosen},
     )
-    return data, _truth(structural)
+    return data, _truth(structural, test_pictures)
 
 
 def test_grid() -> pd.DataFrame:
@@ -194,10 +204,16 @@ def test_grid() -> pd.DataFrame:
 test_grid.__test__ = False  # type: ignore[attr-defined]
 
 
-def _truth(structural: StructuralOfImages) -> ImageTruth:
-    latents = test_grid()
-    images = render(latents.to_numpy())[:, None]
-    return ImageTruth(latents.assign(structural=structural(images)), images, structural)
+def _pictures(latents: npt.NDArray[np.integer], archive: str | Path | None) -> tuple[ImageArray, ImageArray]:
+    """Those of the sample and of the test grid, drawn, or from one reading of the archive."""
+    both = np.vstack([latents, test_grid().to_numpy()])
+    pictures = render(both) if archive is None else load(archive, both)
+    return pictures[: len(latents)], pictures[len(latents) :]
+
+
+def _truth(structural: StructuralOfImages, pictures: ImageArray) -> ImageTruth:
+    images = pictures[:, None]
+    return ImageTruth(test_grid().assign(structural=structural(images)), images, structural)
 
 
 def _photographed(
@@ -247,10 +263,24 @@ def _instruments(names: Sequence[str], *, confounding: float) -> tuple[str, ...]
     return chosen
 
 
+def _check_whole(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def _check_finite(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise ParameterError(f"{name} must be a finite number, got {value!r}")
+
+
 def _flat(images: npt.ArrayLike) -> FloatArray:
-    array = np.asarray(images)
-    if array.ndim < 2 or array[0].size != PIXELS:
+    array = _array("images", images)
+    if array.ndim < 2 or math.prod(array.shape[1:]) != PIXELS:
         raise DataError(f"images must have {SIDE} x {SIDE} pixels a row, got shape {array.shape}")
+    if array.dtype.kind not in "bfiu":
+        raise DataError(f"images must hold numbers, got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise DataError("images must be finite, got infinite or missing pixels")
     if array.size and (array.max() > 100 or (array.dtype.kind == "u" and array.max() > 1)):
         raise DataError(
             f"images must be 0 where black and 1 where white, got values up to {array.max():g}: divide 0..255 by 255"
@@ -260,7 +290,15 @@ def _flat(images: npt.ArrayLike) -> FloatArray:
 
 def _read_matrix(path: Path) -> npt.NDArray[np.generic]:
     try:
-        matrix: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            matrix: npt.NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
         raise DataError(f"the matrix A could not be read from {path}: {error}") from error
     return matrix
+
+
+def _array(what: str, given: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise DataError(f"{what} must be an array, got rows that differ in length") from error

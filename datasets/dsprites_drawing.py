@@ -106,7 +106,7 @@ def render(latents: npt.ArrayLike, shape: str = "heart") -> ImageArray:
     -----##-----
     """
     corners = _corners(shape)
-    indices = _checked(latents)
+    indices = checked_latents(latents)
     images = np.empty((len(indices), SIDE, SIDE), dtype=np.uint8)
     for start in range(0, len(indices), BLOCK):
         block = slice(start, start + BLOCK)
@@ -114,7 +114,8 @@ def render(latents: npt.ArrayLike, shape: str = "heart") -> ImageArray:
     return images
 
 
-def _checked(latents: npt.ArrayLike) -> npt.NDArray[np.integer]:
+def checked_latents(latents: npt.ArrayLike) -> npt.NDArray[np.integer]:
+    """Indices (n, 4) as an array; raises a DataError where :func:`render` does."""
     names = ", ".join(LATENTS)
     try:
         indices = np.asarray(latents)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfiv.data import IVData
+from cfiv.errors import DataError
 
 
 class Predicts(Protocol):
@@ -41,9 +42,14 @@ class Truth:
         return self.function(rows)
 
     def error(self, model: Predicts) -> float:
-        """Mean squared error of a model's predictions on the test grid, in squared units of the outcome."""
-        predicted = np.asarray(model.predict(self.grid.drop(columns="structural")))
-        return float(np.mean((predicted - self.grid["structural"].to_numpy()) ** 2))
+        """Mean squared error of a model's predictions on the test grid, in squared units of the outcome.
+
+        Raises
+        ------
+        DataError
+            If the predictions are not one number a row.
+        """
+        return _mean_squared_error(model.predict(self.grid.drop(columns="structural")), self.grid["structural"].to_numpy())
 
 
 #: A structural function of images (n, ..., 64, 64), shape (n,).
@@ -73,6 +79,19 @@ class ImageTruth:
         return self.function(images)
 
     def error(self, model: Predicts) -> float:
-        """Mean squared error of a model's predictions at the test images, in squared units of the outcome."""
-        predicted = np.asarray(model.predict(IVData(treatment=self.images)))
-        return float(np.mean((predicted - self.grid["structural"].to_numpy()) ** 2))
+        """Mean squared error of a model's predictions at the test images, in squared units of the outcome.
+
+        Raises
+        ------
+        DataError
+            If the predictions are not one number a row.
+        """
+        return _mean_squared_error(model.predict(IVData(treatment=self.images)), self.grid["structural"].to_numpy())
+
+
+def _mean_squared_error(predicted: npt.ArrayLike, structural: npt.NDArray[np.float64]) -> float:
+    predictions = np.asarray(predicted)
+    if predictions.shape != structural.shape:
+        # A column of predictions less a row of truths would be a table, and its mean a number that looks right.
+        raise DataError(f"predictions must be one number a row, shape {structural.shape}, got shape {predictions.shape}")
+    return float(np.mean((predictions - structural) ** 2))
