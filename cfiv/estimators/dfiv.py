@@ -89,7 +89,8 @@ class DFIV(StructuralEstimator):
     fits : int
         How many splits to fit and average (each swapped, with ``swap``).
     report : {"refit", "current"}
-        Whether the final u and V are solved on all rows of their samples or are those that training left.
+        Whether the final u and V are solved on all rows of their samples, or are averages of those that the minibatches gave
+        (see ``training.averaging``), which costs no further pass over the data.
     training : Training, optional
         Options that rarely change.
     device : str
@@ -237,6 +238,7 @@ class DFIV(StructuralEstimator):
                 covariate_steps=20,
                 learning_rate_schedule="constant",
                 decoupled_weight_decay=False,
+                averaging=None,
                 holdout=0.0,
                 refit_ridges=(),
             ),
@@ -431,7 +433,7 @@ class DFIV(StructuralEstimator):
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
             },
-            "Last layers": "refitted on whole samples" if self.report == "refit" else "as training left them",
+            "Last layers": "refitted on whole samples" if self.report == "refit" else "averages of the minibatches'",
         }
 
 
@@ -439,7 +441,8 @@ def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     """The fit on the cpu, where results live, and its networks frozen."""
     for module in fitted.networks.modules():
         module.cpu().requires_grad_(False)
-    return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
+    layers = {name: getattr(fitted, name).cpu() for name in ("first_stage", "structural", "current_structural")}
+    return replace(fitted, **layers)
 
 
 def _listed(penalties: Penalties, *names: str) -> str:

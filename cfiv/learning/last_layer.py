@@ -42,6 +42,36 @@ class Proximal:
 
 
 @dataclass(frozen=True)
+class RunningAverage:
+    """``A_t = A_{t-1} + (eta + 1)/(t + eta) (W_t - A_{t-1})``: the average of the solves so far, the latest weighing most.
+
+    About the last of ``eta + 1`` equal parts of a run counts, whenever it is looked at. Features settle towards the end of a
+    run, and there the average of last layers that have each seen a few batches is nearly the one that has seen them all.
+
+    Parameters
+    ----------
+    value : Tensor or None
+        ``A_t``; None before the first solve.
+    solves : int
+        ``t``.
+
+    References
+    ----------
+    Shamir and Zhang, "Stochastic gradient descent for non-smooth optimization", ICML 2013, equation 1 of section 4.
+    """
+
+    value: Tensor | None = None
+    solves: int = 0
+
+    def after(self, weights: Tensor, *, eta: float | None) -> RunningAverage:
+        """With one more solve; with ``eta`` None the average is the latest solve."""
+        solves = self.solves + 1
+        if self.value is None or eta is None:
+            return RunningAverage(weights, solves)
+        return RunningAverage(self.value + (eta + 1.0) / (solves + eta) * (weights - self.value), solves)
+
+
+@dataclass(frozen=True)
 class Held:
     """The previous weights themselves; what the backbone-first order differentiates at. Solves once where there are none."""
 

@@ -63,6 +63,9 @@ class Training:
         Cosine decays to zero over the run, times a linear warm-up over its first hundredth (at least ten steps).
     lambda_start : float
         The proximal penalties rise linearly from this fraction of their value to all of it.
+    averaging : float or None
+        ``eta`` >= 0 of the running averages of V and u that "current" reports: about the last of ``eta + 1`` equal parts of the
+        steps so far counts. None reports the last solves alone, as the paper does.
     decoupled_weight_decay : bool
         AdamW when True; when False the decay is part of Adam's gradient, as in the original.
     split : float or None
@@ -91,6 +94,7 @@ class Training:
     order: Order = "solve-first"
     learning_rate_schedule: Schedule = "cosine"
     lambda_start: float = 0.05
+    averaging: float | None = 8.0
     decoupled_weight_decay: bool = True
     split: float | None = 0.5
     holdout: float = 0.2
@@ -112,6 +116,9 @@ class Training:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
                 raise ParameterError(f"{name} must be between {low} and {high}, got {value!r}")
+        averaging = self.averaging
+        if averaging is not None and not (isinstance(averaging, Real) and 0 <= float(averaging) < math.inf):
+            raise ParameterError(f"averaging must be finite and >= 0, or None for the last solves alone, got {averaging!r}")
         if self.split is not None and not (isinstance(self.split, Real) and 0 < float(self.split) < 1):
             raise ParameterError(f"split must be between 0 and 1, or None for the same rows in both stages, got {self.split!r}")
         if any(not (isinstance(ridge, Real) and 0 <= float(ridge) < math.inf) for ridge in self.refit_ridges):

@@ -7,12 +7,12 @@ mutable objects of torch that the state carries along; a step changes them in pl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.last_layer import Held, LastLayer, Proximal
+from cfiv.learning.last_layer import Held, LastLayer, Proximal, RunningAverage
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
@@ -77,12 +77,16 @@ class TwoStageState:
         V, float64; None before the first batch.
     structural : Tensor (p, 1) or None
         u, float64.
+    average_first_stage, average_structural : RunningAverage
+        Of V and u over the steps, for a report without a refit.
     """
 
     networks: Networks
     optimisers: Optimisers
     first_stage: Tensor | None = None
     structural: Tensor | None = None
+    average_first_stage: RunningAverage = field(default_factory=RunningAverage)
+    average_structural: RunningAverage = field(default_factory=RunningAverage)
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,14 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
         with torch.no_grad():
             solved = both_stages(stage2)
     loss, u, v = solved
-    return replace(state, first_stage=v, structural=u), StepInfo(loss1.detach(), loss.detach())
+    after = replace(
+        state,
+        first_stage=v,
+        structural=u,
+        average_first_stage=state.average_first_stage.after(v, eta=training.averaging),
+        average_structural=state.average_structural.after(u, eta=training.averaging),
+    )
+    return after, StepInfo(loss1.detach(), loss.detach())
 
 
 def _descend(loss: Tensor, learners: Iterable[torch.optim.Optimizer | None]) -> None:

@@ -35,12 +35,15 @@ EARLY_CHECKS = {2, 4, 8, 16}
 
 @dataclass(frozen=True)
 class LastLayers:
-    """V and u as they would be reported, with the ridges that they are (to be) refitted with; nan where they are not."""
+    """V and u as they would be reported, with the ridges that they are (to be) refitted with (nan where they are not), and the
+    average of u that training kept.
+    """
 
     first_stage: Tensor
     structural: Tensor
     first_stage_ridge: float
     ridge: float
+    current_structural: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class TwoStageFit:
         V.
     structural : Tensor (p, 1), float64
         u.
+    current_structural : Tensor (p, 1), float64
+        The average of u that training kept, which is what "current" reports.
     structure : {"product", "additive"}
     heldout_loss : float
         Held-out stage-2 mean squared error of the state kept; nan without held-out rows.
@@ -69,6 +74,7 @@ class TwoStageFit:
     networks: Networks
     first_stage: Tensor
     structural: Tensor
+    current_structural: Tensor
     structure: Structure
     heldout_loss: float
     first_stage_ridge: float
@@ -241,19 +247,19 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     """
     networks, split = state.networks, problem.split
     parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
-    assert state.first_stage is not None
-    assert state.structural is not None
-    first, structural = state.first_stage, state.structural
+    first, structural = state.average_first_stage.value, state.average_structural.value
+    assert first is not None
+    assert structural is not None
     if split.heldout is None or problem.report == "current":  # no solve below would notice
         _check_features(networks, seen.stage1)
     penalties = problem.penalties
     if split.heldout is None:
-        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2)
+        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2, structural)
         return Checkpoint(done, parameters, layers, first.new_zeros(0))
     assert seen.heldout is not None
     if problem.report == "current":
         losses = squared_errors(seen.heldout, networks, first, structural[None], problem.structure)[0]
-        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan")), losses)
+        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan"), structural), losses)
     first, first_ridge, _ = _first_stage(networks, problem, seen)
     ridges = problem.refit_ridges
     total = second_stage_moments(
@@ -267,7 +273,7 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     candidates = ridge_path(total, ridges)
     losses = squared_errors(seen.heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
-    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen])
+    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen], structural)
     return Checkpoint(done, parameters, layers, losses[chosen])
 
 
@@ -356,6 +362,7 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
         networks=networks,
         first_stage=first,
         structural=structural,
+        current_structural=structural if kept is None else kept.last_layers.current_structural,
         structure=problem.structure,
         heldout_loss=float("nan") if kept is None else kept.loss,
         first_stage_ridge=first_ridge,
