@@ -89,8 +89,9 @@ class DFIV(StructuralEstimator):
     fits : int
         How many splits to fit and average (each swapped, with ``swap``).
     report : {"refit", "current"}
-        Whether the final u and V are solved on all rows of their samples, or are averages of those that the minibatches gave
-        (see ``training.averaging``), which costs no further pass over the data.
+        Whether the final u and V are solved on all rows of their samples, at the state that held-out losses prefer; or are
+        averages of those that the minibatches gave (see ``training.averaging``) at the end of training, which takes no further
+        pass over the data and looks at held-out rows only to report their loss.
     training : Training, optional
         Options that rarely change.
     device : str

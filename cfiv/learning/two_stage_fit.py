@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -169,7 +170,9 @@ def fit_two_stage(
     """
     _set_training(networks, True)
     run = _TwoStageRun(problem, networks, generator)
-    trained = train(run, steps=problem.steps, training=problem.training, on_step=on_step, stacklevel=5)
+    # "current" is what training leaves: no state is given up for an earlier one.
+    training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
+    trained = train(run, steps=problem.steps, training=training, on_step=on_step, stacklevel=5)
     return _report(trained, problem, networks)
 
 
