@@ -94,7 +94,7 @@ class Training:
     order: Order = "solve-first"
     learning_rate_schedule: Schedule = "cosine"
     lambda_start: float = 0.05
-    averaging: float | None = 8.0
+    averaging: float | None = 2.0
     decoupled_weight_decay: bool = True
     split: float | None = 0.5
     holdout: float = 0.2
