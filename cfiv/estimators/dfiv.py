@@ -327,7 +327,7 @@ class DFIV(StructuralEstimator):
         )
         reduced_form = problem.reduced_form(fits)
         interrupted = interrupted or any(fitted.ended == "interrupted" for fitted in fits)
-        facts = self._facts(interrupted=interrupted)
+        facts = self._facts(problem.sample, interrupted=interrupted)
         return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
 
     def _fit_once(
@@ -418,10 +418,10 @@ class DFIV(StructuralEstimator):
             "ridge2": tuple(fitted.refit_ridge for fitted in self.fits_),
         }
 
-    def _facts(self, *, interrupted: bool) -> dict[str, Any]:
+    def _facts(self, sample: Sample, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
         ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
-        penalties = self._penalties()
+        penalties = self._penalties(sample)
         return {
             "Functions averaged": len(self.fits_),
             "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
@@ -430,6 +430,7 @@ class DFIV(StructuralEstimator):
             "Training": f"{self.steps} steps, {' and '.join(ends)}",
             "Proximal penalties": _listed(penalties, "lambda1", "lambda2", "lambda12"),
             "Ridge penalties": _listed(penalties, "ridge1", "ridge2"),
+            "Unpredicted penalty": f"{penalties.unpredicted:g}",
             **{
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
