@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from cfiv.data import Array
 
 #: Values of images that are looked at together in float64.
-BLOCK_VALUES = 4_000_000
+BLOCK_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "Linear": (nn.Linear, lambda layer: _picked(layer, "in_features", "out_features") | {"bias": layer.bias is not None}),
     "BatchNorm1d": (nn.BatchNorm1d, lambda layer: _picked(layer, *_BATCH_NORM)),
     "AvgPool2d": (nn.AvgPool2d, lambda layer: _picked(layer, *_POOLING, "count_include_pad", "divisor_override")),
-    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation")),
+    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation", "return_indices")),
     "Conv2d": (nn.Conv2d, lambda layer: _picked(layer, *_CONVOLUTION) | {"bias": layer.bias is not None}),
     "BatchNorm2d": (nn.BatchNorm2d, lambda layer: _picked(layer, *_BATCH_NORM)),
     "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, lambda layer: _picked(layer, "output_size")),

@@ -232,8 +232,8 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
         Which names the layer that failed, with the shape it got and the one it takes.
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    # A convolution takes (rows, height, width) for one picture of so many channels: with 2 rows it may seem to work.
-    for rows in (2, 3) if len(shape) == 2 else (2,):
+    # A convolution takes (rows, height, width) for one picture of so many channels: with the right number of rows it may work.
+    for rows in (5, 2) if len(shape) == 2 else (2,):
         probe = torch.zeros(rows, *shape, dtype=dtype)
         try:
             features = evaluate(network, probe)
@@ -241,9 +241,10 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
             reason = f"{str(error).splitlines()[0]}{_failing_layer(network, probe)}"
             raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
         if features.ndim != 2 or features.shape[0] != rows:
+            remedy = "flatten its output" if features.ndim != 2 else "give one row of features for each row of its input"
             raise ParameterError(
                 f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
-                f"{tuple(features.shape)} for {rows} rows: flatten its output"
+                f"{tuple(features.shape)} for {rows} rows: {remedy}"
             )
 
 
