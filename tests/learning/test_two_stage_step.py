@@ -13,9 +13,10 @@ from cfiv.learning import networks as nets
 from cfiv.learning import whole_sample
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Penalties, Training
-from cfiv.learning.two_stage import Batch, Networks, TwoStageState, optimisers, step
+from cfiv.learning.two_stage import Batch, Networks, Optimisers, TwoStageState, optimisers, step
 from cfiv.learning.two_stage_fit import Seen, TwoStageFit, TwoStageProblem, best_instrument_features, fit_two_stage
 from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.numerics.two_stage import Structure
 
 PENALTIES = Penalties(lambda1=1.0, lambda2=1.0, lambda12=1.0, ridge1=1e-3, ridge2=1e-3)
 NONE = (0.0, 0.0, 0.0)
@@ -121,6 +122,63 @@ def test_a_backbone_first_step_descends_at_the_previous_weights_and_then_solves_
     assert after.structural is not None
     assert again.structural is not None
     torch.testing.assert_close(after.structural, again.structural, rtol=SAME, atol=SAME)
+
+
+SOLVING = Training(stage1_steps=0, stage2_steps=0)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+@pytest.mark.parametrize("structure", ["product", "additive"])
+def test_a_first_step_solves_what_a_refit_of_its_batch_solves(structure: Structure, gamma: float, weighted: bool) -> None:
+    """Without a past there is no proximal pull, and the ridges and the unpredicted penalty are the same."""
+    stage1, stage2 = (sample(rows, seed=rows, dtype=torch.float64, weighted=weighted) for rows in (120, 90))
+    made = networks(dtype=torch.float64)
+    batch = Batch(stage1, stage2, replace(PENALTIES, unpredicted=gamma))
+    solved, _ = step(batch, state(made, SOLVING), training=SOLVING, structure=structure)
+    first, structural = refit_last_layers(
+        with_treatment_features(stage1, made.treatment),
+        stage2,
+        made,
+        structure=structure,
+        first_stage_ridge=PENALTIES.ridge1,
+        ridge=PENALTIES.ridge2,
+        unpredicted_penalty=gamma,
+    )
+    torch.testing.assert_close(solved.first_stage, first, rtol=SAME, atol=SAME)
+    torch.testing.assert_close(solved.structural, structural, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_a_step_moves_treatment_and_covariate_features_down_the_objective_it_minimises(gamma: float) -> None:
+    made = networks(dtype=torch.float64)
+    assert made.covariate is not None
+    batch = Batch(
+        *(sample(100, seed=s, dtype=torch.float64, weighted=True) for s in (1, 2)), replace(PENALTIES, unpredicted=gamma)
+    )
+    parameters = [*made.treatment.parameters(), *made.covariate.parameters()]
+    start = [p.detach().clone() for p in parameters]
+
+    def minimised(distance: float, direction: list[torch.Tensor]) -> float:
+        with torch.no_grad():
+            for p, origin, d in zip(parameters, start, direction, strict=True):
+                p.copy_(origin + distance * d)
+        solved, info = step(batch, state(made, SOLVING), training=SOLVING, structure="product")
+        assert solved.structural is not None
+        return float(info.stage2_loss + PENALTIES.ridge2 * solved.structural.square().sum())
+
+    plain = Optimisers(
+        torch.optim.SGD(made.treatment.parameters(), lr=1.0), None, torch.optim.SGD(made.covariate.parameters(), 1.0)
+    )
+    training = Training(stage1_steps=0)
+    step(batch, TwoStageState(made, plain), training=training, structure="product")
+    gradient = [origin - p.detach() for p, origin in zip(parameters, start, strict=True)]
+    squared = float(sum(g.square().sum() for g in gradient))
+    slope = (minimised(1e-5, gradient) - minimised(-1e-5, gradient)) / 2e-5
+    # The finite difference's own error.
+    assert slope == pytest.approx(squared, rel=1e-5)
 
 
 @pytest.mark.law
