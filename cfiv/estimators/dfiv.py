@@ -60,7 +60,8 @@ class DFIV(StructuralEstimator):
         What to do with rows that have gaps in any column used.
     treatment_network, instrument_network, covariate_network : None, factory or Module
         ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input
-        width (or image shape) to a module; a module is copied and re-initialised from ``random_state``.
+        width (or image shape) to a module; a module is copied and re-initialised from ``random_state``. Images (n, rows,
+        columns) or (n, channels, rows, columns) reach ``psi`` in that shape, standardised by one mean and scale for all pixels.
     structure : {"product", "additive"}
         ``f = [psi, 1] (x) [xi, 1]``, where effects vary with the covariates, or ``f = [psi, xi, 1]``.
     lambda1, lambda2, lambda12 : float
