@@ -129,7 +129,7 @@ class IVData:
         assert self.names is not None
         for role in ("outcome", "treatment", "instruments"):
             values = getattr(self, role).reshape(len(self), -1)
-            constant = (values == values[:1]).all(axis=0)
+            constant = values.min(axis=0) == values.max(axis=0)  # without an array of the size of all images
             if role == "outcome" or values.shape[1] <= len(self.names[role]):
                 culprits = [name for name, flag in zip(self.names[role], np.atleast_1d(constant), strict=False) if flag]
             else:
@@ -144,11 +144,13 @@ class IVData:
 def to_tensor(array: Array, *, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> torch.Tensor:
     """Copy an array into a tensor (n, ...). A copy, since pandas hands out read-only and column-ordered arrays.
 
-    With ``dtype=None`` it keeps the array's.
+    With ``dtype=None`` it keeps the array's; numbers of more than 64 bits, which torch has not, become float64.
     """
     import torch
 
-    return torch.from_numpy(np.array(array, order="C", copy=True)).to(device=device, dtype=dtype)
+    # In the machine's byte order, for torch knows no other: pictures often come from files in the other one.
+    kept = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype=kept, order="C", copy=True)).to(device=device, dtype=dtype)
 
 
 def read_table(table: object) -> pd.DataFrame:
@@ -213,9 +215,13 @@ def _role_array(role: str, value: object) -> Array:
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
     detach = getattr(value, "detach", None)
-    array = np.asarray(detach().cpu() if detach is not None else value)
+    try:
+        array = np.asarray(detach().cpu() if detach is not None else value)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{role} makes no array ({reason}): give an array of numbers, its rows all of one shape") from None
     if array.dtype == bool:
-        array = array.astype(np.float64)
+        array = array.astype(np.uint8 if role == "treatment" and array.ndim > 2 else np.float64)
     if array.dtype.kind not in "fiu":
         raise DataError(f"{role} must be numeric, got dtype {array.dtype}: convert it, or name a column of a table with C(...)")
     if array.dtype.kind == "f" and not np.isfinite(array).all():

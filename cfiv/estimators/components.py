@@ -54,6 +54,8 @@ class NetworkComponent:
         ``u``.
     structure : {"product", "additive"}
     outcome_scale, treatment_scale, covariate_scale : Standardiser
+    double : bool
+        Whether the networks are in float64 rather than float32.
     """
 
     treatment_network: nn.Module

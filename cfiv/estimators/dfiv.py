@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, learning_rates, per_network
+from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
@@ -59,7 +60,8 @@ class DFIV(StructuralEstimator):
         What to do with rows that have gaps in any column used.
     treatment_network, instrument_network, covariate_network : None, factory or Module
         ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input
-        width (or image shape) to a module; a module is copied and re-initialised from ``random_state``.
+        width (or image shape) to a module; a module is copied and re-initialised from ``random_state``. Images (n, rows,
+        columns) or (n, channels, rows, columns) reach ``psi`` in that shape, standardised by one mean and scale for all pixels.
     structure : {"product", "additive"}
         ``f = [psi, 1] (x) [xi, 1]``, where effects vary with the covariates, or ``f = [psi, xi, 1]``.
     lambda1, lambda2, lambda12 : float
@@ -105,9 +107,9 @@ class DFIV(StructuralEstimator):
     ----------
     structural_function_ : StructuralFunction
     history_ : DataFrame
-        One row a check: ``fit, swapped, step, stage1_loss, stage2_loss, stage1_heldout_loss`` (on sample 2, each treatment
-        feature in units of its variance), ``heldout_loss`` (in units of the outcome's variance),
-        ``refit_ridge, kept``.
+        One row a check: ``fit, swapped, step, stage1_loss, stage2_loss`` (with ``gamma`` times the unpredicted variance),
+        ``stage1_heldout_loss`` (on sample 2, each treatment feature in units of its variance), ``heldout_loss`` (in units of
+        the outcome's variance), ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.
 
@@ -252,6 +254,13 @@ class DFIV(StructuralEstimator):
 
         As :meth:`original`, with networks of spectrally normalised layers for images of 64 x 64 pixels, no covariates, and
         weight decay 0.1 of both networks beside losses summed over 2500 rows each, half of 5000.
+
+        Such layers hold code of torch's that a model file does not: what was saved is loaded with ``cfiv.load(path,
+        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``.
+
+        References
+        ----------
+        Xu et al. 2021, section 5.2 and the authors' program for the layers and penalties.
         """
         arguments: dict[str, Any] = {
             "treatment_network": nets.original_image_treatment_network,
@@ -395,10 +404,12 @@ class DFIV(StructuralEstimator):
         return Training() if self.training is None else self.training
 
     def _penalties(self, sample: Sample | None = None) -> Penalties:
-        """With ``sample`` to show what "auto" has to look at."""
+        """``sample`` shows what "auto" has to look at."""
         unpredicted = self.unpredicted_penalty
         if isinstance(unpredicted, str) and unpredicted == "auto":
             unpredicted = IMAGE_UNPREDICTED_PENALTY if sample is not None and sample.treatment.ndim > 2 else 0.0
+        elif not is_number(unpredicted) or not 0.0 <= float(unpredicted) < math.inf:
+            raise ParameterError(f"unpredicted_penalty must be 'auto' or finite and >= 0, got {unpredicted!r}")
         return Penalties(self.lambda1, self.lambda2, self.lambda12, self.ridge1, self.ridge2, unpredicted)
 
     def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
@@ -430,7 +441,7 @@ class DFIV(StructuralEstimator):
             "Training": f"{self.steps} steps, {' and '.join(ends)}",
             "Proximal penalties": _listed(penalties, "lambda1", "lambda2", "lambda12"),
             "Ridge penalties": _listed(penalties, "ridge1", "ridge2"),
-            "Unpredicted penalty": f"{penalties.unpredicted:g}",
+            **({"Unpredicted penalty": f"{penalties.unpredicted:g}"} if penalties.unpredicted else {}),
             **{
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()

@@ -267,7 +267,8 @@ def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if data["kind"] == "array":
         reference = tensors["reference"].numpy() if "reference" in tensors else None
         pixels = data.get("pixels")  # not in files written before it was remembered
-        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference, pixels and (pixels[0], pixels[1]))
+        grey = None if pixels is None else (float(pixels[0]), float(pixels[1]))
+        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference, grey)
     columns = {}
     for i, column in enumerate(data["reference"]):
         values = tensors[f"reference/{i}"].numpy()

@@ -233,7 +233,8 @@ class NetworkRegression(StructuralEstimator):
     ) -> tuple[RegressionFit, bool]:
         """What instruments and covariates explain of the fitted function, and whether Ctrl-C ended its training early."""
         predicted = torch.stack([fitted.predict(_on_cpu(problem.sample)) for fitted in fits]).mean(dim=0)
-        explained = replace(problem.sample, outcome=predicted.to(problem.sample.outcome))
+        outcome = predicted.to(problem.sample.outcome)
+        explained = replace(problem.sample, outcome=outcome, treatment=outcome)  # in place of images, which would be copied
         explain = partial(self._fit_once, problem, explained, self._instrument, generator, on_step)
         try:
             fitted = explain(steps=None if train else 0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from cfiv.data import Array
+
+#: Values of images that are looked at together in float64.
+BLOCK_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +29,30 @@ class Standardiser:
 
     @classmethod
     def fit(cls, values: Array, weights: Array | None = None) -> Standardiser:
-        """Learn mean and standard deviation (weighted, population form); a constant column keeps scale one."""
-        columns = values.reshape(-1, 1) if values.ndim > 2 else values
-        scaler = StandardScaler().fit(columns.astype(np.float64), sample_weight=weights if values.ndim <= 2 else None)
+        """Learn mean and standard deviation (population form); a constant column keeps scale one.
+
+        Parameters
+        ----------
+        values : array (n, columns), or (n, ...) for images
+        weights : array (n,), optional
+            Row weights; those of images are not looked at.
+        """
         if values.ndim > 2:
-            return cls(np.asarray(scaler.mean_[0]), np.asarray(scaler.scale_[0]))
+            return cls._of_all_pixels(values)
+        scaler = StandardScaler().fit(values.astype(np.float64), sample_weight=weights)
         return cls(scaler.mean_, scaler.scale_)
+
+    @classmethod
+    def _of_all_pixels(cls, images: Array) -> Standardiser:
+        """One mean and one scale for all, in two passes over blocks of images: no copy of them all is made."""
+        rows = max(1, BLOCK_VALUES // math.prod(images.shape[1:]))
+        blocks = [images[start : start + rows] for start in range(0, len(images), rows)]
+        mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / images.size
+        scale = math.sqrt(
+            sum(float(np.square(np.subtract(block, mean, dtype=np.float64)).sum()) for block in blocks) / images.size
+        )
+        rounding = 10 * np.finfo(np.float64).eps * abs(mean)
+        return cls(np.asarray(mean), np.asarray(scale if scale > rounding else 1.0))
 
     @classmethod
     def identity(cls) -> Standardiser:

@@ -52,13 +52,12 @@ class StandardisedData:
             return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
 
         outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
-        images = data.treatment.ndim > 2
         instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
         sample = Sample(
             outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
             # Images stay as they are stored: psi converts them, a batch at a time.
             treatment=to_tensor(data.treatment, dtype=None, device=device)
-            if images
+            if data.treatment.ndim > 2
             else to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
             instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
             covariates=None

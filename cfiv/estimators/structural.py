@@ -16,8 +16,9 @@ from cfiv.estimators.components import Component
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
-#: Images whose values range over this many times more, or fewer, than those of training are in another unit.
-OTHER_SCALE = 20.0
+#: Images whose values range over this many times more than those of training, or over this many times less, are in another
+#: unit: bytes differ from shares by 255. Much less may also be a dim picture of one's own unit, much more hardly.
+TIMES_MORE, TIMES_LESS = 20.0, 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +53,18 @@ class ArrayEncoder:
         return cls(tuple(data.treatment.shape[1:]), width, reference, _range(data.treatment))
 
     def inputs(self, data: IVData) -> tuple[Array, Array | None]:
-        """Treatment and covariate arrays, checked against the shapes of training."""
+        """Treatment and covariate arrays, checked against those of training.
+
+        Raises
+        ------
+        DataError
+            For treatments of another shape, images in another unit, or another number of covariate columns.
+        """
         if tuple(data.treatment.shape[1:]) != self.treatment_shape:
             raise DataError(
                 f"each treatment must have shape {self.treatment_shape}, as in training, got {data.treatment.shape[1:]}"
             )
-        _check_scale(_range(data.treatment), self.pixels)
+        self.check_unit(data.treatment)
         width = 0 if data.covariates is None else data.covariates.shape[1]
         if width != self.covariates:
             raise DataError(
@@ -66,21 +73,27 @@ class ArrayEncoder:
             )
         return data.treatment, data.covariates
 
+    def check_unit(self, treatment: Array) -> None:
+        """Raise where images are in another unit than those of training; one grey alone says nothing of its unit.
+
+        Raises
+        ------
+        DataError
+            If their values range over some orders of magnitude more, or less, than those of training.
+        """
+        pixels, training = _range(treatment), self.pixels
+        if pixels is None or training is None:
+            return
+        wide, trained = pixels[1] - pixels[0], training[1] - training[0]
+        if wide > TIMES_MORE * trained or 0.0 < TIMES_LESS * wide < trained:
+            raise DataError(
+                f"the images hold values from {pixels[0]:.3g} to {pixels[1]:.3g}, those of training {training[0]:.3g} to "
+                f"{training[1]:.3g}: give them in the unit of training (0..1 and 0..255 differ by a factor of 255)"
+            )
+
 
 def _range(treatment: Array) -> tuple[float, float] | None:
     return (float(treatment.min()), float(treatment.max())) if treatment.ndim > 2 else None
-
-
-def _check_scale(pixels: tuple[float, float] | None, training: tuple[float, float] | None) -> None:
-    """Raise where images are in another unit than those of training; one grey alone says nothing of its unit."""
-    if pixels is None or training is None:
-        return
-    wide, trained = pixels[1] - pixels[0], training[1] - training[0]
-    if wide > OTHER_SCALE * trained or 0.0 < OTHER_SCALE * wide < trained:
-        raise DataError(
-            f"the images hold values from {pixels[0]:.3g} to {pixels[1]:.3g}, those of training {training[0]:.3g} to "
-            f"{training[1]:.3g}: give them in the unit of training (0..1 and 0..255 differ by a factor of 255)"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +138,8 @@ class StructuralFunction:
         Raises
         ------
         DataError
-            For missing columns, gaps, infinities, unseen categories or shapes other than in training.
+            For missing columns, gaps, infinities, unseen categories, shapes other than in training, or images in another unit
+            (0..255 where training had 0..1, or the reverse).
         """
         if rows is None:
             rows = IVData(treatment=treatment, covariates=covariates)
@@ -171,6 +185,11 @@ class StructuralFunction:
         -------
         DataFrame
             The treatment column(s) and ``estimate``, one row a grid point, in the grid's order.
+
+        Raises
+        ------
+        ParameterError, DataError
+            Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
         """
         if isinstance(self.encoder, ArrayEncoder):
             values = np.asarray(grid)
@@ -180,6 +199,7 @@ class StructuralFunction:
                     f"the grid must hold treatments of shape {self.encoder.treatment_shape}, as in training, got an array of "
                     f"shape {np.shape(grid)}"
                 )
+            self.encoder.check_unit(values)
             covariates = self.encoder.reference if rows is None else self._inputs(rows)[1]
             estimates = [self._average(value, covariates) for value in values]
             flat = values.reshape(len(values), -1)

@@ -11,21 +11,19 @@ from torch import nn
 from cfiv.learning.networks import FeatureNetwork
 
 _POOLING = ("kernel_size", "stride", "padding", "ceil_mode")
-_CONVOLUTION = (*("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),)
+_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 #: Layers that carry nothing but these constructor arguments besides their tensors.
 _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "FeatureNetwork": (FeatureNetwork, lambda layer: layer.configuration),
     "Linear": (nn.Linear, lambda layer: _picked(layer, "in_features", "out_features") | {"bias": layer.bias is not None}),
-    "BatchNorm1d": (
-        nn.BatchNorm1d,
-        lambda layer: _picked(layer, "num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
+    "BatchNorm1d": (nn.BatchNorm1d, lambda layer: _picked(layer, *_BATCH_NORM)),
     "AvgPool2d": (nn.AvgPool2d, lambda layer: _picked(layer, *_POOLING, "count_include_pad", "divisor_override")),
-    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation")),
-    "Conv2d": (
-        nn.Conv2d,
-        lambda layer: _picked(layer, *_CONVOLUTION) | {"bias": layer.bias is not None},
-    ),
+    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation", "return_indices")),
+    "Conv2d": (nn.Conv2d, lambda layer: _picked(layer, *_CONVOLUTION) | {"bias": layer.bias is not None}),
+    "BatchNorm2d": (nn.BatchNorm2d, lambda layer: _picked(layer, *_BATCH_NORM)),
+    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, lambda layer: _picked(layer, "output_size")),
+    "Unflatten": (nn.Unflatten, lambda layer: _picked(layer, "dim", "unflattened_size")),
     "LayerNorm": (nn.LayerNorm, lambda layer: {"normalized_shape": list(layer.normalized_shape), "eps": layer.eps}),
     "Dropout": (nn.Dropout, lambda layer: _picked(layer, "p")),
     "Flatten": (nn.Flatten, lambda layer: _picked(layer, "start_dim", "end_dim")),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
 
@@ -69,9 +70,24 @@ def treatment_network(shape: Sequence[int]) -> nn.Module:
 def image_network(shape: Sequence[int]) -> nn.Module:
     """Default ``psi`` of images (rows, columns) or (channels, rows, columns): eight features of a coarser image.
 
-    Squares of pixels are added up until 16 to 31 are left on the shorter side, and divided by the squares' side, which leaves
-    the variance of independent noise as it was. Then fully connected 512-128-8 with SiLU. A network that has to see
-    detail is for the user to give.
+    Squares of ``side`` x ``side`` pixels are added up so that 16 to 31 are left on the shorter side, and divided by ``side``,
+    which leaves the variance of independent noise as it was,
+
+        x'_kl = sum_{i, j < side} x_{side k + i, side l + j} / side,        side = floor(min(rows, columns) / 16).
+
+    Pixels beyond the last whole square, at most ``side - 1`` rows and columns, are left out. Then fully connected 512-128-8
+    with SiLU. Images of fewer than 32 pixels on the shorter side, or of more than three axes, are taken pixel by pixel. A
+    network that has to see detail is for the user to give.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of one image.
+
+    Returns
+    -------
+    Module
+        (n, *shape) -> (n, 8).
     """
     side = max(1, min(shape[-2:]) // 16)
     if len(shape) > 3 or side == 1:
@@ -81,8 +97,15 @@ def image_network(shape: Sequence[int]) -> nn.Module:
     return nn.Sequential(pool, nn.Flatten(), FeatureNetwork(pixels, (512, 128), 8, carry=False))
 
 
+#: Types of images that float32 may not hold exactly.
+WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
+
+
 class Rescaled(nn.Module):
     """A network on images as they are stored: ``x -> network((x - mean) / scale)``, converted a batch at a time.
+
+    The mean is taken off in float64 where the images are stored in a type that float32 does not hold: with a large mean little
+    would be left of them.
 
     Parameters
     ----------
@@ -90,7 +113,7 @@ class Rescaled(nn.Module):
     mean, scale : float
         One for all pixels.
     dtype : dtype
-        That of the network.
+        That of the network: what it is given.
     """
 
     def __init__(self, network: nn.Module, *, mean: float, scale: float, dtype: torch.dtype) -> None:
@@ -99,7 +122,8 @@ class Rescaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of each row, (n, ...) -> (n, columns)."""
-        features: Tensor = self.network((x.to(self.dtype) - self.mean) / self.scale)
+        wide = x.to(torch.float64 if x.dtype in WIDE else self.dtype)
+        features: Tensor = self.network(((wide - self.mean) / self.scale).to(self.dtype))
         return features
 
 
@@ -192,32 +216,68 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
 
 
 def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> None:
-    """Raise unless the network maps (rows, *shape) to (rows, features)."""
-    probe = torch.zeros(2, *shape, dtype=next((p.dtype for p in network.parameters()), torch.float32))
-    try:
-        features = evaluate(network, probe)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = f"{str(error).splitlines()[0]}{_first_layer(network, shape)}"
-        raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
-    if features.ndim != 2 or features.shape[0] != 2:
-        raise ParameterError(
-            f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
-            f"{tuple(features.shape)} for 2 rows: flatten its output"
-        )
+    """Refuse networks that do not map (rows, *shape) to (rows, features).
 
+    Parameters
+    ----------
+    network : Module
+    shape : sequence of int
+        Of one input.
+    role : str
+        For messages.
 
-def _first_layer(network: nn.Module, shape: Sequence[int]) -> str:
-    """What the first layer with weights takes, for a message; nothing where there is none or it says nothing of it."""
-    for name, module in network.named_modules():
-        width = getattr(module, "in_features", None)
-        if isinstance(width, int):
-            flatten = "; put torch.nn.Flatten() first" if len(shape) > 1 and width == math.prod(shape) else ""
-            return f" (its first linear layer{f' {name!r}' if name else ''} takes inputs of shape ('rows', {width}){flatten})"
-        channels = getattr(module, "in_channels", None)
-        if isinstance(channels, int):
-            return (
-                f" (its first convolution{f' {name!r}' if name else ''} takes {channels} channels: ('rows', {channels}, ...))"
+    Raises
+    ------
+    ParameterError
+        Which names the layer that failed, with the shape it got and the one it takes.
+    """
+    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    # A convolution takes (rows, height, width) for one picture of so many channels: with the right number of rows it may work.
+    for rows in (5, 2) if len(shape) == 2 else (2,):
+        probe = torch.zeros(rows, *shape, dtype=dtype)
+        try:
+            features = evaluate(network, probe)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = f"{str(error).splitlines()[0]}{_failing_layer(network, probe)}"
+            raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
+        if features.ndim != 2 or features.shape[0] != rows:
+            remedy = "flatten its output" if features.ndim != 2 else "give one row of features for each row of its input"
+            raise ParameterError(
+                f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
+                f"{tuple(features.shape)} for {rows} rows: {remedy}"
             )
+
+
+def _failing_layer(network: nn.Module, probe: Tensor) -> str:
+    """The layer in which an evaluation fails, what it got and what it takes, for a message; nothing where it says nothing."""
+    running: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+
+    def done(*_: object) -> None:
+        running.pop()
+
+    def watched(name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(lambda _, given: running.append((name, module, given)))
+        yield module.register_forward_hook(done)
+
+    handles = [handle for name, module in network.named_modules() for handle in watched(name, module)]
+    with suppress(RuntimeError, ValueError, TypeError):
+        evaluate(network, probe)
+    for handle in handles:
+        handle.remove()
+    if not running or not running[-1][2] or not isinstance(running[-1][2][0], Tensor):
+        return ""
+    name, layer, (given, *_) = running[-1]
+    got = ("rows", *given.shape[1:])
+    which = f"{f' {name!r}' if name else ''} got inputs of shape {got} and takes"
+    width, channels = getattr(layer, "in_features", None), getattr(layer, "in_channels", None)
+    if isinstance(width, int):
+        flatten = "; put torch.nn.Flatten() before it" if given.ndim > 2 else ""
+        return f" (its linear layer{which} ('rows', {width}){flatten})"
+    if isinstance(channels, int):
+        missing = given.ndim == 3 and type(layer) is nn.Conv2d
+        unflatten = f"; put torch.nn.Unflatten(1, (1, {given.shape[1]})) before it" if missing and channels == 1 else ""
+        axes = "height, width" if isinstance(layer, nn.Conv2d) else "..."
+        return f" (its convolution{which} {channels} channels, ('rows', {channels}, {axes}){unflatten})"
     return ""
 
 

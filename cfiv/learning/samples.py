@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ class Sample:
     ----------
     outcome : Tensor (n, 1)
     treatment : Tensor (n, ...)
+        Images are neither standardised nor converted: their network does that.
     instruments : Tensor (n, q + p)
         Instruments and covariates: the input of the instrument features.
     covariates : Tensor (n, p) or None
@@ -56,8 +57,9 @@ class Split:
 
     @property
     def whole_stage2(self) -> Sample:
-        """Sample 2 with its held-out rows."""
-        return self.stage2 if self.heldout is None else joined(self.stage2, self.heldout)
+        """Sample 2 with its held-out rows, whose treatments no second stage looks at: the outcome stands in their place."""
+        bare = replace(self.stage2, treatment=self.stage2.outcome)
+        return bare if self.heldout is None else joined(bare, replace(self.heldout, treatment=self.heldout.outcome))
 
 
 def split_rows(rows: int, *, share: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -249,6 +249,9 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     held-out rows.
     """
     networks, split = state.networks, problem.split
+    # The treatment features in ``seen`` may be older than the weights that are about to be kept.
+    if not all(bool(torch.isfinite(p).all()) for module in networks.modules() for p in module.parameters()):
+        raise DivergedError("the networks' weights are not finite")
     parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
     first, structural = state.average_first_stage.value, state.average_structural.value
     assert first is not None

@@ -27,7 +27,8 @@ QR_VALUES = 10_000_000
 def with_treatment_features(sample: Sample, network: nn.Module) -> Sample:
     """The sample with ``psi(T)`` in the place of T, which all of this module's first and second stages ask for.
 
-    An image goes through its network once, however many solves and losses need its features.
+    An image goes through its network once, however many solves and losses need its features. In evaluation mode and without
+    gradients; treatments (n, ...) become (n, m), in the dtype of the network.
     """
     return replace(sample, treatment=torch.cat([evaluate(network, chunk.treatment) for chunk in chunks(sample)]))
 
@@ -144,6 +145,12 @@ def second_stage_moments(
     structure : {"product", "additive"}
     unpredicted_penalty : float
         ``gamma`` >= 0.
+
+    Returns
+    -------
+    Moments
+        Whose ``ridge_path`` and ``solve_moments`` are u: the mass is that of sample 2, and ``gamma`` multiplies a *mean* over
+        sample 1.
     """
     seen = accumulate(
         moments(features=_structural(chunk, networks, first_stage, structure), targets=chunk.outcome, weights=chunk.weights)

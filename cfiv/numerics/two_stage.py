@@ -257,6 +257,12 @@ def penalised_rows(
     Returns
     -------
     features, targets : Tensor (n2 + n1, p), (n2 + n1, 1)
+        Without row weights of their own: those given are in their scale.
+
+    Raises
+    ------
+    DataError
+        If row weights are negative or not finite, or their sum is not positive.
     """
     gap = unpredicted_stage1
     rows = len(features_stage2) + len(gap.features)

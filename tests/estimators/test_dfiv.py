@@ -17,7 +17,16 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 import cfiv
-from cfiv import DFIV, DivergenceError, IVData, Training, TrainingWarning, TwoStageLeastSquares, WeakIdentificationWarning
+from cfiv import (
+    DFIV,
+    DivergenceError,
+    IVData,
+    ParameterError,
+    Training,
+    TrainingWarning,
+    TwoStageLeastSquares,
+    WeakIdentificationWarning,
+)
 from cfiv.estimators import dfiv
 from cfiv.learning import two_stage_fit
 from cfiv.learning.networks import FeatureNetwork
@@ -366,6 +375,64 @@ def test_images_are_treatments_too(network: Any, to_load: Any, tmp_path: Any) ->
     loaded = cfiv.load(tmp_path / "model", networks={"treatment": to_load} if to_load else None)
     np.testing.assert_array_equal(loaded.predict(test), predicted)
     assert "one of shape (8, 8)" in str(loaded.summary())
+
+
+# The penalty on what instruments leave unpredicted
+
+
+def unpredicted_variance(model: DFIV, frame: pd.DataFrame) -> float:
+    """Of ``h(T, X)`` beyond a cubic in instrument and covariate, which is ``E[h | Z, X]`` of this design's smooth functions."""
+    h, z, x = model.predict(frame), frame["z"].to_numpy(), frame["x"].to_numpy()
+    columns = np.column_stack([z**i * x**j for i in range(4) for j in range(4 - i)])
+    return float((h - columns @ np.linalg.lstsq(columns, h, rcond=None)[0]).var())
+
+
+@pytest.mark.law
+def test_as_the_unpredicted_penalty_rises_the_function_varies_less_beyond_its_prediction() -> None:
+    frame = curve(1000)
+    without, some, much = (
+        unpredicted_variance(quick(unpredicted_penalty=gamma, steps=30).fit(frame), frame) for gamma in (0.0, 1.0, 1000.0)
+    )
+    # Factors of 2.5 and 11 to 23 in trials; what is left is what the cubic and the other sample's V do not share.
+    assert without > 1.5 * some
+    assert some > 5 * much
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("options", [{}, {"report": "current"}, {"training": Training(covariate_steps=1)}])
+def test_auto_is_no_unpredicted_penalty_for_columns(options: dict[str, Any]) -> None:
+    frame = curve()
+    auto, zero, one = (
+        quick(**options, **given).fit(frame) for given in ({}, {"unpredicted_penalty": 0.0}, {"unpredicted_penalty": 1.0})
+    )
+    assert auto.unpredicted_penalty == "auto"
+    np.testing.assert_array_equal(auto.predict(frame), zero.predict(frame))
+    assert not np.allclose(one.predict(frame), zero.predict(frame))
+    assert "Unpredicted penalty" not in dict(auto.summary().lines)
+    assert dict(one.summary().lines)["Unpredicted penalty"] == "1"
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8)])
+def test_auto_is_an_unpredicted_penalty_of_one_for_images(shape: tuple[int, ...]) -> None:
+    data, _ = images(60)
+    data = IVData(outcome=data.outcome, treatment=data.treatment.reshape(-1, *shape), instruments=data.instruments)
+    auto, one, zero = (quick(None, **given).fit(data) for given in ({}, *({"unpredicted_penalty": g} for g in (1, 0))))
+    np.testing.assert_array_equal(auto.predict(data), one.predict(data))
+    assert not np.allclose(auto.predict(data), zero.predict(data))
+    assert dict(auto.summary().lines)["Unpredicted penalty"] == "1"
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, "Auto", "1", None, True, [1.0], 1j])
+def test_an_unpredicted_penalty_that_is_none_is_refused_by_its_name(bad: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        quick(unpredicted_penalty=bad).fit(curve())
+    assert str(caught.value) == f"unpredicted_penalty must be 'auto' or finite and >= 0, got {bad!r}"
+
+
+@pytest.mark.parametrize("good", [0, np.float32(0.5), np.int64(2), "auto"])
+def test_an_unpredicted_penalty_is_any_kind_of_number(good: Any) -> None:
+    assert np.isfinite(quick(unpredicted_penalty=good, steps=1).fit(curve()).predict(curve())).all()
 
 
 # The original

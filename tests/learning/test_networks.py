@@ -1,5 +1,7 @@
 """Feature networks: fresh, seeded, checked, and described without code."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -99,14 +101,81 @@ def test_a_plain_network_is_rebuilt_from_its_description(network: nn.Module) -> 
     assert torch.equal(nets.evaluate(again, x), nets.evaluate(network, x))
 
 
+COARSE = pytest.mark.parametrize("shape", [(64, 64), (1, 32, 32), (3, 64, 48), (2, 70, 50), (1, 100, 33)], ids=str)
+
+
+@pytest.mark.law
+@COARSE
+def test_the_default_network_of_images_keeps_the_variance_of_white_noise(shape: tuple[int, ...]) -> None:
+    """Its coarse pixels are orthonormal combinations of pixels: their values at one bright pixel at a time show them."""
+    network = nets.image_network(shape)
+    assert isinstance(network, nn.Sequential)
+    height, width = shape[-2:]
+    impulses = torch.eye(height * width, dtype=torch.float64).reshape(-1, 1, height, width)
+    combinations = network[0](impulses).flatten(start_dim=1)
+    coarse = combinations.shape[1]
+    torch.testing.assert_close(combinations.mT @ combinations, torch.eye(coarse, dtype=torch.float64))
+    # Each channel by itself, 16 to 31 coarse pixels on the shorter side, at most a side's width of pixels left out.
+    assert network[2].inputs == coarse * (shape[0] if len(shape) == 3 else 1)
+    pooled = network[0](torch.zeros(1, 1, height, width)).shape[-2:]
+    assert 16 <= min(pooled) <= 31
+    side = min(height, width) // 16
+    assert all(pixels - side < many * side <= pixels for many, pixels in zip(pooled, (height, width), strict=True))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("shape", [(8, 8), (1, 31, 64), (3, 28, 28), (2, 3, 32, 32)], ids=str)
+def test_small_images_and_volumes_are_taken_pixel_by_pixel(shape: tuple[int, ...]) -> None:
+    network = nets.treatment_network(shape)
+    assert isinstance(network, nets.FeatureNetwork)
+    assert network.inputs == torch.zeros(shape).numel()
+
+
+LAYERS_OF_IMAGES = {
+    "Conv2d": lambda: nn.Conv2d(4, 6, 3),
+    "Conv2d padded, dilated": lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), bias=False),
+    "Conv2d same": lambda: nn.Conv2d(4, 6, 5, padding="same", dilation=2),
+    "Conv2d circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    "Conv2d reflected": lambda: nn.Conv2d(4, 6, 3, padding=(2, 1), padding_mode="reflect"),
+    "Conv2d in groups": lambda: nn.Conv2d(4, 8, 3, groups=4),
+    "AvgPool2d": lambda: nn.AvgPool2d(3),
+    "AvgPool2d with options": lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+    "AvgPool2d with a divisor": lambda: nn.AvgPool2d((3, 2), divisor_override=2),
+    "MaxPool2d": lambda: nn.MaxPool2d(2),
+    "MaxPool2d with options": lambda: nn.MaxPool2d((3, 2), stride=(2, 1), padding=1, dilation=(2, 1), ceil_mode=True),
+    "AdaptiveAvgPool2d": lambda: nn.AdaptiveAvgPool2d((3, None)),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(4, eps=0.5),
+    "BatchNorm2d without scale": lambda: nn.BatchNorm2d(4, affine=False),
+    "Flatten, Unflatten": lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (9, 8, 8))),
+}
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", LAYERS_OF_IMAGES)
+def test_a_layer_of_images_is_rebuilt_from_json_with_all_its_arguments(name: str) -> None:
+    x = torch.randn(3, 4, 12, 12)
+    network = nn.Sequential(LAYERS_OF_IMAGES[name](), nn.Flatten())
+    network(torch.randn(3, 4, 12, 12) + 1.0)  # moves batch statistics
+    again = rebuild(json.loads(json.dumps(describe(network))))
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(nets.evaluate(again, x), nets.evaluate(network, x))
+
+
 class Custom(nn.Linear):
     """A subclass may compute anything."""
 
 
 @pytest.mark.parametrize(
     "network",
-    [Custom(3, 2), nn.Sequential(nn.Linear(3, 2), Custom(2, 2)), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))],
-    ids=["subclass", "nested subclass", "spectral norm"],
+    [
+        Custom(3, 2),
+        nn.Sequential(nn.Linear(3, 2), Custom(2, 2)),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)),
+        nn.ConvTranspose2d(1, 2, 3),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv3d(2, 2, 3)),
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 2, 3)),
+    ],
+    ids=["subclass", "nested subclass", "spectral norm", "transposed", "unknown", "spectral convolution"],
 )
 def test_a_network_with_code_of_its_own_is_not_described(network: nn.Module) -> None:
     assert describe(network) is None

@@ -13,9 +13,10 @@ from cfiv.learning import networks as nets
 from cfiv.learning import whole_sample
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Penalties, Training
-from cfiv.learning.two_stage import Batch, Networks, TwoStageState, optimisers, step
-from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, best_instrument_features, fit_two_stage
-from cfiv.learning.whole_sample import refit_last_layers
+from cfiv.learning.two_stage import Batch, Networks, Optimisers, TwoStageState, optimisers, step
+from cfiv.learning.two_stage_fit import Seen, TwoStageFit, TwoStageProblem, best_instrument_features, fit_two_stage
+from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.numerics.two_stage import Structure
 
 PENALTIES = Penalties(lambda1=1.0, lambda2=1.0, lambda12=1.0, ridge1=1e-3, ridge2=1e-3)
 NONE = (0.0, 0.0, 0.0)
@@ -123,6 +124,63 @@ def test_a_backbone_first_step_descends_at_the_previous_weights_and_then_solves_
     torch.testing.assert_close(after.structural, again.structural, rtol=SAME, atol=SAME)
 
 
+SOLVING = Training(stage1_steps=0, stage2_steps=0)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+@pytest.mark.parametrize("structure", ["product", "additive"])
+def test_a_first_step_solves_what_a_refit_of_its_batch_solves(structure: Structure, gamma: float, weighted: bool) -> None:
+    """Without a past there is no proximal pull, and the ridges and the unpredicted penalty are the same."""
+    stage1, stage2 = (sample(rows, seed=rows, dtype=torch.float64, weighted=weighted) for rows in (120, 90))
+    made = networks(dtype=torch.float64)
+    batch = Batch(stage1, stage2, replace(PENALTIES, unpredicted=gamma))
+    solved, _ = step(batch, state(made, SOLVING), training=SOLVING, structure=structure)
+    first, structural = refit_last_layers(
+        with_treatment_features(stage1, made.treatment),
+        stage2,
+        made,
+        structure=structure,
+        first_stage_ridge=PENALTIES.ridge1,
+        ridge=PENALTIES.ridge2,
+        unpredicted_penalty=gamma,
+    )
+    torch.testing.assert_close(solved.first_stage, first, rtol=SAME, atol=SAME)
+    torch.testing.assert_close(solved.structural, structural, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_a_step_moves_treatment_and_covariate_features_down_the_objective_it_minimises(gamma: float) -> None:
+    made = networks(dtype=torch.float64)
+    assert made.covariate is not None
+    batch = Batch(
+        *(sample(100, seed=s, dtype=torch.float64, weighted=True) for s in (1, 2)), replace(PENALTIES, unpredicted=gamma)
+    )
+    parameters = [*made.treatment.parameters(), *made.covariate.parameters()]
+    start = [p.detach().clone() for p in parameters]
+
+    def minimised(distance: float, direction: list[torch.Tensor]) -> float:
+        with torch.no_grad():
+            for p, origin, d in zip(parameters, start, direction, strict=True):
+                p.copy_(origin + distance * d)
+        solved, info = step(batch, state(made, SOLVING), training=SOLVING, structure="product")
+        assert solved.structural is not None
+        return float(info.stage2_loss + PENALTIES.ridge2 * solved.structural.square().sum())
+
+    plain = Optimisers(
+        torch.optim.SGD(made.treatment.parameters(), lr=1.0), None, torch.optim.SGD(made.covariate.parameters(), 1.0)
+    )
+    training = Training(stage1_steps=0)
+    step(batch, TwoStageState(made, plain), training=training, structure="product")
+    gradient = [origin - p.detach() for p, origin in zip(parameters, start, strict=True)]
+    squared = float(sum(g.square().sum() for g in gradient))
+    slope = (minimised(1e-5, gradient) - minimised(-1e-5, gradient)) / 2e-5
+    # The finite difference's own error.
+    assert slope == pytest.approx(squared, rel=1e-5)
+
+
 @pytest.mark.law
 def test_full_batch_training_lowers_both_losses() -> None:
     training = Training(holdout=0.0)
@@ -151,12 +209,23 @@ def test_the_networks_returned_are_those_of_the_state_kept_in_evaluation_mode() 
 
 @pytest.mark.law
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_refit_from_moments_over_chunks_is_the_refit_by_qr(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
-    rows = sample(300, dtype=torch.float64, weighted=weighted)
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_a_refit_from_moments_over_chunks_is_the_refit_by_qr(
+    monkeypatch: pytest.MonkeyPatch, gamma: float, weighted: bool
+) -> None:
+    stage1, stage2 = (sample(rows, seed=rows, dtype=torch.float64, weighted=weighted) for rows in (300, 250))
     made = networks(dtype=torch.float64)
 
     def refit() -> tuple[torch.Tensor, torch.Tensor]:
-        return refit_last_layers(rows, rows, made, structure="product", first_stage_ridge=1e-4, ridge=1e-3)
+        return refit_last_layers(
+            with_treatment_features(stage1, made.treatment),
+            stage2,
+            made,
+            structure="product",
+            first_stage_ridge=1e-4,
+            ridge=1e-3,
+            unpredicted_penalty=gamma,
+        )
 
     whole = refit()
     monkeypatch.setattr(whole_sample, "QR_VALUES", 0)
@@ -170,7 +239,15 @@ def test_a_refit_from_moments_over_chunks_is_the_refit_by_qr(monkeypatch: pytest
 def test_the_predicted_outcome_is_the_regression_that_stage_2_solved() -> None:
     """Refitting u on the same rows leaves residuals orthogonal to the constant."""
     rows, made = sample(300, dtype=torch.float64), networks(dtype=torch.float64)
-    v, u = refit_last_layers(rows, rows, made, structure="product", first_stage_ridge=0.0, ridge=0.0)
+    v, u = refit_last_layers(
+        with_treatment_features(rows, made.treatment),
+        rows,
+        made,
+        structure="product",
+        first_stage_ridge=0.0,
+        ridge=0.0,
+        unpredicted_penalty=0.0,
+    )
     done = TwoStageFit(made, v, u, "product", 0.0, 0.0, 0.0, [], "finished")
     residual = rows.outcome - done.predicted_outcome(instruments=rows.instruments, covariates=rows.covariates)
     assert abs(float(residual.mean())) < SAME
@@ -255,16 +332,23 @@ def problem(split: Split) -> TwoStageProblem:
     return TwoStageProblem(split, "product", PENALTIES, 20, 32, NONE, NONE, "refit", Training())
 
 
+def judged(
+    made: Networks, split: Split, earlier: dict[str, torch.Tensor] | None
+) -> tuple[dict[str, torch.Tensor] | None, torch.Tensor | None, float]:
+    task = problem(split)
+    return best_instrument_features(made, task, earlier, seen=Seen.by(made, task))
+
+
 @pytest.mark.law
 def test_instrument_features_that_predict_clearly_worse_in_sample_2_are_given_up_for_earlier_ones() -> None:
     split = held_out(2000)
     made = Networks(networks().treatment, nets.FeatureNetwork(3, (16,), 4, carry=False), networks().covariate)
-    good, first, loss = best_instrument_features(made, problem(split), None)
+    good, first, loss = judged(made, split, None)
     assert good is not None
     assert first is None  # nothing to go back to
     for parameter in made.instrument.parameters():  # features that say nothing of the treatment
         torch.nn.init.zeros_(parameter)
-    kept, first, kept_loss = best_instrument_features(made, problem(split), good)
+    kept, first, kept_loss = judged(made, split, good)
     assert kept is good
     assert first is not None
     assert kept_loss == loss
@@ -277,7 +361,7 @@ def test_instrument_features_that_predict_better_take_the_place_of_earlier_ones(
     made = Networks(networks().treatment, nets.FeatureNetwork(3, (16,), 4, carry=False), networks().covariate)
     present = {name: value.clone() for name, value in made.instrument.state_dict().items()}
     nothing = {name: torch.zeros_like(value) for name, value in present.items()}
-    best, first, _ = best_instrument_features(made, problem(split), nothing)
+    best, first, _ = judged(made, split, nothing)
     assert first is None
     assert best is not None
     assert all(torch.equal(best[name], present[name]) for name in present)
@@ -287,5 +371,5 @@ def test_instrument_features_that_predict_better_take_the_place_of_earlier_ones(
 def test_without_held_out_rows_instrument_features_are_left_alone() -> None:
     split, made = Split(sample(seed=1), sample(seed=2), None), networks()
     before = flat(made.instrument)
-    assert best_instrument_features(made, problem(split), {})[0] is None
+    assert judged(made, split, {})[0] is None
     assert torch.equal(flat(made.instrument), before)

@@ -96,7 +96,7 @@ def stage_2(
 ) -> Stage2:
     """Solve V12, predict the treatment features of sample 2, solve u: stage 2 as a training step has it."""
     own = {"covariate_features_stage2", "outcome_stage2", "structure", "weights_stage2"}
-    predicted, v12 = predicted_treatment_features(
+    _, predicted, v12 = predicted_treatment_features(
         **{name: value for name, value in rows.items() if name not in own}, solve=partial(solve_step, **first)
     )
     loss, u = second_stage_loss(
