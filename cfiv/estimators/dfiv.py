@@ -92,8 +92,8 @@ class DFIV(StructuralEstimator):
         How many splits to fit and average (each swapped, with ``swap``).
     report : {"refit", "current"}
         Whether the final u and V are solved on all rows of their samples, at the state that held-out losses prefer; or are
-        averages of those that the minibatches gave (see ``training.averaging``) at the end of training, which takes no further
-        pass over the data and looks at held-out rows only to report their loss.
+        those that the minibatches left at the end of training. For "current" the features rest for the last third of the steps
+        (see ``training.rest``), where the solves go ever smaller parts of the way; held-out rows then choose nothing.
     training : Training, optional
         Options that rarely change.
     device : str
@@ -241,7 +241,7 @@ class DFIV(StructuralEstimator):
                 covariate_steps=20,
                 learning_rate_schedule="constant",
                 decoupled_weight_decay=False,
-                averaging=None,
+                rest=0.0,
                 holdout=0.0,
                 refit_ridges=(),
             ),
@@ -446,7 +446,7 @@ class DFIV(StructuralEstimator):
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
             },
-            "Last layers": "refitted on whole samples" if self.report == "refit" else "averages of the minibatches'",
+            "Last layers": "refitted on whole samples" if self.report == "refit" else "as training left them",
         }
 
 
@@ -454,7 +454,7 @@ def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     """The fit on the cpu, where results live, and its networks frozen."""
     for module in fitted.networks.modules():
         module.cpu().requires_grad_(False)
-    layers = {name: getattr(fitted, name).cpu() for name in ("first_stage", "structural", "current_structural")}
+    layers = {name: getattr(fitted, name).cpu() for name in ("first_stage", "structural")}
     return replace(fitted, **layers)
 
 

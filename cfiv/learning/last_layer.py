@@ -24,7 +24,8 @@ class LastLayer(Protocol):
 class Proximal:
     """``argmin_W mean |y - W' phi|^2 + ridge |W|^2 + lam |W - W_prev|^2``: small steps away from what earlier batches said.
 
-    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last.
+    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. With a ``gain`` below 1 only that share of
+    the way from W_prev to the minimiser is gone: gains that fall like 1/t let the weights settle at those of all batches.
 
     References
     ----------
@@ -33,42 +34,20 @@ class Proximal:
 
     lam: float
     ridge: float = 0.0
+    gain: float = 1.0
 
     def after(self, previous: Tensor | None) -> Solve:
         """The penalised solve that is pulled to ``previous``."""
         # Without a past there is nothing to stay close to; pulling the first batch to zero would only bias it.
         lam = 0.0 if previous is None else self.lam
-        return partial(solve_step, ridge=self.ridge, proximal=lam, previous=previous)
+        solve = partial(solve_step, ridge=self.ridge, proximal=lam, previous=previous)
+        if previous is None or self.gain == 1.0:
+            return solve
 
+        def part_of_the_way(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+            return previous + self.gain * (solve(features=features, targets=targets, weights=weights) - previous)
 
-@dataclass(frozen=True)
-class RunningAverage:
-    """``A_t = A_{t-1} + (eta + 1)/(t + eta) (W_t - A_{t-1})``: the average of the solves so far, the latest weighing most.
-
-    About the last of ``eta + 1`` equal parts of a run counts, whenever it is looked at. Features settle towards the end of a
-    run, and there the average of last layers that have each seen a few batches is nearly the one that has seen them all.
-
-    Parameters
-    ----------
-    value : Tensor or None
-        ``A_t``; None before the first solve.
-    solves : int
-        ``t``.
-
-    References
-    ----------
-    Shamir and Zhang, "Stochastic gradient descent for non-smooth optimization", ICML 2013, equation 1 of section 4.
-    """
-
-    value: Tensor | None = None
-    solves: int = 0
-
-    def after(self, weights: Tensor, *, eta: float | None) -> RunningAverage:
-        """With one more solve; with ``eta`` None the average is the latest solve."""
-        solves = self.solves + 1
-        if self.value is None or eta is None:
-            return RunningAverage(weights, solves)
-        return RunningAverage(self.value + (eta + 1.0) / (solves + eta) * (weights - self.value), solves)
+        return part_of_the_way
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ class Training:
         Cosine decays to zero over the run, times a linear warm-up over its first hundredth (at least ten steps).
     lambda_start : float
         The proximal penalties rise linearly from this fraction of their value to all of it.
-    averaging : float or None
-        ``eta`` >= 0 of the running averages of V and u that "current" reports: about the last of ``eta + 1`` equal parts of the
-        steps so far counts. None reports the last solves alone, as the paper does.
+    rest : float
+        With "current", the share of the steps at the end in which the features rest and only V and u are solved, the k-th time
+        2/(k + 1) of the way from the last ones, so that they settle; 0 reports the last solves, as in the paper.
     decoupled_weight_decay : bool
         AdamW when True; when False the decay is part of Adam's gradient, as in the original.
     split : float or None
@@ -94,7 +94,7 @@ class Training:
     order: Order = "solve-first"
     learning_rate_schedule: Schedule = "cosine"
     lambda_start: float = 0.05
-    averaging: float | None = 2.0
+    rest: float = 0.3
     decoupled_weight_decay: bool = True
     split: float | None = 0.5
     holdout: float = 0.2
@@ -112,13 +112,15 @@ class Training:
         for name, choices in (("order", ("solve-first", "backbone-first")), ("learning_rate_schedule", ("cosine", "constant"))):
             if getattr(self, name) not in choices:
                 raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name, low, high in (("lambda_start", 0.0, 1.0), ("holdout", 0.0, 0.9), ("tolerance", 0.0, math.inf)):
+        for name, low, high in (
+            ("lambda_start", 0.0, 1.0),
+            ("rest", 0.0, 1.0),
+            ("holdout", 0.0, 0.9),
+            ("tolerance", 0.0, math.inf),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
                 raise ParameterError(f"{name} must be between {low} and {high}, got {value!r}")
-        averaging = self.averaging
-        if averaging is not None and not (isinstance(averaging, Real) and 0 <= float(averaging) < math.inf):
-            raise ParameterError(f"averaging must be finite and >= 0, or None for the last solves alone, got {averaging!r}")
         if self.split is not None and not (isinstance(self.split, Real) and 0 < float(self.split) < 1):
             raise ParameterError(f"split must be between 0 and 1, or None for the same rows in both stages, got {self.split!r}")
         if any(not (isinstance(ridge, Real) and 0 <= float(ridge) < math.inf) for ridge in self.refit_ridges):

@@ -7,12 +7,12 @@ mutable objects of torch that the state carries along; a step changes them in pl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.last_layer import Held, LastLayer, Proximal, RunningAverage
+from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
@@ -77,25 +77,22 @@ class TwoStageState:
         V, float64; None before the first batch.
     structural : Tensor (p, 1) or None
         u, float64.
-    average_first_stage, average_structural : RunningAverage
-        Of V and u over the steps, for a report without a refit.
     """
 
     networks: Networks
     optimisers: Optimisers
     first_stage: Tensor | None = None
     structural: Tensor | None = None
-    average_first_stage: RunningAverage = field(default_factory=RunningAverage)
-    average_structural: RunningAverage = field(default_factory=RunningAverage)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch of each sample, with the penalties in force."""
+    """One minibatch of each sample, with the penalties in force and the gain of V12 and u (see :class:`Proximal`)."""
 
     stage1: Sample
     stage2: Sample
     penalties: Penalties
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     """
     penalties, networks, opt = batch.penalties, state.networks, state.optimisers
     stage1 = Proximal(penalties.lambda1, penalties.ridge1)
-    bridge = Proximal(penalties.lambda12, penalties.ridge1)
-    stage2 = Proximal(penalties.lambda2, penalties.ridge2)
+    bridge = Proximal(penalties.lambda12, penalties.ridge1, batch.gain)
+    stage2 = Proximal(penalties.lambda2, penalties.ridge2, batch.gain)
     backbone_first = training.order == "backbone-first"
 
     treatment_stage1 = evaluate(networks.treatment, batch.stage1.treatment)
@@ -198,14 +195,7 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
         with torch.no_grad():
             solved = both_stages(stage2)
     loss, u, v = solved
-    after = replace(
-        state,
-        first_stage=v,
-        structural=u,
-        average_first_stage=state.average_first_stage.after(v, eta=training.averaging),
-        average_structural=state.average_structural.after(u, eta=training.averaging),
-    )
-    return after, StepInfo(loss1.detach(), loss.detach())
+    return replace(state, first_stage=v, structural=u), StepInfo(loss1.detach(), loss.detach())
 
 
 def _descend(loss: Tensor, learners: Iterable[torch.optim.Optimizer | None]) -> None:

@@ -36,15 +36,12 @@ EARLY_CHECKS = {2, 4, 8, 16}
 
 @dataclass(frozen=True)
 class LastLayers:
-    """V and u as they would be reported, with the ridges that they are (to be) refitted with (nan where they are not), and the
-    average of u that training kept.
-    """
+    """V and u as they would be reported, with the ridges that they are (to be) refitted with; nan where they are not."""
 
     first_stage: Tensor
     structural: Tensor
     first_stage_ridge: float
     ridge: float
-    current_structural: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,6 @@ class TwoStageFit:
         V.
     structural : Tensor (p, 1), float64
         u.
-    current_structural : Tensor (p, 1), float64
-        The average of u that training kept, which is what "current" reports.
     structure : {"product", "additive"}
     heldout_loss : float
         Held-out stage-2 mean squared error of the state kept; nan without held-out rows.
@@ -75,7 +70,6 @@ class TwoStageFit:
     networks: Networks
     first_stage: Tensor
     structural: Tensor
-    current_structural: Tensor
     structure: Structure
     heldout_loss: float
     first_stage_ridge: float
@@ -124,6 +118,11 @@ class TwoStageProblem:
     weight_decay: PerNetwork
     report: Report
     training: Training
+
+    @property
+    def learning_steps(self) -> int:
+        """Steps in which features learn; all of them, but for the rest at the end of "current"."""
+        return self.steps - round(self.training.rest * self.steps) if self.report == "current" else self.steps
 
     @property
     def refit_ridges(self) -> tuple[float, ...]:
@@ -185,6 +184,8 @@ class _TwoStageRun:
         rates, decays, split = problem.learning_rate, problem.weight_decay, problem.split
         self.limits = {"stage2_loss": DIVERGED * float(split.stage2.outcome.square().mean())}
         self._problem = problem
+        self._learning = problem.learning_steps
+        self._resting = replace(problem.training, stage1_steps=0, stage2_steps=0, covariate_steps=0)
         self._state = TwoStageState(
             networks, optimisers(networks, training=problem.training, learning_rate=rates, weight_decay=decays)
         )
@@ -197,10 +198,15 @@ class _TwoStageRun:
         self._seen: tuple[int, Seen] | None = None
 
     def step(self, number: int) -> dict[str, Tensor]:
-        problem, training = self._problem, self._problem.training
-        self._state.optimisers.set_rate(training.rate_factor(number - 1, problem.steps))
-        penalties = _rising(problem.penalties, training.lambda_factor(number - 1, problem.steps))
-        batch = Batch(next(self._stage1), next(self._stage2), penalties)
+        problem, training, learning = self._problem, self._problem.training, self._learning
+        if number <= learning:
+            self._state.optimisers.set_rate(training.rate_factor(number - 1, learning))
+            penalties = _rising(problem.penalties, training.lambda_factor(number - 1, learning))
+            batch = Batch(next(self._stage1), next(self._stage2), penalties)
+        else:
+            # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first.
+            training, gain = self._resting, 2.0 / (number - learning + 1)
+            batch = Batch(next(self._stage1), next(self._stage2), problem.penalties, gain)
         self._state, info = step(batch, self._state, training=training, structure=problem.structure)
         if number in self._judged:
             self._instrument_features, first_stage, self._stage1_heldout_loss = best_instrument_features(
@@ -253,19 +259,19 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     if not all(bool(torch.isfinite(p).all()) for module in networks.modules() for p in module.parameters()):
         raise DivergedError("the networks' weights are not finite")
     parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
-    first, structural = state.average_first_stage.value, state.average_structural.value
+    first, structural = state.first_stage, state.structural
     assert first is not None
     assert structural is not None
     if split.heldout is None or problem.report == "current":  # no solve below would notice
         _check_features(networks, seen.stage1)
     penalties = problem.penalties
     if split.heldout is None:
-        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2, structural)
+        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2)
         return Checkpoint(done, parameters, layers, first.new_zeros(0))
     assert seen.heldout is not None
     if problem.report == "current":
         losses = squared_errors(seen.heldout, networks, first, structural[None], problem.structure)[0]
-        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan"), structural), losses)
+        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan")), losses)
     first, first_ridge, _ = _first_stage(networks, problem, seen)
     ridges = problem.refit_ridges
     total = second_stage_moments(
@@ -279,7 +285,7 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     candidates = ridge_path(total, ridges)
     losses = squared_errors(seen.heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
-    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen], structural)
+    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen])
     return Checkpoint(done, parameters, layers, losses[chosen])
 
 
@@ -368,7 +374,6 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
         networks=networks,
         first_stage=first,
         structural=structural,
-        current_structural=structural if kept is None else kept.last_layers.current_structural,
         structure=problem.structure,
         heldout_loss=float("nan") if kept is None else kept.loss,
         first_stage_ridge=first_ridge,

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 #: The median of the DFIV poster (Xu et al. 2021) at n = 5000 is 2.01, of the authors' code on these pictures 2.48; at n = 10000
 #: the poster has 1.21.
 GOOD, NEVER_ABOVE, GOOD_FROM_10000 = 1.9, 4.0, 1.2
-RIDGE = {"lambda1": 0.0, "lambda2": 0.0, "lambda12": 0.0, "training": Training(averaging=None)}
+RIDGE = {"lambda1": 0.0, "lambda2": 0.0, "lambda12": 0.0, "training": Training(rest=0.0)}
 
 
 def errors(n: int, seeds: int, function: str = "original", **options: Any) -> list[float]:
