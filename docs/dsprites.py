@@ -10,8 +10,8 @@ docs/dsprites_tuning.csv, estimators to docs/dsprites_estimators.csv, a line eac
 
 What is compared over batch sizes: features, rates and steps (500) are cfiv's defaults for images, with one split and no swap,
 as in the paper. "ridge" has no proximal penalty, and its current last layers are the last solves; "proximal" has cfiv's default
-ridge, and the rest at the end. Each has three values of its penalty to choose from, for each design and batch size, by the score
-of the current last layers of shorter fits (100 steps, seed 50) on 5000 other rows. The truth is looked at in the end only.
+ridge, and the rest at the end. Each has three values of its penalty to choose from, for each design and batch size, by the
+score of the current last layers of shorter fits (100 steps, seed 50) on 5000 other rows. The truth is looked at in the end.
 """
 
 import argparse

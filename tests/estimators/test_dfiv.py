@@ -181,9 +181,11 @@ def test_one_sample_for_both_stages_has_nothing_to_swap() -> None:
 
 def test_refit_and_current_report_the_last_layers_of_the_same_training() -> None:
     frame = curve()
-    # Without held-out rows both keep the last state, so the features are the same and only the last layers differ.
+    # Without held-out rows and without a rest at the end both keep the last state: the features are the same, and only the last
+    # layers differ.
     models = {
-        report: quick(report=report, swap=False, training=Training(holdout=0.0)).fit(frame) for report in ("refit", "current")
+        report: quick(report=report, swap=False, training=Training(holdout=0.0, rest=0.0)).fit(frame)
+        for report in ("refit", "current")
     }
     refit, current = (models[report].fits_[0] for report in ("refit", "current"))
     for one, other in zip(refit.networks.modules(), current.networks.modules(), strict=True):
