@@ -64,9 +64,9 @@ class Training:
     lambda_start : float
         The proximal penalties rise linearly from this fraction of their value to all of it.
     rest : float
-        With "current", the share of the steps at the end in which the features rest and only V and u are solved, at the proximal
-        penalties of the start and the k-th time 2/(k + 1) of the way from the last ones, so that they settle; 0 reports the
-        last solves, as in the paper.
+        With "current", the share of the steps at the end in which the features rest and only V and u are solved, at the
+        proximal penalties of the start and the k-th time 2/(k + 1) of the way from the last ones, so that they settle; 0
+        reports the last solves, as in the paper.
     decoupled_weight_decay : bool
         AdamW when True; when False the decay is part of Adam's gradient, as in the original.
     split : float or None

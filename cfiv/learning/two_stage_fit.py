@@ -204,8 +204,8 @@ class _TwoStageRun:
             penalties = _rising(problem.penalties, training.lambda_factor(number - 1, learning))
             batch = Batch(next(self._stage1), next(self._stage2), penalties)
         else:
-            # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory now;
-            # large proximal penalties would only keep directions of little variance from settling.
+            # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory
+            # now; large proximal penalties would only keep directions of little variance from settling.
             penalties, gain = _rising(problem.penalties, training.lambda_start), 2.0 / (number - learning + 1)
             training, batch = self._resting, Batch(next(self._stage1), next(self._stage2), penalties, gain)
         self._state, info = step(batch, self._state, training=training, structure=problem.structure)
