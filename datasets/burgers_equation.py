@@ -133,7 +133,7 @@ class _Squares:
         self.modes = modes
         self.points = next_fast_len(3 * modes + 1, real=True)
         # irfft divides by the number of points: once too often in a square.
-        self.derivative: ComplexArray = -1j * np.pi * self.points * np.arange(modes + 1)
+        self.derivative = np.arange(modes + 1) * (-1j * np.pi * self.points)
 
     def __call__(self, series: ComplexArray) -> ComplexArray:
         values = irfft(series, self.points, axis=1)
