@@ -50,7 +50,8 @@ def simulate(n: int = 1000, *, points: int = 256, seed: int = 0, viscosity: floa
         places, not of their smoothed versions: the functions are the same whatever the grid, and 64 points are every fourth of
         256. A grid of ``points`` tells modes below ``points / 2`` apart.
     seed : int
-        Seeds one generator, which draws function after function: the first functions are the same whatever n.
+        Seeds one generator, which draws function after function, of each ``xi_1, eta_1, xi_2, eta_2, ...``: the first functions
+        are the same whatever n.
     viscosity : float
         ``nu``, from 0.001 to 10.
     time : float

@@ -73,12 +73,13 @@ def read(content: bytes, *, origin: str) -> dict[object, object]:
     except DAMAGE as error:
         if unpickler.refused:
             raise DataError(
-                f"{origin} names {unpickler.refused!r}, which no file of CIFAR does: unpickling it could run a program, so that "
-                f"was not done; get the archive from {HOME}"
+                f"{origin} names {unpickler.refused!r}, which no file of CIFAR does: unpickling it could run a program, so "
+                f"that was not done; get the archive from {HOME}"
             ) from None
+        reason = str(error) or type(error).__name__
         raise DataError(
-            f"{origin} cannot be read as a file of CIFAR: {str(error) or type(error).__name__}; it is another file, or damaged or "
-            f"incomplete: get the archive from {HOME}"
+            f"{origin} cannot be read as a file of CIFAR: {reason}; it is another file, or damaged or incomplete: get the "
+            f"archive from {HOME}"
         ) from error
 
 

@@ -43,7 +43,8 @@ def simulate(n: int = 1000, *, points: int = 64, seed: int = 0) -> FunctionPairs
         Cells on a side; values are those at their centres, ``(i + 1/2) / points``. The fields are the same whatever the grid:
         where two grids share a centre (one having an odd multiple of the other's cells) they have the same permeability.
     seed : int
-        Seeds one generator, which draws field after field: the first are the same whatever n.
+        Seeds one generator, which draws field after field, of each ``xi`` by rows (``xi_00`` too): the first are the same
+        whatever n.
 
     Returns
     -------

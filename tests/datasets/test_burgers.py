@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cfiv.datasets import burgers
-from cfiv.datasets.burgers_equation import evolve
+from cfiv.datasets.burgers_equation import _Squares, evolve
 from cfiv.errors import DataError, ParameterError
 
 #: The initial functions' modes end at 2048: this grid holds all of them, and the square of any.
@@ -101,6 +101,18 @@ def test_twice_the_steps_have_a_sixteenth_of_the_error() -> None:
     assert ((ratios > 12) & (ratios < 24)).all()
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("modes", [1, 2, 7, 8, 31])
+def test_the_square_has_no_aliasing(modes: int) -> None:
+    draw = np.random.default_rng(0)
+    series = draw.normal(size=(1, modes + 1)) + 1j * draw.normal(size=(1, modes + 1))
+    series[:, 0] = series[:, 0].real
+    # The coefficients of a product are the convolution of both sides, -M to M.
+    both = np.concatenate([series[0, :0:-1].conj(), series[0]])
+    square = np.convolve(both, both)[2 * modes : 3 * modes + 1]
+    np.testing.assert_allclose(_Squares(modes)(series)[0], -1j * np.pi * np.arange(modes + 1) * square, rtol=1e-12, atol=1e-11)
+
+
 @pytest.mark.law
 def test_more_modes_change_nothing() -> None:
     few, many = (evolve(some_series(5), viscosity=0.1, time=0.5, modes=modes, steps=100) for modes in (48, 96))
@@ -181,6 +193,19 @@ def test_another_seed_draws_other_functions_and_the_global_generator_is_left_alo
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
     np.testing.assert_array_equal(one, again)
     assert abs(one - other).min() > 0
+
+
+@pytest.mark.oracle
+def test_initial_functions_are_the_stated_series_of_the_stated_draws() -> None:
+    x, draw = np.arange(5) / 5, np.random.default_rng(4)
+    found = burgers.simulate(2, points=5, seed=4, time=0.0).inputs
+    for row in range(2):
+        xi, eta = draw.standard_normal((2048, 2)).T
+        expected = np.zeros(5)
+        for k in range(1, 2049):
+            s = 25 / ((2 * np.pi * k) ** 2 + 25)
+            expected += s * np.sqrt(2) * (xi[k - 1] * np.cos(2 * np.pi * k * x) + eta[k - 1] * np.sin(2 * np.pi * k * x))
+        np.testing.assert_allclose(found[row], expected, atol=1e-12)
 
 
 @pytest.mark.statistical
