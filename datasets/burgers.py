@@ -12,8 +12,9 @@ The sum begins at 1: initial functions have mean zero. Taken to the letter, the 
 well. The sum ends at 2048: what lies beyond, 1e-5 of a function's norm, is left out. In the default problem ``u0`` has standard
 deviation 0.59 and ``u(., 1)`` 0.01.
 
-The authors' program has another spectrum than their paper, ``49^2 (-Laplace + 49)^-2.5``: errors published for their files are
-not those of these functions.
+The program in the authors' repository has other constants than their paper, ``49^2 (-Laplace + 49)^-2.5`` and a viscosity of
+0.001; with which of them their files were made, it does not say. Errors published for the files need not be those of these
+functions.
 
 References
 ----------
