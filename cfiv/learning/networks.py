@@ -205,8 +205,16 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
             if callable(reset) and not frozen:
                 reset()
     elif callable(spec):
+        given = shape[0] if len(shape) == 1 else tuple(shape)
+        try:
+            made = spec(given)
+        except TypeError as error:
+            raise ParameterError(
+                f"the {role}_network factory could not be called with {given}, the {'width' if len(shape) == 1 else 'shape'} of "
+                f"its input ({error}): give a function of that one argument, or a module"
+            ) from error
         # A copy, in case the factory hands out one and the same module.
-        network = copy.deepcopy(spec(shape[0] if len(shape) == 1 else tuple(shape)))
+        network = copy.deepcopy(made)
     else:
         raise ParameterError(f"{role}_network must be None, a factory or a torch module, got {type(spec).__name__}")
     if not isinstance(network, nn.Module):

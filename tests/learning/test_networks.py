@@ -59,6 +59,10 @@ def test_a_factory_gets_the_width_of_flat_inputs_and_the_shape_of_images() -> No
     [
         ("relu", r"covariate_network must be None, a factory or a torch module, got str"),
         (lambda width: "net", r"the covariate_network factory must return a torch module, got str"),
+        (
+            nn.Linear,
+            r"the covariate_network factory could not be called with 3, the width of its input \(.*\): give a function",
+        ),
         (nn.Linear(7, 2), r"the covariate_network does not accept inputs of shape \('rows', 3\)"),
         (nn.Unflatten(1, (3, 1)), r"must map \(rows, 3\) to \(rows, features\), got output shape \(2, 3, 1\)"),
     ],
