@@ -209,9 +209,10 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
         try:
             made = spec(given)
         except TypeError as error:
+            what = "width" if len(shape) == 1 else "shape"
             raise ParameterError(
-                f"the {role}_network factory could not be called with {given}, the {'width' if len(shape) == 1 else 'shape'} of "
-                f"its input ({error}): give a function of that one argument, or a module"
+                f"the {role}_network factory could not be called with {given}, the {what} of its input ({error}): give a "
+                "function of that one argument, or a module"
             ) from error
         # A copy, in case the factory hands out one and the same module.
         network = copy.deepcopy(made)
