@@ -146,6 +146,13 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
         _descend(loss1, [opt.instrument])
 
     instrument_stage1 = evaluate(networks.instrument, batch.stage1.instruments)
+    if not training.stage1_steps:  # nothing learns from it, but the history shows it
+        loss1, _ = first_stage_loss(
+            instrument_features_stage1=instrument_stage1,
+            treatment_features_stage1=treatment_stage1,
+            solve=Held(stage1).after(state.first_stage),
+            weights_stage1=batch.stage1.weights,
+        )
     instrument_stage2 = evaluate(networks.instrument, batch.stage2.instruments)
 
     def second_stage(treatment_stage1: Tensor, layer: LastLayer, *, covariates_fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
