@@ -92,8 +92,9 @@ class DFIV(StructuralEstimator):
         How many splits to fit and average (each swapped, with ``swap``).
     report : {"refit", "current"}
         Whether the final u and V are solved on all rows of their samples, at the state that held-out losses prefer; or are
-        those that the minibatches left at the end of training. For "current" the features rest for the last third of the steps
-        (see ``training.rest``), where the solves go ever smaller parts of the way; held-out rows then choose nothing.
+        those that the minibatches left at the end of training. For "current" the features rest for the last three tenths of the
+        steps (see ``training.rest``), where the solves go ever smaller parts of the way; held-out rows are kept from training
+        all the same, but only to report a loss.
     training : Training, optional
         Options that rarely change.
     device : str
@@ -108,7 +109,8 @@ class DFIV(StructuralEstimator):
     structural_function_ : StructuralFunction
     history_ : DataFrame
         One row a check: ``fit, swapped, step, stage1_loss, stage2_loss`` (with ``gamma`` times the unpredicted variance),
-        ``stage1_heldout_loss`` (on sample 2, each treatment feature in units of its variance), ``heldout_loss`` (in units of
+        ``stage1_heldout_loss`` (on sample 2, each treatment feature in units of its variance; nan where nothing is held out,
+        and with "current"), ``heldout_loss`` (in units of
         the outcome's variance), ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.
@@ -256,7 +258,8 @@ class DFIV(StructuralEstimator):
         weight decay 0.1 of both networks beside losses summed over 2500 rows each, half of 5000.
 
         Such layers hold code of torch's that a model file does not: what was saved is loaded with ``cfiv.load(path,
-        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``.
+        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``. For the same reason such a fit cannot
+        be pickled.
 
         References
         ----------
@@ -446,7 +449,7 @@ class DFIV(StructuralEstimator):
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
             },
-            "Last layers": "refitted on whole samples" if self.report == "refit" else "as training left them",
+            "Last layers": "refitted on whole samples" if self.report == "refit" or not self.steps else "as training left them",
         }
 
 

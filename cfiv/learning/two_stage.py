@@ -192,6 +192,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
             _descend(loss, [opt.covariate])
 
     def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:
+        if not training.stage2_steps:  # psi and xi rest: nothing of theirs moves, batch statistics included
+            return second_stage(treatment_stage1, layer, covariates_fixed=True)
         return second_stage(networks.treatment(batch.stage1.treatment), layer, covariates_fixed=learns_alone)
 
     solved = None

@@ -30,6 +30,8 @@ from cfiv.learning.whole_sample import (
 from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
 
+#: Rows of sample 1 whose features must be finite where no solve would notice.
+FINITE_ROWS = 256
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
 EARLY_CHECKS = {2, 4, 8, 16}
 
@@ -125,6 +127,11 @@ class TwoStageProblem:
         return self.steps - round(self.training.rest * self.steps) if self.report == "current" else self.steps
 
     @property
+    def gives_up(self) -> bool:
+        """Whether states may be given up for earlier ones, by losses on held-out rows."""
+        return self.split.heldout is not None and self.report == "refit"
+
+    @property
     def refit_ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final u."""
         return self.training.refit_ridges or (self.penalties.ridge2,)
@@ -138,7 +145,8 @@ class TwoStageProblem:
 def fit_two_stage(
     problem: TwoStageProblem, networks: Networks, *, generator: np.random.Generator, on_step: Callable[[], object]
 ) -> TwoStageFit:
-    """Train the networks on the two samples, choose a state by held-out stage-2 loss, and solve its last layers.
+    """Train the networks on the two samples, choose a state by held-out stage-2 loss, and solve its last layers; with "current"
+    take the last state as it is.
 
     A diverging run stops at the last state kept, Ctrl-C too; both give a TrainingWarning.
 
@@ -209,7 +217,7 @@ class _TwoStageRun:
             penalties, gain = _rising(problem.penalties, training.lambda_start), 2.0 / (number - learning + 1)
             training, batch = self._resting, Batch(next(self._stage1), next(self._stage2), penalties, gain)
         self._state, info = step(batch, self._state, training=training, structure=problem.structure)
-        if number in self._judged:
+        if number in self._judged and problem.gives_up:
             self._instrument_features, first_stage, self._stage1_heldout_loss = best_instrument_features(
                 self._state.networks, problem, self._instrument_features, seen=self._see(number)
             )
@@ -218,7 +226,7 @@ class _TwoStageRun:
         return {"stage1_loss": info.stage1_loss, "stage2_loss": info.stage2_loss}
 
     def check(self, number: int) -> tuple[Checkpoint[LastLayers], dict[str, float]]:
-        now = check(self._state, self._problem, number, seen=self._see(number))
+        now = check(self._state, self._problem, number, seen=self._see(number) if self._problem.gives_up else None)
         notes = {
             "stage1_heldout_loss": self._stage1_heldout_loss,
             "heldout_loss": now.loss,
@@ -239,21 +247,19 @@ class Seen:
 
     stage1: Sample
     stage2: Sample
-    heldout: Sample | None
 
     @classmethod
     def by(cls, networks: Networks, problem: TwoStageProblem) -> Self:
         """The rows as ``psi`` sees them now."""
-        split, rows = problem.split, slice(CHECK_ROWS)
-        stage1, stage2 = (with_treatment_features(s.rows(rows), networks.treatment) for s in (split.stage1, split.stage2))
-        return cls(stage1, stage2, None if split.heldout is None else split.heldout.rows(rows))
+        samples = (problem.split.stage1, problem.split.stage2)
+        return cls(*(with_treatment_features(sample.rows(slice(CHECK_ROWS)), networks.treatment) for sample in samples))
 
 
-def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Seen) -> Checkpoint[LastLayers]:
+def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Seen | None) -> Checkpoint[LastLayers]:
     """The state as it would be reported now, with its held-out losses.
 
     The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on the
-    held-out rows.
+    held-out rows. Without rows ``seen``, V and u are as training has them.
     """
     networks, split = state.networks, problem.split
     # The treatment features in ``seen`` may be older than the weights that are about to be kept.
@@ -263,18 +269,18 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     first, structural = state.first_stage, state.structural
     assert first is not None
     assert structural is not None
-    if split.heldout is None or problem.report == "current":  # no solve below would notice
-        _check_features(networks, seen.stage1)
     penalties = problem.penalties
-    if split.heldout is None:
-        layers = LastLayers(first, structural, penalties.ridge1, penalties.ridge2)
-        return Checkpoint(done, parameters, layers, first.new_zeros(0))
-    assert seen.heldout is not None
-    if problem.report == "current":
-        losses = squared_errors(seen.heldout, networks, first, structural[None], problem.structure)[0]
-        return Checkpoint(done, parameters, LastLayers(first, structural, float("nan"), float("nan")), losses)
+    heldout = None if split.heldout is None else split.heldout.rows(slice(CHECK_ROWS))
+    if seen is None or heldout is None:
+        _check_features(networks, split.stage1.rows(slice(FINITE_ROWS)))  # no solve below would notice
+        refitted = problem.report == "refit"
+        ridges = (penalties.ridge1, penalties.ridge2) if refitted else (float("nan"), float("nan"))
+        losses = first.new_zeros(0)
+        if heldout is not None:
+            losses = squared_errors(heldout, networks, first, structural[None], problem.structure)[0]
+        return Checkpoint(done, parameters, LastLayers(first, structural, *ridges), losses)
     first, first_ridge, _ = _first_stage(networks, problem, seen)
-    ridges = problem.refit_ridges
+    candidates_of_u = problem.refit_ridges
     total = second_stage_moments(
         seen.stage1,
         seen.stage2,
@@ -283,10 +289,10 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
         structure=problem.structure,
         unpredicted_penalty=penalties.unpredicted,
     )
-    candidates = ridge_path(total, ridges)
-    losses = squared_errors(seen.heldout, networks, first, candidates, problem.structure)
+    candidates = ridge_path(total, candidates_of_u)
+    losses = squared_errors(heldout, networks, first, candidates, problem.structure)
     chosen = int(losses.mean(dim=1).argmin())
-    layers = LastLayers(first, candidates[chosen], first_ridge, ridges[chosen])
+    layers = LastLayers(first, candidates[chosen], first_ridge, candidates_of_u[chosen])
     return Checkpoint(done, parameters, layers, losses[chosen])
 
 
@@ -386,7 +392,7 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
 
 def _check_features(networks: Networks, sample: Sample) -> None:
     """Raise where the last gradient step has left features that are not finite."""
-    features = [sample.treatment, evaluate(networks.instrument, sample.instruments)]
+    features = [evaluate(networks.treatment, sample.treatment), evaluate(networks.instrument, sample.instruments)]
     if networks.covariate is not None and sample.covariates is not None:
         features.append(evaluate(networks.covariate, sample.covariates))
     if not all(bool(torch.isfinite(values).all()) for values in features):

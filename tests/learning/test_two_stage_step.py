@@ -283,6 +283,18 @@ def test_with_current_the_features_rest_at_the_end_and_the_last_state_is_reporte
 
 
 @pytest.mark.law
+def test_batch_statistics_rest_with_the_features() -> None:
+    seen: list[torch.Tensor] = []
+    made = networks()
+    assert made.covariate is not None
+    treatment, covariate = (nn.Sequential(net, nn.BatchNorm1d(w)) for net, w in ((made.treatment, 2), (made.covariate, 4)))
+    normalised = Networks(treatment, made.instrument, covariate)
+    means = lambda: torch.cat([network[1].running_mean.clone() for network in (treatment, covariate)])  # noqa: E731
+    fit(held_out(), made=normalised, report="current", training=Training(rest=0.25), on_step=lambda: seen.append(means()))
+    assert [not torch.equal(before, after) for before, after in pairwise(seen)] == [True] * 14 + [False] * 5
+
+
+@pytest.mark.law
 def test_last_layers_that_settle_at_the_end_are_nearly_those_of_a_refit() -> None:
     """On features that never move, where what the last solve on 32 rows predicts is far from what the solve on all does."""
     split, other = Split(sample(2000, seed=1), sample(2000, seed=2), None), sample(3000, seed=3)
