@@ -303,9 +303,10 @@ print("coefficients of the second:     ", tuple(models["DFIV"].fits_[0].structur
 # weighed against what the batches before have said, and where the two agree nothing is shrunk.
 #
 # The fits behind the table take hours: `docs/dsprites.py` made them, and chose the penalties on other rows without looking at
-# the truth. "current" reports the last layers as the batches left them: for ridge the very last solve, for proximal an average
-# over the last part of training. "refit" solves them once more at the end, on whole samples, with features that were trained on
-# small batches all the same.
+# the truth. "last" reports the very last solves, as the paper does. "current" is cfiv's `report="current"`: for the last three
+# tenths of the steps the features rest while the solves go on, each going a smaller part of the way from the one before, so
+# that they settle. "refit" solves both once more at the end, on whole samples, with features that were trained on small batches
+# all the same.
 
 # %%
 here = Path.cwd()
@@ -326,7 +327,7 @@ for ax, design in zip(axes[0], designs, strict=True):
         of = fits.query("design == @design and method == @method and report == @report")
         line = medians.loc[design, (method, report)].reindex(sizes)
         ax.plot(of["batch_size"].map(sizes.index), of["error"], ".", color=styles[method], alpha=0.4, markeredgewidth=0)
-        dashes = "-" if report == "refit" else plots.DASHES
+        dashes = {"refit": "-", "current": plots.DASHES, "last": ":"}[report]
         ax.plot(range(len(sizes)), line, color=styles[method], linestyle=dashes, linewidth=2, label=f"{method}, {report}")
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set(yscale="log", xlabel="batch size", title=f"the {design} function")

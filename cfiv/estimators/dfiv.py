@@ -258,8 +258,8 @@ class DFIV(StructuralEstimator):
         weight decay 0.1 of both networks beside losses summed over 2500 rows each, half of 5000.
 
         Such layers hold code of torch's that a model file does not: what was saved is loaded with ``cfiv.load(path,
-        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``. For the same reason such a fit cannot
-        be pickled.
+        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``. For the same reason such a fit
+        cannot be pickled.
 
         References
         ----------
