@@ -56,8 +56,8 @@ def kalman_update(
 
     Notes
     -----
-    O(n d^2 + d^3). The root is carried, not the covariance: with ``P = F F'`` and ``I + F' Phi' D Phi F n / s^2 = C C'`` the new
-    root is ``F C^-T``, a triangular solve, so the covariance never loses its symmetry or its sign. ``C`` always exists.
+    O(n d^2 + d^3). The root is carried, not the covariance: with ``P = F F'`` and ``I + F' Phi' D Phi F n / s^2 = C C'`` the
+    new root is ``F C^-T``, a triangular solve, so the covariance never loses its symmetry or its sign. ``C`` always exists.
 
     References
     ----------
