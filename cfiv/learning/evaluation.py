@@ -75,7 +75,9 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
 
 def placed(batch: Examples, module: nn.Module) -> Examples:
     """A batch on the device of a module, its floating-point inputs in the module's dtype."""
-    first = next(p for p in module.parameters() if p.is_floating_point())  # Fourier layers have complex ones
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)  # Fourier layers have complex ones too
+    if first is None:
+        return batch
     inputs = batch.inputs.to(first.device, first.dtype if batch.inputs.is_floating_point() else None)
     weights = None if batch.weights is None else batch.weights.to(first.device)
     return Examples(inputs, batch.targets.to(first.device), weights)

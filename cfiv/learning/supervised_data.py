@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError
+from cfiv.learning.samples import batch_rows
 from cfiv.numerics.inputs import check_weights
 
 
@@ -74,13 +75,6 @@ class ArraySource:
     size: int | None
     seed: int
     generator: torch.Generator | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and not 1 <= self.size <= len(self.everything):
-            raise ParameterError(
-                f"batch_size must be between 1 and the {len(self.everything)} examples given, got {self.size}: use None for "
-                "full batches"
-            )
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -158,7 +152,7 @@ class LoaderSource:
         return (_batch(given) for given in self.loader)
 
 
-def source(data: Any, *, size: int | None, seed: int) -> Source:
+def source(data: Any, *, size: int | str | None, seed: int) -> Source:
     """Arrays or tensors (inputs, targets[, row weights]), or an iterable of such batches.
 
     Raises
@@ -167,7 +161,8 @@ def source(data: Any, *, size: int | None, seed: int) -> Source:
         If it is neither, yields nothing, or the batch size does not fit.
     """
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
-        return ArraySource(_batch(data), size, seed)
+        everything = _batch(data)
+        return ArraySource(everything, batch_rows(size, smallest_sample=len(everything)), seed)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict, Tensor, np.ndarray)):
         return LoaderSource(data)
     raise DataError(f"data must be (inputs, targets[, row weights]) or a loader of such batches, got {type(data).__name__}")

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from cfiv.errors import NotFittedError, ParameterError
+from cfiv.files import check_place
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
@@ -29,8 +30,6 @@ from cfiv.learning.training import Order, Schedule, Training
 
 if TYPE_CHECKING:
     import pandas as pd
-
-V = TypeVar("V", Tensor, npt.NDArray[Any])
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
 
@@ -70,8 +69,9 @@ class LastLayerTrainer:
         from which it rises linearly to 1. Constant by default.
     learning_rate_schedule : {"constant", "cosine"} or callable
         Factor of the optimiser's rates, likewise. Cosine as in :class:`cfiv.Training`.
-    batch_size : int or None
-        For arrays; None for full batches. Every pass leaves out its ragged tail.
+    batch_size : int, "auto" or None
+        For arrays: examples of a batch; "auto" is 128, or all where there are fewer; None is all. Every pass leaves out its
+        ragged tail.
     mixed_precision : bool
         Run the module under bfloat16 autocast while training. Features come in float32 to the loss, in float64 to the solve.
     device : str
@@ -116,7 +116,7 @@ class LastLayerTrainer:
         loss: Loss = "squared",
         lambda_schedule: float | Callable[[float], float] = 1.0,
         learning_rate_schedule: Schedule | Callable[[float], float] = "constant",
-        batch_size: int | None = 128,
+        batch_size: int | Literal["auto"] | None = "auto",
         mixed_precision: bool = False,
         device: str = "auto",
         random_state: int = 0,
@@ -220,6 +220,7 @@ class LastLayerTrainer:
         state = TrainerState(head, self._optimiser(head), Memory(head.weights))
         file = None
         if checkpoint is not None:
+            check_place(Path(checkpoint))
             file = CheckpointFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
         plan = Plan(
             steps=total,
@@ -245,7 +246,13 @@ class LastLayerTrainer:
         records = [(step, epoch + 1, loss) for step, (epoch, loss) in enumerate(self._history, start=1)]
         return pd.DataFrame(records, columns=["step", "epoch", "loss"])
 
-    def predict(self, inputs: V) -> V:
+    @overload
+    def predict(self, inputs: Tensor) -> Tensor: ...
+
+    @overload
+    def predict(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+
+    def predict(self, inputs: Tensor | npt.NDArray[Any]) -> Tensor | npt.NDArray[Any]:
         """The module's output in evaluation mode, or the classes with the largest outputs.
 
         Parameters
