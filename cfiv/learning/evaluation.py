@@ -13,6 +13,7 @@ from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
 from cfiv.learning.supervised import row_weights_of
 from cfiv.learning.supervised_data import Examples
 from cfiv.learning.tasks import Classification, Task
+from cfiv.numerics.moments import accumulate, moments, solve_moments
 
 #: Examples that run at once.
 CHUNK = 256
@@ -71,6 +72,32 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
     missing = float("nan")
     classes = isinstance(task, Classification)
     return Evaluation(loss / mass, missing if classes else relative / examples, right / mass if classes else missing)
+
+
+def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, beta: float) -> Tensor:
+    """W of ``argmin_W mean |y - W' phi|^2 + beta |W|^2`` over all rows of the batches, from moments; shape (d, k), float64.
+
+    Raises
+    ------
+    DataError, ParameterError
+        If there are no rows, their targets do not fit, or beta is negative.
+
+    Warns
+    -----
+    IllConditionedWarning
+        Where few digits of W can be trusted.
+    """
+    return solve_moments(
+        accumulate(
+            moments(
+                features=captured.features,
+                targets=task.rows(batch.targets, captured, head),
+                weights=row_weights_of(batch, captured, head),
+            )
+            for captured, batch in _captured(head, batches)
+        ),
+        ridge=beta,
+    ).weights
 
 
 def placed(batch: Examples, module: nn.Module) -> Examples:

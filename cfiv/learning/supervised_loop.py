@@ -123,14 +123,14 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
             set_rates(run.state, peaks, plan.rate_factor(done, plan.steps))
             run.state, info = step(plan.place(batch), run.state, recipe=plan.recipe(done, plan.steps))
             run.history.append((run.position.epoch, info.loss))
+            good.after_step()
             if done + 1 == plan.steps:
                 good.check()
             observe(plan, done + 1, info.loss)
             if plan.checkpoint is not None and ((done + 1) % plan.checkpoint.every == 0 or done + 1 == plan.steps):
                 save(run, plan.checkpoint, plan.device)
     except KeyboardInterrupt:
-        if len(run.history) == done:  # in the middle of a step
-            good.restore(steps_back=0)
+        good.undo()
         if not run.history:
             raise
         ended = "interrupted"
@@ -138,7 +138,7 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
             f"training was interrupted at step {done + 1} of {plan.steps}; what it had reached is kept and usable", stacklevel
         )
     except (DivergenceError, SingularError) as error:
-        kept = good.restore(steps_back=1 if len(run.history) == done else 0)
+        kept = good.go_back()
         advice = "lower the learning rate, raise the penalties, or check the data"
         if not kept:
             raise DivergenceError(f"training stopped at step {done + 1} of {plan.steps}: {error}; {advice}") from error
@@ -158,7 +158,8 @@ def endless(batches: Source, run: Run, plan: Plan) -> Iterator[tuple[Position, E
         seed = int(np.random.SeedSequence([plan.seed, epoch]).generate_state(1)[0])
         torch.default_generator.manual_seed(seed)
         if plan.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(plan.device):
+                torch.cuda.manual_seed(seed)
         at_start = None if generator is None else generator.get_state()
         passing, taken = iter(batches.epoch(epoch)), 0
         for taken, batch in enumerate(passing, start=1):
@@ -183,22 +184,33 @@ class LastGood:
     def __init__(self, head: LastLinearMap) -> None:
         self._live = list(tensors_of(head.module).values())
         self._kept = [[torch.empty_like(tensor) for tensor in self._live] for _ in range(2)]
-        self._taken = 0
+        self._taken, self._inside = 0, False
 
     def before_step(self) -> None:
         """Keep the present."""
         self._kept.reverse()
         for kept, live in zip(self._kept[0], self._live, strict=True):
             kept.copy_(live)
-        self._taken += 1
+        self._taken, self._inside = self._taken + 1, True
 
-    def restore(self, *, steps_back: int) -> bool:
-        """Go back to before this step (0), or the one before it (1); False, and to before this one, where there was none."""
-        enough = self._taken > steps_back
-        for kept, live in zip(self._kept[steps_back if enough else 0], self._live, strict=True):
-            if self._taken:
-                live.copy_(kept)
-        return enough
+    def after_step(self) -> None:
+        """The step is done: its loss was finite."""
+        self._inside = False
+
+    def undo(self) -> None:
+        """Take back a step that was begun and not done."""
+        if self._inside:
+            self._restore(0)
+
+    def go_back(self) -> bool:
+        """Return to the parameters of the last finite loss; False, and to those before this step, where there was none."""
+        steps = 1 if self._inside else 0
+        self._restore(min(steps, self._taken - 1))
+        return self._taken > steps
+
+    def _restore(self, which: int) -> None:
+        for kept, live in zip(self._kept[which], self._live, strict=True):
+            live.copy_(kept)
 
     def check(self) -> None:
         """Raise a DivergenceError where the last step has left a parameter that is not finite: no loss will speak of it."""

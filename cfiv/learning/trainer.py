@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.files import check_place
 from cfiv.learning.devices import resolve_device
-from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions
+from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
 from cfiv.learning.networks import seeded
@@ -93,9 +93,7 @@ class LastLayerTrainer:
 
     Examples
     --------
-    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
-    <torch._C.Generator object at ...>
-    >>> x = torch.randn(200, 3)
+    >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     >>> y = x.prod(dim=1, keepdim=True)
     >>> module = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 1))
     >>> trainer = LastLayerTrainer(module, Proximal(lam=0.1, beta=1e-4), batch_size=50).fit((x, y), epochs=50)
@@ -125,7 +123,8 @@ class LastLayerTrainer:
             raise ParameterError(f"module must be a torch module, got {type(module).__name__}")
         self.module = module
         self.last_layer: ClosedForm | Gradient = Proximal(lam=1.0) if last_layer is None else last_layer
-        if not isinstance(self.last_layer, Gradient) and not hasattr(self.last_layer, "update"):
+        solved = callable(getattr(self.last_layer, "update", None)) and not isinstance(self.last_layer, type | dict | set)
+        if not isinstance(self.last_layer, Gradient) and not solved:
             raise ParameterError(
                 f"last_layer must be Ridge, Proximal, Kalman, MovingAverage or Gradient, got {type(last_layer).__name__}"
             )
@@ -182,11 +181,12 @@ class LastLayerTrainer:
             A file that is written after every ``every`` steps and at the end. Where it exists, the run continues from it, with
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
             DataLoader whose order and augmentation come from torch's global generator or the loader's own, and which otherwise
-            yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over.
+            yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over. On cuda,
+            up to kernels that do not give the same numbers twice.
         every : int, optional
             1000 by default.
         on_step : callable, optional
-            Called with the step's number and loss; what it draws changes no number of the run.
+            Called with the step's number and loss. It may predict and evaluate; what it draws changes no number of the run.
 
         Returns
         -------
@@ -217,6 +217,8 @@ class LastLayerTrainer:
         with seeded(self.random_state, device):
             probe = placed(batches.first().rows(slice(2)), self.module).inputs
             head = last_linear_map(self.module, probe, name=self.last_module)
+        self.last_linear_map_ = head  # for whoever watches the steps
+        self._history: list[tuple[int, float]] = []
         state = TrainerState(head, self._optimiser(head), Memory(head.weights))
         file = None
         if checkpoint is not None:
@@ -233,8 +235,7 @@ class LastLayerTrainer:
             checkpoint=file,
         )
         with seeded(self.random_state, device), in_mode(self.module, training=True):
-            self._history, self.ended_ = train(batches, state, plan, stacklevel=1)
-        self.last_linear_map_ = head
+            self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
     @property
@@ -274,6 +275,21 @@ class LastLayerTrainer:
         head = self._fitted()
         with seeded(self.random_state, head.layer.weight.device):  # loaders draw, be it only a seed
             return evaluation(head, self.task, source(data, size=None, seed=0).epoch(0))
+
+    def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
+        """Solve the last layer once more, on all rows of the data together, with features in evaluation mode; ours.
+
+        Parameters
+        ----------
+        data
+            As for ``fit``.
+        beta : float
+            Ridge on the mean squared error.
+        """
+        head = self._fitted()
+        with seeded(self.random_state, head.layer.weight.device):
+            head.write(refitted(head, self.task, source(data, size=None, seed=0).epoch(0), beta=beta))
+        return self
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):

@@ -267,9 +267,10 @@ def test_watching_and_evaluating_changes_no_number() -> None:
         module = nn.Sequential(network()[:2], nn.Dropout(0.3), network()[2])
         trainer = LastLayerTrainer(module, Proximal(0.5), batch_size=10)
 
-        def look(step: int, loss: float, watch: bool = watch) -> None:
+        def look(step: int, loss: float, watch: bool = watch, trainer: LastLayerTrainer = trainer) -> None:
             if watch:
                 torch.rand(3)
+                trainer.evaluate(DataLoader(TensorDataset(*data), batch_size=7, shuffle=True))
 
         ends.append(flat(trainer.fit(data, epochs=2, on_step=look).module))
         assert trainer.evaluate(data).loss == trainer.evaluate(data).loss
@@ -287,3 +288,52 @@ def test_mixed_precision_keeps_the_solve_in_float64() -> None:
     assert phi.dtype == torch.bfloat16
     expected = solve_step(features=with_intercept(phi.float()), targets=y.float(), ridge=0.1)
     torch.testing.assert_close(trainer.last_linear_map_.weights, expected, rtol=1e-6, atol=1e-6)  # stored in float32
+
+
+@pytest.mark.law
+def test_rates_follow_their_schedule() -> None:
+    """A factor of zero rests the backbone while the last layer is solved; cosine is what it is elsewhere."""
+    module, rates = network(), []
+    before = flat(module[0])
+    LastLayerTrainer(module, Proximal(0.5), learning_rate_schedule=lambda share: 0.0, batch_size=10).fit(examples(), steps=5)
+    assert torch.equal(flat(module[0]), before)
+
+    class Seen(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+
+    optimizer = partial(Seen, lr=0.3)
+    LastLayerTrainer(module, optimizer=optimizer, learning_rate_schedule="cosine", batch_size=10).fit(examples(), steps=20)
+    np.testing.assert_allclose(rates, [0.3 * cfiv.Training().rate_factor(done, 20) for done in range(20)])
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_refit_is_ridge_on_all_rows_with_features_in_evaluation_mode(weighted: bool) -> None:
+    module = nn.Sequential(network()[0], nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.5), network()[2]).double()
+    data = examples(300, weighted=weighted)  # more than run at once
+    trainer = LastLayerTrainer(module, Proximal(0.5), batch_size=50).fit(data, epochs=2).refit(data, beta=0.1)
+    module.eval()
+    expected = solve_step(
+        features=with_intercept(module[:4](data[0])), targets=data[1], ridge=0.1, weights=data[2] if weighted else None
+    )
+    torch.testing.assert_close(trainer.last_linear_map_.weights, expected.detach(), rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+def test_evaluation_weighs_rows_like_their_repetitions() -> None:
+    x, y = examples(30)
+    w = torch.arange(30) % 3
+    trainer = LastLayerTrainer(network(), Ridge(0.1)).fit((x, y), steps=1)
+    weighted = trainer.evaluate((x, y, w.double()))
+    repeated = trainer.evaluate((x.repeat_interleave(w, dim=0), y.repeat_interleave(w, dim=0)))
+    assert weighted.loss == pytest.approx(repeated.loss, rel=SAME)
+    assert weighted.relative_l2 == pytest.approx(repeated.relative_l2, rel=SAME)
+
+
+@pytest.mark.law
+def test_layers_that_are_lazy_are_found_once_their_width_is_known() -> None:
+    module = nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.LazyLinear(2))
+    trainer = LastLayerTrainer(module, Ridge(0.1)).fit(examples(), steps=2)
+    assert trainer.last_linear_map_.name == "2"
+    assert torch.isfinite(trainer.predict(examples()[0])).all()

@@ -278,6 +278,7 @@ def test_a_loader_that_dries_up_is_refused() -> None:
         (lambda m: MovingAverage(1.0, 0.1), r"decay must be >= 0 and < 1, got 1.0"),
         (lambda m: LastLayerTrainer("net"), r"module must be a torch module, got str"),
         (lambda m: LastLayerTrainer(m, 0.5), r"last_layer must be Ridge, Proximal, .*, got float"),
+        (lambda m: LastLayerTrainer(m, Ridge), r"last_layer must be Ridge, Proximal, .*, got type"),
         (lambda m: LastLayerTrainer(m, order="first"), r"order must be one of .*, got 'first'"),
         (lambda m: LastLayerTrainer(m, loss="cross-entropy"), r"loss='cross-entropy' has no closed form"),
         (lambda m: LastLayerTrainer(m, task="classification", one_hot_scale=0), r"one_hot_scale must be finite and > 0"),
@@ -307,8 +308,10 @@ def test_a_loss_that_turns_nan_stops_at_its_step_with_the_last_good_state(order:
     batches = [(X, Y)] * 3 + [(X, Y * torch.nan)] + [(X, Y)]
     module, good = (made(lambda: nn.Linear(2, 4), nn.Tanh, lambda: nn.Linear(4, 2)) for _ in range(2))
     trainer = LastLayerTrainer(module, layer, optimizer=SGD, order=order)
-    with pytest.warns(TrainingWarning, match=r"training stopped at step 4 of 5: .*; the last state with a finite loss is kept"):
+    match = r"training stopped at step 4 of 5: .*; the last state with a finite loss is kept"
+    with pytest.warns(TrainingWarning, match=match) as caught:
         trainer.fit(batches, steps=5)
+    assert caught[0].filename == __file__
     assert trainer.ended_ == "diverged"
     assert trainer.history_["step"].tolist() == [1, 2, 3]
     LastLayerTrainer(good, layer, optimizer=SGD, order=order).fit(batches[:3], steps=2)
