@@ -28,7 +28,8 @@ class Evaluation:
     loss : float
         Mean over rows of the squared error, summed over the outputs of a row; for classes of the scaled one-hot targets.
     relative_l2 : float
-        Mean over examples of ``|prediction - target| / |target|``, Euclidean norms over all of an example; nan for classes.
+        Mean over examples of ``|prediction - target| / |target|``, Euclidean norms over all of an example; nan for
+        classes, and infinite where a target is zero everywhere.
     accuracy : float
         Share of the labels that are right; nan where targets are not labels.
     """

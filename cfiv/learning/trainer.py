@@ -170,6 +170,8 @@ class LastLayerTrainer:
     ) -> LastLayerTrainer:
         """Train for so many passes or steps, or continue the run that a checkpoint holds.
 
+        Without one every call begins a new run, with a fresh optimiser and nothing remembered, from the module as it is.
+
         Parameters
         ----------
         data : tuple of arrays or tensors, or loader

@@ -200,3 +200,42 @@ def test_whatever_an_optimiser_keeps_comes_back_as_it_was(tmp_path: Path) -> Non
     assert torch.equal(back["state"][0]["z"], values["state"][0]["z"])
     with pytest.raises(ParameterError, match=r"holds tensors, numbers and text, got a set"):
         write_run(tmp_path / "run", {"bad": {1}}, configuration={})
+
+
+class Fourier(nn.Module):
+    """An operator with a complex parameter, which keeps its lowest frequencies on every grid, and two pointwise maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectral = nn.Parameter(
+            torch.randn(6, 6, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)) / 6
+        )
+        with seeded(0, torch.device("cpu")):
+            self.lift, self.project = nn.Conv1d(1, 6, 1), nn.Conv1d(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        kept = torch.einsum("ncf,cdf->ndf", torch.fft.rfft(x)[..., :4], self.spectral)
+        out: Tensor = self.project(torch.tanh(x + torch.fft.irfft(kept, n=x.shape[-1])))
+        return out
+
+
+@pytest.mark.law
+def test_an_operator_with_complex_parameters_learns_goes_on_and_changes_its_grid(tmp_path: Path) -> None:
+    def pairs(points: int) -> tuple[Tensor, Tensor]:
+        """A shift by a quarter of the circle, which no pointwise map can do."""
+        grid = 2 * torch.pi * torch.arange(points) / points
+        a, b = torch.randn(2, 60, 1, 1, generator=torch.Generator().manual_seed(1))
+        return a * torch.sin(grid) + b * torch.cos(2 * grid), a * torch.cos(grid) - b * torch.cos(2 * grid)
+
+    def trainer() -> LastLayerTrainer:
+        return LastLayerTrainer(Fourier(), Proximal(0.1, beta=1e-5), optimizer=ADAM, batch_size=20)
+
+    file = tmp_path / "run"
+    with pytest.raises(Killed):
+        trainer().fit(pairs(16), steps=150, checkpoint=file, every=40, on_step=kill_at(100))
+    resumed = trainer().fit(pairs(16), steps=150, checkpoint=file, every=40)
+    same(trainer().fit(pairs(16), steps=150), resumed)
+    coarse, fine = (resumed.evaluate(pairs(points)).relative_l2 for points in (16, 64))
+    assert coarse < 0.2
+    assert fine == pytest.approx(coarse, abs=0.05)
