@@ -124,10 +124,11 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
             run.state, info = step(plan.place(batch), run.state, recipe=plan.recipe(done, plan.steps))
             run.history.append((run.position.epoch, info.loss))
             good.after_step()
-            if done + 1 == plan.steps:
+            due = done + 1 == plan.steps or (plan.checkpoint is not None and (done + 1) % plan.checkpoint.every == 0)
+            if due:  # to last, on disk or in the module
                 good.check()
             observe(plan, done + 1, info.loss)
-            if plan.checkpoint is not None and ((done + 1) % plan.checkpoint.every == 0 or done + 1 == plan.steps):
+            if due and plan.checkpoint is not None:
                 save(run, plan.checkpoint, plan.device)
     except KeyboardInterrupt:
         good.undo()

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cfiv import Gradient, Kalman, LastLayerTrainer, ModelFileError, MovingAverage, OutputError, ParameterError, Proximal, Ridge
+from cfiv import (
+    Gradient,
+    Kalman,
+    LastLayerTrainer,
+    ModelFileError,
+    MovingAverage,
+    OutputError,
+    ParameterError,
+    Proximal,
+    Ridge,
+    TrainingWarning,
+)
 from cfiv.learning.last_layer import ClosedForm
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import read_run, write_run
@@ -239,3 +250,24 @@ def test_an_operator_with_complex_parameters_learns_goes_on_and_changes_its_grid
     coarse, fine = (resumed.evaluate(pairs(points)).relative_l2 for points in (16, 64))
     assert coarse < 0.2
     assert fine == pytest.approx(coarse, abs=0.05)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Ruinous(torch.optim.SGD):
+        """Its fourth step, of all that it has taken, leaves nothing finite."""
+
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            super().step()
+            (parameter, *_) = self.param_groups[0]["params"]
+            taken = self.state[parameter].setdefault("taken", torch.zeros(()))
+            taken += 1
+            if taken == 4:
+                parameter.data.fill_(torch.nan)
+
+    file = tmp_path / "run"
+    for _ in range(2):  # the second continues after step 2
+        trainer, steps = LastLayerTrainer(module(), Ridge(0.1), optimizer=partial(Ruinous, lr=0.01)), list[int]()
+        with pytest.warns(TrainingWarning, match=r"training stopped at step 4 of 8: it left parameters that are not finite"):
+            trainer.fit(data(), steps=8, checkpoint=file, every=2, on_step=lambda step, loss, steps=steps: steps.append(step))
+        assert all(torch.isfinite(value).all() for value in tensors(trainer).values())
+    assert steps == [3]
