@@ -38,19 +38,25 @@ __all__ = [
     "DivergenceError",
     "FewClustersWarning",
     "FormulaError",
+    "Gradient",
     "IVData",
     "IllConditionedWarning",
+    "Kalman",
     "KernelIV",
+    "LastLayerTrainer",
     "LeastSquares",
     "MissingPackageError",
     "MissingRowsWarning",
     "ModelFileError",
+    "MovingAverage",
     "NetworkRegression",
     "NotFittedError",
     "OutputError",
     "ParameterError",
     "PenaltyRangeWarning",
     "PictureWarning",
+    "Proximal",
+    "Ridge",
     "SingularError",
     "StructuralFunction",
     "TooLargeError",
@@ -74,15 +80,23 @@ if TYPE_CHECKING:
     from cfiv.estimators.network_regression import NetworkRegression
     from cfiv.estimators.structural import StructuralFunction, load
     from cfiv.estimators.two_sls import TwoStageLeastSquares
+    from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
+    from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
         "DFIV": "cfiv.estimators.dfiv",
+        "Gradient": "cfiv.learning.last_layer",
         "IVData": "cfiv.data",
+        "Kalman": "cfiv.learning.last_layer",
         "KernelIV": "cfiv.estimators.kernel_iv",
+        "LastLayerTrainer": "cfiv.learning.trainer",
         "LeastSquares": "cfiv.estimators.least_squares",
+        "MovingAverage": "cfiv.learning.last_layer",
         "NetworkRegression": "cfiv.estimators.network_regression",
+        "Proximal": "cfiv.learning.last_layer",
+        "Ridge": "cfiv.learning.last_layer",
         "StructuralFunction": "cfiv.estimators.structural",
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",

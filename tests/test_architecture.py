@@ -18,7 +18,7 @@ MAY_USE = {
     "data": {"errors"},
     "numerics": {"errors"},
     "tables": {"errors", "data"},
-    "learning": {"errors", "numerics"},
+    "learning": {"errors", "files", "numerics"},
     "rendering": set(),
     "estimators": {"errors", "files", "rendering", "data", "numerics", "tables", "learning"},
     "diagnostics": {"errors", "rendering", "data", "tables", "estimators"},

@@ -1,15 +1,29 @@
-"""Last layers as pieces: previous weights in, new weights out. Penalties act on the mean squared error."""
+"""Last layers as pieces: previous weights in, new weights out. Penalties act on the mean squared error.
+
+A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what it remembers next; the trainer takes any of
+:class:`Ridge`, :class:`Proximal`, :class:`Kalman`, :class:`MovingAverage`, or :class:`Gradient`, which is not solved at all.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from cfiv.errors import ParameterError
+from cfiv.numerics.inputs import check_penalties
+from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.last_layer import Solve
 from cfiv.numerics.least_squares import solve_step
+from cfiv.numerics.moments import Moments, moments, solve_moments
+
+#: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class LastLayer(Protocol):
@@ -21,26 +35,53 @@ class LastLayer(Protocol):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a last layer hands to its next solve.
+
+    Parameters
+    ----------
+    weights : Tensor (d, k), float64
+        W; the last row belongs to the constant where there is one.
+    more : tuple of Tensor
+        What else the layer remembers; empty before its first solve.
+    """
+
+    weights: Tensor
+    more: tuple[Tensor, ...] = ()
+
+
+class ClosedForm(Protocol):
+    """A last layer that is solved on every batch, whatever it remembers."""
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """What it remembers after a batch: features (n, d), targets (n, k), row weights (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
 class Proximal:
-    """``argmin_W mean |y - W' phi|^2 + ridge |W|^2 + lam |W - W_prev|^2``: small steps away from what earlier batches said.
+    """``argmin_W mean |y - W' phi|^2 + beta |W|^2 + lam |W - W_prev|^2``: small steps away from what earlier batches said.
 
     With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. With a ``gain`` below 1 only that share of
     the way from W_prev to the minimiser is gone: gains that fall like 1/t let the weights settle at those of all batches.
 
     References
     ----------
-    Galashov et al., arXiv 2510.04606, "l2 c.f. proximal" and "l2 c.f. ridge".
+    Galashov et al., arXiv 2510.04606, "l2 c.f. proximal" and "l2 c.f. ridge". The gain is ours.
     """
 
     lam: float
-    ridge: float = 0.0
+    beta: float = 0.0
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_penalties(lam=self.lam, beta=self.beta)
 
     def after(self, previous: Tensor | None) -> Solve:
         """The penalised solve that is pulled to ``previous``."""
         # Without a past there is nothing to stay close to; pulling the first batch to zero would only bias it.
         lam = 0.0 if previous is None else self.lam
-        solve = partial(solve_step, ridge=self.ridge, proximal=lam, previous=previous)
+        solve = partial(solve_step, ridge=self.beta, proximal=lam, previous=previous)
         if previous is None or self.gain == 1.0:
             return solve
 
@@ -48,6 +89,132 @@ class Proximal:
             return previous + self.gain * (solve(features=features, targets=targets, weights=weights) - previous)
 
         return part_of_the_way
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Solve with the pull to the weights remembered."""
+        return Memory(self.after(memory.weights)(features=features, targets=targets, weights=weights))
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """``argmin_W mean |y - W' phi|^2 + beta |W|^2``, the batch's own answer: no memory of earlier ones.
+
+    References
+    ----------
+    Galashov et al., arXiv 2510.04606, "l2 c.f. ridge".
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        check_penalties(beta=self.beta)
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Solve, whatever came before."""
+        return Memory(solve_step(features=features, targets=targets, ridge=self.beta, weights=weights))
+
+
+@dataclass(frozen=True)
+class Kalman:
+    """The posterior mean of weights that walk at random: :func:`cfiv.numerics.kalman.kalman_update` on every batch.
+
+    Parameters
+    ----------
+    process_noise, observation_noise : float
+        Standard deviations of the walk's steps, >= 0, and of the targets, > 0. Their ratio squared, over the rows of a batch,
+        is a penalty on the mean squared error.
+    reset : bool
+        Forget the covariance before every batch, and keep the mean: exactly ``Proximal(lam)`` with
+        ``lam = observation_noise^2 / (process_noise^2 n)`` on n rows. Otherwise the covariance is kept, and without process
+        noise that is recursive least squares.
+    prior : float
+        Standard deviation of the weights about those of the module before the first batch, besides the first step of the walk.
+
+    Notes
+    -----
+    Unless reset, W minimises the losses of all batches so far, not the one that the backbone descends: its gradient at W held
+    fixed is then not that of a minimised objective.
+
+    References
+    ----------
+    Galashov et al., arXiv 2510.04606, appendix A. The prior is ours.
+    """
+
+    process_noise: float
+    observation_noise: float
+    reset: bool = False
+    prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_penalties(process_noise=self.process_noise, prior=self.prior)
+        if not (math.isfinite(self.observation_noise) and self.observation_noise > 0):
+            raise ParameterError(f"observation_noise must be finite and > 0, got {self.observation_noise}")
+        if self.process_noise == 0 and (self.prior == 0 or self.reset):
+            raise ParameterError(
+                "process_noise must be > 0 with reset=True or without a prior, got 0: such weights would never move"
+            )
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Predict and correct."""
+        root = None if self.reset or not memory.more else memory.more[0]
+        if root is None and self.prior and not self.reset:
+            root = self.prior * torch.eye(memory.weights.shape[0], dtype=torch.float64, device=memory.weights.device)
+        mean, new = kalman_update(
+            features=features,
+            targets=targets,
+            mean=memory.weights,
+            root=root,
+            process_noise=self.process_noise,
+            observation_noise=self.observation_noise,
+            weights=weights,
+        )
+        return Memory(mean) if self.reset else Memory(mean, (new,))
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """An extra, not of the paper: ridge on running moments, in which a batch weighs ``decay`` times as much one step later.
+
+        W = argmin_W  sum_s decay^s [ sum_i w_i |y_i - W' phi_i|^2 ]_(s batches ago) / mass  +  beta |W|^2
+
+    with the features as they were then; the mass is the sum of all weights in front of squares, so the penalty acts on a mean.
+    With ``decay = 0`` it is :class:`Ridge`.
+
+    Notes
+    -----
+    With a decay above 0 the moments are of features that have moved on since, and W does not minimise the loss that the
+    backbone descends. Both are small where features move slowly.
+    """
+
+    decay: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        check_penalties(beta=self.beta)
+        if not 0.0 <= self.decay < 1.0:
+            raise ParameterError(f"decay must be >= 0 and < 1, got {self.decay}")
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Add the batch to the moments and solve."""
+        total = moments(features=features, targets=targets, weights=weights)
+        if memory.more and self.decay:
+            gram, cross, mass = memory.more
+            total = Moments(self.decay * gram, self.decay * cross, self.decay * float(mass)) + total
+        mass = total.gram.new_tensor(total.mass)
+        return Memory(solve_moments(total, ridge=self.beta).weights, (total.gram, total.cross, mass))
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """No closed form: the last layer takes gradient steps with everything else. The baseline, in the same loop.
+
+    Parameters
+    ----------
+    optimizer : callable, optional
+        From parameters to an optimiser, for all of the module's; by default the trainer's own.
+    """
+
+    optimizer: OptimizerFactory | None = None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class RegressionProblem:
     @property
     def ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final last layer."""
-        return self.training.refit_ridges or (self.layer.ridge,)
+        return self.training.refit_ridges or (self.layer.beta,)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def fit_regression(
             network.load_state_dict(parameters)
     for network in features.networks:
         network.eval()
-    ridge = problem.layer.ridge if kept is None else kept.last_layers.ridge
+    ridge = problem.layer.beta if kept is None else kept.last_layers.ridge
     everything = problem.train if problem.heldout is None else joined(problem.train, problem.heldout)
     weights = refit(everything, lambda chunk: features(chunk, fixed=True), lambda chunk: chunk.outcome, ridge)
     loss = float("nan") if kept is None else kept.loss
@@ -263,9 +263,9 @@ def check(state: RegressionState, problem: RegressionProblem, done: int) -> Chec
     together = accumulate(
         moments(features=features(chunk, fixed=True), targets=chunk.outcome, weights=chunk.weights) for chunk in chunks(rows)
     )
-    candidates = ridge_path(together, problem.ridges if problem.heldout is not None else (problem.layer.ridge,))
+    candidates = ridge_path(together, problem.ridges if problem.heldout is not None else (problem.layer.beta,))
     if problem.heldout is None:
-        return Checkpoint(done, parameters, LastLayer(candidates[0], problem.layer.ridge), candidates.new_zeros(0))
+        return Checkpoint(done, parameters, LastLayer(candidates[0], problem.layer.beta), candidates.new_zeros(0))
     heldout = problem.heldout.rows(slice(CHECK_ROWS))
     predicted = torch.cat([features(chunk, fixed=True).double() @ candidates for chunk in chunks(heldout)], dim=1)
     losses = (heldout.outcome - predicted)[..., 0].square()

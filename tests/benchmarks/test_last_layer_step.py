@@ -36,7 +36,7 @@ def sgd_step(features: int) -> Callable[[], None]:
 def closed_form_step(features: int) -> Callable[[], None]:
     network = backbone(features)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
-    layer = Proximal(lam=1.0, ridge=1e-3)
+    layer = Proximal(lam=1.0, beta=1e-3)
     inputs, targets = torch.rand(BATCH, 4096), torch.rand(BATCH, 1)
     weights = None
 

@@ -26,7 +26,7 @@ def test_the_first_batch_is_not_pulled_to_zero() -> None:
 
 @pytest.mark.law
 def test_later_batches_are_pulled_to_the_previous_weights() -> None:
-    layer = Proximal(lam=1.0, ridge=0.1)
+    layer = Proximal(lam=1.0, beta=0.1)
     first = layer.after(None)(**batch(0), weights=None)
     second = layer.after(first)(**batch(1), weights=None)
     expected = solve_step(**batch(1), ridge=0.1, proximal=1.0, previous=first)
@@ -47,7 +47,7 @@ def test_solving_one_batch_again_against_its_own_answer_weakens_the_memory() -> 
 
 @pytest.mark.law
 def test_held_weights_are_the_previous_ones_and_solved_only_where_there_are_none() -> None:
-    held = Held(Proximal(lam=1.0, ridge=0.1))
+    held = Held(Proximal(lam=1.0, beta=0.1))
     first = held.after(None)(**batch(0), weights=None)
     torch.testing.assert_close(first, solve_step(**batch(0), ridge=0.1), rtol=SAME, atol=SAME)
     assert held.after(first)(**batch(1), weights=None) is first
@@ -56,8 +56,8 @@ def test_held_weights_are_the_previous_ones_and_solved_only_where_there_are_none
 @pytest.mark.law
 def test_a_gain_goes_that_share_of_the_way_from_the_previous_weights() -> None:
     previous = torch.ones(3, 1, dtype=torch.float64)
-    whole = Proximal(lam=1.0, ridge=0.1).after(previous)(**batch(0), weights=None)
-    part = Proximal(lam=1.0, ridge=0.1, gain=0.25).after(previous)(**batch(0), weights=None)
+    whole = Proximal(lam=1.0, beta=0.1).after(previous)(**batch(0), weights=None)
+    part = Proximal(lam=1.0, beta=0.1, gain=0.25).after(previous)(**batch(0), weights=None)
     torch.testing.assert_close(part, previous + 0.25 * (whole - previous), rtol=SAME, atol=SAME)
     first = Proximal(lam=1.0, gain=0.25).after(None)(**batch(0), weights=None)
     torch.testing.assert_close(first, solve_step(**batch(0)), rtol=SAME, atol=SAME)

@@ -1,0 +1,120 @@
+"""Predictions of a trained module, and how good they are: in evaluation mode, without gradients, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cfiv.errors import DataError
+from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
+from cfiv.learning.supervised import row_weights_of
+from cfiv.learning.supervised_data import Examples
+from cfiv.learning.tasks import Classification, Task
+from cfiv.numerics.moments import accumulate, moments, solve_moments
+
+#: Examples that run at once.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good predictions are. Row weights weigh every mean.
+
+    Parameters
+    ----------
+    loss : float
+        Mean over rows of the squared error, summed over the outputs of a row; for classes of the scaled one-hot targets.
+    relative_l2 : float
+        Mean over examples of ``|prediction - target| / |target|``, Euclidean norms over all of an example; nan for
+        classes, and infinite where a target is zero everywhere.
+    accuracy : float
+        Share of the labels that are right; nan where targets are not labels.
+    """
+
+    loss: float
+    relative_l2: float
+    accuracy: float
+
+
+def predictions(head: LastLinearMap, task: Task, inputs: Tensor) -> Tensor:
+    """What the task says of the module's outputs, on the module's device."""
+    # The inputs are their own targets: nobody looks.
+    return torch.cat([task.said(captured, head) for captured, _ in _captured(head, [Examples(inputs, inputs)])])
+
+
+def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> Evaluation:
+    """Over all examples of the batches.
+
+    Raises
+    ------
+    DataError
+        If there are none, or their targets do not fit.
+    """
+    loss = mass = relative = examples = right = 0.0
+    for captured, batch in _captured(head, batches):
+        targets = task.rows(batch.targets, captured, head).double()
+        residual = head.rows(captured.output, captured.shape).double() - targets
+        weights = row_weights_of(batch, captured, head)
+        w = residual.new_ones(len(residual)) if weights is None else weights.double()
+        loss, mass = loss + float(w @ residual.square().sum(dim=1)), mass + float(w.sum())
+        if isinstance(task, Classification):
+            said = head.rows(captured.output, captured.shape).argmax(dim=1)
+            right += float(w @ (said == targets.argmax(dim=1)).double())
+            continue
+        one = residual.new_ones(len(batch)) if batch.weights is None else batch.weights.double()
+        truth = batch.targets.reshape(captured.output.shape).double().flatten(start_dim=1)
+        error = (captured.output.double().flatten(start_dim=1) - truth).norm(dim=1)
+        relative, examples = relative + float(one @ (error / truth.norm(dim=1))), examples + float(one.sum())
+    if not mass:
+        raise DataError("there is nothing to evaluate on: the data yield no batch")
+    missing = float("nan")
+    classes = isinstance(task, Classification)
+    return Evaluation(loss / mass, missing if classes else relative / examples, right / mass if classes else missing)
+
+
+def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, beta: float) -> Tensor:
+    """W of ``argmin_W mean |y - W' phi|^2 + beta |W|^2`` over all rows of the batches, from moments; shape (d, k), float64.
+
+    Raises
+    ------
+    DataError, ParameterError
+        If there are no rows, their targets do not fit, or beta is negative.
+
+    Warns
+    -----
+    IllConditionedWarning
+        Where few digits of W can be trusted.
+    """
+    return solve_moments(
+        accumulate(
+            moments(
+                features=captured.features,
+                targets=task.rows(batch.targets, captured, head),
+                weights=row_weights_of(batch, captured, head),
+            )
+            for captured, batch in _captured(head, batches)
+        ),
+        ridge=beta,
+    ).weights
+
+
+def placed(batch: Examples, module: nn.Module) -> Examples:
+    """A batch on the device of a module, its floating-point inputs in the module's dtype."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)  # Fourier layers have complex ones too
+    if first is None:
+        return batch
+    inputs = batch.inputs.to(first.device, first.dtype if batch.inputs.is_floating_point() else None)
+    weights = None if batch.weights is None else batch.weights.to(first.device)
+    return Examples(inputs, batch.targets.to(first.device), weights)
+
+
+def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tuple[Captured, Examples]]:
+    for batch in batches:
+        for start in range(0, len(batch), CHUNK):
+            chunk = placed(batch.rows(slice(start, start + CHUNK)), head.module)
+            with torch.no_grad(), in_mode(head.module, training=False):
+                captured = head(chunk.inputs)
+            yield captured, chunk

@@ -1,0 +1,127 @@
+"""A run on disk: everything that it takes to continue with the very same numbers, in a file that holds nothing executable.
+
+Safetensors with a JSON header: tensors by name, and beside them the shape of the nested values that they came from. The file
+takes the place of the one before only once it is whole, so a kill at any moment leaves one that can be continued.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from cfiv.errors import ModelFileError, ParameterError
+from cfiv.files import replacing
+
+#: Raised whenever an older library could not continue what a newer one wrote.
+FORMAT_VERSION = 1
+
+
+def write_run(path: Path, values: Mapping[str, Any], *, configuration: Mapping[str, Any]) -> None:
+    """Write nested dicts and lists of tensors, numbers, text and None, with the configuration that they belong to.
+
+    Raises
+    ------
+    ParameterError
+        If there is anything else among the values.
+    OutputError
+        If the place cannot be written to.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {"format": FORMAT_VERSION, "configuration": configuration, "values": _plain(values, tensors)}
+    whole = save(tensors, {"cfiv-run": json.dumps(header)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(whole)
+
+
+def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`write_run` wrote, of the same configuration.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is no run, of another model or configuration (the message names what differs), or cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["cfiv-run"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header["format"] != FORMAT_VERSION:
+            raise ModelFileError(f"the checkpoint '{path}' has format {header['format']}, this cfiv continues {FORMAT_VERSION}")
+        there, here = header["configuration"], json.loads(json.dumps(configuration))
+        different = [
+            f"{key} was {_short(there.get(key))}, is {_short(here.get(key))}"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        if different:
+            raise ModelFileError(
+                f"the checkpoint '{path}' belongs to another model or configuration ({'; '.join(different)}): give the same, "
+                "or another checkpoint file"
+            )
+        values: dict[str, Any] = _nested(header["values"], tensors)
+        return values
+    except SafetensorError as error:
+        raise ModelFileError(f"'{path}' is not a whole checkpoint ({error}): give another file, or delete it") from None
+    except OSError as error:
+        raise ModelFileError(f"the checkpoint '{path}' cannot be read: {error.strerror or error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"'{path}' is not a checkpoint of a training run: give another file") from error
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, themselves and not copies. (A ``state_dict`` may hold things that are no tensors.)"""
+    return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """What tells one module from another in a configuration: its layers, and its tensors' names, shapes and types."""
+    return {
+        "module": without_addresses(module),
+        "tensors": {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors_of(module).items()},
+    }
+
+
+def without_addresses(value: object) -> str:
+    """Its repr, the same in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON in which tensors are names; dicts are lists of pairs, since their keys may be numbers."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        # Copies: safetensors refuses memory that two tensors share, and complex numbers of some widths.
+        bare = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        tensors[name] = bare.detach().cpu().clone().contiguous()
+        return {"tensor": name, "complex": value.is_complex()}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _plain(part, tensors)] for key, part in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, tensors) for part in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ParameterError(f"a checkpoint holds tensors, numbers and text, got a {type(value).__name__}: use another optimizer")
+
+
+def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_nested(part, tensors) for part in value]
+    if isinstance(value, dict):
+        if "items" in value:
+            return {key: _nested(part, tensors) for key, part in value["items"]}
+        tensor = tensors[value["tensor"]]
+        return torch.view_as_complex(tensor) if value["complex"] else tensor
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

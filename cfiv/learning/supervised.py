@@ -1,0 +1,142 @@
+"""One step of supervised training: a batch and a state in, a state and its loss out, whatever the last layer.
+
+``step(batch, state) -> (state, info)``. The last layer's memory is a value of the state; the module and the optimiser are
+mutable objects of torch that the state carries along, and a step changes them in place.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfiv.errors import DivergenceError
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
+from cfiv.learning.last_linear_map import Captured, LastLinearMap
+from cfiv.learning.supervised_data import Examples
+from cfiv.learning.tasks import Classification, Task
+from cfiv.learning.training import Order
+from cfiv.numerics.last_layer import last_layer_loss, mean_square
+
+Loss = Literal["squared", "cross-entropy"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays the same from step to step, but for the schedule of the last layer's penalty."""
+
+    last_layer: ClosedForm | Gradient
+    order: Order
+    task: Task
+    loss: Loss
+    mixed_precision: bool
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a step hands to the next: module and optimiser (changed in place; None where nothing learns), and the memory."""
+
+    head: LastLinearMap
+    optimiser: torch.optim.Optimizer | None
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """The batch's loss at the weights that the backbone's gradient was taken at, before it moved."""
+
+    loss: float
+
+
+def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, StepInfo]:
+    """One gradient step of the backbone and one solve of the last layer, on one batch.
+
+    With W the weights of the last layer, theta those of the backbone, and the loss a mean over rows,
+
+        solve-first:     W <- closed form at theta;   theta <- theta - rate grad_theta loss(W, theta)
+        backbone-first:  theta <- theta - rate grad_theta loss(W, theta);   W <- closed form at the new theta
+        Gradient:        (W, theta) <- (W, theta) - rate grad loss(W, theta)
+
+    where a plain step stands for the optimiser's. W is a constant in the gradient. A backbone-first step runs the module twice,
+    both times in training mode.
+
+    Raises
+    ------
+    DivergenceError
+        If the loss is not finite; then the parameters are those that it was found at.
+    SingularError, DataError
+        From the solve.
+
+    References
+    ----------
+    Galashov et al., arXiv 2510.04606: equation 9 (solve first), algorithm 1 (backbone first), theorems 1 and 2 (the gradient).
+    """
+    layer = recipe.last_layer
+    captured = _captured(batch, state, recipe)
+    if isinstance(layer, Gradient):
+        loss = joint_loss(captured, batch, state.head, recipe)
+        descend(loss, state.optimiser)
+        return state, StepInfo(float(loss.detach()))
+    targets, weights = recipe.task.rows(batch.targets, captured, state.head), row_weights_of(batch, captured, state.head)
+    memories = [state.memory]
+
+    def updated(features: Tensor) -> Memory:
+        if not bool(torch.isfinite(features).all() & torch.isfinite(targets).all()):
+            raise DivergenceError("features or targets are not finite")
+        return layer.update(state.memory, features=features, targets=targets, weights=weights)
+
+    def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        if recipe.order == "solve-first":
+            memories.append(updated(features))
+        return memories[-1].weights
+
+    loss, _ = last_layer_loss(features=captured.features, targets=targets, solve=solve, weights=weights)
+    descend(loss, state.optimiser)
+    if recipe.order == "backbone-first":
+        with torch.no_grad():
+            memories.append(updated(_captured(batch, state, recipe).features))
+    state.head.write(memories[-1].weights)
+    return replace(state, memory=memories[-1]), StepInfo(float(loss.detach()))
+
+
+def joint_loss(captured: Captured, batch: Examples, head: LastLinearMap, recipe: Recipe) -> Tensor:
+    """The loss of the module's own output, live in every parameter."""
+    output = head.rows(captured.output, captured.shape).to(captured.features.dtype)
+    weights = row_weights_of(batch, captured, head)
+    if recipe.loss == "squared":
+        return mean_square(output - recipe.task.rows(batch.targets, captured, head), weights)
+    assert isinstance(recipe.task, Classification)
+    losses = F.cross_entropy(output, recipe.task.labels(batch.targets, captured, head), reduction="none")
+    return losses.mean() if weights is None else (weights.to(losses) * losses).sum() / weights.sum().to(losses)
+
+
+def row_weights_of(batch: Examples, captured: Captured, head: LastLinearMap) -> Tensor | None:
+    """An example's weight at each of its rows (m,)."""
+    if batch.weights is None:
+        return None
+    everywhere = batch.weights.reshape(-1, *[1] * (captured.output.ndim - 1)).expand(captured.output.shape)
+    return head.rows(everywhere, captured.shape)[:, 0]
+
+
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
+    """One step of the optimiser, unless the loss is not finite."""
+    if not bool(torch.isfinite(loss.detach())):
+        raise DivergenceError(f"the loss is {float(loss.detach())}")
+    if optimiser is None or not loss.requires_grad:
+        return
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _captured(batch: Examples, state: TrainerState, recipe: Recipe) -> Captured:
+    automatic: AbstractContextManager[None] = nullcontext()
+    if recipe.mixed_precision:
+        automatic = torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16)
+    with automatic:
+        return state.head(batch.inputs)

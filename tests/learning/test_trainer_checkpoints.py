@@ -1,0 +1,273 @@
+"""A run that is killed goes on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cfiv import (
+    Gradient,
+    Kalman,
+    LastLayerTrainer,
+    ModelFileError,
+    MovingAverage,
+    OutputError,
+    ParameterError,
+    Proximal,
+    Ridge,
+    TrainingWarning,
+)
+from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.networks import seeded
+from cfiv.learning.run_file import read_run, write_run
+
+ADAM = partial(torch.optim.AdamW, lr=1e-2)
+MOMENTUM = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+
+
+def module(width: int = 8) -> nn.Module:
+    """With all that has a state or draws: batch normalisation and dropout."""
+    with seeded(0, torch.device("cpu")):
+        return nn.Sequential(
+            nn.Linear(3, width),
+            nn.BatchNorm1d(width),
+            nn.Tanh(),
+            nn.Dropout(0.2),
+            nn.Linear(width, 4),
+            nn.Tanh(),
+            nn.Linear(4, 1),
+        )
+
+
+def data() -> tuple[Tensor, Tensor]:
+    x = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
+    return x, x.prod(dim=1, keepdim=True)
+
+
+def tensors(trainer: LastLayerTrainer) -> dict[str, Tensor]:
+    return dict(trainer.module.state_dict())
+
+
+def same(one: LastLayerTrainer, other: LastLayerTrainer) -> None:
+    pd.testing.assert_frame_equal(one.history_, other.history_, check_exact=True)
+    assert all(torch.equal(value, tensors(other)[name]) for name, value in tensors(one).items())
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+def kill_at(last: int) -> object:
+    def on_step(step: int, loss: float) -> None:
+        if step == last:
+            raise Killed
+
+    return on_step
+
+
+LAYERS = [
+    (Ridge(0.1), ADAM),
+    (Proximal(0.5, beta=1e-3), MOMENTUM),
+    (Kalman(0.1, 1.0), ADAM),
+    (MovingAverage(0.9, 1e-3), ADAM),
+    (Gradient(), ADAM),
+    (Gradient(), MOMENTUM),
+]
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("layer", "optimizer"), LAYERS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("killed", [7, 10, 23])  # in the second pass; at the end of one; later
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, layer: ClosedForm | Gradient, optimizer: object, killed: int
+) -> None:
+    def trainer() -> LastLayerTrainer:
+        return LastLayerTrainer(
+            module(), layer, optimizer=optimizer, batch_size=13, learning_rate_schedule="cosine", order="backbone-first"
+        )
+
+    undisturbed = trainer().fit(data(), steps=30)
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(Killed):
+        trainer().fit(data(), steps=30, checkpoint=file, every=5, on_step=kill_at(killed))
+    resumed = trainer()
+    steps: list[int] = []
+    resumed.fit(data(), steps=30, checkpoint=file, every=5, on_step=lambda step, loss: steps.append(step))
+    # Whoever watches step 10 does so before it is saved.
+    assert steps[0] == (killed - 1) // 5 * 5 + 1
+    same(undisturbed, resumed)
+    same(undisturbed, trainer().fit(data(), steps=30, checkpoint=file))  # it is over already
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "generator of its own"])
+def test_a_shuffled_loader_goes_on_bit_for_bit(tmp_path: Path, own: bool) -> None:
+    def loader() -> DataLoader[tuple[Tensor, ...]]:
+        generator = torch.Generator().manual_seed(3) if own else None
+        return DataLoader(TensorDataset(*data()), batch_size=13, shuffle=True, generator=generator)
+
+    undisturbed = LastLayerTrainer(module()).fit(loader(), epochs=4)
+    file = tmp_path / "run"
+    for killed in (9, 17):
+        with pytest.raises(Killed):
+            LastLayerTrainer(module()).fit(loader(), epochs=4, checkpoint=file, every=4, on_step=kill_at(killed))
+    same(undisturbed, LastLayerTrainer(module()).fit(loader(), epochs=4, checkpoint=file, every=4))
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.learning.test_trainer_checkpoints import data, module
+from cfiv import Kalman, LastLayerTrainer
+
+def on_step(step, loss):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer = LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+trainer.fit(data(), steps=40, checkpoint=sys.argv[1], every=3, on_step=on_step)
+"""
+
+
+@pytest.mark.law
+def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
+    file, program = tmp_path / "run", textwrap.dedent(PROGRAM).format(root=str(Path(__file__).parents[2]))
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(file), "20"], check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert file.exists()
+
+    def trainer() -> LastLayerTrainer:
+        return LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+
+    steps: list[int] = []
+    resumed = trainer().fit(data(), steps=40, checkpoint=file, every=3, on_step=lambda step, loss: steps.append(step))
+    assert steps[0] == 19
+    same(trainer().fit(data(), steps=40), resumed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"module": module(9)}, r"another model or configuration \(module was .*tensors was "),
+        ({"last_layer": Proximal(2.0)}, r"last_layer was 'Proximal\(lam=1.0.*is 'Proximal\(lam=2.0"),
+        ({"optimizer": MOMENTUM}, r"optimizer was .*Adam .*is .*SGD"),
+        ({"order": "backbone-first"}, r"order was 'solve-first', is 'backbone-first'"),
+        ({"random_state": 1}, r"random_state was 0, is 1"),
+        ({"batch_size": 10}, r"data was 'arrays .* in batches of 13', is 'arrays .* in batches of 10'"),
+        ({"learning_rate_schedule": lambda share: 1 - share}, r"learning_rate_schedule was \[1.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_model_or_configuration_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    file, options = tmp_path / "run", {"module": module(), "batch_size": 13}
+    LastLayerTrainer(**options).fit(data(), steps=2, checkpoint=file)
+    other = LastLayerTrainer(**(options | change))
+    before = {name: value.clone() for name, value in tensors(other).items()}
+    with pytest.raises(ModelFileError, match=message):
+        other.fit(data(), steps=2, checkpoint=file)
+    assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
+    with pytest.raises(ModelFileError, match=r"steps was 2, is 3"):
+        LastLayerTrainer(module(), batch_size=13).fit(data(), steps=3, checkpoint=file)
+
+
+def test_files_that_are_no_checkpoints_and_places_that_take_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    file.write_bytes(b"something else")
+    with pytest.raises(ModelFileError, match=r"is not a whole checkpoint"):
+        LastLayerTrainer(module()).fit(data(), steps=2, checkpoint=file)
+    with pytest.raises(OutputError, match=r"cannot be written"):
+        LastLayerTrainer(module()).fit(data(), steps=2, checkpoint=tmp_path / "missing" / "run")
+    with pytest.raises(ParameterError, match=r"every must be a whole number >= 1, got 0"):
+        LastLayerTrainer(module()).fit(data(), steps=2, checkpoint=file, every=0)
+
+
+@pytest.mark.law
+def test_whatever_an_optimiser_keeps_comes_back_as_it_was(tmp_path: Path) -> None:
+    values = {
+        "state": {0: {"step": torch.tensor(3.0), "z": torch.tensor([1 + 2j, 3]), "none": None}, 1: {}},
+        "param_groups": [{"lr": 0.1, "nested": [[1, 2], "text"], "big": float("inf")}],
+        "view": torch.arange(6.0).reshape(2, 3).mT,
+    }
+    write_run(tmp_path / "run", values, configuration={"a": 1})
+    back = read_run(tmp_path / "run", configuration={"a": 1})
+    assert back["param_groups"] == values["param_groups"]
+    assert torch.equal(back["view"], values["view"])
+    assert back["state"][0]["none"] is None
+    assert back["state"][1] == {}
+    assert torch.equal(back["state"][0]["z"], values["state"][0]["z"])
+    with pytest.raises(ParameterError, match=r"holds tensors, numbers and text, got a set"):
+        write_run(tmp_path / "run", {"bad": {1}}, configuration={})
+
+
+class Fourier(nn.Module):
+    """An operator with a complex parameter, which keeps its lowest frequencies on every grid, and two pointwise maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectral = nn.Parameter(
+            torch.randn(6, 6, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)) / 6
+        )
+        with seeded(0, torch.device("cpu")):
+            self.lift, self.project = nn.Conv1d(1, 6, 1), nn.Conv1d(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        kept = torch.einsum("ncf,cdf->ndf", torch.fft.rfft(x)[..., :4], self.spectral)
+        out: Tensor = self.project(torch.tanh(x + torch.fft.irfft(kept, n=x.shape[-1])))
+        return out
+
+
+@pytest.mark.law
+def test_an_operator_with_complex_parameters_learns_goes_on_and_changes_its_grid(tmp_path: Path) -> None:
+    def pairs(points: int) -> tuple[Tensor, Tensor]:
+        """A shift by a quarter of the circle, which no pointwise map can do."""
+        grid = 2 * torch.pi * torch.arange(points) / points
+        a, b = torch.randn(2, 60, 1, 1, generator=torch.Generator().manual_seed(1))
+        return a * torch.sin(grid) + b * torch.cos(2 * grid), a * torch.cos(grid) - b * torch.cos(2 * grid)
+
+    def trainer() -> LastLayerTrainer:
+        return LastLayerTrainer(Fourier(), Proximal(0.1, beta=1e-5), optimizer=ADAM, batch_size=20)
+
+    file = tmp_path / "run"
+    with pytest.raises(Killed):
+        trainer().fit(pairs(16), steps=150, checkpoint=file, every=40, on_step=kill_at(100))
+    resumed = trainer().fit(pairs(16), steps=150, checkpoint=file, every=40)
+    same(trainer().fit(pairs(16), steps=150), resumed)
+    coarse, fine = (resumed.evaluate(pairs(points)).relative_l2 for points in (16, 64))
+    assert coarse < 0.2
+    assert fine == pytest.approx(coarse, abs=0.05)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Ruinous(torch.optim.SGD):
+        """Its fourth step, of all that it has taken, leaves nothing finite."""
+
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            super().step()
+            (parameter, *_) = self.param_groups[0]["params"]
+            taken = self.state[parameter].setdefault("taken", torch.zeros(()))
+            taken += 1
+            if taken == 4:
+                parameter.data.fill_(torch.nan)
+
+    file = tmp_path / "run"
+    for _ in range(2):  # the second continues after step 2
+        trainer, steps = LastLayerTrainer(module(), Ridge(0.1), optimizer=partial(Ruinous, lr=0.01)), list[int]()
+        with pytest.warns(TrainingWarning, match=r"training stopped at step 4 of 8: it left parameters that are not finite"):
+            trainer.fit(data(), steps=8, checkpoint=file, every=2, on_step=lambda step, loss, steps=steps: steps.append(step))
+        assert all(torch.isfinite(value).all() for value in tensors(trainer).values())
+    assert steps == [3]
