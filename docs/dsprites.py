@@ -136,7 +136,7 @@ def estimators(work: argparse.Namespace) -> None:
             "Kernel IV": cfiv.KernelIV(random_state=seed),
             "Network, no instruments": cfiv.NetworkRegression(**QUIET, random_state=seed),
         }
-        for name in shared(list(models), work.share):
+        for name in shared([name for name in models if name in work.only or not work.only], work.share):
             record = {"estimator": name, "rows": rows, "seed": seed}
             if ESTIMATORS.has(record) or (rows > 5000 and name != "DFIV"):
                 continue
@@ -212,6 +212,7 @@ if __name__ == "__main__":
     parser.add_argument("--design", nargs="+", choices=tuple(ROWS), default=tuple(ROWS))
     parser.add_argument("--batch-sizes", nargs="+", type=lambda text: None if text == "all" else int(text), default=BATCH_SIZES)
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 100")
+    parser.add_argument("--only", nargs="+", default=(), help='of the estimators, by the names in their ledger: "Kernel IV"')
     parser.add_argument("--share", default="1/1", help="i/k: the i-th of k processes")
     arguments = parser.parse_args()
     {"batches": batches, "estimators": estimators, "report": report}[arguments.part](arguments)

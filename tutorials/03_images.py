@@ -338,10 +338,11 @@ axes[0, -1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# A dot is a fit, a line the medians. Between a dashed line and the solid one of its colour lies the noise of last layers that
-# never saw more than their batches; between the two solid lines, what that noise did to the features. The ridge estimate as
-# training leaves it is one batch's opinion, and the smaller the batch the worse it is. The proximal pull and the average make
-# it the opinion of many. To the right, where a batch is much of the sample, there is little to remember and the methods meet.
+# A dot is a fit, a line the medians. The last solves of ridge (dotted) are one batch's opinion, and the smaller the batch the
+# worse they are. Pulled to the solves before, they are often much better, though not always: compare the dotted lines of both
+# functions. What works for both penalties and both functions is the rest at the end (dashed): while the features keep still, the
+# last layers can settle. From 64 rows on there is then little left for a refit (solid) to mend. Fits differ in more than their
+# last layers here, since features that rest for a while have learned for less long.
 #
 # ## 6. Your own images
 #
