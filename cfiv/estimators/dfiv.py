@@ -110,8 +110,7 @@ class DFIV(StructuralEstimator):
     history_ : DataFrame
         One row a check: ``fit, swapped, step, stage1_loss, stage2_loss`` (with ``gamma`` times the unpredicted variance),
         ``stage1_heldout_loss`` (on sample 2, each treatment feature in units of its variance; nan where nothing is held out,
-        and with "current"), ``heldout_loss`` (in units of
-        the outcome's variance), ``refit_ridge, kept``.
+        and with "current"), ``heldout_loss`` (in units of the outcome's variance), ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.
 
