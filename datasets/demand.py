@@ -25,13 +25,13 @@ of Xu et al., ICLR 2021.
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cfiv.data import IVData
+from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.truth import Truth
 from cfiv.errors import ParameterError
 
@@ -111,12 +111,12 @@ def simulate(
     >>> list(data.frame.columns), len(truth.grid)
     (['sales', 'price', 'time', 'emotion', 'fuel'], 2800)
     """
-    _check_whole("n", n, least=1)
-    _check_whole("seed", seed, least=0)
-    if not _is_number(rho) or not -1.0 <= rho <= 1.0:
+    check_whole("n", n, least=1)
+    check_whole("seed", seed, least=0)
+    if not is_number(rho) or not -1.0 <= rho <= 1.0:
         raise ParameterError(f"rho must be between -1 and 1, got {rho!r}")
     for name, value in (("instrument_strength", instrument_strength), ("error_scale", error_scale)):
-        if not _is_number(value) or not 0.0 <= value < math.inf:
+        if not is_number(value) or not 0.0 <= value < math.inf:
             raise ParameterError(f"{name} must be finite and >= 0, got {value!r}")
     generator = np.random.default_rng(seed)
     emotion = generator.choice(np.arange(1, 8), n).astype(np.float64)
@@ -136,12 +136,3 @@ def simulate(
         names={"outcome": ("sales",), "treatment": ("price",), "instruments": ("fuel",), "covariates": ("time", "emotion")},
     )
     return data, Truth(test_grid(), structural)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")

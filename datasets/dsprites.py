@@ -29,8 +29,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.lib.format as npy
@@ -38,6 +38,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfiv.data import IVData
+from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.dsprites_archive import held_latents, load
 from cfiv.datasets.dsprites_drawing import LATENTS, SIDE, ImageArray, render
 from cfiv.datasets.truth import ImageTruth, StructuralOfImages
@@ -171,8 +172,8 @@ def simulate(
     >>> data.treatment.shape, data.names["instruments"], len(truth.grid)
     ((3, 1, 64, 64), ('scale', 'orientation', 'posX'), 588)
     """
-    _check_whole("n", n, least=1)
-    _check_whole("seed", seed, least=0)
+    check_whole("n", n, least=1)
+    check_whole("seed", seed, least=0)
     _check_finite("confounding", confounding)
     _check_finite("pixel_noise", pixel_noise)
     if pixel_noise < 0:
@@ -263,13 +264,8 @@ def _instruments(names: Sequence[str], *, confounding: float) -> tuple[str, ...]
     return chosen
 
 
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-
-
-def _check_finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+def _check_finite(name: str, value: Any) -> None:
+    if not is_number(value) or not np.isfinite(float(value)):
         raise ParameterError(f"{name} must be a finite number, got {value!r}")
 
 

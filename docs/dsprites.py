@@ -1,7 +1,7 @@
 """dSprites: DFIV across batch sizes, and every estimator; the README's second figure and table.
 
-    python docs/dsprites.py batches       # ridge and proximal last layers over batch sizes: two hours on one core
-    python docs/dsprites.py estimators    # every estimator at its defaults: half an hour
+    python docs/dsprites.py batches       # ridge and proximal last layers over batch sizes: several hours on one core
+    python docs/dsprites.py estimators    # every estimator at its defaults: about an hour
     python docs/dsprites.py report        # tables and figure from what is there, nothing fitted
 
 Each continues where it stopped, even after a kill, and can be run in part: --design original --batch-sizes 64 128 --seeds 1.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from cfiv.data import Array, to_tensor
 from cfiv.estimators.standardise import Standardiser
 from cfiv.learning.networks import evaluate
+from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import Structure, structural_features
-
-#: Rows whose features are held at once in a prediction, and values of their treatments: fewer rows of images.
-CHUNK, CHUNK_VALUES = 8192, 4_000_000
 
 
 class Component(Protocol):
@@ -69,7 +66,7 @@ class NetworkComponent:
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); in evaluation mode, in chunks."""
-        rows = max(1, min(CHUNK, CHUNK_VALUES // math.prod(treatment.shape[1:])))
+        rows = chunk_rows(treatment.shape[1:])
         values = [
             self._chunk(treatment[start : start + rows], None if covariates is None else covariates[start : start + rows])
             for start in range(0, len(treatment), rows)

@@ -456,8 +456,7 @@ def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     """The fit on the cpu, where results live, and its networks frozen."""
     for module in fitted.networks.modules():
         module.cpu().requires_grad_(False)
-    layers = {name: getattr(fitted, name).cpu() for name in ("first_stage", "structural")}
-    return replace(fitted, **layers)
+    return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
 
 
 def _listed(penalties: Penalties, *names: str) -> str:

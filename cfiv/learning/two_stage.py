@@ -186,9 +186,8 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     layer: LastLayer = Held(stage2) if backbone_first else stage2
     learns_alone = training.covariate_steps > 0 and opt.covariate is not None
     if learns_alone:
-        fixed = evaluate(networks.treatment, batch.stage1.treatment)
         for _ in range(training.covariate_steps):
-            loss, *_ = second_stage(fixed, layer, covariates_fixed=False)
+            loss, *_ = second_stage(treatment_stage1, layer, covariates_fixed=False)
             _descend(loss, [opt.covariate])
 
     def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:

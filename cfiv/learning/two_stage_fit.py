@@ -200,7 +200,7 @@ class _TwoStageRun:
         stage1_generator, stage2_generator = generator.spawn(2)
         self._stage1 = batches(split.stage1, size=problem.batch_size, generator=stage1_generator)
         self._stage2 = batches(split.stage2, size=problem.batch_size, generator=stage2_generator)
-        self._judged = EARLY_CHECKS | check_steps(problem.steps, problem.training.checks)
+        self._judged = EARLY_CHECKS | check_steps(problem.steps, problem.training.checks) if problem.gives_up else set()
         self._instrument_features: dict[str, Tensor] | None = None
         self._stage1_heldout_loss = float("nan")
         self._seen: tuple[int, Seen] | None = None
@@ -217,7 +217,7 @@ class _TwoStageRun:
             penalties, gain = _rising(problem.penalties, training.lambda_start), 2.0 / (number - learning + 1)
             training, batch = self._resting, Batch(next(self._stage1), next(self._stage2), penalties, gain)
         self._state, info = step(batch, self._state, training=training, structure=problem.structure)
-        if number in self._judged and problem.gives_up:
+        if number in self._judged:
             self._instrument_features, first_stage, self._stage1_heldout_loss = best_instrument_features(
                 self._state.networks, problem, self._instrument_features, seen=self._see(number)
             )
@@ -332,7 +332,7 @@ def best_instrument_features(
     Ours. Angrist and Krueger (JBES 1995) for the bias of split-sample estimates; Singh, Sahani and Gretton (NeurIPS 2019)
     choose the penalty of a kernel first stage by the same out-of-sample loss.
     """
-    if problem.split.heldout is None or problem.report == "current" or not problem.training.stage1_steps:
+    if not problem.gives_up or not problem.training.stage1_steps:
         return None, None, float("nan")
     network = networks.instrument
     present = {name: value.clone() for name, value in network.state_dict().items()}

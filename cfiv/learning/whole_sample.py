@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -246,8 +246,13 @@ def _structural(sample: Sample, networks: Networks, first_stage: Tensor, structu
     )
 
 
+def chunk_rows(shape: Sequence[int]) -> int:
+    """How many treatments of this shape may be held with their features: fewer of images."""
+    return max(1, min(CHUNK, CHUNK_VALUES // math.prod(shape)))
+
+
 def chunks(sample: Sample) -> Iterator[Sample]:
-    """The sample in order, as many rows at a time as ``CHUNK`` and ``CHUNK_VALUES`` allow."""
-    rows = max(1, min(CHUNK, CHUNK_VALUES // math.prod(sample.treatment.shape[1:])))
+    """The sample in order, as many rows at a time as :func:`chunk_rows` allows."""
+    rows = chunk_rows(sample.treatment.shape[1:])
     for start in range(0, len(sample), rows):
         yield sample.rows(slice(start, start + rows))
