@@ -18,21 +18,19 @@ ridge's last solves and of proximal's current ones. The truth is looked at in th
 
 import argparse
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from ledger import HERE, Ledger, shared
 
 import cfiv
 from cfiv.datasets import dsprites
 from cfiv.plots import COLOURS
 from cfiv.rendering import to_markdown
 
-HERE = Path(__file__).parent
 ROWS = {"original": 5000, "second": 10000}
 BATCH_SIZES: tuple[int | None, ...] = (32, 64, 128, 256, 512, 1024, None)
 PENALTIES = {"ridge": (1e-3, 1e-2, 1e-1), "proximal": (0.2, 2.0, 20.0)}
@@ -47,32 +45,6 @@ LEVELS = (0.5, 1, 2, 5, 10, 20, 50)
 #: The medians of the DFIV poster (Xu et al. 2021), original function.
 PUBLISHED = {("DFIV, original", 5000): 2.01, ("DFIV, original", 10000): 1.21, ("Kernel IV", 5000): 10.05}
 PUBLISHED |= {("Network, no instruments", 5000): 91.2}
-
-
-class Ledger:
-    """A CSV file with a line a finished piece of work; a line is written at once, so a kill leaves none in part."""
-
-    def __init__(self, name: str, keys: list[str]) -> None:
-        self.path, self.keys = HERE / name, keys
-
-    def read(self) -> pd.DataFrame:
-        """What is done; keys as text where they may be missing."""
-        begun = self.path.exists() and self.path.stat().st_size > 0
-        return pd.read_csv(self.path, dtype={"batch_size": str}) if begun else pd.DataFrame(columns=self.keys)
-
-    def has(self, record: dict[str, Any]) -> bool:
-        """Whether this piece of work is done."""
-        done = self.read()
-        return bool(np.all([done[key].astype(str) == str(record[key]) for key in self.keys], axis=0).any())
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Append a line, with the header before the first."""
-        with open(self.path, "ab", buffering=0) as file:
-            line = pd.DataFrame([record]).to_csv(index=False, header=file.tell() == 0)
-            file.write(line.encode())
-        print(
-            ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items())
-        )
 
 
 TUNING = Ledger("dsprites_tuning.csv", ["design", "method", "batch_size", "report", "penalty"])
@@ -197,12 +169,6 @@ def drawn(design: str, seed: int) -> tuple[cfiv.IVData, Any]:
 def shown(batch_size: int | None) -> str:
     """A batch size as the ledgers have it."""
     return "all" if batch_size is None else str(batch_size)
-
-
-def shared(work: list[Any], share: str) -> Iterator[Any]:
-    """Every k-th piece of work, from the i-th, for a share i/k."""
-    first, every = (int(part) for part in share.split("/"))
-    return itertools.islice(work, first - 1, None, every)
 
 
 if __name__ == "__main__":
