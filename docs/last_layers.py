@@ -10,7 +10,7 @@ Each continues where it stopped, even after a kill, and can be run in part: --ba
 docs/last_layers_courses.csv, the tuning to docs/last_layers_tuning.csv.
 
 What is compared: the same backbone with the same initial weights, batches and epochs. "sgd" (momentum 0.9) and "adam" take
-gradient steps on everything; "ridge", "proximal" and "kalman" solve the last layer while Adam moves the rest. Rates fall to
+gradient steps on everything, as does "cross-entropy" (Adam, for classes) on another loss; "ridge", "proximal" and "kalman" solve the last layer while Adam moves the rest. Rates fall to
 zero like a cosine. Each method has eight settings to choose from, for each problem and batch size, by one shorter fit on four
 fifths of the training examples and its error on the last fifth. Every method is reported twice, with the last layer as training
 left it and after a refit on all training examples. Seconds are the processor's, of one thread, without the measurements on the
@@ -45,6 +45,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         *({"rate": rate, "lam": 1.0, "order": "backbone-first"} for rate in (0.001, 0.003)),
     ),
     "kalman": tuple({"rate": rate, "process_noise": noise} for rate in (0.001, 0.003) for noise in (0.01, 0.1, 1.0, 10.0)),
+    "cross-entropy": tuple({"rate": rate} for rate in (0.0002, 0.0003, 0.0005, 0.001, 0.0014, 0.002, 0.004, 0.008)),
 }
 TUNING_SEED, FIRST_SEED = 50, 100
 #: When a fit is measured, in shares of its steps.
@@ -63,6 +64,7 @@ def trainer(problem: Problem, method: str, setting: dict[str, Any], *, batch_siz
     layer: Any = {
         "sgd": lambda: cfiv.Gradient(),
         "adam": lambda: cfiv.Gradient(),
+        "cross-entropy": lambda: cfiv.Gradient(),
         "ridge": lambda: cfiv.Ridge(beta=setting["beta"]),
         "proximal": lambda: cfiv.Proximal(lam=setting["lam"]),
         "kalman": lambda: cfiv.Kalman(process_noise=setting["process_noise"], observation_noise=1.0),
@@ -75,6 +77,7 @@ def trainer(problem: Problem, method: str, setting: dict[str, Any], *, batch_siz
         order=setting.get("order", "solve-first"),
         learning_rate_schedule="cosine",
         task=problem.task,
+        loss="cross-entropy" if method == "cross-entropy" else "squared",
         batch_size=batch_size,
         device="cpu",
         random_state=seed,
@@ -129,7 +132,8 @@ def run(work: argparse.Namespace) -> None:
             raise SystemExit(f"{name}: give the folder of the official archive with --cifar")
         problem = known[name]
         train, test = problem.data()
-        cells = list(itertools.product(work.batch_sizes or problem.batch_sizes, SETTINGS))
+        methods = [method for method in SETTINGS if method != "cross-entropy" or problem.task == "classification"]
+        cells = list(itertools.product(work.batch_sizes or problem.batch_sizes, methods))
         for batch_size, method in shared(cells, work.share):
             for seed in range(FIRST_SEED, FIRST_SEED + work.seeds):
                 setting = tune(name, problem, method, batch_size, train)

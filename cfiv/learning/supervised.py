@@ -85,7 +85,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     memories = [state.memory]
 
     def updated(features: Tensor) -> Memory:
-        if not bool(torch.isfinite(features).all() & torch.isfinite(targets).all()):
+        # The extremes are NaN where anything is, and need no mask as large as the features.
+        if not all(bool(torch.isfinite(extreme)) for values in (features, targets) for extreme in values.aminmax()):
             raise DivergenceError("features or targets are not finite")
         return layer.update(state.memory, features=features, targets=targets, weights=weights)
 
