@@ -35,6 +35,9 @@ class Problem:
     batch_sizes : tuple of int
     tuning_epochs, epochs : int
         Of a fit that chooses a setting, and of one that counts.
+    task : {"regression", "classification"}
+    many_rows : bool
+        Whether a batch has many more rows than the last layer has features.
     """
 
     data: Callable[[], tuple[Examples, Examples]]
@@ -45,6 +48,7 @@ class Problem:
     tuning_epochs: int
     epochs: int
     task: Literal["regression", "classification"] = "regression"
+    many_rows: bool = False
 
 
 def functions(pairs: FunctionPairs, other: FunctionPairs) -> tuple[Examples, Examples]:
@@ -153,6 +157,7 @@ def problems(cifar_folder: str | None = None) -> dict[str, Problem]:
             (5, 20, 100),
             tuning_epochs=4,
             epochs=15,
+            many_rows=True,
         ),
         "darcy": Problem(
             lambda: functions(darcy.simulate(300, points=32, seed=0), darcy.simulate(100, points=32, seed=ELSEWHERE)),
@@ -162,6 +167,7 @@ def problems(cifar_folder: str | None = None) -> dict[str, Problem]:
             (5, 20, 100),
             tuning_epochs=6,
             epochs=20,
+            many_rows=True,
         ),
         "digits": Problem(
             lambda: images(digits.load()),

@@ -10,8 +10,8 @@ Each continues where it stopped, even after a kill, and can be run in part: --ba
 docs/last_layers_courses.csv, the tuning to docs/last_layers_tuning.csv.
 
 What is compared: the same backbone with the same initial weights, batches and epochs. "sgd" (momentum 0.9) and "adam" take
-gradient steps on everything, as does "cross-entropy" (Adam, for classes) on another loss; "ridge", "proximal" and "kalman" solve the last layer while Adam moves the rest. Rates fall to
-zero like a cosine. Each method has eight settings to choose from, for each problem and batch size, by one shorter fit on four
+gradient steps on everything, as does "cross-entropy" (Adam) on another loss; "ridge", "proximal" and "kalman" solve the last
+layer while Adam moves the rest. Rates fall to zero like a cosine. Each method has eight settings to choose from, for each problem and batch size, by one shorter fit on four
 fifths of the training examples and its error on the last fifth. Every method is reported twice, with the last layer as training
 left it and after a refit on all training examples. Seconds are the processor's, of one thread, without the measurements on the
 way.
@@ -34,10 +34,14 @@ import cfiv
 from cfiv.plots import COLOURS
 from cfiv.rendering import to_markdown
 
-#: Settings of each method: as many for one as for another.
-SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+Settings = dict[str, tuple[dict[str, Any], ...]]
+GRADIENTS: Settings = {
     "sgd": tuple({"rate": rate} for rate in (0.003, 0.01, 0.03, 0.05, 0.1, 0.14, 0.2, 0.4)),
     "adam": tuple({"rate": rate} for rate in (0.0002, 0.0003, 0.0005, 0.001, 0.0014, 0.002, 0.004, 0.008)),
+}
+#: Settings of each method, as many for one as for another. Where a batch has many rows for few features (every point of a
+#: grid is a row) it nearly determines the last layer, and penalties are small.
+MANY_ROWS: Settings = GRADIENTS | {
     "ridge": tuple({"rate": rate, "beta": beta} for rate in (0.001, 0.003) for beta in (1e-9, 1e-7, 1e-5, 1e-3)),
     "proximal": (
         *({"rate": 0.001, "lam": lam, "order": "solve-first"} for lam in (1e-6, 1e-4, 0.01, 1.0)),
@@ -45,8 +49,20 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         *({"rate": rate, "lam": 1.0, "order": "backbone-first"} for rate in (0.001, 0.003)),
     ),
     "kalman": tuple({"rate": rate, "process_noise": noise} for rate in (0.001, 0.003) for noise in (0.01, 0.1, 1.0, 10.0)),
-    "cross-entropy": tuple({"rate": rate} for rate in (0.0002, 0.0003, 0.0005, 0.001, 0.0014, 0.002, 0.004, 0.008)),
 }
+FEW_ROWS: Settings = GRADIENTS | {
+    "ridge": tuple({"rate": rate, "beta": beta} for rate in (0.003, 0.01) for beta in (1e-3, 0.01, 0.1, 1.0)),
+    "proximal": tuple(
+        {"rate": rate, "lam": lam, "order": order}
+        for rate in (0.003, 0.01)
+        for lam in (1.0, 10.0)
+        for order in ("solve-first", "backbone-first")
+    ),
+    "kalman": tuple({"rate": rate, "process_noise": noise} for rate in (0.003, 0.01) for noise in (0.003, 0.01, 0.03, 0.1)),
+    "cross-entropy": tuple({"rate": rate} for rate in (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008)),
+}
+#: In the order of tables and figures.
+METHODS = tuple(FEW_ROWS)
 TUNING_SEED, FIRST_SEED = 50, 100
 #: When a fit is measured, in shares of its steps.
 LOOKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -107,11 +123,17 @@ def fitted(
     return course, spent
 
 
+def settings(problem: Problem) -> Settings:
+    """What each method may choose from."""
+    known = MANY_ROWS if problem.many_rows else FEW_ROWS
+    return {method: known[method] for method in known if method != "cross-entropy" or problem.task == "classification"}
+
+
 def tune(name: str, problem: Problem, method: str, batch_size: int, train: Examples) -> dict[str, Any]:
     """The setting with the smallest error on the last fifth of the training examples; fits what is not in the ledger."""
     cut = 4 * len(train[0]) // 5
     cell = {"problem": name, "method": method, "batch_size": str(batch_size)}
-    for setting in SETTINGS[method]:
+    for setting in settings(problem)[method]:
         record = {**cell, "setting": said(setting)}
         if not TUNING.has(record):
             model = trainer(problem, method, setting, batch_size=batch_size, seed=TUNING_SEED)
@@ -121,7 +143,7 @@ def tune(name: str, problem: Problem, method: str, batch_size: int, train: Examp
             TUNING.add({**record, "error": course[-1][2] if whole else float("inf")})
     done = TUNING.read()
     here = done[np.all([done[key] == value for key, value in cell.items()], axis=0)].set_index("setting")["error"]
-    return next(setting for setting in SETTINGS[method] if said(setting) == here.idxmin())
+    return next(setting for setting in settings(problem)[method] if said(setting) == here.idxmin())
 
 
 def run(work: argparse.Namespace) -> None:
@@ -132,8 +154,7 @@ def run(work: argparse.Namespace) -> None:
             raise SystemExit(f"{name}: give the folder of the official archive with --cifar")
         problem = known[name]
         train, test = problem.data()
-        methods = [method for method in SETTINGS if method != "cross-entropy" or problem.task == "classification"]
-        cells = list(itertools.product(work.batch_sizes or problem.batch_sizes, methods))
+        cells = list(itertools.product(work.batch_sizes or problem.batch_sizes, settings(problem)))
         for batch_size, method in shared(cells, work.share):
             for seed in range(FIRST_SEED, FIRST_SEED + work.seeds):
                 setting = tune(name, problem, method, batch_size, train)
@@ -163,7 +184,7 @@ def report(_: argparse.Namespace) -> None:
         table = here.groupby(["batch_size", "method"])[["error", "refit", "train_loss", "seconds"]].median()
         table["seeds"] = here.groupby(["batch_size", "method"])["seed"].nunique()
         table["setting"] = here.groupby(["batch_size", "method"])["setting"].first()
-        order = [(str(size), method) for size in problem.batch_sizes for method in SETTINGS]
+        order = [(str(size), method) for size in problem.batch_sizes for method in METHODS]
         print(f"{name}: median {problem.name} on the test, {problem.epochs} epochs\n")
         print(to_markdown(table.reindex([cell for cell in order if cell in table.index])), "\n")
         draw(courses[courses["problem"] == name], problem).savefig(HERE / f"last_layers_{name}.png", dpi=150)
@@ -175,10 +196,10 @@ def draw(courses: pd.DataFrame, problem: Problem) -> plt.Figure:
     figure, axes = plt.subplots(
         2, len(sizes), figsize=(3.4 * len(sizes) + 1, 6.0), sharey=True, squeeze=False, layout="constrained"
     )
-    colours = dict(zip(SETTINGS, COLOURS, strict=False))
+    colours = dict(zip(METHODS, COLOURS, strict=False))
     for column, size in enumerate(sizes):
         here = courses[courses["batch_size"] == str(size)]
-        for method in SETTINGS:
+        for method in [method for method in METHODS if method in set(here["method"])]:
             middle = here[here["method"] == method].groupby("step")[["seconds", "error"]].median()
             for ax, x in zip(axes[:, column], (middle.index, middle["seconds"]), strict=True):
                 ax.plot(x, middle["error"], color=colours[method], linewidth=2 if method == "proximal" else 1.3, label=method)
