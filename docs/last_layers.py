@@ -11,10 +11,10 @@ docs/last_layers_courses.csv, the tuning to docs/last_layers_tuning.csv.
 
 What is compared: the same backbone with the same initial weights, batches and epochs. "sgd" (momentum 0.9) and "adam" take
 gradient steps on everything, as does "cross-entropy" (Adam) on another loss; "ridge", "proximal" and "kalman" solve the last
-layer while Adam moves the rest. Rates fall to zero like a cosine. Each method has eight settings to choose from, for each problem and batch size, by one shorter fit on four
-fifths of the training examples and its error on the last fifth. Every method is reported twice, with the last layer as training
-left it and after a refit on all training examples. Seconds are the processor's, of one thread, without the measurements on the
-way.
+layer while Adam moves the rest. Rates fall to zero like a cosine. Each method has eight settings to choose from, for each
+problem and batch size, by one shorter fit on four fifths of the training examples and its error on the last fifth. Every method
+is reported twice, with the last layer as training left it and after a refit on all training examples. Seconds are the
+processor's, of one thread, without the measurements on the way.
 """
 
 import argparse
