@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,10 +20,12 @@ from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
+from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.networks import NetworkSpec
+from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
@@ -286,7 +290,49 @@ class DFIV(StructuralEstimator):
         if isinstance(self.batch_size, int):
             batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
 
-    def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+    def fit(
+        self,
+        data: Any,
+        y: None = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int = 100,
+    ) -> Self:
+        """Estimate the structural function, or continue where a killed fit stopped.
+
+        Parameters
+        ----------
+        data : table or IVData
+            As every estimator takes it.
+        y : None
+            Ignored; there for scikit-learn.
+        checkpoint : path, optional
+            A folder, made where it does not exist, with a file for each of the fits that are averaged. A fit that has a file
+            there goes on from it, with the very same numbers as if it had never stopped; on cuda, up to kernels that do not
+            give the same numbers twice. Needs a whole number as ``random_state``.
+        every : int
+            Steps after which the file of the fit under way is replaced; also at the fit's end.
+
+        Returns
+        -------
+        self
+            With the attributes that every estimator has after a fit.
+
+        Raises
+        ------
+        DataError, FormulaError, ParameterError
+            For bad data, roles or hyper-parameters, before anything is computed.
+        ModelFileError
+            If the folder holds fits of other data, another model or another configuration.
+        OutputError
+            If it cannot be written to.
+        """
+        if checkpoint is None:
+            return super().fit(data)
+        self._check_parameters()
+        return self._fit(data, partial(self._estimate, runs=SavedRuns.of(self, checkpoint, every)))
+
+    def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
@@ -300,8 +346,11 @@ class DFIV(StructuralEstimator):
                 first, second = self._split(len(data), split_generator)
                 for swapped, fit_generator in zip(swaps, fit_generators, strict=True):
                     samples = (second, first) if swapped else (first, second)
+                    file = None
+                    if runs is not None:
+                        file = partial(runs.file, f"fit-{number + 1}{'-swapped' if swapped else ''}", sample=problem.sample)
                     try:
-                        fitted = _on_cpu(self._fit_once(problem, samples, fit_generator, bar.update, warn=not fits))
+                        fitted = _on_cpu(self._fit_once(problem, samples, fit_generator, bar.update, warn=not fits, file=file))
                     except KeyboardInterrupt:
                         if not fits:
                             raise
@@ -349,6 +398,7 @@ class DFIV(StructuralEstimator):
         on_step: Callable[[], object],
         *,
         warn: bool,
+        file: Callable[..., RunFile] | None,
     ) -> TwoStageFit:
         holdout_generator, batch_generator, network_generator = generator.spawn(3)
         options = self._options()
@@ -374,7 +424,8 @@ class DFIV(StructuralEstimator):
             if warn:
                 _warn_if_weak(problem.distinct_instruments, networks, problem.sample)
             with nets.suitable_threads(networks.modules()):
-                return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step)
+                saved = None if file is None else file(networks=networks.modules())
+                return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
 
     def _networks(self, problem: StandardisedData) -> Networks:
         sample = problem.sample

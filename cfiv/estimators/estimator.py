@@ -94,12 +94,16 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError, ParameterError
             For bad data, roles or hyper-parameters, before anything is computed.
         """
+        return self._fit(data, self._estimate)
+
+    def _fit(self, data: Any, estimate_from: Callable[..., Estimate]) -> Self:
+        """Check, encode, estimate, and keep what later questions need."""
         started = time.perf_counter()
         self._check_parameters()
         encoder, arrays = self.encode(data)
         arrays = arrays.with_positive_weight()
         arrays.check_fittable()
-        estimate = self._estimate(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
+        estimate = estimate_from(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
         assert arrays.names is not None
         self.structural_function_ = StructuralFunction(
             estimator=type(self).__name__,

@@ -58,7 +58,7 @@ class EarlyStopping(Generic[L]):
         self.tolerance, self.patience = tolerance, patience
         self.best: Checkpoint[L] | None = None
         self.kept: Checkpoint[L] | None = None
-        self._risen = 0
+        self.risen = 0
 
     def add(self, now: Checkpoint[L]) -> None:
         """Take a state into account, in the order of training."""
@@ -67,12 +67,12 @@ class EarlyStopping(Generic[L]):
         excess = now.excess_over(self.best)
         if self.kept is None or excess <= self.tolerance:
             self.kept = now
-        self._risen = self._risen + 1 if excess > 2 * self.tolerance else 0
+        self.risen = self.risen + 1 if excess > 2 * self.tolerance else 0
 
     @property
     def exhausted(self) -> bool:
         """Whether further training is not worth its time."""
-        return self._risen >= self.patience
+        return self.risen >= self.patience
 
 
 def standard_errors_above_zero(difference: Tensor) -> float:

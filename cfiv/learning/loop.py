@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -64,6 +64,45 @@ class Trained(Generic[L]):
     ended: Ended
 
 
+@dataclass
+class Progress(Generic[L]):
+    """What the loop itself remembers between two steps.
+
+    Parameters
+    ----------
+    stopping : EarlyStopping
+    history : list of dict
+    losses : list of dict
+        Training losses since the last check.
+    done : int
+        Steps taken.
+    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    """
+
+    stopping: EarlyStopping[L]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Tensor]] = field(default_factory=list)
+    done: int = 0
+    ended: Ended = "finished"
+
+
+class Archive(Protocol[L]):
+    """Where a run is saved on its way, and continued from."""
+
+    @property
+    def every(self) -> int:
+        """After how many steps each time."""
+        ...
+
+    def write(self, progress: Progress[L]) -> None:
+        """Save the run and the loop's progress."""
+        ...
+
+    def restore(self, progress: Progress[L]) -> None:
+        """Put the run and the loop's progress where they were saved; leave both alone where they never were."""
+        ...
+
+
 class DivergedError(ArithmeticError):
     """The training loss is not finite or enormous."""
 
@@ -73,7 +112,15 @@ def check_steps(steps: int, checks: int) -> set[int]:
     return {round(steps * (i + 1) / checks) for i in range(checks)}
 
 
-def train(run: Run[L], *, steps: int, training: Training, on_step: Callable[[], object], stacklevel: int) -> Trained[L]:
+def train(
+    run: Run[L],
+    *,
+    steps: int,
+    training: Training,
+    on_step: Callable[[], object],
+    stacklevel: int,
+    archive: Archive[L] | None = None,
+) -> Trained[L]:
     """Drive a run to its end, or to an earlier one: where the held-out loss has risen, on Ctrl-C, or where it diverges.
 
     Parameters
@@ -83,9 +130,11 @@ def train(run: Run[L], *, steps: int, training: Training, on_step: Callable[[], 
     training : Training
         Its ``checks``, ``tolerance`` and ``patience``.
     on_step : callable
-        Called after every step, for progress.
+        Called after every step, for progress; at once for the steps that a continued run has behind it.
     stacklevel : int
         Of the warnings, counted from the caller.
+    archive : Archive, optional
+        Of the same run. Saving changes no number, and a continued run has those of one that was never stopped.
 
     Returns
     -------
@@ -97,6 +146,8 @@ def train(run: Run[L], *, steps: int, training: Training, on_step: Callable[[], 
         If it diverged before any check.
     KeyboardInterrupt
         If it was interrupted before the first step was done.
+    ModelFileError, OutputError
+        From the archive.
 
     Warns
     -----
@@ -105,29 +156,34 @@ def train(run: Run[L], *, steps: int, training: Training, on_step: Callable[[], 
     """
     when = check_steps(steps, training.checks)
     stopping: EarlyStopping[L] = EarlyStopping(tolerance=training.tolerance, patience=training.patience)
-    history: list[dict[str, Any]] = []
-    losses: list[dict[str, Tensor]] = []
-    ended: Ended = "finished"
-    started = done = 0
+    progress = Progress(stopping)
+    if archive is not None:
+        archive.restore(progress)
+    started = progress.done
     try:
-        for started in range(1, steps + 1):
-            losses.append(run.step(started))
-            done = started
+        for _ in range(progress.done):
             on_step()
-            if done in when:
-                means, losses = _mean_losses(losses, run.limits, done), []
-                now, notes = run.check(done)
+        while progress.done < steps and progress.ended == "finished":
+            started = progress.done + 1
+            progress.losses.append(run.step(started))
+            progress.done = started
+            on_step()
+            if progress.done in when:
+                means, progress.losses = _mean_losses(progress.losses, run.limits, progress.done), []
+                now, notes = run.check(progress.done)
                 stopping.add(now)
-                history.append({"step": done, **means, **notes})
+                progress.history.append({"step": progress.done, **means, **notes})
                 if stopping.exhausted:
-                    ended = "stopped early"
-                    break
+                    progress.ended = "stopped early"
+            over = progress.done == steps or progress.ended != "finished"
+            if archive is not None and (over or progress.done % archive.every == 0):
+                archive.write(progress)
     except KeyboardInterrupt:
-        if not done:
+        if not progress.done:
             raise
         if stopping.kept is None:
-            stopping.add(run.check(done)[0])
-        ended = "interrupted"
+            stopping.add(run.check(progress.done)[0])
+        progress.ended = "interrupted"
         _warn(f"training was interrupted at step {started} of {steps}", stopping.kept, stacklevel)
     # The rows were finite when training began, so a DataError here speaks of features that no longer are.
     except (SingularError, DataError, DivergedError) as error:
@@ -136,10 +192,11 @@ def train(run: Run[L], *, steps: int, training: Training, on_step: Callable[[], 
                 f"training diverged at step {started} of {steps} before any usable state ({error}): {run.advice}, or check the "
                 "data for extreme values"
             ) from error
-        ended = "diverged"
+        progress.ended = "diverged"
         _warn(f"training diverged at step {started} of {steps} ({error}); {run.advice}", stopping.kept, stacklevel)
     kept = stopping.kept
-    return Trained(kept, [record | {"kept": kept is not None and record["step"] == kept.step} for record in history], ended)
+    history = [record | {"kept": kept is not None and record["step"] == kept.step} for record in progress.history]
+    return Trained(kept, history, progress.ended)
 
 
 def _mean_losses(losses: list[dict[str, Tensor]], limits: Mapping[str, float], done: int) -> dict[str, float]:

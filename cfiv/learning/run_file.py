@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ from cfiv.files import replacing
 
 #: Raised whenever an older library could not continue what a newer one wrote.
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """Where a run is saved, after how many steps each time, and what it is a run of."""
+
+    path: Path
+    every: int
+    configuration: Mapping[str, Any]
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """:func:`write_run`."""
+        write_run(self.path, values, configuration=self.configuration)
+
+    def read(self) -> dict[str, Any] | None:
+        """:func:`read_run`; None where there is no file yet."""
+        return read_run(self.path, configuration=self.configuration) if self.path.exists() else None
 
 
 def write_run(path: Path, values: Mapping[str, Any], *, configuration: Mapping[str, Any]) -> None:
@@ -76,6 +94,18 @@ def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelFileError(f"'{path}' is not a checkpoint of a training run: give another file") from error
 
 
+def draws_of(device: torch.device) -> list[Tensor]:
+    """States of the generators that a module draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def restore_draws(draws: list[Tensor], device: torch.device) -> None:
+    """Return to those states; that of another kind of device has no meaning here."""
+    torch.set_rng_state(draws[0])
+    if device.type == "cuda" and len(draws) > 1:
+        torch.cuda.set_rng_state(draws[1], device)
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, themselves and not copies. (A ``state_dict`` may hold things that are no tensors.)"""
     return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
@@ -100,8 +130,9 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = f"{len(tensors):06d}"
         # Copies: safetensors refuses memory that two tensors share, and complex numbers of some widths.
         bare = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        tensors[name] = bare.detach().cpu().clone().contiguous()
-        return {"tensor": name, "complex": value.is_complex()}
+        copy = bare.detach().cpu().clone()
+        tensors[name] = copy.contiguous()
+        return {"tensor": name, "complex": value.is_complex(), "strides": copy.stride()}
     if isinstance(value, Mapping):
         return {"items": [[key, _plain(part, tensors)] for key, part in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -118,7 +149,9 @@ def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         if "items" in value:
             return {key: _nested(part, tensors) for key, part in value["items"]}
         tensor = tensors[value["tensor"]]
-        return torch.view_as_complex(tensor) if value["complex"] else tensor
+        # As it lay in memory: a product with the same numbers in another layout rounds otherwise.
+        laid_out = torch.empty_strided(tensor.shape, value["strides"], dtype=tensor.dtype).copy_(tensor)
+        return torch.view_as_complex(laid_out) if value["complex"] else laid_out
     return value
 
 

@@ -1,15 +1,14 @@
 """The loop of supervised training: batches without end, checkpoints on disk, and an end that loses nothing.
 
 :mod:`cfiv.learning.loop` judges whole states on held-out rows a few times a fit. This one keeps no state but the last good one,
-looks at every loss, and can be killed: what it would need for that, the other has no use for, and the reverse.
+looks at every loss, and saves itself in the middle of a pass over a loader that is not ours.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,9 @@ from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarni
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
-from cfiv.learning.run_file import read_run, tensors_of, write_run
+from cfiv.learning.run_file import RunFile, draws_of, restore_draws, tensors_of
 from cfiv.learning.supervised import Recipe, TrainerState, step
 from cfiv.learning.supervised_data import Examples, Source
-
-
-@dataclass(frozen=True)
-class CheckpointFile:
-    """Where a run is saved, after how many steps each time, and what it is a run of."""
-
-    path: Path
-    every: int
-    configuration: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class Plan:
         From the steps done, and all of them, to what is in force.
     on_step : callable, optional
         Called with the step's number and loss.
-    checkpoint : CheckpointFile, optional
+    checkpoint : RunFile, optional
     """
 
     steps: int
@@ -62,7 +52,7 @@ class Plan:
     recipe: Callable[[int, int], Recipe]
     rate_factor: Callable[[int, int], float]
     on_step: Callable[[int, float], object] | None
-    checkpoint: CheckpointFile | None
+    checkpoint: RunFile | None
 
 
 @dataclass(frozen=True)
@@ -111,8 +101,9 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
     """
     peaks = [] if state.optimiser is None else [group["lr"] for group in state.optimiser.param_groups]
     run = Run(state, Position(), [])
-    if plan.checkpoint is not None and plan.checkpoint.path.exists():
-        run = continued(plan.checkpoint, state)
+    saved = None if plan.checkpoint is None else plan.checkpoint.read()
+    if saved is not None:
+        run = continued(saved, state)
     good, stream = LastGood(state.head), endless(batches, run, plan)
     ended: Ended = "finished"
     done = len(run.history)
@@ -234,19 +225,7 @@ def observe(plan: Plan, done: int, loss: float) -> None:
         restore_draws(draws, plan.device)
 
 
-def draws_of(device: torch.device) -> list[Tensor]:
-    """States of the generators that a module draws from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def restore_draws(draws: list[Tensor], device: torch.device) -> None:
-    """Return to those states; that of another kind of device has no meaning here."""
-    torch.set_rng_state(draws[0])
-    if device.type == "cuda" and len(draws) > 1:
-        torch.cuda.set_rng_state(draws[1], device)
-
-
-def save(run: Run, file: CheckpointFile, device: torch.device) -> None:
+def save(run: Run, file: RunFile, device: torch.device) -> None:
     """Write all that :func:`continued` needs."""
     state = run.state
     values = {
@@ -258,12 +237,11 @@ def save(run: Run, file: CheckpointFile, device: torch.device) -> None:
         "epochs": torch.tensor([epoch for epoch, _ in run.history]),
         "losses": torch.tensor([loss for _, loss in run.history], dtype=torch.float64),
     }
-    write_run(file.path, values, configuration=file.configuration)
+    file.write(values)
 
 
-def continued(file: CheckpointFile, fresh: TrainerState) -> Run:
-    """The run in a file, put into the module and the optimiser of a fresh state."""
-    values = read_run(file.path, configuration=file.configuration)
+def continued(values: Mapping[str, Any], fresh: TrainerState) -> Run:
+    """The run that was saved, put into the module and the optimiser of a fresh state."""
     live = tensors_of(fresh.head.module)
     for name, tensor in values["module"].items():
         live[name].copy_(tensor)

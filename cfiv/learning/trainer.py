@@ -21,10 +21,10 @@ from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
 from cfiv.learning.networks import seeded
-from cfiv.learning.run_file import described, without_addresses
+from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import Source, as_tensor, source
-from cfiv.learning.supervised_loop import CheckpointFile, Plan, train
+from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
 
@@ -225,7 +225,7 @@ class LastLayerTrainer:
         file = None
         if checkpoint is not None:
             check_place(Path(checkpoint))
-            file = CheckpointFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
+            file = RunFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
         plan = Plan(
             steps=total,
             seed=self.random_state,

@@ -57,12 +57,15 @@ class Optimisers:
     instrument: torch.optim.Optimizer | None
     covariate: torch.optim.Optimizer | None
 
+    def those(self) -> list[torch.optim.Optimizer]:
+        """The optimisers that exist, in a fixed order."""
+        return [optimiser for optimiser in (self.treatment, self.instrument, self.covariate) if optimiser is not None]
+
     def set_rate(self, factor: float) -> None:
         """Set every learning rate to a fraction of its peak."""
-        for optimiser in (self.treatment, self.instrument, self.covariate):
-            if optimiser is not None:
-                for group in optimiser.param_groups:
-                    group["lr"] = factor * group["peak"]
+        for optimiser in self.those():
+            for group in optimiser.param_groups:
+                group["lr"] = factor * group["peak"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cfiv.learning.early_stopping import Checkpoint, standard_errors_above_zero
-from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Trained, check_steps, train
+from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Progress, Trained, check_steps, train
 from cfiv.learning.networks import evaluate
+from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, PerNetwork, TwoStageState, optimisers, step
@@ -143,7 +144,12 @@ class TwoStageProblem:
 
 
 def fit_two_stage(
-    problem: TwoStageProblem, networks: Networks, *, generator: np.random.Generator, on_step: Callable[[], object]
+    problem: TwoStageProblem,
+    networks: Networks,
+    *,
+    generator: np.random.Generator,
+    on_step: Callable[[], object],
+    file: RunFile | None = None,
 ) -> TwoStageFit:
     """Train the networks on the two samples, choose a state by held-out stage-2 loss, and solve its last layers; with "current"
     take the last state as it is.
@@ -159,6 +165,8 @@ def fit_two_stage(
         Source of the batches.
     on_step : callable
         Called after every step, for progress.
+    file : RunFile, optional
+        Where the run is saved on its way, and continued from.
 
     Returns
     -------
@@ -179,7 +187,8 @@ def fit_two_stage(
     run = _TwoStageRun(problem, networks, generator)
     # "current" is what training leaves: no state is given up for an earlier one.
     training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
-    trained = train(run, steps=problem.steps, training=training, on_step=on_step, stacklevel=5)
+    archive = None if file is None else TwoStageArchive(run, file)
+    trained = train(run, steps=problem.steps, training=training, on_step=on_step, stacklevel=5, archive=archive)
     return _report(trained, problem, networks)
 
 
@@ -234,11 +243,101 @@ class _TwoStageRun:
         }
         return now, notes
 
+    def saved(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs: the state, what the judgement of instrument features remembers, the generators."""
+        state = self._state
+        return {
+            "networks": [module.state_dict() for module in state.networks.modules()],
+            "optimisers": [optimiser.state_dict() for optimiser in state.optimisers.those()],
+            "last_layers": [state.first_stage, state.structural],
+            "instrument_features": self._instrument_features,
+            "stage1_heldout_loss": self._stage1_heldout_loss,
+            "draws": draws_of(self.device),
+        }
+
+    def restore(self, values: Mapping[str, Any], *, done: int) -> None:
+        """Go where the run was after ``done`` steps. Their batches are drawn again, one of each sample a step."""
+        state = self._state
+        for module, parameters in zip(state.networks.modules(), values["networks"], strict=True):
+            module.load_state_dict(parameters)
+        for optimiser, kept in zip(state.optimisers.those(), values["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        first, structural = (None if value is None else value.to(self.device) for value in values["last_layers"])
+        self._state = replace(state, first_stage=first, structural=structural)
+        self._instrument_features = values["instrument_features"]
+        self._stage1_heldout_loss = values["stage1_heldout_loss"]
+        for _ in range(done):
+            next(self._stage1), next(self._stage2)
+        restore_draws(values["draws"], self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self._problem.split.stage1.outcome.device
+
     def _see(self, number: int) -> Seen:
         """The rows that are judged after step ``number``; their treatment features are computed once."""
         if self._seen is None or self._seen[0] != number:
             self._seen = number, Seen.by(self._state.networks, self._problem)
         return self._seen[1]
+
+
+@dataclass(frozen=True)
+class TwoStageArchive:
+    """A run and the file that it is saved in: plain values to the file, states from it."""
+
+    run: _TwoStageRun
+    file: RunFile
+
+    @property
+    def every(self) -> int:
+        """Steps between two writes."""
+        return self.file.every
+
+    def write(self, progress: Progress[LastLayers]) -> None:
+        """Replace the file by one of the present."""
+        stopping = progress.stopping
+        loop = {
+            "done": progress.done,
+            "ended": progress.ended,
+            "history": progress.history,
+            "losses": progress.losses,
+            "best": _plain(stopping.best),
+            "kept": _plain(stopping.kept),
+            "risen": stopping.risen,
+        }
+        self.file.write({"loop": loop, "run": self.run.saved()})
+
+    def restore(self, progress: Progress[LastLayers]) -> None:
+        """Put both where the file has them, if there is one."""
+        values = self.file.read()
+        if values is None:
+            return
+        loop, device = values["loop"], self.run.device
+        progress.done, progress.ended, progress.history = loop["done"], loop["ended"], loop["history"]
+        progress.losses = [{name: loss.to(device) for name, loss in step.items()} for step in loop["losses"]]
+        progress.stopping.best = _checkpoint(loop["best"], device)
+        progress.stopping.kept = _checkpoint(loop["kept"], device)
+        progress.stopping.risen = loop["risen"]
+        self.run.restore(values["run"], done=progress.done)
+
+
+def _plain(checkpoint: Checkpoint[LastLayers] | None) -> list[Any] | None:
+    """Tensors and numbers."""
+    if checkpoint is None:
+        return None
+    layers = checkpoint.last_layers
+    plain = [layers.first_stage, layers.structural, layers.first_stage_ridge, layers.ridge]
+    return [checkpoint.step, checkpoint.parameters, plain, checkpoint.losses]
+
+
+def _checkpoint(plain: list[Any] | None, device: torch.device) -> Checkpoint[LastLayers] | None:
+    """The reverse; networks load their parameters from any device."""
+    if plain is None:
+        return None
+    step, parameters, (first, structural, first_ridge, ridge), losses = plain
+    layers = LastLayers(first.to(device), structural.to(device), first_ridge, ridge)
+    return Checkpoint(step, parameters, layers, losses.to(device))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Where the fits of an estimator are saved on their way: a folder with one file a fit, and what they are fits of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cfiv.errors import OutputError, ParameterError
+from cfiv.estimators.parameters import check_whole, is_whole
+from cfiv.files import unwritable
+from cfiv.learning.run_file import RunFile, described, without_addresses
+from cfiv.learning.samples import Sample
+
+#: Hyper-parameters that change no number.
+WITHOUT_EFFECT = ("progress",)
+
+
+@dataclass(frozen=True)
+class SavedRuns:
+    """Files of the fits of one estimator to one sample.
+
+    Parameters
+    ----------
+    folder : Path
+    every : int
+        Steps between two writes.
+    configuration : mapping
+        Of the estimator.
+    """
+
+    folder: Path
+    every: int
+    configuration: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, estimator: Any, folder: str | os.PathLike[str], every: int) -> SavedRuns:
+        """Make the folder, unless it is there.
+
+        Raises
+        ------
+        ParameterError
+            If ``every`` is no whole number >= 1, or the seed is not one that a second call would draw the same numbers from.
+        OutputError
+            If the folder cannot be made.
+        """
+        check_whole("every", every, least=1)
+        if not is_whole(estimator.random_state):
+            raise ParameterError(
+                f"checkpoint= needs a random_state that can be drawn from again, a whole number, got {estimator.random_state!r}"
+            )
+        place = Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(unwritable(place, error)) from error
+        parameters = {
+            name: without_addresses(value)
+            for name, value in sorted(estimator.get_params(deep=False).items())
+            if name not in WITHOUT_EFFECT
+        }
+        return cls(place, every, {"estimator": type(estimator).__name__, **parameters, "torch": torch.__version__})
+
+    def file(self, name: str, *, sample: Sample, networks: Sequence[nn.Module]) -> RunFile:
+        """That of one fit, which knows the sample and the networks that it belongs to."""
+        about = {"fit": name, "data": digest(sample), "networks": [described(module) for module in networks]}
+        return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})
+
+
+def digest(sample: Sample) -> str:
+    """Of all values of a sample, as it is scaled and stored."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for values in (sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights):
+        if values is None:
+            hashed.update(b"none")
+            continue
+        array: np.ndarray[Any, Any] = np.ascontiguousarray(values.cpu().numpy())
+        hashed.update(f"{array.dtype} {array.shape}".encode())
+        hashed.update(array.data)
+    return hashed.hexdigest()
