@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from last_layer_problems import Examples, Problem, problems
 from ledger import HERE, Ledger, shared
+from matplotlib.ticker import NullFormatter
 
 import cfiv
 from cfiv.plots import COLOURS
@@ -176,12 +177,17 @@ def run(work: argparse.Namespace) -> None:
 
 def report(_: argparse.Namespace) -> None:
     """Print a table for each problem as Markdown, and draw its figure."""
-    chosen = TUNING.read().sort_values("error").drop_duplicates(["problem", "method", "batch_size"]).drop(columns="error")
+    chosen = (
+        TUNING.read()
+        .sort_values("error", kind="stable")
+        .drop_duplicates(["problem", "method", "batch_size"])
+        .drop(columns="error")
+    )
     fits, courses = (done.merge(chosen) for done in (FITS.read(), COURSES.read().drop_duplicates(COURSES.keys, keep="last")))
     known = problems("")
     for name in fits["problem"].unique():
         problem, here = known[name], fits[fits["problem"] == name]
-        table = here.groupby(["batch_size", "method"])[["error", "refit", "train_loss", "seconds"]].median()
+        table = here.groupby(["batch_size", "method"])[["error", "refit", "seconds"]].median()
         table["seeds"] = here.groupby(["batch_size", "method"])["seed"].nunique()
         table["setting"] = here.groupby(["batch_size", "method"])["setting"].first()
         order = [(str(size), method) for size in problem.batch_sizes for method in METHODS]
@@ -209,6 +215,7 @@ def draw(courses: pd.DataFrame, problem: Problem) -> plt.Figure:
     for ax in axes.flat:
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", alpha=0.25)
     for ax in axes[:, 0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept
 from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -327,10 +328,14 @@ class DFIV(StructuralEstimator):
         OutputError
             If it cannot be written to.
         """
-        if checkpoint is None:
-            return super().fit(data)
+        # As in every estimator, and not through super(): warnings count the calls up to the user's line.
+        started = time.perf_counter()
         self._check_parameters()
-        return self._fit(data, partial(self._estimate, runs=SavedRuns.of(self, checkpoint, every)))
+        runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
+        encoder, arrays = self.encode(data)
+        arrays = arrays.with_positive_weight()
+        arrays.check_fittable()
+        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         problem = StandardisedData.prepare(

@@ -94,16 +94,15 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError, ParameterError
             For bad data, roles or hyper-parameters, before anything is computed.
         """
-        return self._fit(data, self._estimate)
-
-    def _fit(self, data: Any, estimate_from: Callable[..., Estimate]) -> Self:
-        """Check, encode, estimate, and keep what later questions need."""
         started = time.perf_counter()
         self._check_parameters()
         encoder, arrays = self.encode(data)
         arrays = arrays.with_positive_weight()
         arrays.check_fittable()
-        estimate = estimate_from(arrays, intercept=encoder.roles.intercept if isinstance(encoder, TableEncoder) else True)
+        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder)), encoder, arrays, started)
+
+    def _keep(self, estimate: Estimate, encoder: TableEncoder | ArrayEncoder, arrays: IVData, started: float) -> Self:
+        """Keep what later questions need."""
         assert arrays.names is not None
         self.structural_function_ = StructuralFunction(
             estimator=type(self).__name__,
@@ -244,3 +243,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         if function is None:
             raise NotFittedError(f"this {type(self).__name__} has not been fitted: call fit(data) first")
         return function
+
+
+def has_intercept(encoder: TableEncoder | ArrayEncoder) -> bool:
+    """Whether a linear model has one; without a formula it always does."""
+    return encoder.roles.intercept if isinstance(encoder, TableEncoder) else True
