@@ -206,7 +206,7 @@ def draw(courses: pd.DataFrame, problem: Problem) -> plt.Figure:
     for column, size in enumerate(sizes):
         here = courses[courses["batch_size"] == str(size)]
         for method in [method for method in METHODS if method in set(here["method"])]:
-            middle = here[here["method"] == method].groupby("step")[["seconds", "error"]].median()
+            middle = median_course(here[here["method"] == method])
             for ax, x in zip(axes[:, column], (middle.index, middle["seconds"]), strict=True):
                 ax.plot(x, middle["error"], color=colours[method], linewidth=2 if method == "proximal" else 1.3, label=method)
         axes[0, column].set_title(f"batches of {size}", loc="left", fontsize=11)
@@ -222,6 +222,12 @@ def draw(courses: pd.DataFrame, problem: Problem) -> plt.Figure:
         ax.set_ylabel(f"{problem.name}, test")
     axes[0, -1].legend(frameon=False, fontsize=9)
     return figure
+
+
+def median_course(fits: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds and error at each step; a fit that has diverged before it counts as an infinite error."""
+    courses = fits.pivot(index="step", columns="seed", values=["seconds", "error"])
+    return pd.DataFrame({"seconds": courses["seconds"].median(axis=1), "error": courses["error"].fillna(np.inf).median(axis=1)})
 
 
 def said(setting: dict[str, Any]) -> str:
