@@ -49,6 +49,18 @@ class OutputError(CfivError, OSError):
     """A place that cannot be written to."""
 
 
+class StudyError(CfivError, ValueError):
+    """A simulation study whose parts do not fit together."""
+
+
+class StudyFileError(CfivError, ValueError):
+    """A study file that cannot be read, or that says something unknown."""
+
+
+class LedgerError(CfivError, ValueError):
+    """A ledger that is corrupt, from a newer version, or being written by another process."""
+
+
 class MissingPackageError(CfivError, ImportError):
     """An optional package that is not installed."""
 

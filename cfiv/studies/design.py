@@ -1,0 +1,158 @@
+"""Designs: where the data of a simulation study come from, and what is true of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cfiv.errors import ParameterError, StudyError
+
+#: A design's function: ``simulate(seed=..., **parameters) -> (data, truth)``.
+Simulate = Callable[..., tuple[Any, Any]]
+
+
+class Design:
+    """A function that draws data and knows the truth, over a grid of its parameters.
+
+    Parameters
+    ----------
+    simulate : callable
+        ``simulate(seed=seed, **parameters) -> (data, truth)``. ``data`` is whatever the methods' ``fit`` takes. ``truth`` is an
+        object with ``error(model)``, such as those of ``cfiv.datasets``, or a true structural function as :class:`PointwiseTruth`
+        takes it: a callable of the data's rows, or one number a row.
+    **parameters
+        Passed to ``simulate``. A list is an axis of the grid, with one cell a value; anything else is passed as it is (a list
+        that is one value: a list of that list).
+
+    Raises
+    ------
+    ParameterError
+        If ``simulate`` is not callable, a list is empty or names a value twice, or ``seed`` is among the parameters.
+
+    Examples
+    --------
+    >>> from cfiv.datasets import demand
+    >>> design = Design(demand.simulate, n=[1000, 5000], rho=[0.1, 0.9], error_scale=50.0)
+    >>> len(list(design.cells()))
+    4
+    """
+
+    def __init__(self, simulate: Simulate, **parameters: Any) -> None:
+        if not callable(simulate):
+            raise ParameterError(
+                f"a design is a function simulate(seed=..., **parameters) -> (data, truth), got {type(simulate).__name__}"
+            )
+        if "seed" in parameters:
+            raise ParameterError(
+                f"seed is no parameter of a design, got {parameters['seed']!r}: the study gives every replication its own"
+            )
+        self.simulate = simulate
+        self.axes = axes_of(parameters)
+        self.fixed = {name: value for name, value in parameters.items() if name not in self.axes}
+
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """The parameters of every cell of the grid that vary, in the order of the lists."""
+        return grid(self.axes)
+
+
+def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The parameters with a list of values.
+
+    Raises
+    ------
+    ParameterError
+        If a list is empty or has a value twice.
+    """
+    axes = {name: value for name, value in parameters.items() if isinstance(value, list)}
+    for name, values in axes.items():
+        if not values:
+            raise ParameterError(
+                f"{name} has no values, so that the grid is empty: give a list of at least one, or leave it out"
+            )
+        shown = [repr(value) for value in values]
+        twice = [value for i, value in enumerate(shown) if value in shown[:i]]
+        if twice:
+            raise ParameterError(f"{name} has {twice[0]} twice: name each value once, and raise replications for more draws")
+    return axes
+
+
+def grid(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values; one empty one where nothing varies."""
+    return (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class PointwiseTruth:
+    """The true structural function at the rows of the data that a method was fitted to.
+
+    Parameters
+    ----------
+    data : table
+        Treatment and covariates are among its columns.
+    structural : array (n,)
+        The true ``h`` at each row.
+    function : callable, optional
+        ``h`` of a table; ``truth(rows)`` needs it.
+    """
+
+    data: Any
+    structural: np.ndarray[Any, Any]
+    function: Callable[[Any], Any] | None = None
+
+    def __call__(self, rows: Any) -> np.ndarray[Any, Any]:
+        """``h`` at other rows, shape (n,).
+
+        Raises
+        ------
+        StudyError
+            If the design gave values at its own rows only.
+        """
+        if self.function is None:
+            raise StudyError("the design's truth is an array, known at its own rows only: return a function of rows instead")
+        return np.asarray(self.function(rows), dtype=np.float64)
+
+    def error(self, model: Any) -> float:
+        """Mean squared error of ``model.predict(data)``, in squared units of the outcome.
+
+        Raises
+        ------
+        StudyError
+            If the predictions are not one number a row.
+        """
+        predicted = np.asarray(model.predict(self.data))
+        if predicted.shape != self.structural.shape:
+            raise StudyError(
+                f"predictions must be one number a row, shape {self.structural.shape}, got shape {predicted.shape}"
+            )
+        return float(np.mean((predicted - self.structural) ** 2))
+
+
+def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tuple[Any, Any]:
+    """Data and truth of one replication; the truth has ``error(model)``.
+
+    Raises
+    ------
+    StudyError
+        If the design does not return data and truth, or its truth is not one number a row of its data. Then every replication
+        would fail alike.
+    """
+    result = simulate(seed=seed, **parameters)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise StudyError(f"a design must return (data, truth), got {type(result).__name__}: end it with `return data, truth`")
+    data, truth = result
+    if callable(getattr(truth, "error", None)):
+        return data, truth
+    rows = getattr(data, "frame", None)
+    rows = data if rows is None else rows
+    structural = truth(rows) if callable(truth) else truth
+    values = np.asarray(structural, dtype=np.float64)
+    if values.shape != (len(rows),):
+        raise StudyError(
+            f"the truth of a design must be one number a row of its data, shape ({len(rows)},), got shape {values.shape}: "
+            "return an array of that shape, a function of rows, or an object with error(model)"
+        )
+    return data, PointwiseTruth(rows, values, truth if callable(truth) else None)

@@ -1,0 +1,67 @@
+"""The engine: many replications at once, on this machine or wherever joblib is told to work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
+
+from cfiv.studies.process import PROCESSES
+
+
+@dataclass(frozen=True)
+class Job:
+    """A replication to run.
+
+    Parameters
+    ----------
+    index : int
+        Whose answer it will be.
+    cell : bytes
+        A pickled :class:`Cell`.
+    data_seed, fit_seed : int
+    time_limit : float or None
+        Seconds.
+    """
+
+    index: int
+    cell: bytes
+    data_seed: int
+    fit_seed: int
+    time_limit: float | None
+
+
+def answer(job: Job, threads: int) -> tuple[int, dict[str, Any]]:
+    """Run a job in a fitting process of whichever process this is called in."""
+    seeds = {"data_seed": job.data_seed, "fit_seed": job.fit_seed}
+    return job.index, PROCESSES.answer(job.cell, seeds, threads=threads, time_limit=job.time_limit)
+
+
+def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The answers, each as soon as it is there.
+
+    joblib hands the jobs out: to threads that each keep a fitting process of their own or, inside ``with
+    joblib.parallel_config(backend=...)``, to that backend. Closing the iterator, or an exception in it, ends what is being fitted.
+    """
+    parallel = Parallel(
+        n_jobs=workers, prefer="threads", return_as="generator_unordered", batch_size=1, pre_dispatch="2 * n_jobs"
+    )
+    running = parallel(delayed(answer)(job, threads) for job in jobs)
+    finished = False
+    try:
+        yield from running
+        finished = True
+    finally:
+        # Before the threads are waited for, or they would wait for fits that nobody wants.
+        PROCESSES.close(kill=not finished)
+        if not finished:
+            running.close()
+
+
+def elsewhere() -> bool:
+    """Whether the caller has told joblib to work through a backend of its choice."""
+    backend, _ = get_active_backend()
+    return not type(backend).__name__.startswith(("Loky", "Threading", "Sequential"))

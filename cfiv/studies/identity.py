@@ -1,0 +1,122 @@
+"""Who a replication is: the seeds that follow from its coordinates, and the hash of all that its numbers depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import re
+import textwrap
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+#: Hyper-parameters that change no number, or that a study sets itself.
+WITHOUT_EFFECT = ("progress", "random_state")
+
+
+def seed_of(*coordinates: Any) -> int:
+    """A seed from coordinates alone, below 2^32: the first four bytes of a hash of them."""
+    return int.from_bytes(_digest(description(coordinates), size=4), "big")
+
+
+def configuration_hash(configuration: Any) -> str:
+    """32 hexadecimal digits that change whenever :func:`description` of the configuration does."""
+    return _digest(configuration, size=16).hex()
+
+
+def description(value: Any, depth: int = 0) -> Any:
+    """What a value is, as JSON, the same in every process.
+
+    Functions and classes are their name; those outside cfiv also the digest of their source, so that a changed one counts as
+    another. Estimators are their class and ``get_params()``, other objects their class and attributes.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if depth > 12:
+        return type(value).__qualname__
+    deeper = functools.partial(description, depth=depth + 1)
+    if isinstance(value, np.generic):
+        return deeper(value.item())
+    if isinstance(value, Mapping):
+        return {str(key): deeper(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [deeper(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((deeper(item) for item in value), key=json.dumps)
+    if isinstance(value, (np.ndarray, pd.DataFrame, pd.Series)):
+        return _of_array(value)
+    if isinstance(value, functools.partial):
+        return {"partial": deeper(value.func), "args": deeper(value.args), "keywords": deeper(value.keywords)}
+    if isinstance(value, types.MethodType):
+        return {"method": value.__func__.__qualname__, "of": deeper(value.__self__), **_source(value.__func__)}
+    if isinstance(value, types.FunctionType):
+        closure = [deeper(cell.cell_contents) for cell in value.__closure__ or () if _filled(cell)]
+        return {"function": _name(value), "closure": closure, **_source(value)}
+    if isinstance(value, (type, types.BuiltinFunctionType)):
+        return {"name": _name(value), **(_source(value) if isinstance(value, type) else {})}
+    return {"object": deeper(type(value)), "state": deeper(_state(value))}
+
+
+def _state(value: Any) -> Any:
+    if hasattr(value, "get_params"):
+        return {name: part for name, part in sorted(value.get_params(deep=False).items()) if name not in WITHOUT_EFFECT}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    attributes = getattr(value, "__dict__", None)
+    return dict(sorted(attributes.items())) if attributes else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _of_array(value: Any) -> dict[str, Any]:
+    if isinstance(value, pd.DataFrame):
+        return {"table": {str(name): _of_array(value[name]) for name in value.columns}}
+    array = np.ascontiguousarray(value)
+    data = repr(array.tolist()).encode() if array.dtype.kind == "O" else array.tobytes()
+    return {"array": f"{array.dtype} {array.shape}", "digest": hashlib.blake2b(data, digest_size=16).hexdigest()}
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}:{value.__qualname__}"
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # a function that refers to itself, before it has a name
+        return False
+    return True
+
+
+def _source(value: Any) -> dict[str, Any]:
+    """The digest of what a person wrote; that of the compiled code where there is no file to read it from."""
+    if str(value.__module__).split(".")[0] in ("cfiv", "builtins", "torch", "numpy", "sklearn"):
+        return {}
+    try:
+        text = textwrap.dedent(inspect.getsource(value)).encode()
+    except (OSError, TypeError):
+        text = _code(value)
+    return {"source": hashlib.blake2b(text, digest_size=16).hexdigest()}
+
+
+def _code(value: Any) -> bytes:
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return b"".join(_code(part) for _, part in sorted(vars(value).items()) if hasattr(part, "__code__"))
+    parts = [
+        sorted(map(repr, part)) if isinstance(part, frozenset) else part
+        for part in code.co_consts
+        if not isinstance(part, types.CodeType)
+    ]
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    own = code.co_code + repr((code.co_names, parts)).encode()
+    return own + b"".join(part.co_code + repr(part.co_names).encode() for part in inner)
+
+
+def _digest(value: Any, *, size: int) -> bytes:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=size).digest()

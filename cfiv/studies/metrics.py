@@ -1,0 +1,161 @@
+"""Metrics: what a simulation study measures of a fitted method. A metric is any function of a :class:`Fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cfiv.errors import StudyError
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One fitted replication, as metrics see it.
+
+    Parameters
+    ----------
+    model : object with ``predict``
+    data : table, IVData, or whatever the design returns
+        What the model was fitted to.
+    truth : object with ``error(model)``
+        What the design knows; a true function or array comes as a :class:`PointwiseTruth`.
+    another : callable
+        ``another() -> (data, truth)`` draws again from the same cell of the design, with a seed of its own: held-out rows.
+    """
+
+    model: Any
+    data: Any
+    truth: Any
+    another: Callable[[], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a metric returns of a number that is estimated and known, for bias, variance and coverage.
+
+    Parameters
+    ----------
+    estimate, truth : float
+    lower, upper : float, optional
+        Ends of a confidence interval; reports then show its coverage.
+    """
+
+    estimate: float
+    truth: float
+    lower: float | None = None
+    upper: float | None = None
+
+
+Metric = Callable[[Fit], float | Estimate]
+#: The columns that an Estimate of a metric ``m`` fills: ``m, m_truth, m_lower, m_upper``.
+SUFFIXES = {"estimate": "", "truth": "_truth", "lower": "_lower", "upper": "_upper"}
+
+
+def error(fit: Fit) -> float:
+    """Mean squared error against the truth, in squared units of the outcome: ``truth.error(model)``."""
+    return float(fit.truth.error(fit.model))
+
+
+def score(fit: Fit) -> float:
+    """``model.score`` on rows drawn anew: what can be known without the truth. Higher is better."""
+    return float(fit.model.score(fit.another()[0]))
+
+
+@dataclass(frozen=True)
+class AverageEffect:
+    """``mean_i h(treatment_to, X_i) - h(treatment_from, X_i)`` over the rows that a method was fitted to.
+
+    Needs a design with a table and with a truth that is a function of rows.
+
+    Parameters
+    ----------
+    treatment : str
+        The treatment's column.
+    treatment_from, treatment_to : float
+    """
+
+    treatment: str
+    treatment_from: float
+    treatment_to: float
+
+    def __call__(self, fit: Fit) -> Estimate:
+        """Estimate and truth.
+
+        Raises
+        ------
+        StudyError
+            If the data are no table with that column.
+        """
+        rows = getattr(fit.data, "frame", None)
+        rows = fit.data if rows is None else rows
+        if self.treatment not in getattr(rows, "columns", ()):
+            raise StudyError(f"AverageEffect needs a table with the treatment's column, got none called {self.treatment!r}")
+        at_to, at_from = (rows.assign(**{self.treatment: float(t)}) for t in (self.treatment_to, self.treatment_from))
+        return Estimate(
+            estimate=float(np.mean(np.asarray(fit.model.predict(at_to)) - np.asarray(fit.model.predict(at_from)))),
+            truth=float(np.mean(fit.truth(at_to) - fit.truth(at_from))),
+        )
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """A coefficient of a linear estimator with its confidence interval, beside its true value.
+
+    Parameters
+    ----------
+    name : str
+        As in ``model.coefficients_``, the table of :class:`cfiv.TwoStageLeastSquares` and :class:`cfiv.LeastSquares`.
+    truth : float
+    """
+
+    name: str
+    truth: float
+
+    def __call__(self, fit: Fit) -> Estimate:
+        """Estimate, truth and the ends of the 95 % interval.
+
+        Raises
+        ------
+        StudyError
+            If the model has no such coefficient.
+        """
+        table = getattr(fit.model, "coefficients_", None)
+        if table is None or self.name not in table.index:
+            known = "none" if table is None else ", ".join(map(str, table.index))
+            raise StudyError(f"the model has no coefficient {self.name!r}: it has {known}")
+        row = table.loc[self.name]
+        return Estimate(float(row["coefficient"]), self.truth, float(row["lower"]), float(row["upper"]))
+
+
+def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
+    """The values of all metrics by column.
+
+    Raises
+    ------
+    StudyError
+        If one is not a finite number or an Estimate of such.
+    """
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        result = metric(fit)
+        if isinstance(result, Estimate):
+            found = {name + suffix: getattr(result, part) for part, suffix in SUFFIXES.items()}
+            values |= {column: value for column, value in found.items() if value is not None}
+        else:
+            values[name] = result
+    for column, value in values.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise StudyError(f"a metric must be a number or an Estimate, got {type(value).__name__} for {column!r}") from None
+        if not np.isfinite(number):
+            raise StudyError(f"the metric {column!r} is {number}")
+        values[column] = number
+    return values
+
+
+#: By the names that study files use.
+KNOWN: Mapping[str, Metric] = {"error": error, "score": score}
