@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
 
 from cfiv.studies.process import PROCESSES
 
@@ -44,7 +43,8 @@ def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Iterator[tupl
     """The answers, each as soon as it is there.
 
     joblib hands the jobs out: to threads that each keep a fitting process of their own or, inside ``with
-    joblib.parallel_config(backend=...)``, to that backend. Closing the iterator, or an exception in it, ends what is being fitted.
+    joblib.parallel_config(backend=...)``, to that backend. Closing the iterator, or an exception in it, ends what is being
+    fitted.
     """
     parallel = Parallel(
         n_jobs=workers, prefer="threads", return_as="generator_unordered", batch_size=1, pre_dispatch="2 * n_jobs"
@@ -60,8 +60,3 @@ def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Iterator[tupl
         if not finished:
             running.close()
 
-
-def elsewhere() -> bool:
-    """Whether the caller has told joblib to work through a backend of its choice."""
-    backend, _ = get_active_backend()
-    return not type(backend).__name__.startswith(("Loky", "Threading", "Sequential"))

@@ -101,10 +101,9 @@ class Ledger:
             ) from error
         try:
             with _explained(path):
-                fresh = not path.exists() or path.stat().st_size == 0
                 connection = sqlite3.connect(path, timeout=30.0)
                 try:
-                    if fresh:
+                    if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
                         _begin(connection)
                     _check_format(path, connection)
                     _check_whole(path, connection)
@@ -153,8 +152,8 @@ class Ledger:
 
     def rows(self, key: str) -> list[dict[str, Any]]:
         """All rows of a configuration, by replication, with ``metrics``, ``warnings`` and ``versions`` as they were given."""
-        query = f"SELECT {_COLUMNS}, versions FROM replications JOIN environments ON environment = id WHERE hash = ? ORDER BY replication"
-        cursor = self._connection.execute(query, (key,))
+        query = f"SELECT {_COLUMNS}, versions FROM replications JOIN environments ON environment = id WHERE hash = ?"
+        cursor = self._connection.execute(f"{query} ORDER BY replication", (key,))
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor]
         for row in rows:

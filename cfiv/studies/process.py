@@ -38,7 +38,7 @@ class FittingProcess:
         environment = {**os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in THREAD_VARIABLES}}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment["PYTHONHASHSEED"] = "0"
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process is
         # A session of its own: Ctrl-C in the terminal reaches the study, which decides what becomes of its processes.
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from cfiv.studies.process import main; main()"],

@@ -1,0 +1,370 @@
+"""A simulation study: designs x methods x replications, run once, continued at will."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pandas as pd
+from tqdm import tqdm
+
+import cfiv
+from cfiv.errors import ParameterError, StudyError
+from cfiv.estimators.parameters import check_whole, is_number
+from cfiv.studies import metrics as known_metrics
+from cfiv.studies.design import Design
+from cfiv.studies.engine import Job, answers
+from cfiv.studies.identity import configuration_hash, description, seed_of
+from cfiv.studies.ledger import Ledger
+from cfiv.studies.method import Method
+from cfiv.studies.metrics import Metric
+from cfiv.studies.replication import Cell
+from cfiv.studies.report import Report
+
+#: Packages whose versions every row remembers.
+PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels", "statsmodels")
+#: What `results` calls its own columns; parameters and metrics need other names.
+OWN_COLUMNS = ("design", "method", "replication", "status", "reason", "seconds", "cpu_seconds", "memory_mb")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]*")
+
+
+@dataclass(frozen=True)
+class StudyCell:
+    """A cell of a design with a cell of a method.
+
+    Parameters
+    ----------
+    coordinates : dict
+        What varies, as columns of the results: ``design``, its axes, ``method``, its axes.
+    data : list
+        What its data depend on beside the study's seed and the replication.
+    replication : Cell
+        What is run.
+    """
+
+    coordinates: dict[str, Any]
+    data: list[Any]
+    replication: Cell
+
+
+class Study:
+    """A grid of replications: every method on every cell of every design.
+
+    Parameters
+    ----------
+    name : str
+        Also of its files.
+    designs : mapping from a name to a :class:`Design` or its function
+    methods : mapping from a name to a :class:`Method` or its estimator
+    replications : int
+        Draws from each cell of the designs. More may be asked for later.
+    seed : int
+        All randomness comes from it. The data of a replication have a seed of ``(seed, design, its parameters, replication)``;
+        all methods get the same data, and all the same second seed, so that comparisons are paired. No number depends on the
+        order, on what runs beside, or on what else is in the study.
+    metrics : mapping from a name to a function of a :class:`Fit`, optional
+        By default ``{"error": cfiv.studies.error}``.
+    time_limit : float, optional
+        Seconds that drawing, fitting and measuring one replication may take before it is stopped and counts as failed.
+    threads : int
+        That each fit may use. Sums are added in another order by another number of threads, so it does not follow from the
+        machine.
+    ledger : path, optional
+        By default ``NAME.sqlite`` in the folder of the call.
+
+    Raises
+    ------
+    ParameterError
+        For names that are empty or taken twice, no design, method or metric, negative replications, and the like.
+
+    Notes
+    -----
+    Each replication runs in a process of its own that is kept for the next one, is told apart from a frozen one by
+    ``time_limit``, and takes nothing with it when it dies. What a method or a design is made of must be picklable; functions
+    defined in a notebook are.
+
+    Examples
+    --------
+    >>> import cfiv
+    >>> from cfiv.datasets import demand
+    >>> study = Study(
+    ...     "prices",
+    ...     designs={"demand": Design(demand.simulate, n=[1000, 5000])},
+    ...     methods={"2SLS": cfiv.TwoStageLeastSquares(demand.FORMULA), "DFIV": cfiv.DFIV(demand.FORMULA)},
+    ...     replications=20,
+    ... )
+    >>> len(study)
+    80
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        designs: Mapping[str, Any],
+        methods: Mapping[str, Any],
+        replications: int = 20,
+        seed: int = 0,
+        metrics: Mapping[str, Metric] | None = None,
+        time_limit: float | None = None,
+        threads: int = 1,
+        ledger: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ParameterError(f"a study's name is letters, digits, spaces and any of _.-, got {name!r}")
+        check_whole("replications", replications, least=0)
+        check_whole("seed", seed, least=0)
+        check_whole("threads", threads, least=1)
+        if time_limit is not None and (not is_number(time_limit) or not 0.0 < time_limit < float("inf")):
+            raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {time_limit!r}")
+        self.name, self.replications, self.seed, self.threads = name, replications, seed, threads
+        self.designs = {
+            key: value if isinstance(value, Design) else Design(value) for key, value in _named("designs", designs).items()
+        }
+        self.methods = {
+            key: value if isinstance(value, Method) else Method(value) for key, value in _named("methods", methods).items()
+        }
+        self.metrics = dict(_named("metrics", {"error": known_metrics.error} if metrics is None else metrics))
+        self.time_limit = time_limit
+        self.ledger = Path(f"{name}.sqlite" if ledger is None else ledger)
+        for key, metric in self.metrics.items():
+            if not callable(metric):
+                raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
+        self._check_columns()
+
+    def __len__(self) -> int:
+        return len(self.cells) * self.replications
+
+    @cached_property
+    def cells(self) -> dict[str, StudyCell]:
+        """Every cell by the hash of its configuration, in the order of designs, their grids, methods, their grids."""
+        return {self._hash(cell): cell for cell in self._cells()}
+
+    def _cells(self) -> Iterator[StudyCell]:
+        for design_name, design in self.designs.items():
+            for at in design.cells():
+                for method_name, method in self.methods.items():
+                    for of in method.cells():
+                        yield StudyCell(
+                            {"design": design_name, **at, "method": method_name, **of},
+                            [design_name, {**design.fixed, **at}],
+                            Cell(
+                                design.simulate, {**design.fixed, **at}, method.estimator, {**method.fixed, **of}, self.metrics
+                            ),
+                        )
+
+    def configuration(self, cell: StudyCell) -> dict[str, Any]:
+        """All that the numbers of a cell depend on, as JSON."""
+        run = cell.replication
+        return {
+            "seed": self.seed,
+            "coordinates": description(cell.coordinates),
+            "design": description([run.simulate, run.parameters]),
+            "method": description([run.estimator, run.hyper_parameters]),
+            "metrics": description(run.metrics),
+        }
+
+    def _hash(self, cell: StudyCell) -> str:
+        return configuration_hash(self.configuration(cell))
+
+    def seeds(self, cell: StudyCell, replication: int) -> dict[str, int]:
+        """``data_seed`` and ``fit_seed`` of one replication, below 2^32."""
+        coordinates = (self.seed, cell.data, replication)
+        return {"data_seed": seed_of("data", *coordinates), "fit_seed": seed_of("fit", *coordinates)}
+
+    def run(self, *, jobs: int | None = None, retry_failed: bool = False, progress: bool = True) -> Report:
+        """Run what the ledger does not have yet.
+
+        Parameters
+        ----------
+        jobs : int, optional
+            Replications at once; by default a processor each, or as many as the backend of an enclosing
+            ``joblib.parallel_config(backend="dask")`` has workers.
+        retry_failed : bool
+            Whether to run those again that failed.
+        progress : bool
+            Whether to show how far it is and how long it will take.
+
+        Returns
+        -------
+        Report
+            Of :meth:`results`.
+
+        Raises
+        ------
+        LedgerError, OutputError
+            If the ledger is damaged, from a newer version, being written by another process, or cannot grow.
+        StudyError
+            If a design does not return data and truth as it should. (Whatever a design or a method raises itself is a row of the
+            ledger, with its reason, and the study goes on.)
+        KeyboardInterrupt
+            After Ctrl-C, once everything finished is safe; call ``run`` again to continue.
+        """
+        if jobs is not None:
+            check_whole("jobs", jobs, least=1)
+        pickled = self._pickled()
+        with Ledger.writing(self.ledger) as ledger:
+            ledger.describe({key: self.configuration(cell) for key, cell in self.cells.items()}, versions=_versions())
+            pending = list(self._pending(ledger, retry_failed=retry_failed))
+            tasks = [
+                Job(index, pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
+                for index, (key, replication) in enumerate(pending)
+            ]
+            forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)
+            with tqdm(
+                total=len(self), initial=len(self) - len(tasks), desc=self.name, unit="fit", disable=not progress
+            ) as progress_bar:
+                running = answers(tasks, workers=jobs, threads=self.threads)
+                try:
+                    for index, outcome in running:
+                        key, replication = pending[index]
+                        ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
+                        if outcome.get("broken"):
+                            raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
+                        forecast.done(key, outcome.get("seconds"))
+                        progress_bar.set_postfix_str(forecast.said(), refresh=False)
+                        progress_bar.update()
+                finally:
+                    running.close()
+        return self.report()
+
+    def _pending(self, ledger: Ledger, *, retry_failed: bool) -> Iterator[tuple[str, int]]:
+        """What is to do, replication by replication, so that a study that is stopped has as many of each cell."""
+        finished = ledger.finished(self.cells)
+        for replication in range(self.replications):
+            for key in self.cells:
+                status = finished.get((key, replication))
+                if status is None or (retry_failed and status == "failed"):
+                    yield key, replication
+
+    def _pickled(self) -> dict[str, bytes]:
+        try:
+            return {key: cloudpickle.dumps(cell.replication) for key, cell in self.cells.items()}
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise StudyError(
+                f"designs, methods and metrics are sent to other processes, and one cannot be pickled ({error}): "
+                "give a function that makes it"
+            ) from error
+
+    def results(self) -> pd.DataFrame:
+        """One row a replication that is in the ledger.
+
+        Returns
+        -------
+        DataFrame
+            ``design``, the axes of the designs, ``method``, the axes of the methods, ``replication``, ``status`` ("done" or
+            "failed"), a column a metric (empty where it failed), ``seconds`` and ``cpu_seconds`` (of ``fit``), ``memory_mb``
+            (by how much the process grew during ``fit``) and ``reason`` (of a failure). In the order of the study.
+        """
+        records = []
+        for cell, row in self._rows():
+            record = {**cell.coordinates, "replication": row["replication"], "status": row["status"], **row["metrics"]}
+            records.append({**record, **{name: row[name] for name in ("seconds", "cpu_seconds", "memory_mb", "reason")}})
+        return pd.DataFrame(records, columns=self._columns(records))
+
+    def failures(self) -> pd.DataFrame:
+        """One row a failed replication: its coordinates, ``reason``, and ``details``, mostly a traceback."""
+        records = [
+            {**cell.coordinates, "replication": row["replication"], "reason": row["reason"], "details": row["details"]}
+            for cell, row in self._rows()
+            if row["status"] == "failed"
+        ]
+        return pd.DataFrame(records, columns=[*self._axes(), "replication", "reason", "details"])
+
+    def status(self) -> pd.DataFrame:
+        """One row a cell: its coordinates, and how many replications are ``done``, ``failed`` and ``pending``."""
+        counts: dict[str, dict[str, int]] = {key: {"done": 0, "failed": 0} for key in self.cells}
+        if self.ledger.exists():
+            with Ledger.reading(self.ledger) as ledger:
+                for (key, replication), status in ledger.finished(self.cells).items():
+                    if replication < self.replications:
+                        counts[key][status] += 1
+        records = [
+            {**cell.coordinates, **counts[key], "pending": self.replications - sum(counts[key].values())}
+            for key, cell in self.cells.items()
+        ]
+        return pd.DataFrame(records, columns=[*self._axes(), "done", "failed", "pending"])
+
+    def report(self) -> Report:
+        """Tables and figures of what is in the ledger."""
+        return Report(self.results(), name=self.name, axes=self._axes(), metrics=tuple(self.metrics))
+
+    def _rows(self) -> Iterator[tuple[StudyCell, dict[str, Any]]]:
+        if not self.ledger.exists():
+            return
+        with Ledger.reading(self.ledger) as ledger:
+            for key, cell in self.cells.items():
+                yield from ((cell, row) for row in ledger.rows(key) if row["replication"] < self.replications)
+
+    def _axes(self) -> list[str]:
+        """The columns that tell cells apart."""
+        designs = [name for design in self.designs.values() for name in design.axes]
+        methods = [name for method in self.methods.values() for name in method.axes]
+        return list(dict.fromkeys(["design", *designs, "method", *methods]))
+
+    def _columns(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        found = dict.fromkeys(name for record in records for name in record)
+        first = [*self._axes(), "replication", "status"]
+        last = ["seconds", "cpu_seconds", "memory_mb", "reason"]
+        return [*first, *(name for name in found if name not in (*first, *last)), *last]
+
+    def _check_columns(self) -> None:
+        designs = {name for design in self.designs.values() for name in design.axes}
+        methods = {name for method in self.methods.values() for name in method.axes}
+        columns = {name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values()}
+        for name in sorted((designs & methods) | ((designs | methods | columns) & set(OWN_COLUMNS)) | ((designs | methods) & columns)):
+            raise ParameterError(
+                f"{name!r} would be the name of two columns of the results: a design's axis, a method's axis and a metric need "
+                f"different names, and none may be one of {', '.join(OWN_COLUMNS)}"
+            )
+
+
+class Forecast:
+    """How long the rest will take: what is left of each cell, by the mean seconds of its fits so far."""
+
+    def __init__(self, seconds: Mapping[str, float], pending: Sequence[str], *, workers: int | None) -> None:
+        self._known = {key: [mean] for key, mean in seconds.items()}
+        self._left = {key: pending.count(key) for key in dict.fromkeys(pending)}
+        self._workers = workers or os.cpu_count() or 1
+
+    def done(self, key: str, seconds: float | None) -> None:
+        """One more of a cell."""
+        self._left[key] -= 1
+        if seconds is not None:
+            self._known.setdefault(key, []).append(seconds)
+
+    def said(self) -> str:
+        """Such as ``about 12 min left``; nothing before anything is known."""
+        means = {key: sum(values) / len(values) for key, values in self._known.items() if key in self._left}
+        if not means:
+            return ""
+        other = sum(means.values()) / len(means)
+        left = sum(count * means.get(key, other) for key, count in self._left.items()) / self._workers
+        unit, size = next((unit, size) for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)) if left >= size or unit == "s")
+        return f"about {left / size:.0f} {unit} left"
+
+
+def _named(what: str, given: Any) -> dict[str, Any]:
+    """A mapping with at least one name."""
+    if not isinstance(given, Mapping):
+        raise ParameterError(f"{what} must be a mapping from names, got {type(given).__name__}: give {{'name': ...}}")
+    if not given:
+        raise ParameterError(f"{what} must name at least one, got none")
+    for name in given:
+        if not isinstance(name, str) or not name.strip():
+            raise ParameterError(f"{what} need names of text, got {name!r}")
+    return dict(given)
+
+
+def _versions() -> dict[str, str]:
+    found = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": sys.version.split()[0], "platform": sys.platform, "cfiv": cfiv.__version__, **found}
