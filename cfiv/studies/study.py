@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,7 +224,7 @@ class Study:
             with tqdm(
                 total=len(self), initial=len(self) - len(tasks), desc=self.name, unit="fit", disable=not progress
             ) as progress_bar:
-                running = answers(tasks, workers=jobs, threads=self.threads)
+                running = answers(tasks, workers=jobs or -1, threads=self.threads)
                 try:
                     for index, outcome in running:
                         key, replication = pending[index]
@@ -321,7 +322,8 @@ class Study:
         designs = {name for design in self.designs.values() for name in design.axes}
         methods = {name for method in self.methods.values() for name in method.axes}
         columns = {name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values()}
-        for name in sorted((designs & methods) | ((designs | methods | columns) & set(OWN_COLUMNS)) | ((designs | methods) & columns)):
+        axes = designs | methods
+        for name in sorted((designs & methods) | (axes & columns) | ((axes | columns) & set(OWN_COLUMNS))):
             raise ParameterError(
                 f"{name!r} would be the name of two columns of the results: a design's axis, a method's axis and a metric need "
                 f"different names, and none may be one of {', '.join(OWN_COLUMNS)}"
@@ -332,19 +334,20 @@ class Forecast:
     """How long the rest will take: what is left of each cell, by the mean seconds of its fits so far."""
 
     def __init__(self, seconds: Mapping[str, float], pending: Sequence[str], *, workers: int | None) -> None:
-        self._known = {key: [mean] for key, mean in seconds.items()}
-        self._left = {key: pending.count(key) for key in dict.fromkeys(pending)}
+        self._spent = {key: (mean, 1) for key, mean in seconds.items()}
+        self._left = Counter(pending)
         self._workers = workers or os.cpu_count() or 1
 
     def done(self, key: str, seconds: float | None) -> None:
         """One more of a cell."""
         self._left[key] -= 1
         if seconds is not None:
-            self._known.setdefault(key, []).append(seconds)
+            total, count = self._spent.get(key, (0.0, 0))
+            self._spent[key] = total + seconds, count + 1
 
     def said(self) -> str:
         """Such as ``about 12 min left``; nothing before anything is known."""
-        means = {key: sum(values) / len(values) for key, values in self._known.items() if key in self._left}
+        means = {key: total / count for key, (total, count) in self._spent.items() if key in self._left}
         if not means:
             return ""
         other = sum(means.values()) / len(means)
