@@ -22,8 +22,8 @@ class Design:
     ----------
     simulate : callable
         ``simulate(seed=seed, **parameters) -> (data, truth)``. ``data`` is whatever the methods' ``fit`` takes. ``truth`` is an
-        object with ``error(model)``, such as those of ``cfiv.datasets``, or a true structural function as :class:`PointwiseTruth`
-        takes it: a callable of the data's rows, or one number a row.
+        object with ``error(model)``, such as those of ``cfiv.datasets``, or the true structural function: a callable of the
+        data's rows, or one number a row; see :class:`PointwiseTruth`.
     **parameters
         Passed to ``simulate``. A list is an axis of the grid, with one cell a value; anything else is passed as it is (a list
         that is one value: a list of that list).

@@ -59,4 +59,3 @@ def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Iterator[tupl
         PROCESSES.close(kill=not finished)
         if not finished:
             running.close()
-

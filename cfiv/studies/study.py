@@ -205,8 +205,8 @@ class Study:
         LedgerError, OutputError
             If the ledger is damaged, from a newer version, being written by another process, or cannot grow.
         StudyError
-            If a design does not return data and truth as it should. (Whatever a design or a method raises itself is a row of the
-            ledger, with its reason, and the study goes on.)
+            If a design does not return data and truth as it should. (Whatever a design or a method raises itself is a row of
+            the ledger, with its reason, and the study goes on.)
         KeyboardInterrupt
             After Ctrl-C, once everything finished is safe; call ``run`` again to continue.
         """
@@ -352,7 +352,9 @@ class Forecast:
             return ""
         other = sum(means.values()) / len(means)
         left = sum(count * means.get(key, other) for key, count in self._left.items()) / self._workers
-        unit, size = next((unit, size) for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)) if left >= size or unit == "s")
+        unit, size = next(
+            (unit, size) for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)) if left >= size or unit == "s"
+        )
         return f"about {left / size:.0f} {unit} left"
 
 

@@ -1,0 +1,167 @@
+"""Figures of simulation studies, drawn from their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cfiv.errors import MissingPackageError
+from cfiv.plots import COLOURS
+from cfiv.studies import summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 3.4, 3.2
+MOST_COLUMNS = 3
+
+
+def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bool = True) -> Figure:
+    """A panel a cell of the designs, a box a method: quartiles, whiskers to 1.5 times their distance, a dot a replication.
+
+    Failed replications are counted at the top of their box.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Of ``Study.results``.
+    metric : str
+    axes : sequence of str
+        The columns that tell cells apart: those before "method" name a panel, the others a box.
+    log : bool
+        Whether the metric's axis is logarithmic.
+    """
+    panels, boxes = _split(results, axes)
+    cells = list(results.groupby(panels, sort=False, dropna=False))
+    names = _labels(results, boxes)
+    figure, places = _panels(len(cells), share_y=True)
+    for ax, (key, cell) in zip(places, cells, strict=True):
+        for place, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
+            here = cell[_label(cell, boxes) == name]
+            _box(ax, place, here, metric, colour)
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        ax.set_title(_title(panels, key), loc="left", fontsize=10)
+        if log:
+            ax.set_yscale("log")
+        _bare(ax)
+    for ax in places[:: min(MOST_COLUMNS, len(cells))]:
+        ax.set_ylabel(metric)
+    return figure
+
+
+def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], along: str = "n") -> Figure:
+    """Median (line) and quartiles (band) of a metric against ``along``, both logarithmic; the slope is in the legend."""
+    panels, lines = _split(results, [name for name in axes if name != along])
+    cells = list(results.groupby(panels, sort=False, dropna=False))
+    names = _labels(results, lines)
+    figure, places = _panels(len(cells), share_y=True)
+    for ax, (key, cell) in zip(places, cells, strict=True):
+        for name, colour in zip(names, _colours(names), strict=True):
+            here = cell[_label(cell, lines) == name]
+            if here.empty:
+                continue
+            table = summary.distribution(here, metric, [along]).sort_index()
+            found = summary.slopes(here.assign(line=name), metric, ["line"], along=along)
+            said = f"{name} ({found['slope'].iloc[0]:.2f})" if len(found) else name
+            finite = table[np.isfinite(table["median"])]
+            ax.plot(finite.index, finite["median"], color=colour, marker="o", markersize=4, linewidth=1.8, label=said)
+            ax.fill_between(finite.index, finite["quartile_1"], finite["quartile_3"], color=colour, alpha=0.15, linewidth=0)
+        ax.set(xscale="log", yscale="log", xlabel=along)
+        values = sorted(cell[along].unique())
+        ax.set_xticks(values, [f"{value:,}" for value in values])
+        ax.minorticks_off()
+        ax.set_title(_title(panels, key), loc="left", fontsize=10)
+        ax.legend(frameon=False, fontsize=7, title="(slope)", title_fontsize=7, alignment="left")
+        _bare(ax)
+    for ax in places[:: min(MOST_COLUMNS, len(cells))]:
+        ax.set_ylabel(metric)
+    return figure
+
+
+def _box(ax: Axes, place: int, cell: pd.DataFrame, metric: str, colour: str) -> None:
+    values = cell.loc[cell["status"] == "done", metric].dropna().to_numpy(dtype=np.float64)
+    if len(values):
+        line = {"color": colour, "linewidth": 1.3}
+        ax.boxplot(
+            values,
+            positions=[place],
+            widths=0.6,
+            showfliers=False,
+            manage_ticks=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={**line, "linewidth": 2.4},
+        )
+        # Dots side by side rather than at random, so that a figure is the same each time.
+        aside = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
+        ax.scatter(place + aside, values, s=7, color=colour, alpha=0.45, linewidths=0)
+    failed = int((cell["status"] == "failed").sum())
+    if failed:
+        ax.annotate(
+            f"{failed} failed",
+            (place, 1.0),
+            xycoords=("data", "axes fraction"),
+            fontsize=7,
+            ha="center",
+            va="top",
+            color=colour,
+        )
+
+
+def _split(results: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Columns of panels and of what is inside; a design that is the only one names no panel."""
+    at = list(axes).index("method")
+    panels = [name for name in axes[:at] if name != "design" or results["design"].nunique() > 1]
+    return panels or ["design"], list(axes[at:])
+
+
+def _label(cell: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
+    """A method with what varies in it: ``DFIV, batch_size 64``."""
+    label = cell["method"].astype(str)
+    for name in columns[1:]:
+        label = label + cell[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {value}")
+    return label
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _labels(results: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(_label(results, columns)))
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+
+
+def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
+    return ", ".join(
+        str(value) if name == "design" else f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in zip(columns, key, strict=True)
+        if not _missing(value)
+    )
+
+
+def _panels(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'") from None
+    columns = min(MOST_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH * columns + 0.6, HEIGHT * rows), layout="constrained")
+    places = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
+    for ax in places[count:]:
+        ax.set_visible(False)
+    return figure, places[:count]
+
+
+def _bare(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.25)

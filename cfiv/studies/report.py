@@ -1,0 +1,212 @@
+"""A study's report: its tables, its figures, and the page that has them all."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cfiv.errors import OutputError, ParameterError, StudyError
+from cfiv.files import replacing, unwritable, write_table_file
+from cfiv.rendering import to_html, to_latex, to_markdown, to_text
+from cfiv.studies import figures, summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { border-bottom: 2px solid #222 }
+img { max-width: 100% } pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: 13px }
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Tables and figures of replications; prints as text, and as HTML in a notebook.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Of ``Study.results``, or read from a file that ``cfiv study export`` wrote.
+    name : str
+        Of the study.
+    axes : sequence of str
+        The columns that tell cells apart: ``design``, its axes, ``method``, its axes.
+    metrics : sequence of str
+        Columns of what was measured; of an Estimate ``m``, that are also columns ``m_truth`` and maybe ``m_lower, m_upper``.
+    """
+
+    results: pd.DataFrame
+    name: str
+    axes: Sequence[str]
+    metrics: Sequence[str]
+
+    def table(self, metric: str | None = None) -> pd.DataFrame:
+        """One row a cell: median and quartiles of a metric (see :func:`summary.distribution`), or bias, standard deviation and
+        coverage of an Estimate (see :func:`summary.accuracy`), with Monte Carlo standard errors; and median seconds of a fit.
+
+        Raises
+        ------
+        ParameterError
+            If the study has no such metric.
+        StudyError
+            If there are no results yet.
+        """
+        metric = self._metric(metric)
+        summarise = summary.accuracy if self._is_estimate(metric) else summary.distribution
+        by = self._telling()
+        table = summarise(self.results, metric, by)
+        seconds = self.results.groupby(by, sort=False, dropna=False)["seconds"].median()
+        table = table.assign(seconds=seconds.reindex(table.index))
+        return table.drop(columns="failed") if not table["failed"].any() else table
+
+    def slopes(self, metric: str | None = None, *, along: str = "n") -> pd.DataFrame:
+        """One row a method and a design's cell: the slope of log metric against log n (see :func:`summary.slopes`)."""
+        metric = self._metric(metric)
+        return summary.slopes(self.results, metric, [name for name in self._telling() if name != along], along=along)
+
+    def box_plot(self, metric: str | None = None, *, log: bool = True) -> Figure:
+        """A panel a cell of the designs, a box a method: the form of the KIV and DFIV papers."""
+        return figures.box_plot(self.results, self._metric(metric), axes=self.axes, log=log)
+
+    def convergence(self, metric: str | None = None, *, along: str = "n") -> Figure:
+        """Median and quartiles of a metric against n (or another axis), both logarithmic, with the slopes."""
+        return figures.convergence(self.results, self._metric(metric), axes=self.axes, along=along)
+
+    def to_markdown(self) -> str:
+        """All tables."""
+        return "\n\n".join(f"## {title}\n\n{to_markdown(table)}" for title, table in self._tables())
+
+    def to_latex(self) -> str:
+        """All tables, as tabulars with booktabs rules, each under a comment that names it."""
+        return "\n\n".join(f"% {title}\n{to_latex(table)}" for title, table in self._tables())
+
+    def to_html(self) -> str:
+        """A page that needs nothing else: tables, figures and failures."""
+        tables = "".join(f"<h2>{escape(title)}</h2>{to_html(table)}" for title, table in self._tables())
+        drawn = "".join(
+            f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="{_inline(figure)}">' for name, figure in self._figures()
+        )
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.name)}</title>'
+            f"<style>{_STYLE}</style></head><body><h1>{escape(self.name)}</h1><p>{escape(self._counts())}</p>"
+            f"{tables}{drawn}{self._failures()}</body></html>"
+        )
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write everything into a folder, made where there is none.
+
+        Returns
+        -------
+        list of Path
+            ``results.csv``, ``report.md``, ``report.tex``, ``report.html``, and each figure as PNG and SVG.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be written to.
+        StudyError
+            If there are no results yet.
+        """
+        place = Path(folder)
+        texts = {
+            "report.md": f"# {self.name}\n\n{self._counts()}\n\n{self.to_markdown()}\n",
+            "report.tex": self.to_latex() + "\n",
+        }
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(unwritable(place, error)) from error
+        write_table_file(self.results, place / "results.csv")
+        written = [place / "results.csv"]
+        for name, text in {**texts, "report.html": self.to_html()}.items():
+            with replacing(place / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            written.append(place / name)
+        for title, figure in self._figures():
+            for kind in ("png", "svg"):
+                target = place / f"{title.replace(' ', '_')}.{kind}"
+                with replacing(target) as temporary:
+                    figure.savefig(temporary, dpi=150)
+                written.append(target)
+        return written
+
+    def __str__(self) -> str:
+        if self.results.empty:
+            return f"{self.name}: nothing has finished yet"
+        tables = "\n\n".join(f"{title}\n{to_text(table)}" for title, table in self._tables())
+        return f"{self.name}: {self._counts()}\n\n{tables}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        if self.results.empty:
+            return f"<p>{escape(str(self))}</p>"
+        return "".join(f"<h4>{escape(title)}</h4>{to_html(table)}" for title, table in self._tables())
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        tables = []
+        for metric in self.metrics:
+            tables.append((metric, _flat(self.table(metric))))
+            if self._converges(metric) and not (slopes := self.slopes(metric)).empty:
+                tables.append((f"{metric} against n, slope of the logarithms", _flat(slopes)))
+        return tables
+
+    def _figures(self) -> list[tuple[str, Figure]]:
+        drawn = [(f"{metric} by method", self.box_plot(metric)) for metric in self.metrics if self._drawable(metric)]
+        return drawn + [(f"{metric} against n", self.convergence(metric)) for metric in self.metrics if self._converges(metric)]
+
+    def _drawable(self, metric: str) -> bool:
+        return not self._is_estimate(metric) and metric in self.results and bool((self.results[metric] > 0.0).any())
+
+    def _converges(self, metric: str) -> bool:
+        return "n" in self.axes and self.results["n"].nunique() > 1 and self._drawable(metric)
+
+    def _is_estimate(self, metric: str) -> bool:
+        return f"{metric}_truth" in self.results
+
+    def _metric(self, metric: str | None) -> str:
+        if self.results.empty:
+            raise StudyError(f"the study {self.name!r} has no results yet: run it first")
+        if metric is not None and metric not in self.metrics:
+            raise ParameterError(f"the study has no metric {metric!r}: it has {', '.join(self.metrics)}")
+        return self.metrics[0] if metric is None else metric
+
+    def _telling(self) -> list[str]:
+        """The columns that tell cells apart, without a design that is the only one."""
+        telling = [name for name in self.axes if name != "design" or self.results["design"].nunique() > 1]
+        return telling
+
+    def _counts(self) -> str:
+        failed = int((self.results["status"] == "failed").sum())
+        cells = len(self.results.groupby(list(self.axes), dropna=False)) if len(self.results) else 0
+        return f"{len(self.results):,} replications of {cells} cells" + (f", {failed:,} failed" if failed else "")
+
+    def _failures(self) -> str:
+        reasons = self.results.loc[self.results["status"] == "failed", "reason"].value_counts()
+        if reasons.empty:
+            return ""
+        items = "".join(f"<li>{count} x <code>{escape(str(reason))}</code></li>" for reason, count in reasons.head(20).items())
+        return f"<h2>failures</h2><ul>{items}</ul>"
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """The first level of the index alone as index, which is how tables are rendered."""
+    flat = table.reset_index()
+    return flat.set_index(flat.columns[0])
+
+
+def _inline(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
