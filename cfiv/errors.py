@@ -7,6 +7,7 @@ work. A message says what is wrong, what was got, and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class CfivError(Exception):
@@ -101,3 +102,9 @@ def quoted(names: Sequence[object], limit: int = 8) -> str:
     """Names for a message: the first few, and how many there are."""
     shown = ", ".join(repr(str(name)) for name in list(names)[:limit])
     return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

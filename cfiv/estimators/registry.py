@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cfiv.errors import ParameterError
+from cfiv.errors import ParameterError, nearest
 
 if TYPE_CHECKING:
     from cfiv.estimators.estimator import StructuralEstimator
@@ -93,6 +92,4 @@ def estimator(name: str) -> Registered:
     for registered in _ESTIMATORS:
         if registered.name == name:
             return registered
-    near = get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
-    raise ParameterError(f"there is no estimator {name!r}: {hint}")
+    raise ParameterError(f"there is no estimator {name!r}: {nearest(name, names())}")

@@ -73,7 +73,7 @@ def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], alon
         ax.set(xscale="log", yscale="log", xlabel=along)
         values = sorted(cell[along].unique())
         ax.set_xticks(values, [f"{value:,}" for value in values])
-        ax.minorticks_off()
+        ax.xaxis.minorticks_off()
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
         ax.legend(frameon=False, fontsize=7, title="(slope)", title_fontsize=7, alignment="left")
         _bare(ax)

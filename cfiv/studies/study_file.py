@@ -1,0 +1,269 @@
+"""Studies as TOML files, and those that ship with cfiv."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
+from cfiv.estimators import registry
+from cfiv.studies.design import Design
+from cfiv.studies.method import Method
+from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
+from cfiv.studies.study import Study
+
+#: Designs by the names that files use.
+DESIGNS = {"demand": "cfiv.datasets.demand:simulate", "dsprites": "cfiv.datasets.dsprites:simulate"}
+#: Metrics that take parameters.
+PARAMETRIC: Mapping[str, Callable[..., Metric]] = {"average-effect": AverageEffect, "coefficient": Coefficient}
+#: Keys of a file beside its tables, and the types of their values.
+SETTINGS: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "replications": int,
+    "seed": int,
+    "time_limit": (int, float),
+    "threads": int,
+    "ledger": str,
+}
+TABLES = ("designs", "methods", "metrics")
+
+
+def read_study(path: str | Path) -> Study:
+    """The study that a TOML file describes.
+
+    Parameters
+    ----------
+    path : path
+        Of a file as ``cfiv study init`` writes it, or the name of a shipped study (:func:`shipped`). The file's folder is added
+        to ``sys.path``, for functions of one's own named ``"module:function"``.
+
+    Returns
+    -------
+    Study
+        Its ledger is beside the file, by default of the file's name; that of a shipped study is in the folder of the call.
+
+    Raises
+    ------
+    StudyFileError
+        If the file cannot be read, or has an unknown key or value. The message names the key and its line, and the nearest known
+        name.
+    """
+    place = Path(path)
+    if not place.exists() and str(path) in shipped():
+        return _study(shipped_text(str(path)), Path(f"{path}.toml"))
+    try:
+        text = place.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = nearest(str(path), shipped())
+        raise StudyFileError(f"there is no file '{path}', and no study of that name ships with cfiv: {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"'{path}' cannot be read as text: {error}") from error
+    folder = str(place.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return _study(text, place)
+
+
+def shipped() -> list[str]:
+    """The names of the studies that ship with cfiv."""
+    folder = resources.files("cfiv.studies") / "shipped"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def shipped_text(name: str) -> str:
+    """The file of a shipped study.
+
+    Raises
+    ------
+    ParameterError
+        If there is none of that name.
+    """
+    if name not in shipped():
+        raise ParameterError(f"no study {name!r} ships with cfiv: {nearest(name, shipped())}")
+    return (resources.files("cfiv.studies") / "shipped" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _study(text: str, place: Path) -> Study:
+    source = _Source(text, place)
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"'{place}' is not TOML: {error}") from None
+    for key, value in content.items():
+        with source.at(key):
+            if key in TABLES:
+                _check_table(value)
+            elif key not in SETTINGS:
+                raise ParameterError(f"is unknown: {nearest(key, [*SETTINGS, *TABLES])}")
+            elif not isinstance(value, SETTINGS[key]) or isinstance(value, bool):
+                raise ParameterError(f"must be {_type_name(SETTINGS[key])}, got {value!r}")
+    parts: dict[str, dict[str, Any]] = {}
+    for table, read in (("designs", _design), ("methods", _method), ("metrics", _metric)):
+        parts[table] = {}
+        for name, entry in content.get(table, {}).items():
+            with source.at(table, name):
+                _check_table(entry)
+                parts[table][name] = read(source, name, dict(entry))
+    settings = {key: value for key, value in content.items() if key in SETTINGS}
+    settings.setdefault("name", place.stem)
+    settings["ledger"] = place.parent / settings.get("ledger", f"{place.stem}.sqlite")
+    try:
+        return Study(designs=parts["designs"], methods=parts["methods"], metrics=parts["metrics"] or None, **settings)
+    except CfivError as error:
+        raise StudyFileError(f"'{place}': {error}") from error
+
+
+def _design(source: _Source, name: str, entry: dict[str, Any]) -> Design:
+    function = _found(source, ("designs", name, "function"), entry.pop("function", name), DESIGNS, "design")
+    _check_taken(source, ("designs", name), function, entry, without=("seed",))
+    return Design(function, **entry)
+
+
+def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
+    given = entry.pop("estimator", name)
+    preset, varied = entry.pop("preset", None), entry.pop("vary", {})
+    known = {registered.name: f"{registered.module}:{registered.class_name}" for registered in registry.estimators()}
+    make = _found(source, ("methods", name, "estimator"), given, known, "estimator")
+    if preset is not None:
+        with source.at("methods", name, "preset"):
+            make = _preset(make, preset)
+            entry = dict(entry)
+    with source.at("methods", name, "vary"):
+        _check_table(varied)
+        for key, values in varied.items():
+            if not isinstance(values, list):
+                raise ParameterError(f"{key} must be a list of values, got {values!r}")
+    if not isinstance(make, type) and preset is None:  # a function of a seed
+        _check_taken(source, ("methods", name), make, {**entry, **varied}, without=("seed",))
+        return Method(make, **{key: [value] if isinstance(value, list) else value for key, value in entry.items()}, **varied)
+    signature = make if preset is None else make.__self__
+    _check_taken(source, ("methods", name), signature, {**entry, **varied}, without=("random_state",))
+    quiet = {"progress": False} if "progress" in inspect.signature(signature).parameters else {}
+    model = make(**{**quiet, **entry})
+    if hasattr(model, "_check_parameters"):
+        model._check_parameters()
+    return Method(model, **varied)
+
+
+def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
+    kind = entry.pop("metric", name)
+    if kind in PARAMETRIC:
+        metric = PARAMETRIC[kind]
+        _check_taken(source, ("metrics", name), metric, entry)
+        missing = [key for key in inspect.signature(metric).parameters if key not in entry]
+        if missing:
+            raise ParameterError(f"{kind} needs {missing[0]!r} as well")
+        return metric(**entry)
+    if entry:
+        raise ParameterError(f"{kind} takes no parameters, got {next(iter(entry))!r}: leave it out")
+    places = {name: f"cfiv.studies.metrics:{function.__name__}" for name, function in KNOWN.items()}  # type: ignore[attr-defined]
+    found: Metric = _found(source, ("metrics", name, "metric"), kind, places, "metric", others=PARAMETRIC)
+    return found
+
+
+def _found(
+    source: _Source,
+    keys: tuple[str, ...],
+    given: Any,
+    known: Mapping[str, str],
+    what: str,
+    others: Mapping[str, Any] | None = None,
+) -> Any:
+    """A function or class by its known name, or as ``module:name``."""
+    with source.at(*keys):
+        if not isinstance(given, str):
+            raise ParameterError(f"must be a name, got {given!r}")
+        if ":" not in given and given not in known:
+            names = [*known, *(others or ())]
+            raise ParameterError(f"there is no {what} {given!r}: {nearest(given, names)}; one of your own is 'module:name'")
+        module, _, attribute = known.get(given, given).partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except ImportError as error:
+            raise ParameterError(f"{given!r} cannot be imported ({error}): put {module}.py beside the study file") from error
+        except AttributeError:
+            raise ParameterError(f"the module {module!r} has no {attribute!r}") from None
+
+
+def _preset(estimator: Any, preset: Any) -> Any:
+    presets = [name for name in ("original", "original_image") if hasattr(estimator, name)]
+    if preset not in presets:
+        hint = nearest(str(preset), presets) if presets else "leave preset out"
+        raise ParameterError(f"{getattr(estimator, '__name__', estimator)} has no preset {preset!r}: {hint}")
+    return getattr(estimator, preset)
+
+
+def _check_taken(
+    source: _Source, keys: tuple[str, ...], function: Any, given: Mapping[str, Any], *, without: tuple[str, ...] = ()
+) -> None:
+    """Whether a function has all parameters that are given; the study gives those ``without``."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    taken = [name for name in parameters if name not in without]
+    for name in given:
+        with source.at(*keys, name):
+            if name in without:
+                raise ParameterError("is set by the study, for every replication anew: leave it out")
+            if name not in taken:
+                raise ParameterError(f"{function.__name__} takes no {name!r}: {nearest(name, taken)}")
+
+
+def _check_table(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ParameterError(f"must be a table of names, got {value!r}")
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    return {str: "text", int: "a whole number"}.get(kind, "a number")  # type: ignore[arg-type]
+
+
+class _Source:
+    """The text of a file, to say where something stands in it."""
+
+    def __init__(self, text: str, place: Path) -> None:
+        self._text, self._place = text, place
+
+    @contextmanager
+    def at(self, *keys: str) -> Iterator[None]:
+        """Errors inside name the key and its line; those that do so already stay as they are."""
+        try:
+            yield
+        except StudyFileError:
+            raise
+        except CfivError as error:
+            line = self._line(keys)
+            where = f"'{self._place}', line {line}" if line else f"'{self._place}'"
+            raise StudyFileError(f"{where}, {'.'.join(map(_quoted, keys))}: {error}") from error
+
+    def _line(self, keys: tuple[str, ...]) -> int | None:
+        """The line of a key, or of the innermost of its tables that can be found."""
+        section: tuple[str, ...] = ()
+        best, line_of_best = 0, None
+        for number, line in enumerate(self._text.splitlines(), start=1):
+            header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line)
+            entry = re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line)
+            if header:
+                section = found = _split(header[1])
+            elif entry:
+                found = (*section, *_split(entry[1]))
+            else:
+                continue
+            if found == keys[: len(found)] and len(found) > best:
+                best, line_of_best = len(found), number
+        return line_of_best
+
+
+def _split(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", dotted))
+
+
+def _quoted(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key) else f'"{key}"'
