@@ -1,4 +1,4 @@
-"""The command line: ``cfiv demo | simulate | fit | predict | diagnose``.
+"""The command line: ``cfiv demo | simulate | fit | predict | diagnose | study``.
 
 Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
 command was refused, with the reason; 130 that Ctrl-C ended it. Heavy imports wait until a command needs them: help is quick.
@@ -24,6 +24,8 @@ try:
 except ImportError:  # the script is installed without the extra as well
     sys.stderr.write("cfiv: error: the command line needs click, which is not installed: pip install 'cfiv[cli]'\n")
     raise SystemExit(2) from None
+
+from cfiv.cli_study import study
 
 if TYPE_CHECKING:
     from cfiv.estimators.estimator import StructuralEstimator
@@ -259,6 +261,9 @@ def diagnose(
     if out is not None:
         write_table_file(result.table, out)
         click.echo(f"\nWritten: {out}")
+
+
+commands.add_command(study)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

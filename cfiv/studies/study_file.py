@@ -52,8 +52,8 @@ def read_study(path: str | Path) -> Study:
     Raises
     ------
     StudyFileError
-        If the file cannot be read, or has an unknown key or value. The message names the key and its line, and the nearest known
-        name.
+        If the file cannot be read, or has an unknown key or value. The message names the key and its line, and the nearest
+        known name.
     """
     place = Path(path)
     if not place.exists() and str(path) in shipped():
@@ -134,7 +134,6 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
     if preset is not None:
         with source.at("methods", name, "preset"):
             make = _preset(make, preset)
-            entry = dict(entry)
     with source.at("methods", name, "vary"):
         _check_table(varied)
         for key, values in varied.items():
