@@ -65,17 +65,15 @@ class FittingProcess:
         return self._failure(time_limit, late=late)
 
     def _failure(self, time_limit: float | None, *, late: bool) -> dict[str, Any]:
+        self._process.kill()
+        code = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace")[-4000:]
         self.kill()
         if late:
             return {"status": "failed", "reason": f"took longer than its time limit of {time_limit:g} s and was stopped"}
-        code = self._process.returncode
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        self._said.seek(0)
-        return {
-            "status": "failed",
-            "reason": f"its process died, {how}",
-            "details": self._said.read().decode(errors="replace")[-4000:],
-        }
+        return {"status": "failed", "reason": f"its process died, {how}", "details": said}
 
     def _read(self, limit: float | None) -> tuple[Any, bool]:
         """The next message and False; None, and whether time was up, where there will be none."""
@@ -117,7 +115,7 @@ class FittingProcess:
         """End it now."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._process.stdin, self._process.stdout, self._said):
             try:
                 if stream is not None:
                     stream.close()

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,7 +89,6 @@ class Constant:
 DASK = """
 import sys
 sys.path.insert(0, {root!r})
-import joblib
 import cfiv
 from cfiv.datasets import demand
 from cfiv.studies import Design, Study
@@ -156,8 +155,6 @@ def test_running_again_runs_only_what_is_new(tmp_path: Path) -> None:
 
 
 def ledger_rows(ledger: Path) -> list[Any]:
-    import sqlite3
-
     connection = sqlite3.connect(ledger)
     rows = connection.execute("SELECT hash, replication, finished FROM replications").fetchall()
     connection.close()
@@ -194,8 +191,6 @@ class Large:
 
 
 def test_the_ledger_remembers_versions_and_configuration(tmp_path: Path) -> None:
-    import sqlite3
-
     made = study(tmp_path / "about.sqlite")
     made.run(jobs=1, progress=False)
     connection = sqlite3.connect(made.ledger)
@@ -287,17 +282,30 @@ def test_metrics_of_effects_and_coefficients(tmp_path: Path) -> None:
     assert row["score"] != model.score(data)  # other rows
 
 
+STOPPED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, {root!r})
+from cfiv.studies import Study
+from tests.studies import problems
+
+if __name__ == "__main__":
+    Study(
+        "s",
+        designs={{"line": problems.line}},
+        methods={{"quick": problems.Slope(), "leaves": problems.Leaves({folder!r})}},
+        replications=2,
+        ledger={ledger!r},
+        threads=2,
+    ).run(jobs=2, progress=False)
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_has_finished_and_ends_what_is_running(tmp_path: Path) -> None:
     script = tmp_path / "stopped.py"
-    script.write_text(
-        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from cfiv.studies import Study\nfrom tests.studies import problems\n"
-        "if __name__ == '__main__':\n"
-        f"    Study('s', designs={{'line': problems.line}}, methods={{'quick': problems.Slope(), 'leaves': problems.Leaves({str(tmp_path)!r})}},\n"
-        f"          replications=2, ledger={str(tmp_path / 's.sqlite')!r}, threads=2).run(jobs=2, progress=False)\n"
-    )
+    root = str(Path(__file__).parents[2])
+    script.write_text(STOPPED.format(root=root, folder=str(tmp_path), ledger=str(tmp_path / "s.sqlite")))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (pids := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]):
@@ -312,11 +320,10 @@ def test_ctrl_c_keeps_what_has_finished_and_ends_what_is_running(tmp_path: Path)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    connection = __import__("sqlite3").connect(tmp_path / "s.sqlite")
-    rows = connection.execute("SELECT status, count(*) FROM replications GROUP BY status").fetchall()
+    connection = sqlite3.connect(tmp_path / "s.sqlite")
+    rows = dict(connection.execute("SELECT status, count(*) FROM replications GROUP BY status").fetchall())
     connection.close()
-    assert dict(rows).keys() <= {"done"}  # what was cut short is no failure: it is run again
-    assert joblib.cpu_count() >= 1
+    assert rows.keys() <= {"done"}  # what was cut short is no failure: it is run again
 
 
 def test_an_estimate_without_an_interval_has_no_ends(tmp_path: Path) -> None:
