@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from cfiv.errors import OutputError, StudyError
 from cfiv.files import check_table_place, replacing, write_table_file
-from cfiv.rendering import to_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,9 +141,12 @@ def _say_failures(planned: Study) -> None:
         return
     click.echo(f"\n{len(failures):,} failed (their tracebacks: Study.failures()):")
     counts = failures.groupby(["method", "reason"], sort=False).size().sort_values(ascending=False)
-    for (method, reason), count in list(counts.items())[:LISTED]:  # type: ignore[misc]
+    for key, count in list(counts.items())[:LISTED]:
+        method, reason = cast("tuple[str, str]", key)
         click.echo(f"  {count:,} x {method}: {' '.join(str(reason).split())}")
 
 
 def _as_text(table: pd.DataFrame) -> str:
+    from cfiv.rendering import to_text  # brings pandas, which --help does without
+
     return to_text(table.set_index(table.columns[0]))

@@ -25,7 +25,9 @@ MAY_USE = {
     "datasets": {"errors", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "cli": {"errors", "files", "demonstration", "datasets", "estimators"},
+    "studies": {"errors", "files", "rendering", "estimators", "datasets", "plots"},
+    "cli_study": {"errors", "files", "rendering", "studies"},
+    "cli": {"errors", "files", "demonstration", "datasets", "estimators", "cli_study"},
 }
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 

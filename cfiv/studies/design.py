@@ -140,7 +140,7 @@ def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tu
         If the design does not return data and truth, or its truth is not one number a row of its data. Then every replication
         would fail alike.
     """
-    result = simulate(seed=seed, **parameters)
+    result: object = simulate(seed=seed, **parameters)
     if not isinstance(result, tuple) or len(result) != 2:
         raise StudyError(f"a design must return (data, truth), got {type(result).__name__}: end it with `return data, truth`")
     data, truth = result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from joblib import Parallel, delayed
 
-from cfiv.studies.process import PROCESSES
+from cfiv.studies.process import processes_of, stop_processes
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,30 @@ class Job:
     time_limit: float | None
 
 
-def answer(job: Job, threads: int) -> tuple[int, dict[str, Any]]:
+def answer(job: Job, run: str, threads: int) -> tuple[int, dict[str, Any]]:
     """Run a job in a fitting process of whichever process this is called in."""
     seeds = {"data_seed": job.data_seed, "fit_seed": job.fit_seed}
-    return job.index, PROCESSES.answer(job.cell, seeds, threads=threads, time_limit=job.time_limit)
+    return job.index, processes_of(run, threads=threads).answer(job.cell, seeds, time_limit=job.time_limit)
 
 
-def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """The answers, each as soon as it is there.
 
     joblib hands the jobs out: to threads that each keep a fitting process of their own or, inside ``with
     joblib.parallel_config(backend=...)``, to that backend. Closing the iterator, or an exception in it, ends what is being
     fitted.
     """
+    run = uuid.uuid4().hex
     parallel = Parallel(
         n_jobs=workers, prefer="threads", return_as="generator_unordered", batch_size=1, pre_dispatch="2 * n_jobs"
     )
-    running = parallel(delayed(answer)(job, threads) for job in jobs)
+    running = parallel(delayed(answer)(job, run, threads) for job in jobs)
     finished = False
     try:
         yield from running
         finished = True
     finally:
         # Before the threads are waited for, or they would wait for fits that nobody wants.
-        PROCESSES.close(kill=not finished)
+        stop_processes(run)
         if not finished:
             running.close()

@@ -104,17 +104,19 @@ def _source(value: Any) -> dict[str, Any]:
 
 
 def _code(value: Any) -> bytes:
+    if isinstance(value, types.CodeType):
+        parts = [_code(part) if isinstance(part, types.CodeType) else _ordered(part) for part in value.co_consts]
+        own: bytes = value.co_code + repr((value.co_names, parts)).encode()
+        return own
     code = getattr(value, "__code__", None)
-    if code is None:
-        return b"".join(_code(part) for _, part in sorted(vars(value).items()) if hasattr(part, "__code__"))
-    parts = [
-        sorted(map(repr, part)) if isinstance(part, frozenset) else part
-        for part in code.co_consts
-        if not isinstance(part, types.CodeType)
-    ]
-    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    own = code.co_code + repr((code.co_names, parts)).encode()
-    return own + b"".join(part.co_code + repr(part.co_names).encode() for part in inner)
+    if code is not None:
+        return _code(code)
+    return b"".join(_code(part) for _, part in sorted(vars(value).items()) if hasattr(part, "__code__"))
+
+
+def _ordered(constant: Any) -> Any:
+    """A constant as it is; of a set, whose order is another in every process, a list."""
+    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
 
 
 def _digest(value: Any, *, size: int) -> bytes:

@@ -120,8 +120,7 @@ class Study:
         threads: int = 1,
         ledger: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ParameterError(f"a study's name is letters, digits, spaces and any of _.-, got {name!r}")
+        _check_name(name)
         check_whole("replications", replications, least=0)
         check_whole("seed", seed, least=0)
         check_whole("threads", threads, least=1)
@@ -368,6 +367,11 @@ def _named(what: str, given: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not name.strip():
             raise ParameterError(f"{what} need names of text, got {name!r}")
     return dict(given)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ParameterError(f"a study's name is letters, digits, spaces and any of _.-, got {name!r}")
 
 
 def _versions() -> dict[str, str]:

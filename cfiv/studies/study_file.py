@@ -162,7 +162,7 @@ def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
         return metric(**entry)
     if entry:
         raise ParameterError(f"{kind} takes no parameters, got {next(iter(entry))!r}: leave it out")
-    places = {name: f"cfiv.studies.metrics:{function.__name__}" for name, function in KNOWN.items()}  # type: ignore[attr-defined]
+    places = {name: f"cfiv.studies.metrics:{function.__name__}" for name, function in KNOWN.items()}
     found: Metric = _found(source, ("metrics", name, "metric"), kind, places, "metric", others=PARAMETRIC)
     return found
 

@@ -70,7 +70,7 @@ def accuracy(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFr
 
 def _accuracy(cell: pd.DataFrame, metric: str) -> dict[str, float]:
     done = cell[cell["status"] == "done"]
-    counts = {"replications": len(cell), "failed": len(cell) - len(done)}
+    counts: dict[str, float] = {"replications": len(cell), "failed": len(cell) - len(done)}
     if done.empty:
         return counts
     errors = (done[metric] - done[f"{metric}_truth"]).to_numpy(dtype=np.float64)

@@ -89,6 +89,7 @@ class Constant:
 DASK = """
 import sys
 sys.path.insert(0, {root!r})
+import joblib
 import cfiv
 from cfiv.datasets import demand
 from cfiv.studies import Design, Study
