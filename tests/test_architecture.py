@@ -25,7 +25,7 @@ MAY_USE = {
     "datasets": {"errors", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": {"errors", "files", "rendering", "estimators", "datasets", "plots"},
+    "studies": {"errors", "files", "rendering", "learning", "estimators", "datasets", "plots"},
     "cli_study": {"errors", "files", "rendering", "studies"},
     "cli": {"errors", "files", "demonstration", "datasets", "estimators", "cli_study"},
 }

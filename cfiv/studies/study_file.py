@@ -121,7 +121,7 @@ def _study(text: str, place: Path) -> Study:
 
 
 def _design(source: _Source, name: str, entry: dict[str, Any]) -> Design:
-    function = _found(source, ("designs", name, "function"), entry.pop("function", name), DESIGNS, "design")
+    function = _found(source, ("designs", name, "design"), entry.pop("design", name), DESIGNS, "design")
     _check_taken(source, ("designs", name), function, entry, without=("seed",))
     return Design(function, **entry)
 
