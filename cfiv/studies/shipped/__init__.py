@@ -1,0 +1,1 @@
+"""Studies that ship with cfiv: TOML files, and the designs and methods of those that compare last layers."""
