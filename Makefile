@@ -8,7 +8,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint format types tutorials clean FORCE
+.PHONY: help demo test bench lint format types tutorials docs clean FORCE
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,18 +45,37 @@ types: $(VENV)/.installed-test ## mypy --strict on the built wheel
 	  assert d.__file__.endswith('wheel/site/cfiv/datasets/__init__.py'), d.__file__; [getattr(cfiv, name) for name in cfiv.__all__]"
 	cd $(WHEEL) && MYPYPATH=site ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy_cache -p cfiv
 
-# Each tutorial becomes a notebook and is run in build/tutorials, where its files land too; the first error stops.
-tutorials: $(VENV)/.installed-test ## run every tutorial as a notebook
-	@mkdir -p build/tutorials
-	@for source in $(wildcard tutorials/*.py); do \
-	  notebook=build/tutorials/$$(basename $$source .py).ipynb; \
-	  echo "$$source -> $$notebook"; \
-	  $(BIN)/jupytext --quiet --to ipynb --output $$notebook $$source && \
-	  IPYTHONDIR=$(abspath build/ipython) $(BIN)/jupyter execute --inplace --kernel_name=python3 --NbClientApp.log_level=30 $$notebook || exit 1; \
-	done
+# Each tutorial becomes a notebook and is run in build/tutorials, where its files land too: again only after a change of the
+# tutorial, of cfiv or of its data sets. One that fails leaves no notebook, and the next `make` runs it again.
+SOURCES := $(shell find cfiv datasets -name '*.py' -o -name '*.toml')
+NOTEBOOKS := $(patsubst tutorials/%.py,build/tutorials/%.ipynb,$(wildcard tutorials/*.py))
+tutorials: $(NOTEBOOKS) ## run the tutorials that changed as notebooks, into build/tutorials
+
+build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
+	@mkdir -p $(@D)
+	@echo "$< -> $@"
+	@rm -f $@
+	@$(BIN)/jupytext --quiet --to ipynb --output $(@D)/running-$(@F) $<
+	@IPYTHONDIR=$(abspath build/ipython) $(BIN)/jupyter execute --inplace --kernel_name=python3 --NbClientApp.log_level=30 \
+	  $(@D)/running-$(@F)
+	@mv $(@D)/running-$(@F) $@
+
+# The pages' Python blocks are run too, page by page, after a change of any page or of cfiv. Sphinx executes nothing.
+PAGES := $(wildcard docs/*.md docs/*/*.md)
+docs: $(NOTEBOOKS) build/docs-examples $(VENV)/.installed-test ## build the documentation into build/docs; a warning is an error
+	rm -rf docs/tutorials
+	mkdir -p docs/tutorials
+	cp -p $(NOTEBOOKS) docs/tutorials
+	$(BIN)/sphinx-build -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "Written: build/docs/index.html"
+
+build/docs-examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
+	@mkdir -p build
+	$(BIN)/python docs/extensions/run_blocks.py $(PAGES)
+	@touch $@
 
 clean: ## remove what was built, keep .venv
-	rm -rf build dist cfiv.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist cfiv.egg-info docs/tutorials .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- set-up -----------------------------------------------------------------------------------------------------------

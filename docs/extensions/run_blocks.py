@@ -1,0 +1,49 @@
+"""Run the Python blocks of pages, those of one page one after another in one namespace, and stop at the first that fails.
+
+    python docs/extensions/run_blocks.py docs/*.md
+
+A block under the comment ``<!-- not run -->`` is left out. Each page runs in an empty folder, so it may write files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+BLOCK = re.compile(r"^(?P<left_out><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def run(page: Path) -> int:
+    """Run a page's blocks, and return how many there were. A traceback shows the page's own lines."""
+    text = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    found = [block for block in BLOCK.finditer(text) if not block["left_out"]]
+    for block in found:
+        above = text[: block.start("code")].count("\n")
+        exec(compile("\n" * above + block["code"], str(page), "exec"), namespace)  # the pages are our own
+    return len(found)
+
+
+def main(pages: list[Path]) -> None:
+    """Run pages, and say how long each took."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    warnings.simplefilter("error")
+    for page in pages:
+        started, place = time.perf_counter(), os.getcwd()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            count = run(page)
+            os.chdir(place)
+        if count:
+            print(f"{page}: {count} blocks, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main([Path(argument).resolve() for argument in sys.argv[1:]])
