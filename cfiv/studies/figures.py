@@ -150,12 +150,12 @@ def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
 
 def _panels(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
     try:
-        from matplotlib.figure import Figure
+        from cfiv.studies.displayed_figure import DisplayedFigure
     except ImportError:
         raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'") from None
     columns = min(MOST_COLUMNS, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(WIDTH * columns + 0.6, HEIGHT * rows), layout="constrained")
+    figure = DisplayedFigure(figsize=(WIDTH * columns + 0.6, HEIGHT * rows), layout="constrained")
     places = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
     for ax in places[count:]:
         ax.set_visible(False)
