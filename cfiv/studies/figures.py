@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cfiv.errors import MissingPackageError
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 3.4, 3.2
+#: Inches of a panel.
+WIDTH, HEIGHT = 3.4, 3.0
+#: Inches that a box needs.
+BOX = 0.34
 MOST_COLUMNS = 3
+#: By how much quartiles may stretch a logarithmic axis beyond the medians; what is further out is cut off.
+STRETCH = 10.0
 
 
 def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bool = True) -> Figure:
@@ -38,8 +44,8 @@ def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bo
     panels, boxes = _split(results, axes)
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, boxes)
-    figure, places = _panels(len(cells), share_y=True)
-    for ax, (key, cell) in zip(places, cells, strict=True):
+    figure, grid = _panels(results, panels, len(cells), width=max(WIDTH, BOX * len(names)))
+    for ax, (key, cell) in zip(grid.flat, cells, strict=False):
         for place, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
             here = cell[_label(cell, boxes) == name]
             _box(ax, place, here, metric, colour)
@@ -48,37 +54,49 @@ def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bo
         if log:
             ax.set_yscale("log")
         _bare(ax)
-    for ax in places[:: min(MOST_COLUMNS, len(cells))]:
-        ax.set_ylabel(metric)
+    _label_outer(grid, len(cells), metric)
     return figure
 
 
 def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], along: str = "n") -> Figure:
-    """Median (line) and quartiles (band) of a metric against ``along``, both logarithmic; the slope is in the legend."""
+    """Median (line) and quartiles (band) of a metric against ``along``, both logarithmic; the legend has slopes against n."""
     panels, lines = _split(results, [name for name in axes if name != along])
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, lines)
-    figure, places = _panels(len(cells), share_y=True)
-    for ax, (key, cell) in zip(places, cells, strict=True):
+    figure, grid = _panels(results, panels, len(cells), width=WIDTH)
+    medians: list[float] = []
+    for ax, (key, cell) in zip(grid.flat, cells, strict=False):
         for name, colour in zip(names, _colours(names), strict=True):
-            here = cell[_label(cell, lines) == name]
+            here = cell[(_label(cell, lines) == name) & cell[along].notna()]
             if here.empty:
                 continue
             table = summary.distribution(here, metric, [along]).sort_index()
             found = summary.slopes(here.assign(line=name), metric, ["line"], along=along)
-            said = f"{name} ({found['slope'].iloc[0]:.2f})" if len(found) else name
+            said = f"{name} ({round(found['slope'].iloc[0], 2) + 0.0:.2f})" if along == "n" and len(found) else name
             finite = table[np.isfinite(table["median"])]
+            medians.extend(finite["median"])
             ax.plot(finite.index, finite["median"], color=colour, marker="o", markersize=4, linewidth=1.8, label=said)
             ax.fill_between(finite.index, finite["quartile_1"], finite["quartile_3"], color=colour, alpha=0.15, linewidth=0)
-        ax.set(xscale="log", yscale="log", xlabel=along)
-        values = sorted(cell[along].unique())
-        ax.set_xticks(values, [f"{value:,}" for value in values])
+        ax.set(xscale="log", yscale="log", xlabel=along.replace("_", " "))
+        values = sorted(cell[along].dropna().unique())
+        ax.set_xticks(values, [_number(value) for value in values])
         ax.xaxis.minorticks_off()
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
-        ax.legend(frameon=False, fontsize=7, title="(slope)", title_fontsize=7, alignment="left")
+        title = "(slope)" if along == "n" else None
+        ax.legend(
+            frameon=False,
+            fontsize=8,
+            title=title,
+            title_fontsize=8,
+            alignment="left",
+            loc="upper left",
+            bbox_to_anchor=(0, -0.2),
+        )
         _bare(ax)
-    for ax in places[:: min(MOST_COLUMNS, len(cells))]:
-        ax.set_ylabel(metric)
+    if medians:
+        low, high = grid.flat[0].get_ylim()
+        grid.flat[0].set_ylim(max(low, min(medians) / STRETCH), min(high, max(medians) * STRETCH))
+    _label_outer(grid, len(cells), metric)
     return figure
 
 
@@ -124,8 +142,15 @@ def _label(cell: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
     """A method with what varies in it: ``DFIV, batch_size 64``."""
     label = cell["method"].astype(str)
     for name in columns[1:]:
-        label = label + cell[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {value}")
+        label = label + cell[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {_number(value)}")
     return label
+
+
+def _number(value: Any) -> str:
+    """``1,000`` also where the column is of floats, since other methods have no such parameter."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}" if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else str(value)
 
 
 def _missing(value: Any) -> bool:
@@ -142,24 +167,38 @@ def _colours(names: Sequence[str]) -> list[str]:
 
 def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
     return ", ".join(
-        str(value) if name == "design" else f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        str(value) if name == "design" else f"{name} {_number(value)}"
         for name, value in zip(columns, key, strict=True)
         if not _missing(value)
     )
 
 
-def _panels(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
+def _panels(results: pd.DataFrame, panels: Sequence[str], count: int, *, width: float) -> tuple[Figure, npt.NDArray[Any]]:
+    """A figure with so many panels; a row has all values of the last axis, where that makes a rectangle."""
     try:
         from cfiv.studies.displayed_figure import DisplayedFigure
     except ImportError:
         raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'") from None
-    columns = min(MOST_COLUMNS, count)
+    last = results[panels[-1]].nunique(dropna=False)
+    columns = last if 1 < last <= MOST_COLUMNS and count % last == 0 else min(MOST_COLUMNS, count)
     rows = -(-count // columns)
-    figure = DisplayedFigure(figsize=(WIDTH * columns + 0.6, HEIGHT * rows), layout="constrained")
-    places = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
-    for ax in places[count:]:
+    figure = DisplayedFigure(figsize=(width * columns + 0.6, HEIGHT * rows + 1.0), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in list(grid.flat)[count:]:
         ax.set_visible(False)
-    return figure, places[:count]
+    return figure, grid
+
+
+def _label_outer(grid: npt.NDArray[Any], count: int, metric: str) -> None:
+    """The metric at the left of each row, the x axis' labels under the last panel of each column."""
+    columns = grid.shape[1]
+    for place, ax in enumerate(list(grid.flat)[:count]):
+        if place % columns == 0:
+            ax.set_ylabel(metric)
+        below = place + columns < count
+        ax.tick_params(labelbottom=not below)
+        if below:
+            ax.set_xlabel("")
 
 
 def _bare(ax: Axes) -> None:

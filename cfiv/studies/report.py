@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from cfiv.errors import OutputError, ParameterError, StudyError
 from cfiv.files import replacing, unwritable, write_table_file
@@ -21,6 +22,10 @@ from cfiv.studies import figures, summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Axes along which reports draw errors, where a study has them.
+ALONG = ("n", "batch_size")
+#: Boxes in a panel beyond which nobody finds one.
+MOST_BOXES = 16
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
@@ -158,19 +163,24 @@ class Report:
         tables = []
         for metric in self.metrics:
             tables.append((metric, _flat(self.table(metric))))
-            if self._converges(metric) and not (slopes := self.slopes(metric)).empty:
+            if self._varies("n") and self._drawable(metric) and not (slopes := self.slopes(metric)).empty:
                 tables.append((f"{metric} against n, slope of the logarithms", _flat(slopes)))
         return tables
 
     def _figures(self) -> list[tuple[str, Figure]]:
-        drawn = [(f"{metric} by method", self.box_plot(metric)) for metric in self.metrics if self._drawable(metric)]
-        return drawn + [(f"{metric} against n", self.convergence(metric)) for metric in self.metrics if self._converges(metric)]
+        drawn = []
+        for metric in filter(self._drawable, self.metrics):
+            if len(self.results.groupby(list(self.axes[self.axes.index("method") :]), dropna=False)) <= MOST_BOXES:
+                drawn.append((f"{metric} by method", self.box_plot(metric)))
+            for along in filter(self._varies, ALONG):
+                drawn.append((f"{metric} against {along.replace('_', ' ')}", self.convergence(metric, along=along)))
+        return drawn
 
     def _drawable(self, metric: str) -> bool:
         return not self._is_estimate(metric) and metric in self.results and bool((self.results[metric] > 0.0).any())
 
-    def _converges(self, metric: str) -> bool:
-        return "n" in self.axes and self.results["n"].nunique() > 1 and self._drawable(metric)
+    def _varies(self, axis: str) -> bool:
+        return axis in self.axes and self.results[axis].nunique() > 1 and is_numeric_dtype(self.results[axis])
 
     def _is_estimate(self, metric: str) -> bool:
         return f"{metric}_truth" in self.results
