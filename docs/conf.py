@@ -1,18 +1,32 @@
 """The documentation site: Sphinx, MyST-NB and furo. `make docs` builds it, and a warning is an error."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 import cfiv
 
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
 project = "cfiv"
 author = "The cfiv developers"
 version = release = cfiv.__version__
 
-# mathml and docstrings are beside this file, in extensions/.
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "docstrings", "mathml"]
+# The last three are beside this file, in extensions/.
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "command_help",
+    "docstrings",
+    "mathml",
+]
 exclude_patterns = ["extensions"]
 
 # ---- pages ------------------------------------------------------------------------------------------------------------
@@ -42,7 +56,9 @@ napoleon_custom_sections = ["Warns"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"cfiv\.(data|diagnostics|estimators|learning|numerics|tables)\b.*"),
-    ("py:(class|exc)", r"[^.]*|.*,.*"),
+    ("py:mod", r"cfiv\.datasets\.cifar_pickle"),
+    ("py:class", r"linearmodels\..*"),
+    ("py:(class|exc)", r"[^.]*|.*,.*"),  # types and exceptions as docstrings list them
 ]
 
 # ---- looks ------------------------------------------------------------------------------------------------------------
@@ -53,3 +69,14 @@ html_css_files = ["cfiv.css"]
 html_copy_source = False
 html_show_copyright = False
 pygments_style = "friendly"
+
+
+def from_docs(app: Sphinx, page: str, source: list[str]) -> None:
+    """Tutorials link to these pages from where they are in the repository."""
+    if page.startswith("tutorials/"):
+        source[0] = source[0].replace("](../docs/", "](../")
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above."""
+    app.connect("source-read", from_docs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sphinx.util.nodes import make_refnode
+
 if TYPE_CHECKING:
     from docutils.nodes import Element
     from sphinx.application import Sphinx
@@ -43,15 +45,13 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def link(app: Sphinx, env: BuildEnvironment, node: Element, content: Element) -> Element | None:
-    """An exception, class or function by its bare name, wherever it is documented."""
+    """An exception, class or function by its name alone, or as ``cfiv.NAME``, wherever it is documented."""
     if node.get("refdomain") != "py":
         return None
     domain = env.domains.python_domain
     for home in HOMES:
-        found = domain.objects.get(f"{home}.{node['reftarget']}")
+        found = domain.objects.get(f"{home}.{node['reftarget'].removeprefix('cfiv.')}")
         if found is not None:
-            from sphinx.util.nodes import make_refnode
-
             return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, content)
     return None
 
