@@ -1,7 +1,7 @@
 """Accuracy on the dSprites designs, against published and measured figures.
 
-`make test ARGS='tests/estimators/test_dsprites_accuracy.py -s'` prints what was reached; docs/dsprites.py measures more seeds,
-the original configuration, and every batch size.
+`make test ARGS='tests/estimators/test_dsprites_accuracy.py -s'` prints what was reached; the studies `dsprites` and
+`dsprites_batches` have more seeds, the original configuration, and every batch size.
 """
 
 import statistics
