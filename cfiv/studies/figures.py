@@ -50,10 +50,13 @@ def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bo
             here = cell[_label(cell, boxes) == name]
             _box(ax, place, here, metric, colour)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        ax.set_xlim(-0.6, len(names) - 0.4)
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
         if log:
             ax.set_yscale("log")
         _bare(ax)
+    if log:
+        _mark_logarithms(grid.flat[0])
     _label_outer(grid, len(cells), metric)
     return figure
 
@@ -96,6 +99,7 @@ def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], alon
     if medians:
         low, high = grid.flat[0].get_ylim()
         grid.flat[0].set_ylim(max(low, min(medians) / STRETCH), min(high, max(medians) * STRETCH))
+        _mark_logarithms(grid.flat[0])
     _label_outer(grid, len(cells), metric)
     return figure
 
@@ -199,6 +203,16 @@ def _label_outer(grid: npt.NDArray[Any], count: int, metric: str) -> None:
         ax.tick_params(labelbottom=not below)
         if below:
             ax.set_xlabel("")
+
+
+def _mark_logarithms(ax: Axes) -> None:
+    """Numbers such as 0.5 and 2,000 on a logarithmic axis, at 1, 2 and 5 where it spans less than two decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,), numticks=12))
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _bare(ax: Axes) -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Axes along which reports draw errors, where a study has them.
 ALONG = ("n", "batch_size")
-#: Boxes in a panel beyond which nobody finds one.
-MOST_BOXES = 16
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
@@ -169,10 +167,11 @@ class Report:
 
     def _figures(self) -> list[tuple[str, Figure]]:
         drawn = []
+        lines = [axis for axis in ALONG if self._varies(axis)]
         for metric in filter(self._drawable, self.metrics):
-            if len(self.results.groupby(list(self.axes[self.axes.index("method") :]), dropna=False)) <= MOST_BOXES:
+            if "batch_size" not in lines:  # a box for each would be too many
                 drawn.append((f"{metric} by method", self.box_plot(metric)))
-            for along in filter(self._varies, ALONG):
+            for along in lines:
                 drawn.append((f"{metric} against {along.replace('_', ' ')}", self.convergence(metric, along=along)))
         return drawn
 
