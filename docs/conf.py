@@ -48,9 +48,8 @@ autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_param = False
-napoleon_use_ivar = False
 napoleon_use_rtype = False
-napoleon_custom_sections = ["Warns"]
+napoleon_custom_sections = [("Attributes", "params_style")]  # as parameters are, in one list
 
 # References that lead nowhere are warnings, but for modules below the public surface, which have no page.
 nitpicky = True
@@ -69,14 +68,17 @@ html_css_files = ["cfiv.css"]
 html_copy_source = False
 html_show_copyright = False
 pygments_style = "friendly"
+highlight_language = "text"  # equations of docstrings; blocks of pages name their own
 
 
-def from_docs(app: Sphinx, page: str, source: list[str]) -> None:
-    """Tutorials link to these pages from where they are in the repository."""
+def adapt(app: Sphinx, page: str, source: list[str]) -> None:
+    """Tutorials link to these pages from elsewhere in the repository; reports of studies are in no table of contents."""
     if page.startswith("tutorials/"):
         source[0] = source[0].replace("](../docs/", "](../")
+    if page.startswith("results/"):
+        source[0] = f"---\norphan: true\n---\n\n{source[0]}"
 
 
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
-    app.connect("source-read", from_docs)
+    app.connect("source-read", adapt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
+from click.testing import CliRunner
 from docutils.nodes import Node, literal_block
 from sphinx.util.docutils import SphinxDirective
 
@@ -12,6 +12,9 @@ from cfiv.cli import commands
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+#: Characters a line, as many as a page has room for.
+WIDTH = 96
 
 
 class CommandHelp(SphinxDirective):
@@ -22,14 +25,18 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[Node]:
         """The help as a literal block."""
-        command: click.Command = commands
-        context = click.Context(command, info_name="cfiv", terminal_width=100, max_content_width=100)
-        for word in self.arguments[0].split() if self.arguments else ():
-            assert isinstance(command, click.Group)
-            command = command.commands[word]
-            context = click.Context(command, info_name=word, parent=context, terminal_width=100, max_content_width=100)
-        text = command.get_help(context)
-        return [literal_block(text, text, language="text")]
+        words = self.arguments[0].split() if self.arguments else []
+        result = CliRunner().invoke(
+            commands,
+            [*words, "--help"],
+            prog_name="cfiv",
+            terminal_width=WIDTH,
+            max_content_width=WIDTH,
+            catch_exceptions=False,
+        )
+        if result.exit_code:
+            raise self.error(f"cfiv {' '.join(words)} --help: {result.output}")
+        return [literal_block(result.output, result.output, language="text")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -34,6 +34,7 @@ def main(pages: list[Path]) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
+    os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("error")
     for page in pages:
         started, place = time.perf_counter(), os.getcwd()
