@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +33,8 @@ class Design:
     Raises
     ------
     ParameterError
-        If ``simulate`` is not callable, a list is empty or names a value twice, or ``seed`` is among the parameters.
+        If ``simulate`` is not callable or does not take the parameters, a list is empty or names a value twice, or ``seed`` is
+        among the parameters.
 
     Examples
     --------
@@ -50,6 +53,7 @@ class Design:
             raise ParameterError(
                 f"seed is no parameter of a design, got {parameters['seed']!r}: the study gives every replication its own"
             )
+        check_call("a design", simulate, parameters)
         self.simulate = simulate
         self.axes = axes_of(parameters)
         self.fixed = {name: value for name, value in parameters.items() if name not in self.axes}
@@ -57,6 +61,26 @@ class Design:
     def cells(self) -> Iterator[dict[str, Any]]:
         """The parameters of every cell of the grid that vary, in the order of the lists."""
         return grid(self.axes)
+
+
+def check_call(what: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
+    """Whether ``function(seed=..., **parameters)`` is a call that Python would make.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is unknown or missing.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # what is compiled need not say
+        return
+    try:
+        signature.bind(seed=0, **parameters)
+    except TypeError as error:
+        call = ", ".join(f"{name}=..." for name in ["seed", *parameters])
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ParameterError(f"{what} is called as {name}({call}), which fails: {error}. It is {name}{signature}") from None
 
 
 def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -78,6 +102,26 @@ def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
         if twice:
             raise ParameterError(f"{name} has {twice[0]} twice: name each value once, and raise replications for more draws")
     return axes
+
+
+def labels(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The axes with values that a table can have: numbers and text, each another within its axis."""
+    return {name: _distinct([_label(value) for value in values]) for name, values in axes.items()}
+
+
+def _label(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    alike = [repr(value) for value in values]
+    return [
+        f"{value} ({alike[: i + 1].count(alike[i])})" if alike.count(alike[i]) > 1 else value for i, value in enumerate(values)
+    ]
 
 
 def grid(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,8 +70,12 @@ class Ledger:
             If it is no ledger, damaged, or from a newer version.
         """
         with _explained(path):
-            connection = sqlite3.connect(path, timeout=30.0)
+            connection = _to_read(path)
             try:
+                if _is_empty(connection):  # a kill came before its first table, which is no fault of the reader
+                    connection.close()
+                    connection = sqlite3.connect(":memory:")
+                    _begin(connection)
                 _check_format(path, connection)
                 yield cls(path, connection)
             finally:
@@ -88,8 +93,9 @@ class Ledger:
         OutputError
             If the place cannot be written to, now or when the disk is full; every row before stays.
         """
-        lock = FileLock(f"{path}.lock")
+        lock = FileLock(f"{path.resolve()}.lock")  # a link to the file is no other ledger
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             raise LedgerError(
@@ -103,7 +109,7 @@ class Ledger:
             with _explained(path):
                 connection = sqlite3.connect(path, timeout=30.0)
                 try:
-                    if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+                    if _is_empty(connection):
                         _begin(connection)
                     _check_format(path, connection)
                     _check_whole(path, connection)
@@ -156,14 +162,34 @@ class Ledger:
         cursor = self._connection.execute(f"{query} ORDER BY replication", (key,))
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor]
-        for row in rows:
-            row["metrics"], row["warnings"] = json.loads(row["metrics"]), json.loads(row["warnings"])
-        return rows
+        try:
+            return [{**row, "metrics": json.loads(row["metrics"]), "warnings": json.loads(row["warnings"])} for row in rows]
+        except (TypeError, ValueError) as error:
+            raise LedgerError(_damaged(self.path, error)) from error
 
     def seconds(self) -> dict[str, float]:
         """Mean seconds of the finished fits of every configuration."""
         query = "SELECT hash, AVG(seconds) FROM replications WHERE seconds IS NOT NULL GROUP BY hash"
         return dict(self._connection.execute(query))
+
+
+def _to_read(path: Path) -> sqlite3.Connection:
+    """A connection; where nothing may be written, SQLite has to be told that nobody else writes either."""
+    connection = sqlite3.connect(path, timeout=30.0)
+    try:
+        _is_empty(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if "readonly" not in str(error) and "unable to open" not in str(error):
+            raise
+        if not path.is_file() or Path(f"{path}-wal").exists():
+            raise
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    return connection
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def _begin(connection: sqlite3.Connection) -> None:
@@ -176,14 +202,23 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:
-    found = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-    if found is None or not found[0].isdigit():
-        raise LedgerError(f"'{path}' is no ledger of a study: give another name")
+    try:
+        found = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such" not in str(error):
+            raise
+        found = None
+    if found is None or not str(found[0]).isdigit():
+        raise LedgerError(f"'{path}' is an SQLite file but no ledger of a study: give the study's ledger another name")
     if int(found[0]) > FORMAT_VERSION:
         raise LedgerError(
             f"the ledger '{path}' has format {found[0]}, this cfiv knows up to {FORMAT_VERSION}: install a newer cfiv, "
             "or begin another ledger"
         )
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    for name in re.findall(r"CREATE TABLE (\w+)", _SCHEMA):
+        if name not in tables:
+            raise LedgerError(_damaged(path, f"no such table: {name}"))
 
 
 def _check_whole(path: Path, connection: sqlite3.Connection) -> None:
@@ -206,12 +241,14 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
-        if "no such table: meta" in text:
-            raise LedgerError(f"'{path}' is an SQLite file but no ledger of a study: give another name") from error
+        if "decode" in text or "no such" in text:
+            raise LedgerError(_damaged(path, error)) from error
+        if "locked" in text:
+            raise LedgerError(f"the ledger '{path}' is locked by another program ({text}): close it there") from error
         if "full" in text or "disk I/O" in text:
             raise OutputError(
                 f"the ledger '{path}' cannot grow ({text}): make room and run the study again, it continues after the last row"
             ) from error
         raise OutputError(f"the ledger '{path}' cannot be used ({text}): check the place and its permissions") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # in damaged files, SQLite's messages too are damaged
         raise LedgerError(_damaged(path, error)) from error

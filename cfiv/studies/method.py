@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cfiv.errors import ParameterError
-from cfiv.studies.design import axes_of, grid
+from cfiv.studies.design import axes_of, check_call, grid
 
 
 class Method:
@@ -26,7 +26,7 @@ class Method:
     Raises
     ------
     ParameterError
-        If the estimator can neither be fitted nor called, does not take a parameter, or a list is empty.
+        If the estimator can neither be fitted nor called, does not take the parameters, or a list is empty.
 
     Examples
     --------
@@ -40,6 +40,8 @@ class Method:
             raise ParameterError(f"give an estimator, such as {estimator.__name__}(...), got the class {estimator.__name__}")
         if not callable(getattr(estimator, "fit", None)) and not callable(estimator):
             raise ParameterError(f"a method is an estimator with fit(data), or a function of a seed, got {estimator!r}")
+        if not hasattr(estimator, "fit"):
+            check_call("a method's function", estimator, parameters)
         self.estimator = estimator
         self.axes = axes_of(parameters)
         self.fixed = {name: value for name, value in parameters.items() if name not in self.axes}

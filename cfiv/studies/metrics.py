@@ -64,6 +64,10 @@ def score(fit: Fit) -> float:
     return float(fit.model.score(fit.another()[0]))
 
 
+#: Of any metric: reports then count failures as infinitely low rather than infinitely high.
+score.higher_is_better = True  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class AverageEffect:
     """``mean_i h(treatment_to, X_i) - h(treatment_from, X_i)`` over the rows that a method was fitted to.
@@ -148,6 +152,8 @@ def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
             values[name] = result
     for column, value in values.items():
         try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
             number = float(value)
         except (TypeError, ValueError):
             raise StudyError(f"a metric must be a number or an Estimate, got {type(value).__name__} for {column!r}") from None

@@ -6,7 +6,6 @@ when they are read, so neither side reads from anyone but the other.
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import selectors
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, Any
@@ -27,8 +27,11 @@ THREAD_VARIABLES = ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR", "NUMB
 LENGTH = 8
 #: Seconds between looks at whether a process that says nothing is still there.
 LOOK_EVERY = 1.0
-#: Characters of what a process said before it died that are kept.
+#: Bytes of what a process said before it died that are kept.
 MOST_SAID = 4000
+#: Seconds after which a process that has nothing to do is ended. A study ends its own at its end, but not those in the workers
+#: of dask or ray.
+IDLE_LIMIT = 120.0
 
 
 class FittingProcess:
@@ -48,7 +51,8 @@ class FittingProcess:
         # A session of its own: Ctrl-C in the terminal reaches the study, which decides what becomes of its processes, and
         # whatever a fit starts ends with it.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from cfiv.studies.process import main; main()"],
+            [sys.executable, "-c", f"from cfiv.studies.process import main; main({os.getpid()})"],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -58,54 +62,72 @@ class FittingProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._jobs, self._answers = self._process.stdin, self._process.stdout
+        os.set_blocking(self._jobs.fileno(), False)
         self._heard = b""
+        self._code: int | None = None
 
-    def answer(self, job: bytes, seeds: Mapping[str, int], *, time_limit: float | None) -> dict[str, Any]:
+    def answer(
+        self, job: bytes, seeds: Mapping[str, int], *, time_limit: float | None, loading_limit: float = LOADING_LIMIT
+    ) -> dict[str, Any]:
         """The outcome of a job; a failed one, and this process gone, where it took too long or died."""
         self._said.seek(0)
         self._said.truncate()
+        reason = f"could not be loaded within {loading_limit:g} s and was stopped"
         try:
-            _write(self._jobs, (job, dict(seeds)))
-            self._read(LOADING_LIMIT)
-            outcome: dict[str, Any] = self._read(time_limit)
+            loaded_by = time.monotonic() + loading_limit
+            self._send((job, dict(seeds)), loaded_by)
+            self._receive(loaded_by)
+            reason = f"took longer than its time limit of {time_limit} s and was stopped"
+            outcome: dict[str, Any] = self._receive(None if time_limit is None else time.monotonic() + time_limit)
             return outcome
-        except TimeoutError as error:
-            return {"status": "failed", "reason": f"took longer than its time limit of {error.args[0]:g} s and was stopped"}
+        except TimeoutError:
+            self.end()
+            return {"status": "failed", "reason": reason}
         except (EOFError, BrokenPipeError):
-            code = self.end()
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            self._said.seek(0)
-            said = self._said.read().decode(errors="replace")[-MOST_SAID:]
-            return {"status": "failed", "reason": f"its process died, {how}", "details": said}
+            return {"status": "failed", "reason": f"its process died, {_ended(self.end())}", "details": self._last_words()}
 
-    def _read(self, limit: float | None) -> Any:
-        """The next message.
+    def _send(self, message: Any, deadline: float | None) -> None:
+        data = memoryview(_framed(message))
+        while data:
+            self._wait(self._jobs, selectors.EVENT_WRITE, deadline)
+            data = data[os.write(self._jobs.fileno(), data[: 1 << 16]) :]
+
+    def _receive(self, deadline: float | None) -> Any:
+        while len(self._heard) < (end := _end_of_message(self._heard)):
+            self._wait(self._answers, selectors.EVENT_READ, deadline)
+            chunk = os.read(self._answers.fileno(), 1 << 16)
+            if not chunk:
+                raise EOFError
+            self._heard += chunk
+        message, self._heard = self._heard[LENGTH:end], self._heard[end:]
+        return pickle.loads(message)
+
+    def _wait(self, stream: IO[bytes], event: int, deadline: float | None) -> None:
+        """Until a stream is ready.
 
         Raises
         ------
         TimeoutError
-            If there is none after so many seconds; the process is ended.
+            If it is not by then, on the monotonic clock.
         EOFError
-            If there will be none. Not by the pipe's end alone: a process that the fit has forked may keep it open.
+            If it will never be. The pipe's end alone does not tell: a process that the fit has forked may keep it open.
         """
-        deadline = None if limit is None else time.monotonic() + limit
         with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
-            while len(self._heard) < (end := _end_of_message(self._heard)):
+            selector.register(stream, event)
+            while True:
                 left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
                 dead = not self.alive  # asked first: what it said before it died is still read
                 if selector.select(max(0.0, left)):
-                    chunk = os.read(self._answers.fileno(), 1 << 16)
-                    if not chunk:
-                        raise EOFError
-                    self._heard += chunk
-                elif dead:
+                    return
+                if dead:
                     raise EOFError
-                elif left <= 0.0:
-                    self.end()
-                    raise TimeoutError(limit)
-        message, self._heard = self._heard[LENGTH:end], self._heard[end:]
-        return pickle.loads(message)
+                if left <= 0.0:
+                    raise TimeoutError
+
+    def _last_words(self) -> str:
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, size - MOST_SAID))
+        return self._said.read().decode(errors="replace")
 
     @property
     def alive(self) -> bool:
@@ -114,17 +136,18 @@ class FittingProcess:
 
     def end(self) -> int:
         """End it and all that it has started now, and give its exit code; whoever waits for its answer has a failed one."""
-        code = self._process.poll()
-        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait() if code is None else code
+        if self._code is None:  # its number may be another's by now
+            code = self._process.poll()
+            with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._code = self._process.wait() if code is None else code
+        return self._code
 
     def close(self) -> None:
         """End it, and close what led to it; nobody waits for its answer."""
         self.end()
         for stream in (self._jobs, self._answers, self._said):
-            with suppress(BrokenPipeError):  # what was left to write has nobody to read it
-                stream.close()
+            stream.close()
 
 
 class FittingProcesses:
@@ -139,38 +162,56 @@ class FittingProcesses:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._lock = threading.Lock()
-        self._idle: list[FittingProcess] = []
+        self._idle: dict[FittingProcess, float] = {}  # and since when
         self._busy: set[FittingProcess] = set()
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def answer(self, job: bytes, seeds: Mapping[str, int], *, time_limit: float | None) -> dict[str, Any]:
         """The outcome of a job, in an idle process or in a new one; at once a failure nobody reads after :meth:`stop`."""
         with self._lock:
-            if self._stopped:
+            if self._stopped.is_set():
                 return {"status": "failed", "reason": "the study was stopped"}
-            process = self._idle.pop() if self._idle else FittingProcess(self._threads)
+            process = self._idle.popitem()[0] if self._idle else FittingProcess(self._threads)
             self._busy.add(process)
+        answered = False
         try:
-            return process.answer(job, seeds, time_limit=time_limit)
+            outcome = process.answer(job, seeds, time_limit=time_limit)
+            answered = True
+            return outcome
         finally:
             with self._lock:
                 self._busy.discard(process)
-                kept = process.alive and not self._stopped
+                kept = answered and process.alive and not self._stopped.is_set()
                 if kept:
-                    self._idle.append(process)
+                    self._idle[process] = time.monotonic()
             if not kept:
                 process.close()
+
+    def retire(self, *, older_than: float) -> None:
+        """End those that have been idle for more seconds."""
+        now = time.monotonic()
+        with self._lock:
+            retired = [process for process, since in self._idle.items() if now - since > older_than]
+            for process in retired:
+                del self._idle[process]
+        for process in retired:
+            process.close()
+
+    def retire_until_stopped(self) -> None:
+        """Look from time to time for those that have nothing to do."""
+        while not self._stopped.wait(IDLE_LIMIT / 4):
+            self.retire(older_than=IDLE_LIMIT)
 
     def stop(self) -> None:
         """End all of them now, whatever they are doing, and start no other."""
         with self._lock:
-            self._stopped = True
+            self._stopped.set()
             idle, busy = list(self._idle), list(self._busy)
             self._idle.clear()
-        for process in idle:
-            process.close()
         for process in busy:
             process.end()  # whoever waits for its answer closes it
+        for process in idle:
+            process.close()
 
 
 #: Of this process, by run; a worker of dask or ray has its own.
@@ -181,7 +222,10 @@ _POOLS_LOCK = threading.Lock()
 def processes_of(run: str, *, threads: int) -> FittingProcesses:
     """Those of a run, begun where there are none."""
     with _POOLS_LOCK:
-        return _POOLS.setdefault(run, FittingProcesses(threads))
+        if run not in _POOLS:
+            _POOLS[run] = pool = FittingProcesses(threads)
+            threading.Thread(target=pool.retire_until_stopped, daemon=True).start()
+        return _POOLS[run]
 
 
 def stop_processes(run: str) -> None:
@@ -192,10 +236,13 @@ def stop_processes(run: str) -> None:
         pool.stop()
 
 
-def _write(stream: IO[bytes], message: Any) -> None:
+def _framed(message: Any) -> bytes:
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.write(len(data).to_bytes(LENGTH, "big") + data)
-    stream.flush()
+    return len(data).to_bytes(LENGTH, "big") + data
+
+
+def _ended(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def _end_of_message(heard: bytes) -> int:
@@ -213,30 +260,35 @@ def _next_job(stream: IO[bytes]) -> Any:
     return pickle.loads(data) if data and len(data) == _end_of_message(head) - LENGTH else None
 
 
-def main() -> None:
-    """Answer jobs until standard input ends."""
+def main(parent: int | None = None) -> None:
+    """Answer jobs until standard input ends, or the parent: it is named, as it may be killed before this process looks up."""
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # What a person's code prints goes where errors go, and what it reads is empty: both are in use here.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent or os.getppid(),), daemon=True).start()
+    from cfiv.studies.replication import Surroundings, replicate
+
+    surroundings = Surroundings.now()
     while (message := _next_job(jobs)) is not None:
         job, seeds = message
+        surroundings.restore()
         try:
-            run = _loaded(job)
+            cell = pickle.loads(job)
         except BaseException as error:  # noqa: BLE001  a module that cannot be imported here is a failed replication
-            _write(answers, "loaded")
-            _write(answers, {"status": "failed", "reason": f"could not be loaded: {type(error).__name__}: {error}"})
+            reason = f"could not be loaded: {type(error).__name__}: {error}"
+            outcome = {"status": "failed", "reason": reason, "details": traceback.format_exc()}
+            _tell(answers, "loaded", outcome)
             continue
-        _write(answers, "loaded")
-        _write(answers, run(**seeds))
+        surroundings = Surroundings.now()  # with what a module sets for all when it is imported
+        _tell(answers, "loaded")
+        _tell(answers, replicate(cell, **seeds))
 
 
-def _loaded(job: bytes) -> Any:
-    """The replication that a job describes, with a fresh copy of all that it may change."""
-    from cfiv.studies.replication import replicate
-
-    return functools.partial(replicate, pickle.loads(job))
+def _tell(stream: IO[bytes], *messages: Any) -> None:
+    for message in messages:
+        stream.write(_framed(message))
+    stream.flush()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import time
 import traceback
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -111,8 +112,14 @@ def _outcome(cell: Cell, data_seed: int, fit_seed: int) -> Outcome:
         raise
     except BaseException as error:  # noqa: BLE001  whatever a person's code raises, SystemExit too, is a row with its reason
         broken = stage == "the design" and isinstance(error, StudyError)
-        reason = f"{stage} raised {type(error).__name__}: {error}".strip()
-        return Outcome("failed", reason=reason, details=traceback.format_exc(), broken=broken, **spent)  # type: ignore[arg-type]
+        reason = _storable(f"{stage} raised {type(error).__name__}: {error}".strip())
+        details = _storable(traceback.format_exc())
+        return Outcome("failed", reason=reason, details=details, broken=broken, **spent)  # type: ignore[arg-type]
+
+
+def _storable(text: str) -> str:
+    """Text that can be written as UTF-8; of file names, that is not certain."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _seed_globally(seed: int) -> None:
@@ -122,6 +129,61 @@ def _seed_globally(seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What belongs to a whole process and changes numbers: a fit that changes it must not change those after it.
+
+    Parameters
+    ----------
+    folder : str
+        The current one.
+    environment : dict of str
+    numpy_errors : dict
+        Of ``numpy.geterr``.
+    dtype : torch.dtype
+        The default one.
+    gradients : bool
+        Whether torch records operations for gradients.
+    threads : int
+        Of torch.
+    """
+
+    folder: str
+    environment: dict[str, str]
+    numpy_errors: Any
+    dtype: Any
+    gradients: bool
+    threads: int
+
+    @classmethod
+    def now(cls) -> Self:
+        """As they are."""
+        import torch
+
+        return cls(
+            os.getcwd(),
+            dict(os.environ),
+            np.geterr(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+        )
+
+    def restore(self) -> None:
+        """Make them so again."""
+        import torch
+
+        os.chdir(self.folder)
+        if os.environ != self.environment:
+            os.environ.clear()
+            os.environ.update(self.environment)
+        np.seterr(**self.numpy_errors)
+        torch.set_default_dtype(self.dtype)
+        torch.set_grad_enabled(self.gradients)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
 
 def _reset_peak() -> float | None:

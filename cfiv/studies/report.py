@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
@@ -46,12 +47,15 @@ class Report:
         The columns that tell cells apart: ``design``, its axes, ``method``, its axes.
     metrics : sequence of str
         Columns of what was measured; of an Estimate ``m``, that are also columns ``m_truth`` and maybe ``m_lower, m_upper``.
+    rewards : sequence of str
+        The metrics that are to be large.
     """
 
     results: pd.DataFrame
     name: str
     axes: Sequence[str]
     metrics: Sequence[str]
+    rewards: Sequence[str] = ()
 
     def table(self, metric: str | None = None) -> pd.DataFrame:
         """One row a cell: median and quartiles of a metric (see :func:`summary.distribution`), or bias, standard deviation and
@@ -65,9 +69,12 @@ class Report:
             If there are no results yet.
         """
         metric = self._metric(metric)
-        summarise = summary.accuracy if self._is_estimate(metric) else summary.distribution
         by = self._telling()
-        table = summarise(self.results, metric, by)
+        if self._is_estimate(metric):
+            table = summary.accuracy(self.results, metric, by)
+        else:
+            failed_as = -np.inf if metric in self.rewards else np.inf
+            table = summary.distribution(self.results, metric, by, failed_as=failed_as)
         seconds = self.results.groupby(by, sort=False, dropna=False)["seconds"].median()
         table = table.assign(seconds=seconds.reindex(table.index))
         return table.drop(columns="failed") if not table["failed"].any() else table

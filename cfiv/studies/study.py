@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -22,7 +23,8 @@ import cfiv
 from cfiv.errors import ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.studies import metrics as known_metrics
-from cfiv.studies.design import Design
+from cfiv.studies import summary
+from cfiv.studies.design import Design, grid, labels
 from cfiv.studies.engine import Job, answers
 from cfiv.studies.identity import configuration_hash, description, seed_of
 from cfiv.studies.ledger import Ledger
@@ -35,6 +37,8 @@ from cfiv.studies.report import Report
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels", "statsmodels")
 #: What `results` calls its own columns; parameters and metrics need other names.
 OWN_COLUMNS = ("design", "method", "replication", "status", "reason", "seconds", "cpu_seconds", "memory_mb")
+#: The least that settings may be.
+LEAST = {"replications": 0, "seed": 0, "threads": 1}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]*")
 
 
@@ -45,7 +49,9 @@ class StudyCell:
     Parameters
     ----------
     coordinates : dict
-        What varies, as columns of the results: ``design``, its axes, ``method``, its axes.
+        What varies: ``design``, its axes, ``method``, its axes.
+    labels : dict
+        The same as columns of the results: numbers and text.
     data : list
         What its data depend on beside the study's seed and the replication.
     replication : Cell
@@ -53,6 +59,7 @@ class StudyCell:
     """
 
     coordinates: dict[str, Any]
+    labels: dict[str, Any]
     data: list[Any]
     replication: Cell
 
@@ -120,12 +127,9 @@ class Study:
         threads: int = 1,
         ledger: str | os.PathLike[str] | None = None,
     ) -> None:
-        _check_name(name)
-        check_whole("replications", replications, least=0)
-        check_whole("seed", seed, least=0)
-        check_whole("threads", threads, least=1)
-        if time_limit is not None and (not is_number(time_limit) or not 0.0 < time_limit < float("inf")):
-            raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {time_limit!r}")
+        settings = {"name": name, "replications": replications, "seed": seed, "threads": threads, "time_limit": time_limit}
+        for key, value in settings.items():
+            check_setting(key, value)
         self.name, self.replications, self.seed, self.threads = name, replications, seed, threads
         self.designs = {
             key: value if isinstance(value, Design) else Design(value) for key, value in _named("designs", designs).items()
@@ -147,15 +151,22 @@ class Study:
     @cached_property
     def cells(self) -> dict[str, StudyCell]:
         """Every cell by the hash of its configuration, in the order of designs, their grids, methods, their grids."""
-        return {self._hash(cell): cell for cell in self._cells()}
+        cells: dict[str, StudyCell] = {}
+        for cell in self._cells():
+            key = self._hash(cell)
+            if key in cells:
+                raise ParameterError(f"two cells are the same, {cell.labels}: name each value of an axis once")
+            cells[key] = cell
+        return cells
 
     def _cells(self) -> Iterator[StudyCell]:
         for design_name, design in self.designs.items():
-            for at in design.cells():
+            for at, at_labels in zip(design.cells(), grid(labels(design.axes)), strict=True):
                 for method_name, method in self.methods.items():
-                    for of in method.cells():
+                    for of, of_labels in zip(method.cells(), grid(labels(method.axes)), strict=True):
                         yield StudyCell(
                             {"design": design_name, **at, "method": method_name, **of},
+                            {"design": design_name, **at_labels, "method": method_name, **of_labels},
                             [design_name, {**design.fixed, **at}],
                             Cell(
                                 design.simulate, {**design.fixed, **at}, method.estimator, {**method.fixed, **of}, self.metrics
@@ -266,15 +277,20 @@ class Study:
             (by how much the process grew during ``fit``) and ``reason`` (of a failure). In the order of the study.
         """
         records = []
-        for cell, row in self._rows():
-            record = {**cell.coordinates, "replication": row["replication"], "status": row["status"], **row["metrics"]}
+        rows = list(self._rows())
+        for cell, row in rows:
+            record = {**cell.labels, "replication": row["replication"], "status": row["status"], **row["metrics"]}
             records.append({**record, **{name: row[name] for name in ("seconds", "cpu_seconds", "memory_mb", "reason")}})
-        return pd.DataFrame(records, columns=self._columns(records))
+        measured = dict.fromkeys([*self.metrics, *(name for _, row in rows for name in row["metrics"])])
+        columns = [*self._axes(), "replication", "status", *measured, "seconds", "cpu_seconds", "memory_mb", "reason"]
+        results = pd.DataFrame(records, columns=columns)
+        # Where nothing was measured pandas would not know that these are numbers.
+        return results.astype(dict.fromkeys([*measured, "seconds", "cpu_seconds", "memory_mb"], np.float64))
 
     def failures(self) -> pd.DataFrame:
         """One row a failed replication: its coordinates, ``reason``, and ``details``, mostly a traceback."""
         records = [
-            {**cell.coordinates, "replication": row["replication"], "reason": row["reason"], "details": row["details"]}
+            {**cell.labels, "replication": row["replication"], "reason": row["reason"], "details": row["details"]}
             for cell, row in self._rows()
             if row["status"] == "failed"
         ]
@@ -289,14 +305,15 @@ class Study:
                     if replication < self.replications:
                         counts[key][status] += 1
         records = [
-            {**cell.coordinates, **counts[key], "pending": self.replications - sum(counts[key].values())}
+            {**cell.labels, **counts[key], "pending": self.replications - sum(counts[key].values())}
             for key, cell in self.cells.items()
         ]
         return pd.DataFrame(records, columns=[*self._axes(), "done", "failed", "pending"])
 
     def report(self) -> Report:
         """Tables and figures of what is in the ledger."""
-        return Report(self.results(), name=self.name, axes=self._axes(), metrics=tuple(self.metrics))
+        rewards = tuple(name for name, metric in self.metrics.items() if getattr(metric, "higher_is_better", False))
+        return Report(self.results(), name=self.name, axes=self._axes(), metrics=tuple(self.metrics), rewards=rewards)
 
     def _rows(self) -> Iterator[tuple[StudyCell, dict[str, Any]]]:
         if not self.ledger.exists():
@@ -311,21 +328,17 @@ class Study:
         methods = [name for method in self.methods.values() for name in method.axes]
         return list(dict.fromkeys(["design", *designs, "method", *methods]))
 
-    def _columns(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
-        found = dict.fromkeys(name for record in records for name in record)
-        first = [*self._axes(), "replication", "status"]
-        last = ["seconds", "cpu_seconds", "memory_mb", "reason"]
-        return [*first, *(name for name in found if name not in (*first, *last)), *last]
-
     def _check_columns(self) -> None:
         designs = {name for design in self.designs.values() for name in design.axes}
         methods = {name for method in self.methods.values() for name in method.axes}
-        columns = {name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values()}
-        axes = designs | methods
-        for name in sorted((designs & methods) | (axes & columns) | ((axes | columns) & set(OWN_COLUMNS))):
+        metrics = Counter(name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values())
+        axes, columns = designs | methods, set(metrics)
+        own = (axes | columns) & set(OWN_COLUMNS) | axes & set(summary.COLUMNS)
+        for name in sorted((designs & methods) | (axes & columns) | own | {name for name in metrics if metrics[name] > 1}):
             raise ParameterError(
-                f"{name!r} would be the name of two columns of the results: a design's axis, a method's axis and a metric need "
-                f"different names, and none may be one of {', '.join(OWN_COLUMNS)}"
+                f"{name!r} would be the name of two columns of a table: a design's axis, a method's axis and a metric need "
+                "different names. A metric m may fill m_truth, m_lower and m_upper as well, and reports have the columns "
+                f"{', '.join([*OWN_COLUMNS, *summary.COLUMNS])}: give another name"
             )
 
 
@@ -364,14 +377,19 @@ def _named(what: str, given: Any) -> dict[str, Any]:
     if not given:
         raise ParameterError(f"{what} must name at least one, got none")
     for name in given:
-        if not isinstance(name, str) or not name.strip():
-            raise ParameterError(f"{what} need names of text, got {name!r}")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ParameterError(f"{what} need names of text on one line, got {name!r}")
     return dict(given)
 
 
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ParameterError(f"a study's name is letters, digits, spaces and any of _.-, got {name!r}")
+def check_setting(key: str, value: object) -> None:
+    """Raise a ParameterError where a setting of a study cannot be that."""
+    if key == "name" and (not isinstance(value, str) or not _NAME.fullmatch(value)):
+        raise ParameterError(f"name must be letters, digits, spaces and any of _.- after a letter or a digit, got {value!r}")
+    if key in LEAST:
+        check_whole(key, value, least=LEAST[key])
+    if key == "time_limit" and value is not None and (not is_number(value) or not 0.0 < value < float("inf")):  # type: ignore[operator]
+        raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {value!r}")
 
 
 def _versions() -> dict[str, str]:

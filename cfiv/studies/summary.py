@@ -20,10 +20,15 @@ import pandas as pd
 
 Array = npt.NDArray[np.float64]
 Z = 1.959964
+#: The columns of the tables below, which no axis may be called.
+COLUMNS = (
+    *("median", "quartile_1", "quartile_3", "mc_error", "slope", "std_error", "replications", "failed"),
+    *("bias", "bias_mc_error", "sd", "sd_mc_error", "rmse", "coverage", "coverage_mc_error"),
+)
 
 
-def distribution(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
-    """Median and quartiles of a metric that is to be small, over all replications of each cell.
+def distribution(results: pd.DataFrame, metric: str, by: Sequence[str], *, failed_as: float = np.inf) -> pd.DataFrame:
+    """Median and quartiles of a metric over all replications of each cell.
 
     A failed replication counts as infinitely wrong: with medians of those that survived, a method that fails where it is hard
     would look better than one that does not.
@@ -36,6 +41,8 @@ def distribution(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.Da
         A column.
     by : sequence of str
         The columns that tell cells apart.
+    failed_as : float
+        What a failure counts as: ``inf`` for a metric that is to be small, ``-inf`` for one that is to be large.
 
     Returns
     -------
@@ -47,7 +54,7 @@ def distribution(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.Da
         results,
         by,
         lambda cell: {
-            **_quartiles(cell[metric].where(cell["status"] == "done", np.inf).to_numpy(dtype=np.float64)),
+            **_quartiles(cell[metric].where(cell["status"] == "done", failed_as).to_numpy(dtype=np.float64)),
             "replications": len(cell),
             "failed": int((cell["status"] == "failed").sum()),
         },
@@ -127,10 +134,10 @@ def _quantile(ordered: Array, q: float) -> float:
     """Linear between order statistics; infinite as soon as one that counts is."""
     place = q * (len(ordered) - 1)
     below, share = int(place), place - int(place)
-    if share == 0.0:
+    if share == 0.0 or np.isinf(ordered[below]):
         return float(ordered[below])
     if np.isinf(ordered[below + 1]):
-        return float("inf")
+        return float(ordered[below + 1])
     return float(ordered[below] + share * (ordered[below + 1] - ordered[below]))
 
 
@@ -140,6 +147,6 @@ def median_mc_error(ordered: Array) -> float:
     if n < 5:
         return float("nan")
     rank = max(1, round((n + 1) / 2 - Z * np.sqrt(n / 4)))
-    if np.isinf(ordered[n - rank]):
+    if np.isinf(ordered[n - rank]) or np.isinf(ordered[rank - 1]):
         return float("inf")
     return float((ordered[n - rank] - ordered[rank - 1]) / (2 * Z))

@@ -1,5 +1,6 @@
 """A small design, and methods that do as told; importable by the processes that fit."""
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from cfiv.studies import Fit
+from cfiv.studies import Design, Fit, Study, error
 
 
 def line(n: int = 20, slope: float = 2.0, *, seed: int) -> tuple[pd.DataFrame, Any]:
@@ -82,6 +83,87 @@ class Dies(Slope):
         os.abort()
 
 
+class Forks(Slope):
+    """Starts a process that holds on to all that it was given, says which in a folder, and then hangs or dies."""
+
+    def __init__(self, folder: str, then: str) -> None:
+        super().__init__()
+        self.folder, self.then = folder, then
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        if os.fork() == 0:
+            Path(self.folder, str(os.getpid())).touch()
+            time.sleep(120.0)
+            os._exit(0)
+        while not os.listdir(self.folder):
+            time.sleep(0.01)
+        if self.then == "die":
+            os.abort()
+        time.sleep(120.0)
+        return self
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return {"folder": self.folder, "then": self.then}
+
+
+class Exiting(Slope):
+    """Ends its process behind Python's back."""
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        os._exit(3)
+
+
+class Unspeakable(Slope):
+    """Its message cannot be written as UTF-8, as a file name may not be."""
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        raise ValueError("\udc80")
+
+
+class Unloadable(Slope):
+    """Can be sent, and not be received."""
+
+    def __reduce__(self) -> Any:
+        return _refused, ()
+
+
+def _refused() -> None:
+    raise ImportError("not on this machine")
+
+
+class Litters(Slope):
+    """Changes what belongs to its whole process."""
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        np.seterr(all="raise")
+        os.environ["CFIV_LITTER"] = "1"
+        os.chdir("/")
+        return super().fit(data)
+
+
+class Surroundings(Slope):
+    """Its slope says what it finds."""
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        import torch
+
+        found = (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            sorted(np.geterr().items()),
+            os.environ.get("CFIV_LITTER"),
+            os.getcwd(),
+        )
+        self.slope = float(int.from_bytes(hashlib.blake2b(repr(found).encode(), digest_size=4).digest(), "big"))
+        return self
+
+
 class NotANumber(Slope):
     def predict(self, rows: pd.DataFrame) -> Any:
         return np.full(len(rows), np.nan)
@@ -115,3 +197,15 @@ class Leaves(Slope):
 
 def slope(fit: Fit) -> float:
     return float(fit.model.slope)
+
+
+def some_work(ledger: Path) -> Study:
+    """A study of six hundred replications, half of them of a hundredth of a second."""
+    return Study(
+        "work",
+        designs={"line": Design(line, n=[10, 30])},
+        methods={"slow": Slow(), "jittered": Jittered()},
+        metrics={"error": error, "slope": slope},
+        replications=150,
+        ledger=ledger,
+    )

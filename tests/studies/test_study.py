@@ -20,6 +20,8 @@ from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Meth
 from cfiv.studies.identity import configuration_hash, description, seed_of
 from tests.studies import problems
 
+pytestmark = pytest.mark.usefixtures("kept")
+
 #: What of a table is measured of the machine.
 MEASURED = ["seconds", "cpu_seconds", "memory_mb"]
 
