@@ -2,12 +2,14 @@
 
     python docs/extensions/run_blocks.py docs/*.md
 
-A block under the comment ``<!-- not run -->`` is left out. Each page runs in an empty folder, so it may write files.
+A block under the comment ``<!-- not run -->`` is left out. Each page runs in an empty folder, so it may write files. What it
+prints is shown where it fails; numbers are not compared with those on the page, for they depend on the machine.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import sys
 import tempfile
@@ -34,14 +36,16 @@ def main(pages: list[Path]) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("error")
     for page in pages:
-        started, place = time.perf_counter(), os.getcwd()
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            count = run(page)
-            os.chdir(place)
+        started, printed = time.perf_counter(), io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            try:
+                with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                    count = run(page)
+            except BaseException:
+                print(f"{printed.getvalue()}{page} failed", flush=True)
+                raise
         if count:
             print(f"{page}: {count} blocks, {time.perf_counter() - started:.0f} s", flush=True)
 
