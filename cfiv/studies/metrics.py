@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.errors import StudyError
+from cfiv.errors import ParameterError, StudyError
+from cfiv.estimators.parameters import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +80,21 @@ class AverageEffect:
     treatment : str
         The treatment's column.
     treatment_from, treatment_to : float
+
+    Raises
+    ------
+    ParameterError
+        If these are no finite numbers.
     """
 
     treatment: str
     treatment_from: float
     treatment_to: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_finite("treatment_from", self.treatment_from)
+        _check_finite("treatment_to", self.treatment_to)
 
     def __call__(self, fit: Fit) -> Estimate:
         """Estimate and truth.
@@ -113,10 +124,19 @@ class Coefficient:
     name : str
         As in ``model.coefficients_``, the table of :class:`cfiv.TwoStageLeastSquares` and :class:`cfiv.LeastSquares`.
     truth : float
+
+    Raises
+    ------
+    ParameterError
+        If the truth is no finite number.
     """
 
     name: str
     truth: float
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        _check_finite("truth", self.truth)
 
     def __call__(self, fit: Fit) -> Estimate:
         """Estimate, truth and the ends of the 95 % interval.
@@ -132,6 +152,11 @@ class Coefficient:
             raise StudyError(f"the model has no coefficient {self.name!r}: it has {known}")
         row = table.loc[self.name]
         return Estimate(float(row["coefficient"]), self.truth, float(row["lower"]), float(row["upper"]))
+
+
+def _check_finite(name: str, value: object) -> None:
+    if not is_number(value) or not np.isfinite(float(value)):  # type: ignore[arg-type]
+        raise ParameterError(f"{name} must be a finite number, got {value!r}")
 
 
 def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:

@@ -333,12 +333,12 @@ class Study:
         methods = {name for method in self.methods.values() for name in method.axes}
         metrics = Counter(name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values())
         axes, columns = designs | methods, set(metrics)
-        own = (axes | columns) & set(OWN_COLUMNS) | axes & set(summary.COLUMNS)
-        for name in sorted((designs & methods) | (axes & columns) | own | {name for name in metrics if metrics[name] > 1}):
+        for name in sorted((axes | columns) & set(OWN_COLUMNS) | axes & set(summary.COLUMNS)):
+            raise ParameterError(f"{name!r} is a column of a study's tables already: call the axis or the metric otherwise")
+        for name in sorted((designs & methods) | (axes & columns) | {name for name in metrics if metrics[name] > 1}):
             raise ParameterError(
-                f"{name!r} would be the name of two columns of a table: a design's axis, a method's axis and a metric need "
-                "different names. A metric m may fill m_truth, m_lower and m_upper as well, and reports have the columns "
-                f"{', '.join([*OWN_COLUMNS, *summary.COLUMNS])}: give another name"
+                f"{name!r} would be the name of two columns: a design's axis, a method's axis and a metric need different "
+                "names (and a metric m may fill m_truth, m_lower and m_upper as well)"
             )
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
 from cfiv.estimators import registry
 from cfiv.studies.design import Design
-from cfiv.studies.method import Method
+from cfiv.studies.method import Method, made
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
-from cfiv.studies.study import Study
+from cfiv.studies.study import Study, check_setting
 
 #: Designs by the names that files use.
 DESIGNS = {"demand": "cfiv.datasets.demand:simulate", "dsprites": "cfiv.datasets.dsprites:simulate"}
@@ -41,8 +41,8 @@ def read_study(path: str | Path) -> Study:
     Parameters
     ----------
     path : path
-        Of a file as ``cfiv study init`` writes it, or the name of a shipped study (:func:`shipped`). The file's folder is added
-        to ``sys.path``, for functions of one's own named ``"module:function"``.
+        Of a file as ``cfiv study init`` writes it, with or without its ``.toml``, or the name of a shipped study
+        (:func:`shipped`). The file's folder is added to ``sys.path``, for functions of one's own named ``"module:function"``.
 
     Returns
     -------
@@ -56,10 +56,12 @@ def read_study(path: str | Path) -> Study:
         known name.
     """
     place = Path(path)
+    if not place.exists() and Path(f"{path}.toml").is_file():
+        place = Path(f"{path}.toml")
     if not place.exists() and str(path) in shipped():
         return _study(shipped_text(str(path)), Path(f"{path}.toml"))
     try:
-        text = place.read_text(encoding="utf-8")
+        text = place.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         hint = nearest(str(path), shipped())
         raise StudyFileError(f"there is no file '{path}', and no study of that name ships with cfiv: {hint}") from None
@@ -104,6 +106,13 @@ def _study(text: str, place: Path) -> Study:
                 raise ParameterError(f"is unknown: {nearest(key, [*SETTINGS, *TABLES])}")
             elif not isinstance(value, SETTINGS[key]) or isinstance(value, bool):
                 raise ParameterError(f"must be {_type_name(SETTINGS[key])}, got {value!r}")
+            elif key == "ledger" and not Path(value).name:
+                raise ParameterError(f"must be the name of a file, got {value!r}")
+            else:
+                check_setting(key, value)
+    for table in ("designs", "methods"):
+        if not content.get(table):
+            raise StudyFileError(f"'{place}' has no {table}: a study needs at least one, [{table}.NAME]")
     parts: dict[str, dict[str, Any]] = {}
     for table, read in (("designs", _design), ("methods", _method), ("metrics", _metric)):
         parts[table] = {}
@@ -112,12 +121,23 @@ def _study(text: str, place: Path) -> Study:
                 _check_table(entry)
                 parts[table][name] = read(source, name, dict(entry))
     settings = {key: value for key, value in content.items() if key in SETTINGS}
-    settings.setdefault("name", place.stem)
+    if "name" not in settings:
+        with source.at("name"):
+            settings["name"] = _checked_name(place.stem)
     settings["ledger"] = place.parent / settings.get("ledger", f"{place.stem}.sqlite")
     try:
         return Study(designs=parts["designs"], methods=parts["methods"], metrics=parts["metrics"] or None, **settings)
     except CfivError as error:
         raise StudyFileError(f"'{place}': {error}") from error
+
+
+def _checked_name(stem: str) -> str:
+    """A file's name as the name of its study."""
+    try:
+        check_setting("name", stem)
+    except ParameterError as error:
+        raise ParameterError(f"{error} from the file: set name = ... in it, above the first table") from None
+    return stem
 
 
 def _design(source: _Source, name: str, entry: dict[str, Any]) -> Design:
@@ -139,16 +159,34 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
         for key, values in varied.items():
             if not isinstance(values, list):
                 raise ParameterError(f"{key} must be a list of values, got {values!r}")
+        both = next((key for key in varied if key in entry), None)
+        if both is not None:
+            raise ParameterError(f"{both} is given beside vary as well: leave one of the two out")
     if not isinstance(make, type) and preset is None:  # a function of a seed
-        _check_taken(source, ("methods", name), make, {**entry, **varied}, without=("seed",))
+        _check_taken(source, ("methods", name), make, entry, without=("seed",))
+        _check_taken(source, ("methods", name, "vary"), make, varied, without=("seed",))
         return Method(make, **{key: [value] if isinstance(value, list) else value for key, value in entry.items()}, **varied)
     signature = make if preset is None else make.__self__
-    _check_taken(source, ("methods", name), signature, {**entry, **varied}, without=("random_state",))
+    _check_taken(source, ("methods", name), signature, entry, without=("random_state",))
+    _check_taken(source, ("methods", name, "vary"), signature, varied, without=("random_state",))
+    if not hasattr(signature, "fit"):
+        raise ParameterError(
+            f"{signature.__name__} cannot be fitted: a method is a class with fit(data), or a function of a seed"
+        )
     quiet = {"progress": False} if "progress" in inspect.signature(signature).parameters else {}
-    model = make(**{**quiet, **entry})
-    if hasattr(model, "_check_parameters"):
-        model._check_parameters()
-    return Method(model, **varied)
+    try:
+        model = make(**{**quiet, **entry})
+    except CfivError:
+        raise
+    except Exception as error:  # a person's own class may raise anything
+        raise ParameterError(f"{signature.__name__} cannot be made: it raised {type(error).__name__}: {error}") from error
+    method = Method(model, **varied)
+    with source.at("methods", name, *(["vary"] if varied else [])):
+        for cell in method.cells():
+            check = getattr(made(model, cell, seed=0), "_check_parameters", None)
+            if check is not None:
+                check()
+    return method
 
 
 def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
@@ -180,15 +218,32 @@ def _found(
         if not isinstance(given, str):
             raise ParameterError(f"must be a name, got {given!r}")
         if ":" not in given and given not in known:
-            names = [*known, *(others or ())]
-            raise ParameterError(f"there is no {what} {given!r}: {nearest(given, names)}; one of your own is 'module:name'")
+            hint = nearest(given, [*known, *(others or ())])
+            raise ParameterError(f"there is no {what} {given!r}: {hint} (One of your own is 'module:name'.)")
         module, _, attribute = known.get(given, given).partition(":")
-        try:
-            return getattr(import_module(module), attribute)
-        except ImportError as error:
-            raise ParameterError(f"{given!r} cannot be imported ({error}): put {module}.py beside the study file") from error
-        except AttributeError:
-            raise ParameterError(f"the module {module!r} has no {attribute!r}") from None
+        if not all(part.isidentifier() for part in [*module.split("."), attribute]) or module.endswith(".py"):
+            raise ParameterError(f"must be 'module:name', such as 'my_module:my_{what}' for my_module.py, got {given!r}")
+        found = getattr(_imported(module), attribute, None)
+        if found is None:
+            names = [name for name in vars(sys.modules[module]) if not name.startswith("_")]
+            raise ParameterError(f"the module {module!r} has no {attribute!r}: {nearest(attribute, names)}")
+        if not callable(found):
+            raise ParameterError(f"{given!r} must be a function or a class, got {found!r}")
+        return found
+
+
+def _imported(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            first = module.split(".")[0]
+            raise ParameterError(f"there is no module {error.name!r}: put {first}.py beside the study file") from error
+        raise ParameterError(f"the module {module!r} needs {error.name!r}, which is not installed") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a person's module may raise anything, SystemExit too
+        raise ParameterError(f"the module {module!r} cannot be imported: it raised {type(error).__name__}: {error}") from error
 
 
 def _preset(estimator: Any, preset: Any) -> Any:
@@ -211,6 +266,8 @@ def _check_taken(
         with source.at(*keys, name):
             if name in without:
                 raise ParameterError("is set by the study, for every replication anew: leave it out")
+            if name not in taken and name in SETTINGS:
+                raise ParameterError("is a setting of the study, and those stand above the first table: move it there")
             if name not in taken:
                 raise ParameterError(f"{function.__name__} takes no {name!r}: {nearest(name, taken)}")
 
@@ -247,7 +304,7 @@ class _Source:
         section: tuple[str, ...] = ()
         best, line_of_best = 0, None
         for number, line in enumerate(self._text.splitlines(), start=1):
-            header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line)
+            header = re.match(r"\s*\[{1,2}([^\[\]]+)\]{1,2}\s*(#.*)?$", line)
             entry = re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line)
             if header:
                 section = found = _split(header[1])
