@@ -25,6 +25,8 @@ Examples:
   cfiv study run demand                 # a study that ships with cfiv
 """
 FILE = click.argument("study", metavar="STUDY")
+#: Found without importing what reads them, since help needs their names.
+SHIPPED = sorted(path.stem for path in (Path(__file__).parent / "studies" / "shipped").glob("*.toml"))
 #: Reasons of failures that `status` lists.
 LISTED = 8
 
@@ -43,7 +45,7 @@ def study(context: click.Context) -> None:
 
 @study.command(name="init")
 @click.argument("name")
-@click.option("--like", metavar="SHIPPED", help="Begin with a study that ships with cfiv: demand, ...")
+@click.option("--like", metavar="SHIPPED", help=f"Begin with a study that ships with cfiv: {', '.join(SHIPPED)}.")
 def init(name: str, like: str | None) -> None:
     """Write NAME.toml, a commented example to begin with."""
     from cfiv.studies.study_file import shipped_text
