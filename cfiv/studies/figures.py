@@ -24,12 +24,23 @@ BOX = 0.34
 MOST_COLUMNS = 3
 #: By how much quartiles may stretch a logarithmic axis beyond the medians; what is further out is cut off.
 STRETCH = 10.0
+#: Of lines, when the colours have all been used once.
+DASHES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+#: Characters of a name that figures show; tables show them all.
+LONGEST = 36
+#: Inches of a letter's width and of a legend's line.
+LETTER, LINE = 0.08, 0.19
+#: Names of boxes in a panel up to which they are written at a flat angle.
+FEW = 6
 
 
-def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bool = True) -> Figure:
+def box_plot(
+    results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bool | None = None, failed_as: float = np.inf
+) -> Figure:
     """A panel a cell of the designs, a box a method: quartiles, whiskers to 1.5 times their distance, a dot a replication.
 
-    Failed replications are counted at the top of their box.
+    Failed replications are infinitely wrong, as in the tables, so that a box may reach beyond the panel; their number is at the
+    top.
 
     Parameters
     ----------
@@ -38,55 +49,83 @@ def box_plot(results: pd.DataFrame, metric: str, *, axes: Sequence[str], log: bo
     metric : str
     axes : sequence of str
         The columns that tell cells apart: those before "method" name a panel, the others a box.
-    log : bool
-        Whether the metric's axis is logarithmic.
+    log : bool, optional
+        Whether the metric's axis is logarithmic; by default where all values are positive.
+    failed_as : float
+        As of :func:`summary.distribution`.
     """
+    log = _positive(results, metric) if log is None else log
+    finite = _finite(results, metric)
+    outside = _beyond(finite, log=log)
     panels, boxes = _split(results, axes)
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, boxes)
-    figure, grid = _panels(results, panels, len(cells), width=max(WIDTH, BOX * len(names)))
+    shown = [_shown(name) for name in names]
+    angle = 30 if len(names) <= FEW else 60
+    below = LETTER * max(map(len, shown)) * np.sin(np.radians(angle))
+    figure, grid = _panels(results, panels, len(cells), width=max(WIDTH, BOX * len(names)), below=below)
     for ax, (key, cell) in zip(grid.flat, cells, strict=False):
+        label = _label(cell, boxes)
         for place, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
-            here = cell[_label(cell, boxes) == name]
-            _box(ax, place, here, metric, colour)
-        ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+            here = cell[label == name]
+            _box(ax, place, here, metric, colour, failed_as=failed_as, outside=outside)
+        ax.set_xticks(range(len(names)), shown, rotation=angle, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.6, len(names) - 0.4)
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
         if log:
             ax.set_yscale("log")
         _bare(ax)
-    if log:
-        _mark_logarithms(grid.flat[0])
+    _fit(grid.flat[0], finite, log=log)
     _label_outer(grid, len(cells), metric)
     return figure
 
 
-def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], along: str = "n") -> Figure:
-    """Median (line) and quartiles (band) of a metric against ``along``, both logarithmic; the legend has slopes against n."""
+def convergence(
+    results: pd.DataFrame, metric: str, *, axes: Sequence[str], along: str = "n", failed_as: float = np.inf
+) -> Figure:
+    """Median (line) and quartiles (band) of a metric against ``along``; the legend has slopes against n.
+
+    Axes are logarithmic where all values are positive.
+    """
+    log = _positive(results, metric)
     panels, lines = _split(results, [name for name in axes if name != along])
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, lines)
-    figure, grid = _panels(results, panels, len(cells), width=WIDTH)
+    figure, grid = _panels(results, panels, len(cells), width=WIDTH, below=LINE * (len(names) + 3))
     medians: list[float] = []
+    quartiles: list[float] = []
+    outside = _beyond(_finite(results, metric), log=log)
     for ax, (key, cell) in zip(grid.flat, cells, strict=False):
-        for name, colour in zip(names, _colours(names), strict=True):
-            here = cell[(_label(cell, lines) == name) & cell[along].notna()]
+        handles, said = [], []
+        label = _label(cell, lines)
+        for i, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
+            here = cell[(label == name) & cell[along].notna()]
             if here.empty:
                 continue
-            table = summary.distribution(here, metric, [along]).sort_index()
-            found = summary.slopes(here.assign(line=name), metric, ["line"], along=along)
-            said = f"{name} ({round(found['slope'].iloc[0], 2) + 0.0:.2f})" if along == "n" and len(found) else name
+            table = summary.distribution(here, metric, [along], failed_as=failed_as).sort_index()
+            found = summary.slopes(here, metric, ["method"], along=along) if along == "n" and log else ()
+            said.append(_shown(name) + (f" ({round(found['slope'].iloc[0], 2) + 0.0:.2f})" if len(found) else ""))
             finite = table[np.isfinite(table["median"])]
+            low, high = (finite[quartile].clip(*outside) for quartile in ("quartile_1", "quartile_3"))
             medians.extend(finite["median"])
-            ax.plot(finite.index, finite["median"], color=colour, marker="o", markersize=4, linewidth=1.8, label=said)
-            ax.fill_between(finite.index, finite["quartile_1"], finite["quartile_3"], color=colour, alpha=0.15, linewidth=0)
-        ax.set(xscale="log", yscale="log", xlabel=along.replace("_", " "))
+            quartiles.extend([*low, *high])
+            dashes, marker = DASHES[i // len(COLOURS) % len(DASHES)]
+            style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "linewidth": 1.8}
+            handles.extend(ax.plot(finite.index, finite["median"], **style))
+            ax.fill_between(finite.index, low, high, color=colour, alpha=0.15, linewidth=0)
         values = sorted(cell[along].dropna().unique())
+        ax.set(
+            xscale="log" if values[0] > 0 else "linear",
+            yscale="log" if log else "linear",
+            xlabel=_plain(along.replace("_", " ")),
+        )
         ax.set_xticks(values, [_number(value) for value in values])
         ax.xaxis.minorticks_off()
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
-        title = "(slope)" if along == "n" else None
+        title = "(slope)" if along == "n" and log else None
         ax.legend(
+            handles,
+            said,
             frameon=False,
             fontsize=8,
             title=title,
@@ -96,20 +135,29 @@ def convergence(results: pd.DataFrame, metric: str, *, axes: Sequence[str], alon
             bbox_to_anchor=(0, -0.2),
         )
         _bare(ax)
-    if medians:
-        low, high = grid.flat[0].get_ylim()
-        grid.flat[0].set_ylim(max(low, min(medians) / STRETCH), min(high, max(medians) * STRETCH))
-        _mark_logarithms(grid.flat[0])
+    quartiles = [value for value in quartiles if value not in outside]
+    if log and medians:
+        quartiles = list(np.clip(quartiles, min(medians) / STRETCH, max(medians) * STRETCH))
+    _fit(grid.flat[0], np.array(quartiles + medians or _finite(results, metric)), log=log)
     _label_outer(grid, len(cells), metric)
     return figure
 
 
-def _box(ax: Axes, place: int, cell: pd.DataFrame, metric: str, colour: str) -> None:
-    values = cell.loc[cell["status"] == "done", metric].dropna().to_numpy(dtype=np.float64)
+def _box(
+    ax: Axes, place: int, cell: pd.DataFrame, metric: str, colour: str, *, failed_as: float, outside: tuple[float, float]
+) -> None:
+    done = cell["status"] == "done"
+    counted = np.sort(cell[metric].where(done, failed_as).to_numpy(dtype=np.float64))
+    values = cell.loc[done, metric].to_numpy(dtype=np.float64)
     if len(values):
         line = {"color": colour, "linewidth": 1.3}
-        ax.boxplot(
-            values,
+        found = summary.quartiles(counted)
+        low, middle, high = (float(np.clip(found[name], *outside)) for name in ("quartile_1", "median", "quartile_3"))
+        reach = 1.5 * (high - low)
+        near = values[(values >= low - reach) & (values <= high + reach)]
+        ends = {"whislo": min(low, *near), "whishi": max(high, *near)}
+        ax.bxp(
+            [{"med": middle, "q1": low, "q3": high, **ends}],
             positions=[place],
             widths=0.6,
             showfliers=False,
@@ -169,16 +217,62 @@ def _colours(names: Sequence[str]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(names))]
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
+
+
+def _shown(name: str) -> str:
+    return _plain(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}")
+
+
+def _finite(results: pd.DataFrame, metric: str) -> npt.NDArray[np.float64]:
+    values = results.loc[results["status"] == "done", metric].to_numpy(dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def _positive(results: pd.DataFrame, metric: str) -> bool:
+    """Whether there are values, and all have a logarithm."""
+    values = _finite(results, metric)
+    return len(values) > 0 and bool((values > 0.0).all())
+
+
+def _beyond(values: npt.NDArray[np.float64], *, log: bool) -> tuple[float, float]:
+    """Where what is infinite is drawn: outside of the panel, and no further, since drawing is in 32 bits."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    far = 100.0 * (high - low or 1.0)
+    return (low / 1e3, high * 1e3) if log else (low - far, high + far)
+
+
+def _fit(ax: Axes, values: npt.NDArray[np.float64], *, log: bool) -> None:
+    """Limits, with a margin, and marks of the vertical axis that panels share."""
+    if len(values) and log:
+        low, high = values.min(), values.max()
+        room = (high / low) ** 0.05 if high > low else 2.0
+        ax.set_ylim(low / room, high * room)
+        _mark_logarithms(ax)
+    elif len(values):
+        low, high = values.min(), values.max()
+        room = 0.05 * (high - low) if high > low else 0.5 * abs(high) or 1.0
+        ax.set_ylim(low - room, high + room)
+
+
 def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
-    return ", ".join(
-        str(value) if name == "design" else f"{name} {_number(value)}"
-        for name, value in zip(columns, key, strict=True)
-        if not _missing(value)
+    return _plain(
+        ", ".join(
+            str(value) if name == "design" else f"{name} {_number(value)}"
+            for name, value in zip(columns, key, strict=True)
+            if not _missing(value)
+        )
     )
 
 
-def _panels(results: pd.DataFrame, panels: Sequence[str], count: int, *, width: float) -> tuple[Figure, npt.NDArray[Any]]:
-    """A figure with so many panels; a row has all values of the last axis, where that makes a rectangle."""
+def _panels(
+    results: pd.DataFrame, panels: Sequence[str], count: int, *, width: float, below: float
+) -> tuple[Figure, npt.NDArray[Any]]:
+    """A figure with so many panels and inches below; a row has all values of the last axis, where that makes a rectangle."""
     try:
         from cfiv.studies.displayed_figure import DisplayedFigure
     except ImportError:
@@ -186,7 +280,7 @@ def _panels(results: pd.DataFrame, panels: Sequence[str], count: int, *, width: 
     last = results[panels[-1]].nunique(dropna=False)
     columns = last if 1 < last <= MOST_COLUMNS and count % last == 0 else min(MOST_COLUMNS, count)
     rows = -(-count // columns)
-    figure = DisplayedFigure(figsize=(width * columns + 0.6, HEIGHT * rows + 1.0), layout="constrained")
+    figure = DisplayedFigure(figsize=(width * columns + 0.6, HEIGHT * rows + below), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax in list(grid.flat)[count:]:
         ax.set_visible(False)
@@ -198,7 +292,7 @@ def _label_outer(grid: npt.NDArray[Any], count: int, metric: str) -> None:
     columns = grid.shape[1]
     for place, ax in enumerate(list(grid.flat)[:count]):
         if place % columns == 0:
-            ax.set_ylabel(metric)
+            ax.set_ylabel(_plain(metric))
         below = place + columns < count
         ax.tick_params(labelbottom=not below)
         if below:

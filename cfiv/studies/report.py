@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -23,6 +24,8 @@ from cfiv.studies import figures, summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Dots per inch of pictures.
+DPI = 150
 #: Axes along which reports draw errors, where a study has them.
 ALONG = ("n", "batch_size")
 _STYLE = """
@@ -73,8 +76,7 @@ class Report:
         if self._is_estimate(metric):
             table = summary.accuracy(self.results, metric, by)
         else:
-            failed_as = -np.inf if metric in self.rewards else np.inf
-            table = summary.distribution(self.results, metric, by, failed_as=failed_as)
+            table = summary.distribution(self.results, metric, by, failed_as=self._failed_as(metric))
         seconds = self.results.groupby(by, sort=False, dropna=False)["seconds"].median()
         table = table.assign(seconds=seconds.reindex(table.index))
         return table.drop(columns="failed") if not table["failed"].any() else table
@@ -84,13 +86,23 @@ class Report:
         metric = self._metric(metric)
         return summary.slopes(self.results, metric, [name for name in self._telling() if name != along], along=along)
 
-    def box_plot(self, metric: str | None = None, *, log: bool = True) -> Figure:
-        """A panel a cell of the designs, a box a method: the form of the KIV and DFIV papers."""
-        return figures.box_plot(self.results, self._metric(metric), axes=self.axes, log=log)
+    def box_plot(self, metric: str | None = None, *, log: bool | None = None) -> Figure:
+        """A panel a cell of the designs, a box a method (see :func:`figures.box_plot`): the form of the KIV and DFIV papers."""
+        metric = self._metric(metric)
+        return figures.box_plot(self.results, metric, axes=self.axes, log=log, failed_as=self._failed_as(metric))
 
     def convergence(self, metric: str | None = None, *, along: str = "n") -> Figure:
-        """Median and quartiles of a metric against n (or another axis), both logarithmic, with the slopes."""
-        return figures.convergence(self.results, self._metric(metric), axes=self.axes, along=along)
+        """Median and quartiles of a metric against n (or another axis), with the slopes (see :func:`figures.convergence`).
+
+        Raises
+        ------
+        ParameterError
+            If the study has no such axis, or it has no numbers.
+        """
+        metric = self._metric(metric)
+        if along not in self.axes or not is_numeric_dtype(self.results[along]):
+            raise ParameterError(f"{along!r} must be an axis of numbers, such as n: the study has {', '.join(self.axes)}")
+        return figures.convergence(self.results, metric, axes=self.axes, along=along, failed_as=self._failed_as(metric))
 
     def to_markdown(self) -> str:
         """All tables."""
@@ -102,9 +114,13 @@ class Report:
 
     def to_html(self) -> str:
         """A page that needs nothing else: tables, figures and failures."""
+        return self._page({title: _drawn(figure, "png") for title, figure in self._figures()})
+
+    def _page(self, pictures: Mapping[str, bytes]) -> str:
         tables = "".join(f"<h2>{escape(title)}</h2>{to_html(table)}" for title, table in self._tables())
         drawn = "".join(
-            f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="{_inline(figure)}">' for name, figure in self._figures()
+            f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for title, png in pictures.items()
         )
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.name)}</title>'
@@ -128,27 +144,23 @@ class Report:
             If there are no results yet.
         """
         place = Path(folder)
-        texts = {
-            "report.md": f"# {self.name}\n\n{self._counts()}\n\n{self.to_markdown()}\n",
-            "report.tex": self.to_latex() + "\n",
-        }
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(unwritable(place, error)) from error
+        drawn = {title: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for title, figure in self._figures()}
+        contents = {
+            "report.md": f"# {self.name}\n\n{self._counts()}\n\n{self.to_markdown()}\n".encode(),
+            "report.tex": f"{self.to_latex()}\n".encode(),
+            "report.html": self._page({title: kinds["png"] for title, kinds in drawn.items()}).encode(),
+        }
+        for name, kinds in zip(_file_names(drawn), drawn.values(), strict=True):
+            contents |= {f"{name}.{kind}": content for kind, content in kinds.items()}
         write_table_file(self.results, place / "results.csv")
-        written = [place / "results.csv"]
-        for name, text in {**texts, "report.html": self.to_html()}.items():
+        for name, content in contents.items():
             with replacing(place / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            written.append(place / name)
-        for title, figure in self._figures():
-            for kind in ("png", "svg"):
-                target = place / f"{title.replace(' ', '_')}.{kind}"
-                with replacing(target) as temporary:
-                    figure.savefig(temporary, dpi=150)
-                written.append(target)
-        return written
+                temporary.write_bytes(content)
+        return [place / name for name in ("results.csv", *contents)]
 
     def __str__(self) -> str:
         if self.results.empty:
@@ -168,7 +180,12 @@ class Report:
         tables = []
         for metric in self.metrics:
             tables.append((metric, _flat(self.table(metric))))
-            if self._varies("n") and self._drawable(metric) and not (slopes := self.slopes(metric)).empty:
+            if (
+                self._varies("n")
+                and self._drawable(metric)
+                and metric not in self.rewards
+                and not (slopes := self.slopes(metric)).empty
+            ):
                 tables.append((f"{metric} against n, slope of the logarithms", _flat(slopes)))
         return tables
 
@@ -182,8 +199,11 @@ class Report:
                 drawn.append((f"{metric} against {along.replace('_', ' ')}", self.convergence(metric, along=along)))
         return drawn
 
+    def _failed_as(self, metric: str) -> float:
+        return -np.inf if metric in self.rewards else np.inf
+
     def _drawable(self, metric: str) -> bool:
-        return not self._is_estimate(metric) and metric in self.results and bool((self.results[metric] > 0.0).any())
+        return not self._is_estimate(metric) and bool(self.results[metric].notna().any())
 
     def _varies(self, axis: str) -> bool:
         return axis in self.axes and self.results[axis].nunique() > 1 and is_numeric_dtype(self.results[axis])
@@ -218,11 +238,20 @@ class Report:
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
     """The first level of the index alone as index, which is how tables are rendered."""
-    flat = table.reset_index()
+    flat = table.rename_axis([f"{name} (axis)" if name in table.columns else name for name in table.index.names]).reset_index()
     return flat.set_index(flat.columns[0])
 
 
-def _inline(figure: Figure) -> str:
+def _drawn(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    figure.savefig(buffer, format=kind, dpi=DPI)
+    return buffer.getvalue()
+
+
+def _file_names(titles: Iterable[str]) -> list[str]:
+    """Names of files for titles, each another and without what folders or shells would take for something else."""
+    names: list[str] = []
+    for title in titles:
+        name = re.sub(r"[^\w.-]+", "_", title).strip("_.") or "figure"
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names

@@ -23,7 +23,6 @@ import cfiv
 from cfiv.errors import ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.studies import metrics as known_metrics
-from cfiv.studies import summary
 from cfiv.studies.design import Design, grid, labels
 from cfiv.studies.engine import Job, answers
 from cfiv.studies.identity import configuration_hash, description, seed_of
@@ -333,7 +332,7 @@ class Study:
         methods = {name for method in self.methods.values() for name in method.axes}
         metrics = Counter(name + suffix for name in self.metrics for suffix in known_metrics.SUFFIXES.values())
         axes, columns = designs | methods, set(metrics)
-        for name in sorted((axes | columns) & set(OWN_COLUMNS) | axes & set(summary.COLUMNS)):
+        for name in sorted((axes | columns) & set(OWN_COLUMNS)):
             raise ParameterError(f"{name!r} is a column of a study's tables already: call the axis or the metric otherwise")
         for name in sorted((designs & methods) | (axes & columns) | {name for name in metrics if metrics[name] > 1}):
             raise ParameterError(

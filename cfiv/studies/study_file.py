@@ -106,7 +106,7 @@ def _study(text: str, place: Path) -> Study:
                 raise ParameterError(f"is unknown: {nearest(key, [*SETTINGS, *TABLES])}")
             elif not isinstance(value, SETTINGS[key]) or isinstance(value, bool):
                 raise ParameterError(f"must be {_type_name(SETTINGS[key])}, got {value!r}")
-            elif key == "ledger" and not Path(value).name:
+            elif key == "ledger" and not Path(str(value)).name:
                 raise ParameterError(f"must be the name of a file, got {value!r}")
             else:
                 check_setting(key, value)

@@ -12,7 +12,8 @@ McKean, Schrader, Communications in Statistics - Simulation and Computation 13, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,6 @@ import pandas as pd
 
 Array = npt.NDArray[np.float64]
 Z = 1.959964
-#: The columns of the tables below, which no axis may be called.
-COLUMNS = (
-    *("median", "quartile_1", "quartile_3", "mc_error", "slope", "std_error", "replications", "failed"),
-    *("bias", "bias_mc_error", "sd", "sd_mc_error", "rmse", "coverage", "coverage_mc_error"),
-)
 
 
 def distribution(results: pd.DataFrame, metric: str, by: Sequence[str], *, failed_as: float = np.inf) -> pd.DataFrame:
@@ -54,7 +50,7 @@ def distribution(results: pd.DataFrame, metric: str, by: Sequence[str], *, faile
         results,
         by,
         lambda cell: {
-            **_quartiles(cell[metric].where(cell["status"] == "done", failed_as).to_numpy(dtype=np.float64)),
+            **quartiles(cell[metric].where(cell["status"] == "done", failed_as).to_numpy(dtype=np.float64)),
             "replications": len(cell),
             "failed": int((cell["status"] == "failed").sum()),
         },
@@ -102,7 +98,7 @@ def slopes(results: pd.DataFrame, metric: str, by: Sequence[str], *, along: str 
         failed replications and such with an error of zero.
     """
     usable = results[(results["status"] == "done") & (results[metric] > 0.0)]
-    records = []
+    rows = []
     for key, cell in usable.groupby(list(by), sort=False, dropna=False):
         x, y = np.log(cell[along].to_numpy(dtype=np.float64)), np.log(cell[metric].to_numpy(dtype=np.float64))
         centred = x - x.mean()
@@ -111,20 +107,28 @@ def slopes(results: pd.DataFrame, metric: str, by: Sequence[str], *, along: str 
         slope = float(centred @ y / (centred @ centred))
         residuals = y - y.mean() - slope * centred
         std_error = float(np.sqrt(residuals @ residuals / (len(x) - 2) / (centred @ centred)))
-        records.append({**dict(zip(by, key, strict=True)), "slope": slope, "std_error": std_error, "replications": len(x)})
-    return pd.DataFrame(records, columns=[*by, "slope", "std_error", "replications"]).set_index(list(by))
+        rows.append((key, {"slope": slope, "std_error": std_error, "replications": len(x)}))
+    return _table(rows, by, ["slope", "std_error", "replications"])
 
 
-def _by_cell(results: pd.DataFrame, by: Sequence[str], of: object) -> pd.DataFrame:
-    assert callable(of)
-    records = []
-    for key, cell in results.groupby(list(by), sort=False, dropna=False):
-        records.append({**dict(zip(by, key, strict=True)), **of(cell)})
-    table = pd.DataFrame(records)
-    return table.set_index(list(by)) if records else pd.DataFrame(columns=list(by)).set_index(list(by))
+def _by_cell(results: pd.DataFrame, by: Sequence[str], of: Callable[[pd.DataFrame], Mapping[str, float]]) -> pd.DataFrame:
+    groups = results.groupby(list(by), sort=False, dropna=False)
+    return _table([(key, of(cell)) for key, cell in groups], by)
 
 
-def _quartiles(values: Array) -> dict[str, float]:
+def _table(rows: Sequence[tuple[Any, Mapping[str, float]]], by: Sequence[str], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows by their key; an axis may have the name of a column."""
+    index = (
+        pd.MultiIndex.from_tuples([key for key, _ in rows], names=list(by))
+        if rows
+        else pd.MultiIndex.from_arrays([[]] * len(by), names=list(by))
+    )
+    table = pd.DataFrame([row for _, row in rows], index=index, columns=list(columns) or None)
+    return table.set_axis(index.get_level_values(0), axis=0) if len(by) == 1 else table
+
+
+def quartiles(values: Array) -> dict[str, float]:
+    """``median, quartile_1, quartile_3, mc_error`` of values that may be infinite."""
     ordered = np.sort(values)
     low, middle, high = (_quantile(ordered, q) for q in (0.25, 0.5, 0.75))
     return {"median": middle, "quartile_1": low, "quartile_3": high, "mc_error": median_mc_error(ordered)}

@@ -348,10 +348,6 @@ def of(**changes: Any) -> Study:
             "a method's function is called as <lambda>(seed=...), which fails: missing a required argument: 'depth'.",
         ),
         (lambda: of(methods={"a": Method(problems.Slope(), ridge=[(1, 2), [1, 2]])}).cells, "two cells are the same, "),
-        (
-            lambda: of(designs={"a": Design(lambda sd, *, seed: None, sd=[1, 2])}),
-            "'sd' is a column of a study's tables already",
-        ),
         (lambda: of().run(jobs=0), "jobs must be a whole number >= 1, got 0"),
     ],
 )

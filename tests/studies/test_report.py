@@ -1,0 +1,245 @@
+"""Reports: everything is written, nothing in a name is taken for markup, and figures show what the tables say."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfiv.errors import OutputError, ParameterError, StudyError
+from cfiv.studies import Design, Estimate, Fit, Method, Report, Study, score
+from cfiv.studies.ledger import Ledger
+from tests.studies import problems
+
+HOSTILE = ("<b>&", '"quoted"', "_hidden", "a $x_$ b", "100% \\frac{", "a" * 80, "a|b")
+FILES = ["results.csv", "report.md", "report.tex", "report.html"]
+
+
+def study(ledger: Path, outcome: Callable[[Mapping[str, Any], int], Mapping[str, Any]], **changes: Any) -> Study:
+    """A study with rows as an outcome gives them, without a fit."""
+    settings: dict[str, Any] = {
+        "designs": {"line": Design(problems.line, n=[10, 100])},
+        "methods": {"one": problems.Slope(), "two": problems.Slope()},
+        "replications": 8,
+    }
+    made = Study("s", ledger=ledger, **{**settings, **changes})
+    with Ledger.writing(ledger) as opened:
+        opened.describe({key: made.configuration(cell) for key, cell in made.cells.items()}, versions={})
+        for key, cell in made.cells.items():
+            for replication in range(made.replications):
+                found = {"status": "done", "seconds": 1.0, **outcome(cell.labels, replication)}
+                opened.add(key, replication, found, **made.seeds(cell, replication))
+    return made
+
+
+def power(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
+    return {"values": {"error": (1.0 + replication) / at.get("n", 1)}}
+
+
+def failing(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
+    return {"status": "failed", "reason": "the method raised <E>: &", "seconds": None}
+
+
+def labels(ax: Any) -> list[str]:
+    return [text.get_text().replace(r"\$", "$") for text in ax.get_xticklabels()]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("changes", "outcome", "figures"),
+    [
+        ({}, power, ["error_by_method", "error_against_n"]),
+        ({"designs": {"line": problems.line}}, power, ["error_by_method"]),
+        (
+            {"designs": {"line": problems.line}, "methods": {"one": problems.Slope()}, "replications": 1},
+            power,
+            ["error_by_method"],
+        ),
+        ({"methods": {name: problems.Slope() for name in HOSTILE}}, power, ["error_by_method", "error_against_n"]),
+        (
+            {"designs": {name: Design(problems.line, n=[10, 100]) for name in HOSTILE}},
+            power,
+            ["error_by_method", "error_against_n"],
+        ),
+        ({"methods": {f"method {i}": problems.Slope() for i in range(12)}}, power, ["error_by_method", "error_against_n"]),
+        (
+            {"methods": {"m": Method(problems.Slope(), ridge=[[1, 2], (3,), problems.Slope, None])}},
+            power,
+            ["error_by_method", "error_against_n"],
+        ),
+        ({}, failing, []),
+        (
+            {},
+            lambda at, i: failing(at, i) if at["method"] == "one" or i % 3 else power(at, i),
+            ["error_by_method", "error_against_n"],
+        ),
+        ({}, lambda at, i: {"values": {"error": 0.0}}, ["error_by_method", "error_against_n"]),
+        ({}, lambda at, i: {"values": {"error": float(i - 3)}}, ["error_by_method", "error_against_n"]),
+        ({"metrics": {"../<m>": score}}, lambda at, i: {"values": {"../<m>": -1.0 - i}}, ["m_by_method", "m_against_n"]),
+    ],
+    ids=[
+        "plain",
+        "one cell",
+        "one replication",
+        "hostile methods",
+        "hostile designs",
+        "12 methods",
+        "objects",
+        "all failed",
+        "some failed",
+        "zero",
+        "negative",
+        "hostile metric",
+    ],
+)
+def test_everything_is_written_whatever_the_study(tmp_path: Path, changes: Any, outcome: Any, figures: list[str]) -> None:
+    made = study(tmp_path / "s.sqlite", outcome, **changes)
+    report = made.report()
+    written = report.write(tmp_path / "out")
+    assert [path.name for path in written] == FILES + [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
+    for path in written:
+        content = path.read_bytes()
+        assert content
+        assert path.suffix != ".png" or content.startswith(b"\x89PNG")
+        assert path.suffix != ".svg" or b"</svg>" in content
+    page = (tmp_path / "out" / "report.html").read_text()
+    tags = set(re.findall(r"<([a-z0-9]+)", page))
+    assert tags <= set("html head meta title style body h1 h2 p table thead tbody tr th td img ul li code".split())  # noqa: SIM905
+    assert page.count('<img alt="') == page.count('src="data:image/png;base64,') == page.count("src=") == len(figures)
+    assert "http" not in page
+    rows = pd.read_csv(tmp_path / "out" / "results.csv", dtype={"method": str, "design": str})
+    assert rows["method"].tolist() == made.results()["method"].tolist()
+    for text in (str(report), report.to_markdown(), report._repr_html_()):
+        assert text
+
+
+@pytest.mark.contract
+def test_names_are_text_in_html_and_in_latex(tmp_path: Path) -> None:
+    report = study(tmp_path / "s.sqlite", failing, methods={name: problems.Slope() for name in HOSTILE}).report()
+    page = report.to_html()
+    assert "&lt;b&gt;&amp;" in page
+    assert "the method raised &lt;E&gt;: &amp;" in page
+    latex = report.to_latex()
+    assert r"\textless{}b\textgreater{}\&" in latex
+    assert r"100\% \textbackslash{}frac\{" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+
+
+@pytest.mark.law
+def test_figures_have_a_panel_a_cell_a_box_a_method_and_a_dot_a_replication(tmp_path: Path) -> None:
+    methods = {"one": problems.Slope(), "two": Method(problems.Slope(), ridge=[1.0, 2.0])}
+    designs = {"line": Design(problems.line, n=[10, 100], slope=[1.0, 2.0, 3.0])}
+    report = study(tmp_path / "s.sqlite", power, methods=methods, designs=designs).report()
+    panels = report.box_plot().axes
+    assert [ax.get_title(loc="left") for ax in panels] == [f"n {n}, slope {slope}" for n in (10, 100) for slope in (1, 2, 3)]
+    names = ["one", "two, ridge 1", "two, ridge 2"]
+    assert [labels(ax) for ax in panels[3:]] == [names] * 3  # the lowest ones
+    for ax in panels:
+        dots = [collection.get_offsets() for collection in ax.collections]
+        assert [len(of) for of in dots] == [8, 8, 8]
+    assert panels[0].get_yscale() == "log"
+    medians = [line.get_ydata()[0] for line in panels[0].lines[5::6]]
+    assert medians == report.table().loc[10].loc[1.0]["median"].tolist()
+    lines = report.convergence().axes
+    assert len(lines) == 3
+    tables = report.slopes()
+    assert (tables["slope"].round(12) == -1.0).all()
+    assert tables.index.names == ["slope", "method", "ridge"]
+    assert "slope (axis)" in report.to_markdown()
+    for ax in lines:
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"{name} (-1.00)" for name in names]
+        for line in ax.lines:
+            assert line.get_xdata().tolist() == [10, 100]
+            assert line.get_ydata().tolist() == [0.45, 0.045]
+
+
+@pytest.mark.law
+def test_in_figures_too_failures_are_infinitely_wrong(tmp_path: Path) -> None:
+    def outcome(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
+        return failing(at, replication) if at["method"] == "two" and replication < 5 else power(at, replication)
+
+    ax = study(tmp_path / "s.sqlite", outcome).report().box_plot().axes[0]
+    one, two = (line.get_ydata()[0] for line in ax.lines[5::6])
+    low, high = ax.get_ylim()
+    assert low < one < high < two
+    assert [text.get_text() for text in ax.texts] == ["5 failed"]
+
+
+@pytest.mark.law
+def test_a_failure_lowers_a_score_rather_than_raising_it(tmp_path: Path) -> None:
+    def outcome(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
+        bad = at["method"] == "two" and replication < 5
+        return failing(at, replication) if bad else {"values": {"score": float(replication)}}
+
+    report = study(tmp_path / "s.sqlite", outcome, metrics={"score": score}).report()
+    table = report.table()
+    assert table.loc[(10, "one"), "median"] == 3.5
+    assert table.loc[(10, "two"), "median"] == -np.inf
+
+
+@pytest.mark.law
+def test_no_two_lines_of_a_panel_look_alike(tmp_path: Path) -> None:
+    methods = {f"method {i}": problems.Slope() for i in range(24)}
+    (ax,) = study(tmp_path / "s.sqlite", power, methods=methods).report().convergence().axes
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines}
+    assert len(looks) == 24
+
+
+@pytest.mark.law
+def test_an_estimates_table_has_bias_and_coverage(tmp_path: Path) -> None:
+    def estimate(fit: Fit) -> Estimate:
+        raise NotImplementedError
+
+    def outcome(at: Mapping[str, Any], i: int) -> dict[str, Any]:
+        return {"values": {"e": i - 3.5, "e_truth": 1.0, "e_lower": i - 5.5, "e_upper": i - 1.5}}
+
+    report = study(tmp_path / "s.sqlite", outcome, metrics={"e": estimate}).report()
+    row = report.table().loc[(10, "one")]
+    assert (row["bias"], row["coverage"]) == (-1.0, 0.5)
+    assert [path.suffix for path in report.write(tmp_path / "out")] == [".csv", ".md", ".tex", ".html"]
+
+
+def test_without_results_a_report_says_to_run_the_study(tmp_path: Path) -> None:
+    for made in (
+        study(tmp_path / "zero.sqlite", power, replications=0),
+        Study("s", designs={"d": problems.line}, methods={"m": problems.Slope()}, ledger=tmp_path / "none.sqlite"),
+    ):
+        report = made.report()
+        assert str(report) == "s: nothing has finished yet"
+        assert "nothing has finished yet" in report._repr_html_()
+        for use in (
+            report.table,
+            report.to_markdown,
+            report.to_html,
+            report.box_plot,
+            lambda r=report: r.write(tmp_path / "out"),
+        ):
+            with pytest.raises(StudyError, match="the study 's' has no results yet: run it first"):
+                use()
+        assert list(made.results().columns[-4:]) == ["seconds", "cpu_seconds", "memory_mb", "reason"]
+        assert made.status()["done"].sum() == 0
+        assert made.failures().empty
+
+
+def test_what_cannot_be_shown_or_written_is_refused(tmp_path: Path) -> None:
+    report = study(tmp_path / "s.sqlite", power).report()
+    with pytest.raises(ParameterError, match="the study has no metric 'errors': it has error"):
+        report.table("errors")
+    with pytest.raises(ParameterError, match="'rho' must be an axis of numbers, such as n: the study has design, n, method"):
+        report.convergence(along="rho")
+    with pytest.raises(OutputError, match=r"cannot be written .*: choose a folder that exists and is writable"):
+        report.write("/proc/out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written .*: choose a folder"):
+        report.write(tmp_path / "file")
+
+
+def test_a_report_can_be_made_of_exported_results(tmp_path: Path) -> None:
+    made = study(tmp_path / "s.sqlite", power)
+    made.results().to_csv(tmp_path / "r.csv", index=False)
+    again = Report(pd.read_csv(tmp_path / "r.csv"), name="s", axes=["design", "n", "method"], metrics=["error"])
+    assert str(again) == str(made.report())
