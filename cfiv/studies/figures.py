@@ -103,8 +103,9 @@ def convergence(
             if here.empty:
                 continue
             table = summary.distribution(here, metric, [along], failed_as=failed_as).sort_index()
-            found = summary.slopes(here, metric, ["method"], along=along) if along == "n" and log else ()
-            said.append(_shown(name) + (f" ({round(found['slope'].iloc[0], 2) + 0.0:.2f})" if len(found) else ""))
+            found = summary.slopes(here, metric, ["method"], along=along)
+            slopes = found["slope"] if along == "n" and log else found["slope"][:0]
+            said.append(_shown(name) + "".join(f" ({round(slope, 2) + 0.0:.2f})" for slope in slopes))
             finite = table[np.isfinite(table["median"])]
             low, high = (finite[quartile].clip(*outside) for quartile in ("quartile_1", "quartile_3"))
             medians.extend(finite["median"])
@@ -227,8 +228,9 @@ def _shown(name: str) -> str:
 
 
 def _finite(results: pd.DataFrame, metric: str) -> npt.NDArray[np.float64]:
-    values = results.loc[results["status"] == "done", metric].to_numpy(dtype=np.float64)
-    return values[np.isfinite(values)]
+    values: npt.NDArray[np.float64] = results.loc[results["status"] == "done", metric].to_numpy(dtype=np.float64)
+    finite: npt.NDArray[np.float64] = values[np.isfinite(values)]
+    return finite
 
 
 def _positive(results: pd.DataFrame, metric: str) -> bool:

@@ -143,6 +143,7 @@ class Report:
         StudyError
             If there are no results yet.
         """
+        self._metric(None)  # before there is a folder with nothing in it
         place = Path(folder)
         try:
             place.mkdir(parents=True, exist_ok=True)
