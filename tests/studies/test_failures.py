@@ -26,6 +26,7 @@ def study(ledger: Path, **changes: Any) -> Study:
 
 
 @pytest.mark.contract
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept")
 def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_run_again_when_asked(tmp_path: Path) -> None:
     folder = tmp_path / "forks"
@@ -131,6 +132,11 @@ def test_what_cannot_be_sent_to_another_process_is_refused_before_anything_is_wr
     assert not (tmp_path / "s.sqlite").exists()
 
 
+def threads() -> set[threading.Thread]:
+    """All but the one that tqdm keeps for the whole of a process."""
+    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
+
+
 def children() -> set[int]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
@@ -141,7 +147,7 @@ def children() -> set[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_after_ctrl_c_in_a_notebook_nothing_is_left_and_the_study_goes_on(tmp_path: Path, jobs: int) -> None:
-    before, threads = children(), threading.active_count()
+    before, running = children(), threads()
     folder = tmp_path / "pids"
     folder.mkdir()
     made = study(
@@ -158,9 +164,9 @@ def test_after_ctrl_c_in_a_notebook_nothing_is_left_and_the_study_goes_on(tmp_pa
         made.run(jobs=jobs, progress=False)
     assert children() == before
     deadline = time.monotonic() + 10.0
-    while threading.active_count() > threads and time.monotonic() < deadline:
+    while threads() > running and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == threads
+    assert threads() == running
     assert made.status()["failed"].sum() == 0
     whole = study(tmp_path / "s.sqlite", methods={"slope": problems.Slope()}, replications=3)
     whole.run(jobs=jobs, progress=False)
