@@ -10,7 +10,7 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ def configuration_hash(configuration: Any) -> str:
 def description(value: Any, depth: int = 0) -> Any:
     """What a value is, as JSON, the same in every process.
 
-    Functions and classes are their name; those outside cfiv also the digest of their source, so that a changed one counts as
-    another. Estimators are their class and ``get_params()``, other objects their class and attributes.
+    Functions and classes are their name; those outside cfiv also the digest of their source, with a function's defaults and a
+    class's bases, so that a changed one counts as another. What they call or read elsewhere in their module is not followed.
+    Estimators are their class and ``get_params()``, other objects their class and attributes.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -57,9 +58,14 @@ def description(value: Any, depth: int = 0) -> Any:
         return {"method": value.__func__.__qualname__, "of": deeper(value.__self__), **_source(value.__func__)}
     if isinstance(value, types.FunctionType):
         closure = [deeper(cell.cell_contents) for cell in value.__closure__ or () if _filled(cell)]
-        return {"function": _name(value), "closure": closure, **_source(value)}
-    if isinstance(value, (type, types.BuiltinFunctionType)):
-        return {"name": _name(value), **(_source(value) if isinstance(value, type) else {})}
+        return {"function": _name(value), "closure": closure, **_source(value), **_defaults(value, deeper)}
+    if isinstance(value, type):
+        bases = [deeper(base) for base in value.__bases__ if not _is_known(base)]
+        return {"name": _name(value), **_source(value), **({"bases": bases} if bases else {})}
+    if isinstance(value, types.BuiltinFunctionType):
+        return {"name": _name(value)}
+    if type(value).__module__.split(".")[0] == "torch" and hasattr(value, "numpy"):
+        return _of_array(value.detach().cpu().numpy())
     return {"object": deeper(type(value)), "state": deeper(_state(value))}
 
 
@@ -68,13 +74,17 @@ def _state(value: Any) -> Any:
         return {name: part for name, part in sorted(value.get_params(deep=False).items()) if name not in WITHOUT_EFFECT}
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    attributes = getattr(value, "__dict__", None)
+    attributes = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names = [slots] if isinstance(slots, str) else slots
+        attributes |= {name: getattr(value, name) for name in names if hasattr(value, name)}
     return dict(sorted(attributes.items())) if attributes else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _of_array(value: Any) -> dict[str, Any]:
     if isinstance(value, pd.DataFrame):
-        return {"table": {str(name): _of_array(value[name]) for name in value.columns}}
+        return {"table": {str(name): _of_array(value[name]) for name in value.columns}, "index": _of_array(value.index)}
     array = np.ascontiguousarray(value)
     data = repr(array.tolist()).encode() if array.dtype.kind == "O" else array.tobytes()
     return {"array": f"{array.dtype} {array.shape}", "digest": hashlib.blake2b(data, digest_size=16).hexdigest()}
@@ -92,9 +102,20 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
+def _is_known(value: Any) -> bool:
+    """Whether the ledger has the version of where it is from, so that its name is enough."""
+    return str(value.__module__).split(".")[0] in ("cfiv", "builtins", "torch", "numpy", "sklearn")
+
+
+def _defaults(value: types.FunctionType, deeper: Callable[[Any], Any]) -> dict[str, Any]:
+    """What a function's arguments are where they are not given: its source does not say, of ``lambda seed, k=k: ...``."""
+    defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
+    return {} if _is_known(value) or not defaults else {"defaults": deeper(defaults)}
+
+
 def _source(value: Any) -> dict[str, Any]:
     """The digest of what a person wrote; that of the compiled code where there is no file to read it from."""
-    if str(value.__module__).split(".")[0] in ("cfiv", "builtins", "torch", "numpy", "sklearn"):
+    if _is_known(value):
         return {}
     try:
         text = textwrap.dedent(inspect.getsource(value)).encode()

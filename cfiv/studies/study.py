@@ -84,7 +84,7 @@ class Study:
         Seconds that drawing, fitting and measuring one replication may take before it is stopped and counts as failed.
     threads : int
         That each fit may use. Sums are added in another order by another number of threads, so it does not follow from the
-        machine.
+        machine, and another number is another configuration.
     ledger : path, optional
         By default ``NAME.sqlite`` in the folder of the call.
 
@@ -181,6 +181,7 @@ class Study:
             "design": description([run.simulate, run.parameters]),
             "method": description([run.estimator, run.hyper_parameters]),
             "metrics": description(run.metrics),
+            **({"threads": self.threads} if self.threads != 1 else {}),  # sums are rounded in another order
         }
 
     def _hash(self, cell: StudyCell) -> str:

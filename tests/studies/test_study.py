@@ -1,5 +1,6 @@
 """A study's numbers follow from its seed and coordinates, and from nothing else."""
 
+import functools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cfiv
 from cfiv.datasets import demand
@@ -231,6 +233,41 @@ def test_descriptions_tell_apart_what_gives_other_numbers() -> None:
     assert description(cfiv.Training(rest=0.1)) != description(cfiv.Training(rest=0.2))
     assert description(problems.Slope) != description(problems.Slow)
     assert description({"a", "b", "c"}) == description({"c", "b", "a"})
+
+
+def test_descriptions_tell_apart_defaults_tensors_slots_indices_and_base_classes() -> None:
+    functions = [lambda seed, k=k: seed + k for k in (1, 2)]  # one source
+    keywords = [functools.partial(f, k=k) for f in functions for k in (1, 2)]
+    for kind in (
+        functions,
+        keywords[:2],
+        [torch.arange(3.0), torch.arange(3.0) + 1e-7],
+        [Slotted(1), Slotted(2)],
+        [pd.DataFrame({"x": [1, 2]}, index=index) for index in ([0, 1], [1, 0])],
+        [type("One", (problems.Slope,), {}), type("One", (problems.Slow,), {})],
+    ):
+        one, two = kind
+        assert description(one) == description(one)
+        assert description(one) != description(two), kind
+
+
+class Slotted:
+    """Without ``__dict__``, and printed alike whatever it holds."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+
+    def __repr__(self) -> str:
+        return "slotted"
+
+
+@pytest.mark.law
+def test_more_threads_are_another_configuration_and_one_is_as_if_not_said(tmp_path: Path) -> None:
+    one, said, two = (study(tmp_path / "t.sqlite", **given) for given in ({}, {"threads": 1}, {"threads": 2}))
+    assert set(one.cells) == set(said.cells)
+    assert not set(one.cells) & set(two.cells)
 
 
 @pytest.mark.statistical
