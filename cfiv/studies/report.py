@@ -87,12 +87,12 @@ class Report:
         return summary.slopes(self.results, metric, [name for name in self._telling() if name != along], along=along)
 
     def box_plot(self, metric: str | None = None, *, log: bool | None = None) -> Figure:
-        """A panel a cell of the designs, a box a method (see :func:`figures.box_plot`): the form of the KIV and DFIV papers."""
+        """A panel a cell of the designs, a box a method (see ``figures.box_plot``): the form of the KIV and DFIV papers."""
         metric = self._metric(metric)
         return figures.box_plot(self.results, metric, axes=self.axes, log=log, failed_as=self._failed_as(metric))
 
     def convergence(self, metric: str | None = None, *, along: str = "n") -> Figure:
-        """Median and quartiles of a metric against n (or another axis), with the slopes (see :func:`figures.convergence`).
+        """Median and quartiles of a metric against n (or another axis), with the slopes (see ``figures.convergence``).
 
         Raises
         ------
