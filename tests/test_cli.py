@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,22 @@ import pandas as pd
 import pytest
 
 import cfiv
-from cfiv.cli import main
 from cfiv.datasets import demand
 from cfiv.demonstration import comparison_text
 from cfiv.estimators import registry
 from cfiv.learning.two_stage import step
+from tests.command_line import Answer, Run, runner
 
 SMALL = ["--steps", "10"]
 FIT = ["fit", "train.csv", demand.FORMULA, "--out", "m"]
 LABELS = {registered.name: registered.label for registered in registry.estimators()}
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Answer(ended.value.code, said.out, said.err)
-
-    return command
+    return runner(capsys)
 
 
 def process(*arguments: str, folder: Path) -> Answer:

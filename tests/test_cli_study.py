@@ -7,17 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cfiv.cli import main
 from cfiv.studies.ledger import Ledger
 from cfiv.studies.study_file import read_study, shipped
+from tests.command_line import Answer, Run, runner
 
 ROOT = str(Path(__file__).parents[1])
 #: A design and methods of a person's own, beside the study's file.
@@ -58,16 +56,6 @@ estimator = "own:Raises"
 """
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run ``cfiv study`` in this process, in a folder with a study ``own.toml``."""
@@ -76,15 +64,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "own", raising=False)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "own.toml").write_text(FILE)
-
-    def command(*arguments: object) -> Answer:
-        with pytest.raises(SystemExit) as ended:
-            main(["study", *map(str, arguments)])
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Answer(ended.value.code, said.out, said.err)
-
-    return command
+    return runner(capsys, "study")
 
 
 def filled(name: str = "own.toml") -> None:

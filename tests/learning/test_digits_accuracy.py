@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import cfiv
 from cfiv.datasets import digits
 from cfiv.learning.last_layer import ClosedForm
+from cfiv.studies.shipped.learning_problems import residual_network
 
 EPOCHS, BATCH, SEEDS = 12, 64, range(100, 105)
 
@@ -22,33 +23,10 @@ CROSS_ENTROPY = partial(torch.optim.Adam, lr=0.004)
 PROXIMAL, BACKBONE = cfiv.Proximal(lam=1.0), partial(torch.optim.Adam, lr=0.02)
 
 
-class Residual(nn.Module):
-    """``relu(x + f(x))``, f two 3 x 3 convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(images + self.inner(images))
-
-
 def network(seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            Residual(16),
-            nn.MaxPool2d(2),
-            Residual(16),
-            nn.Flatten(),
-            nn.Linear(256, 64),
-            nn.ReLU(),
-            nn.Linear(64, 10),
-        )
+        return residual_network(channels=1, width=16, classes=10)
 
 
 def fitted(

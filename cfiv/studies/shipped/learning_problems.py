@@ -94,14 +94,14 @@ def darcy(n: int = 300, *, points: int = 32, tuning: bool = False, seed: int) ->
 def digits(*, tuning: bool = False, seed: int) -> Learning:
     """scikit-learn's digits in an order of the seed; a residual network of width 16; share of wrong classes."""
     train, test = _images(digit_images.load(), seed)
-    backbone = partial(_residual_network, channels=1, width=16, classes=10)
+    backbone = partial(residual_network, channels=1, width=16, classes=10)
     return _design(train, test, backbone, _wrong, tuning=tuning, task="classification")
 
 
 def cifar(folder: str, *, tuning: bool = False, seed: int) -> Learning:
     """CIFAR-10 from the folder of its archive; a residual network of width 32; share of wrong classes."""
     train, test = _images(cifar_images.load(folder), seed)
-    backbone = partial(_residual_network, channels=3, width=32, classes=10)
+    backbone = partial(residual_network, channels=3, width=32, classes=10)
     return _design(train, test, backbone, _wrong, tuning=tuning, task="classification")
 
 
@@ -201,7 +201,7 @@ class _Residual(nn.Module):
         return torch.relu(images + self.inner(images))
 
 
-def _residual_network(*, channels: int, width: int, classes: int) -> nn.Module:
+def residual_network(*, channels: int, width: int, classes: int) -> nn.Module:
     """Two residual blocks on images, the second at half the resolution, and a linear layer on what is left of 4 x 4 places."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
