@@ -62,15 +62,15 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 
 # The pages' Python blocks are run too, page by page, after a change of any page or of cfiv. Sphinx executes nothing.
 PAGES := $(wildcard docs/*.md docs/*/*.md)
-docs: $(NOTEBOOKS) build/docs-examples $(VENV)/.installed-test ## build the documentation into build/docs; a warning is an error
+docs: $(NOTEBOOKS) build/docs/examples $(VENV)/.installed-test ## build the documentation into build/docs/html; a warning is an error
 	rm -rf docs/tutorials
 	mkdir -p docs/tutorials
 	cp -p $(NOTEBOOKS) docs/tutorials
-	$(BIN)/sphinx-build -W --keep-going -q -d build/doctrees docs build/docs
-	@echo "Written: build/docs/index.html"
+	$(BIN)/sphinx-build -W --keep-going -q -d build/docs/doctrees docs build/docs/html
+	@echo "Written: build/docs/html/index.html"
 
-build/docs-examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
-	@mkdir -p build
+build/docs/examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
+	@mkdir -p $(@D)
 	$(BIN)/python docs/extensions/run_blocks.py $(PAGES)
 	@touch $@
 
