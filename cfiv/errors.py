@@ -94,6 +94,10 @@ class PenaltyRangeWarning(CfivWarning):
     """The best of several penalties is the smallest or the largest of them, and one further out would be better."""
 
 
+class MixedVersionsWarning(CfivWarning):
+    """The rows of a study were fitted with different versions of cfiv, whose numbers may differ."""
+
+
 class PictureWarning(CfivWarning):
     """Pictures read from a file are not those that were expected in every pixel; the file's are used."""
 

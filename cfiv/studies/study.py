@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import cfiv
-from cfiv.errors import ParameterError, StudyError
+from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
@@ -275,9 +277,15 @@ class Study:
             ``design``, the axes of the designs, ``method``, the axes of the methods, ``replication``, ``status`` ("done" or
             "failed"), a column a metric (empty where it failed), ``seconds`` and ``cpu_seconds`` (of ``fit``), ``memory_mb``
             (by how much the process grew during ``fit``) and ``reason`` (of a failure). In the order of the study.
+
+        Warns
+        -----
+        MixedVersionsWarning
+            If rows were fitted with different versions of cfiv.
         """
         records = []
         rows = list(self._rows())
+        _warn_of_versions(Counter(json.loads(row["versions"])["cfiv"] for _, row in rows))
         for cell, row in rows:
             record = {**cell.labels, "replication": row["replication"], "status": row["status"], **row["metrics"]}
             records.append({**record, **{name: row[name] for name in ("seconds", "cpu_seconds", "memory_mb", "reason")}})
@@ -390,6 +398,16 @@ def check_setting(key: str, value: object) -> None:
         check_whole(key, value, least=LEAST[key])
     if key == "time_limit" and value is not None and (not is_number(value) or not 0.0 < value < float("inf")):  # type: ignore[operator]
         raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {value!r}")
+
+
+def _warn_of_versions(rows: Counter[str]) -> None:
+    if len(rows) > 1:
+        said = ", ".join(f"{count} of {rows.total()} rows with cfiv {version}" for version, count in sorted(rows.items()))
+        warnings.warn(
+            f"the ledger has {said}, and their numbers may differ: give the study another ledger to fit all with this version",
+            MixedVersionsWarning,
+            stacklevel=3,
+        )
 
 
 def _versions() -> dict[str, str]:

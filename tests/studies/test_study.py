@@ -207,6 +207,20 @@ def test_the_ledger_remembers_versions_and_configuration(tmp_path: Path) -> None
     assert all(configuration_hash(json.loads(text)) == key for key, text in configurations.items())
 
 
+def test_results_of_two_versions_of_cfiv_are_not_put_into_one_table_without_a_word(tmp_path: Path) -> None:
+    made = study(tmp_path / "mixed.sqlite", replications=1)
+    table(made)
+    connection = sqlite3.connect(made.ledger)
+    with connection:
+        (versions,) = connection.execute("SELECT versions FROM environments").fetchone()
+        older = json.dumps({**json.loads(versions), "cfiv": "0.0.9"})
+        connection.execute("INSERT INTO environments (versions) VALUES (?)", (older,))
+        connection.execute("UPDATE replications SET environment = 2 WHERE hash = ?", (next(iter(made.cells)),))
+    connection.close()
+    with pytest.warns(cfiv.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
+        assert len(made.results()) == 8
+
+
 @pytest.mark.law
 def test_hashes_and_seeds_are_the_same_in_every_process() -> None:
     made = Study("x", designs={"d": Design(demand.simulate, n=[10])}, methods={"m": cfiv.DFIV(demand.FORMULA)})
