@@ -305,6 +305,7 @@ def test_a_file_is_the_study_that_python_makes(folder: Path) -> None:
         metrics={"wrong": error, "c": Coefficient("price", -1)},
         seed=3,
         replications=7,
+        threads=2,
     )
     assert list(read.cells) == list(made.cells)
     assert len(read) == len(made) == 28
