@@ -163,7 +163,7 @@ class Ledger:
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor]
         try:
-            return [{**row, "metrics": json.loads(row["metrics"]), "warnings": json.loads(row["warnings"])} for row in rows]
+            return [{**row, **{name: json.loads(row[name]) for name in ("metrics", "warnings", "versions")}} for row in rows]
         except (TypeError, ValueError) as error:
             raise LedgerError(_damaged(self.path, error)) from error
 

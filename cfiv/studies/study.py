@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -285,7 +284,7 @@ class Study:
         """
         records = []
         rows = list(self._rows())
-        _warn_of_versions(Counter(json.loads(row["versions"])["cfiv"] for _, row in rows))
+        _warn_of_versions(Counter(row["versions"].get("cfiv", "of no known version") for _, row in rows))
         for cell, row in rows:
             record = {**cell.labels, "replication": row["replication"], "status": row["status"], **row["metrics"]}
             records.append({**record, **{name: row[name] for name in ("seconds", "cpu_seconds", "memory_mb", "reason")}})
