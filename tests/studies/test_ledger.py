@@ -1,6 +1,5 @@
 """The ledger: what is in it stays, and what is no ledger is told from one."""
 
-import json
 import os
 import shutil
 import sqlite3
