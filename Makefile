@@ -61,12 +61,13 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 	@mv $(@D)/running-$(@F) $@
 
 # The pages' Python blocks are run too, page by page, after a change of any page or of cfiv. Sphinx executes nothing.
+# It reads all pages anew (-E): from what it kept, it would not see that docstrings have changed.
 PAGES := $(wildcard docs/*.md docs/*/*.md)
 docs: $(NOTEBOOKS) build/docs/examples $(VENV)/.installed-test ## build the documentation into build/docs/html; a warning is an error
 	rm -rf docs/tutorials
 	mkdir -p docs/tutorials
 	cp -p $(NOTEBOOKS) docs/tutorials
-	$(BIN)/sphinx-build -W --keep-going -q -d build/docs/doctrees docs build/docs/html
+	$(BIN)/sphinx-build -E -W --keep-going -q -d build/docs/doctrees docs build/docs/html
 	@echo "Written: build/docs/html/index.html"
 
 build/docs/examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
