@@ -72,11 +72,9 @@ highlight_language = "text"  # equations of docstrings; blocks of pages name the
 
 
 def adapt(app: Sphinx, page: str, source: list[str]) -> None:
-    """Tutorials link to these pages from elsewhere in the repository; reports of studies are in no table of contents."""
+    """Tutorials link to these pages from where they are in the repository."""
     if page.startswith("tutorials/"):
         source[0] = source[0].replace("](../docs/", "](../")
-    if page.startswith("results/"):
-        source[0] = f"---\norphan: true\n---\n\n{source[0]}"
 
 
 def setup(app: Sphinx) -> None:
