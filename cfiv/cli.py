@@ -18,6 +18,7 @@ import cfiv
 from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
+from cfiv.interrupts import ignore_interrupts
 
 try:
     import click
@@ -286,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         _refuse(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
     except (click.Abort, KeyboardInterrupt):
+        ignore_interrupts()
         _say("interrupted")
         sys.exit(130)
 

@@ -11,6 +11,7 @@ import click
 
 from cfiv.errors import OutputError, StudyError
 from cfiv.files import check_table_place, replacing, write_table_file
+from cfiv.interrupts import heed_one_interrupt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ def init(name: str, like: str | None) -> None:
 def run(study: str, jobs: int | None, *, retry_failed: bool, quiet: bool) -> None:
     """Run what is missing in the ledger of STUDY."""
     planned = _read(study)
+    heed_one_interrupt()
     click.echo(
         f"{planned.name}: {len(planned):,} replications of {len(planned.cells)} cells, ledger {planned.ledger}", err=True
     )

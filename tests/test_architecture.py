@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 MAY_USE = {
     "errors": set(),
     "files": {"errors"},
+    "interrupts": set(),
     "data": {"errors"},
     "numerics": {"errors"},
     "tables": {"errors", "data"},
@@ -25,9 +26,9 @@ MAY_USE = {
     "datasets": {"errors", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": {"errors", "files", "rendering", "learning", "estimators", "datasets", "plots"},
-    "cli_study": {"errors", "files", "rendering", "studies"},
-    "cli": {"errors", "files", "demonstration", "datasets", "estimators", "cli_study"},
+    "studies": {"errors", "files", "interrupts", "rendering", "learning", "estimators", "datasets", "plots"},
+    "cli_study": {"errors", "files", "interrupts", "rendering", "studies"},
+    "cli": {"errors", "files", "interrupts", "demonstration", "datasets", "estimators", "cli_study"},
 }
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import cfiv
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
+from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
 from cfiv.studies.engine import Job, answers
@@ -219,12 +220,13 @@ class Study:
             If a design does not return data and truth as it should. (Whatever a design or a method raises itself is a row of
             the ledger, with its reason, and the study goes on.)
         KeyboardInterrupt
-            After Ctrl-C, once everything finished is safe; call ``run`` again to continue.
+            After Ctrl-C, once everything finished is safe and nothing is being fitted any more; a second Ctrl-C meanwhile is
+            ignored. Call ``run`` again to continue.
         """
         if jobs is not None:
             check_whole("jobs", jobs, least=1)
         pickled = self._pickled()
-        with Ledger.writing(self.ledger) as ledger:
+        with one_interrupt(), Ledger.writing(self.ledger) as ledger:
             ledger.describe({key: self.configuration(cell) for key, cell in self.cells.items()}, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
