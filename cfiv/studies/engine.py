@@ -9,6 +9,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
+from cfiv.errors import StudyError
 from cfiv.studies.process import processes_of, stop_processes
 
 
@@ -46,11 +47,22 @@ def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Generator[tup
     joblib hands the jobs out: to threads that each keep a fitting process of their own or, inside ``with
     joblib.parallel_config(backend=...)``, to that backend. Closing the iterator, or an exception in it, ends what is being
     fitted.
+
+    Raises
+    ------
+    StudyError
+        If that backend cannot give answers one by one.
     """
     run = uuid.uuid4().hex
-    parallel = Parallel(
-        n_jobs=workers, prefer="threads", return_as="generator_unordered", batch_size=1, pre_dispatch="2 * n_jobs"
-    )
+    try:
+        parallel = Parallel(
+            n_jobs=workers, prefer="threads", return_as="generator_unordered", batch_size=1, pre_dispatch="2 * n_jobs"
+        )
+    except ValueError as error:  # joblib says so of its "multiprocessing", and of ray's as it comes
+        raise StudyError(
+            "a study needs each replication as soon as it has finished, and the backend of joblib.parallel_config gives them "
+            "at the end: use dask or threading, and ray as the documentation's page of studies says"
+        ) from error
     running = parallel(delayed(answer)(job, run, threads) for job in jobs)
     finished = False
     try:

@@ -72,17 +72,17 @@ class FittingProcess:
         """The outcome of a job; a failed one, and this process gone, where it took too long or died."""
         self._said.seek(0)
         self._said.truncate()
-        reason = f"could not be loaded within {loading_limit:g} s and was stopped"
+        reason, seconds = f"could not be loaded within {loading_limit:g} s and was stopped", None
         try:
             loaded_by = time.monotonic() + loading_limit
             self._send((job, dict(seeds)), loaded_by)
             self._receive(loaded_by)
-            reason = f"took longer than its time limit of {time_limit} s and was stopped"
+            reason, seconds = f"took longer than its time limit of {time_limit} s and was stopped", time_limit
             outcome: dict[str, Any] = self._receive(None if time_limit is None else time.monotonic() + time_limit)
             return outcome
         except TimeoutError:
             self.end()
-            return {"status": "failed", "reason": reason}
+            return {"status": "failed", "reason": reason, "seconds": seconds}
         except (EOFError, BrokenPipeError):
             return {"status": "failed", "reason": f"its process died, {_ended(self.end())}", "details": self._last_words()}
 

@@ -276,8 +276,9 @@ class Study:
         -------
         DataFrame
             ``design``, the axes of the designs, ``method``, the axes of the methods, ``replication``, ``status`` ("done" or
-            "failed"), a column a metric (empty where it failed), ``seconds`` and ``cpu_seconds`` (of ``fit``), ``memory_mb``
-            (by how much the process grew during ``fit``) and ``reason`` (of a failure). In the order of the study.
+            "failed"), a column a metric (empty where it failed), ``seconds`` (of ``fit``; the time limit where that
+            stopped it), ``cpu_seconds``, ``memory_mb`` (by how much the process grew during ``fit``) and ``reason`` (of a
+            failure). In the order of the study.
 
         Warns
         -----

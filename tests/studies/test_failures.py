@@ -55,6 +55,7 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
         assert results.loc[name, "status"] == "failed"
         assert results.loc[name, "reason"] == reason
     assert results["error"].notna().sum() == 2
+    assert results.loc["hangs", "seconds"] == 1.5  # or the rest of its cell would seem to take no time
     details = made.failures().set_index("method")["details"]
     assert "no slope today" in details["raises"]
     assert "the floor gives way" in details["dies"]

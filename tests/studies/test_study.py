@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import cfiv
 from cfiv.datasets import demand
+from cfiv.errors import StudyError
 from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Method, Study, error, score
 from cfiv.studies.identity import configuration_hash, description, seed_of
 from tests.studies import problems
@@ -75,6 +77,16 @@ def test_serial_two_processes_and_dask_give_the_same_bits(tmp_path: Path) -> Non
     ours = serial[serial["method"] != "jittered"].reset_index(drop=True)
     assert on_dask["error"].tolist() == ours["error"].tolist()
     assert on_dask["method"].tolist() == ours["method"].tolist()
+
+
+def test_a_backend_that_gives_its_answers_only_at_the_end_is_refused(tmp_path: Path) -> None:
+    made = study(tmp_path / "s.sqlite")
+    with (
+        joblib.parallel_config(backend="multiprocessing"),
+        pytest.raises(StudyError, match="use dask or threading, and ray as"),
+    ):
+        made.run(progress=False)
+    assert made.status()["pending"].sum() == len(made)
 
 
 class Constant:
