@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ WIDTH, HEIGHT = 3.4, 3.0
 BOX = 0.34
 MOST_COLUMNS = 3
 #: By how much quartiles may stretch a logarithmic axis beyond the medians; what is further out is cut off.
-STRETCH = 10.0
+STRETCH = 3.0
+#: By how much values may exceed the middle one on a logarithmic axis; what is further up is cut off, and said at the top: a
+#: method that has diverged would press all others into one line.
+FAR = 1000.0
 #: Of lines, when the colours have all been used once.
 DASHES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 #: Characters of a name that figures show; tables show them all.
@@ -40,7 +44,7 @@ def box_plot(
     """A panel a cell of the designs, a box a method: quartiles, whiskers to 1.5 times their distance, a dot a replication.
 
     Failed replications are infinitely wrong, as in the tables, so that a box may reach beyond the panel; their number is at the
-    top.
+    top, as is that of values far above all others, where the axis is logarithmic.
 
     Parameters
     ----------
@@ -56,7 +60,7 @@ def box_plot(
     """
     log = _positive(results, metric) if log is None else log
     finite = _finite(results, metric)
-    outside = _beyond(finite, log=log)
+    outside, top = _beyond(finite, log=log), _top(finite, log=log)
     panels, boxes = _split(results, axes)
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, boxes)
@@ -68,14 +72,14 @@ def box_plot(
         label = _label(cell, boxes)
         for place, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
             here = cell[label == name]
-            _box(ax, place, here, metric, colour, failed_as=failed_as, outside=outside)
+            _box(ax, place, here, metric, colour, failed_as=failed_as, outside=outside, top=top)
         ax.set_xticks(range(len(names)), shown, rotation=angle, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.6, len(names) - 0.4)
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
         if log:
             ax.set_yscale("log")
         _bare(ax)
-    _fit(grid.flat[0], finite, log=log)
+    _fit(grid.flat[0], finite[finite <= top], log=log)
     _label_outer(grid, len(cells), metric)
     return figure
 
@@ -85,14 +89,14 @@ def convergence(
 ) -> Figure:
     """Median (line) and quartiles (band) of a metric against ``along``; the legend has slopes against n.
 
-    Axes are logarithmic where all values are positive.
+    Axes are logarithmic where all values are positive. A median that is then far above all others is a number at the top.
     """
     log = _positive(results, metric)
     panels, lines = _split(results, [name for name in axes if name != along])
     cells = list(results.groupby(panels, sort=False, dropna=False))
     names = _labels(results, lines)
     figure, grid = _panels(results, panels, len(cells), width=WIDTH, below=LINE * (len(names) + 3))
-    medians: list[float] = []
+    drawn: list[tuple[Axes, float, float, str]] = []  # medians: where they are, and in which colour
     quartiles: list[float] = []
     outside = _beyond(_finite(results, metric), log=log)
     for ax, (key, cell) in zip(grid.flat, cells, strict=False):
@@ -108,7 +112,7 @@ def convergence(
             said.append(_shown(name) + "".join(f" ({round(slope, 2) + 0.0:.2f})" for slope in slopes))
             finite = table[np.isfinite(table["median"])]
             low, high = (finite[quartile].clip(*outside) for quartile in ("quartile_1", "quartile_3"))
-            medians.extend(finite["median"])
+            drawn.extend((ax, at, median, colour) for at, median in finite["median"].items())
             quartiles.extend([*low, *high])
             dashes, marker = DASHES[i // len(COLOURS) % len(DASHES)]
             style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "linewidth": 1.8}
@@ -136,16 +140,33 @@ def convergence(
             bbox_to_anchor=(0, -0.2),
         )
         _bare(ax)
-    quartiles = [value for value in quartiles if value not in outside]
-    if log and medians:
-        quartiles = list(np.clip(quartiles, min(medians) / STRETCH, max(medians) * STRETCH))
-    _fit(grid.flat[0], np.array(quartiles + medians or _finite(results, metric)), log=log)
+    medians = np.array([median for _, _, median, _ in drawn])
+    top = _top(medians, log=log)
+    medians = medians[medians <= top]
+    inside = np.array([value for value in quartiles if value not in outside])
+    if log and len(medians):
+        inside = np.clip(inside, medians.min() / STRETCH, medians.max() * STRETCH)
+    known = np.concatenate([inside, medians])
+    _fit(grid.flat[0], known if len(known) else _finite(results, metric), log=log)
+    said_at: Counter[tuple[Axes, float]] = Counter()
+    for ax, at, median, colour in drawn:
+        if median > top:
+            _say_at_top(ax, at, f"{median:,.3g}", colour, below=said_at[ax, at])
+            said_at[ax, at] += 1
     _label_outer(grid, len(cells), metric)
     return figure
 
 
 def _box(
-    ax: Axes, place: int, cell: pd.DataFrame, metric: str, colour: str, *, failed_as: float, outside: tuple[float, float]
+    ax: Axes,
+    place: int,
+    cell: pd.DataFrame,
+    metric: str,
+    colour: str,
+    *,
+    failed_as: float,
+    outside: tuple[float, float],
+    top: float,
 ) -> None:
     done = cell["status"] == "done"
     counted = np.sort(cell[metric].where(done, failed_as).to_numpy(dtype=np.float64))
@@ -171,17 +192,25 @@ def _box(
         # Dots side by side rather than at random, so that a figure is the same each time.
         aside = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         ax.scatter(place + aside, values, s=7, color=colour, alpha=0.45, linewidths=0)
-    failed = int((cell["status"] == "failed").sum())
-    if failed:
-        ax.annotate(
-            f"{failed} failed",
-            (place, 1.0),
-            xycoords=("data", "axes fraction"),
-            fontsize=7,
-            ha="center",
-            va="top",
-            color=colour,
-        )
+    failed, above = int((cell["status"] == "failed").sum()), int((values > top).sum())
+    said = [f"{count} {what}" for count, what in ((failed, "failed"), (above, "above")) if count]
+    if said:
+        _say_at_top(ax, place, "\n".join(said), colour)
+
+
+def _say_at_top(ax: Axes, place: float, text: str, colour: str, *, below: int = 0) -> None:
+    """Small text that hangs from the top of a panel, below so many other lines."""
+    ax.annotate(
+        text,
+        (place, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0.0, -8.0 * below),
+        textcoords="offset points",
+        fontsize=7,
+        ha="center",
+        va="top",
+        color=colour,
+    )
 
 
 def _split(results: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -246,6 +275,11 @@ def _beyond(values: npt.NDArray[np.float64], *, log: bool) -> tuple[float, float
     low, high = float(values.min()), float(values.max())
     far = 100.0 * (high - low or 1.0)
     return (low / 1e3, high * 1e3) if log else (low - far, high + far)
+
+
+def _top(values: npt.NDArray[np.float64], *, log: bool) -> float:
+    """Above what values are left out of a figure."""
+    return FAR * float(np.median(values)) if log and len(values) else np.inf
 
 
 def _fit(ax: Axes, values: npt.NDArray[np.float64], *, log: bool) -> None:

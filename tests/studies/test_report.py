@@ -170,6 +170,24 @@ def test_in_figures_too_failures_are_infinitely_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.law
+def test_what_is_far_above_all_others_does_not_press_them_into_one_line_and_is_said_at_the_top(tmp_path: Path) -> None:
+    def outcome(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
+        diverged = at["n"] == 100 and at["method"] in ("diverges", "diverges too")
+        return {"values": {"error": (4.56e9 if diverged else 2.0) + replication}}
+
+    names = ("one", "two", "three", "diverges", "diverges too")
+    report = study(tmp_path / "s.sqlite", outcome, methods=dict.fromkeys(names, problems.Slope())).report()
+    (lines,) = report.convergence().axes
+    assert lines.get_ylim()[0] < 5.5 < lines.get_ylim()[1] < 100.0
+    said = [(text.get_text(), text.xy[0], text.get_position()[1]) for text in lines.texts]
+    assert said == [("4.56e+09", 100, 0.0), ("4.56e+09", 100, -8.0)]
+    assert lines.lines[3].get_ydata().tolist() == report.table().loc[(slice(None), "diverges"), "median"].tolist()
+    boxes = report.box_plot().axes
+    assert boxes[0].get_ylim()[1] < 100.0
+    assert [[text.get_text() for text in ax.texts] for ax in boxes] == [[], ["8 above", "8 above"]]
+
+
+@pytest.mark.law
 def test_a_failure_lowers_a_score_rather_than_raising_it(tmp_path: Path) -> None:
     def outcome(at: Mapping[str, Any], replication: int) -> dict[str, Any]:
         bad = at["method"] == "two" and replication < 5
