@@ -27,8 +27,8 @@ class Design:
         object with ``error(model)``, such as those of ``cfiv.datasets``, or the true structural function: a callable of the
         data's rows, or one number a row; see :class:`PointwiseTruth`.
     **parameters
-        Passed to ``simulate``. A list is an axis of the grid, with one cell a value; anything else is passed as it is (a list
-        that is one value: a list of that list).
+        Passed to ``simulate``. A list or a range is an axis of the grid, with one cell a value; anything else is passed as it
+        is, arrays too (a list that is one value: a list of that list).
 
     Raises
     ------
@@ -84,14 +84,14 @@ def check_call(what: str, function: Callable[..., Any], parameters: Mapping[str,
 
 
 def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The parameters with a list of values.
+    """The parameters with a list or range of values.
 
     Raises
     ------
     ParameterError
         If a list is empty or has a value twice.
     """
-    axes = {name: value for name, value in parameters.items() if isinstance(value, list)}
+    axes = {name: list(value) for name, value in parameters.items() if isinstance(value, (list, range))}
     for name, values in axes.items():
         if not values:
             raise ParameterError(

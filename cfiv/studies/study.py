@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -40,6 +41,10 @@ PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels",
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 #: What `results` calls its own columns; parameters and metrics need other names.
 OWN_COLUMNS = ("design", "method", "replication", "status", "reason", "seconds", "cpu_seconds", "memory_mb")
+#: What is one value of a study.
+SETTINGS = ("name", "replications", "seed", "threads", "time_limit")
+#: What the rows of a study are found by.
+IDENTITY = ("seed", "threads", "designs", "methods", "metrics")
 #: The least that settings may be.
 LEAST = {"replications": 0, "seed": 0, "threads": 1}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]*")
@@ -77,7 +82,8 @@ class Study:
     designs : mapping from a name to a :class:`Design` or its function
     methods : mapping from a name to a :class:`Method` or its estimator
     replications : int
-        Draws from each cell of the designs. More may be asked for later.
+        Draws from each cell of the designs. It may be set anew later, to more, as may ``time_limit``; what rows are found by
+        stays.
     seed : int
         All randomness comes from it. The data of a replication have a seed of ``(seed, design, its parameters, replication)``;
         all methods get the same data, and all the same second seed, so that comparisons are paired. No number depends on the
@@ -130,23 +136,27 @@ class Study:
         threads: int = 1,
         ledger: str | os.PathLike[str] | None = None,
     ) -> None:
-        settings = {"name": name, "replications": replications, "seed": seed, "threads": threads, "time_limit": time_limit}
-        for key, value in settings.items():
-            check_setting(key, value)
-        self.name, self.replications, self.seed, self.threads = name, replications, seed, threads
-        self.designs = {
-            key: value if isinstance(value, Design) else Design(value) for key, value in _named("designs", designs).items()
-        }
-        self.methods = {
-            key: value if isinstance(value, Method) else Method(value) for key, value in _named("methods", methods).items()
-        }
-        self.metrics = dict(_named("metrics", {"error": known_metrics.error} if metrics is None else metrics))
-        self.time_limit = time_limit
+        self.name, self.replications, self.seed = name, replications, seed
+        self.threads, self.time_limit = threads, time_limit
+        self.designs = MappingProxyType(
+            {key: value if isinstance(value, Design) else Design(value) for key, value in _named("designs", designs).items()}
+        )
+        self.methods = MappingProxyType(
+            {key: value if isinstance(value, Method) else Method(value) for key, value in _named("methods", methods).items()}
+        )
+        self.metrics = MappingProxyType(_named("metrics", {"error": known_metrics.error} if metrics is None else metrics))
         self.ledger = Path(f"{name}.sqlite" if ledger is None else ledger)
         for key, metric in self.metrics.items():
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
         self._check_columns()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS:
+            check_setting(name, value)
+        if name in IDENTITY and name in vars(self):
+            raise ParameterError(f"{name} of a study stays as it is, since its rows are found by that: make another Study")
+        super().__setattr__(name, value)
 
     def __len__(self) -> int:
         return len(self.cells) * self.replications
@@ -172,7 +182,11 @@ class Study:
                             {"design": design_name, **at_labels, "method": method_name, **of_labels},
                             [design_name, {**design.fixed, **at}],
                             Cell(
-                                design.simulate, {**design.fixed, **at}, method.estimator, {**method.fixed, **of}, self.metrics
+                                design.simulate,
+                                {**design.fixed, **at},
+                                method.estimator,
+                                {**method.fixed, **of},
+                                dict(self.metrics),
                             ),
                         )
 

@@ -19,7 +19,7 @@ import torch
 
 import cfiv
 from cfiv.datasets import demand
-from cfiv.errors import StudyError
+from cfiv.errors import ParameterError, StudyError
 from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Method, Study, error, score
 from cfiv.studies.identity import configuration_hash, description, seed_of
 from tests.studies import problems
@@ -88,6 +88,29 @@ def test_a_backend_that_gives_its_answers_only_at_the_end_is_refused(tmp_path: P
     ):
         made.run(progress=False)
     assert made.status()["pending"].sum() == len(made)
+
+
+@pytest.mark.contract
+def test_what_rows_are_found_by_stays_and_settings_are_checked_whenever_they_are_set(tmp_path: Path) -> None:
+    made = study(tmp_path / "s.sqlite")
+    for name in ("seed", "threads", "designs", "methods", "metrics"):
+        with pytest.raises(ParameterError, match=f"{name} of a study stays as it is.*make another Study"):
+            setattr(made, name, getattr(made, name))
+    with pytest.raises(TypeError):
+        made.metrics["other"] = error  # type: ignore[index]
+    with pytest.raises(ParameterError, match="replications must be a whole number >= 0, got -3"):
+        made.replications = -3
+    with pytest.raises(ParameterError, match="time_limit must be a number of seconds"):
+        made.time_limit = 0.0
+    made.replications = 5
+    assert len(made) == 5 * len(made.cells)
+
+
+def test_a_range_is_an_axis_as_a_list_is(tmp_path: Path) -> None:
+    by_range, by_list = (
+        study(tmp_path / "s.sqlite", designs={"line": Design(problems.line, n=n)}) for n in (range(10, 40, 10), [10, 20, 30])
+    )
+    assert list(by_range.cells) == list(by_list.cells)
 
 
 class Constant:
