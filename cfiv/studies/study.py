@@ -47,6 +47,7 @@ SETTINGS = ("name", "replications", "seed", "threads", "time_limit")
 IDENTITY = ("seed", "threads", "designs", "methods", "metrics")
 #: The least that settings may be.
 LEAST = {"replications": 0, "seed": 0, "threads": 1}
+MOST_REPLICATIONS = 10**9
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]*")
 
 
@@ -414,6 +415,8 @@ def check_setting(key: str, value: object) -> None:
         raise ParameterError(f"name must be letters, digits, spaces and any of _.- after a letter or a digit, got {value!r}")
     if key in LEAST:
         check_whole(key, value, least=LEAST[key])
+    if key == "replications" and value > MOST_REPLICATIONS:  # type: ignore[operator]
+        raise ParameterError(f"replications must be at most {MOST_REPLICATIONS:,}, got {value!r}")
     if key == "time_limit" and value is not None and (not is_number(value) or not 0.0 < value < float("inf")):  # type: ignore[operator]
         raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {value!r}")
 

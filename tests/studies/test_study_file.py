@@ -323,6 +323,7 @@ def of(**changes: Any) -> Study:
     [
         (lambda: of(replications=-1), "replications must be a whole number >= 0, got -1"),
         (lambda: of(replications=True), "replications must be a whole number >= 0, got True"),
+        (lambda: of(replications=10**25), "replications must be at most 1,000,000,000, got 1000"),
         (lambda: of(seed=1.5), "seed must be a whole number >= 0, got 1.5"),
         (lambda: of(time_limit=True), "time_limit must be a number of seconds > 0 or None, got True"),
         (lambda: of(designs={}), "designs must name at least one, got none"),
