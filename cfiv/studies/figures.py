@@ -25,8 +25,8 @@ BOX = 0.34
 MOST_COLUMNS = 3
 #: By how much quartiles may stretch a logarithmic axis beyond the medians; what is further out is cut off.
 STRETCH = 3.0
-#: By how much values may exceed the middle one on a logarithmic axis; what is further up is cut off, and said at the top: a
-#: method that has diverged would press all others into one line.
+#: By how much values may exceed their upper quartile on a logarithmic axis; what is further up is cut off, and said at the
+#: top: a method that has diverged would press all others into one line.
 FAR = 1000.0
 #: Of lines, when the colours have all been used once.
 DASHES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
@@ -279,7 +279,7 @@ def _beyond(values: npt.NDArray[np.float64], *, log: bool) -> tuple[float, float
 
 def _top(values: npt.NDArray[np.float64], *, log: bool) -> float:
     """Above what values are left out of a figure."""
-    return FAR * float(np.median(values)) if log and len(values) else np.inf
+    return FAR * float(np.quantile(values, 0.75)) if log and len(values) else np.inf
 
 
 def _fit(ax: Axes, values: npt.NDArray[np.float64], *, log: bool) -> None:
