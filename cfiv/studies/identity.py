@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import re
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,37 @@ def description(value: Any, depth: int = 0) -> Any:
     if type(value).__module__.split(".")[0] == "torch" and hasattr(value, "numpy"):
         return _of_array(value.detach().cpu().numpy())
     return {"object": deeper(type(value)), "state": deeper(_state(value))}
+
+
+def modules_in(described: Any) -> Iterator[str]:
+    """Modules that a person wrote, or another package's, of which a :func:`description` has functions or classes."""
+    if isinstance(described, Mapping):
+        name = described.get("function", described.get("name"))
+        if "source" in described and isinstance(name, str):
+            yield name.split(":")[0]
+        described = list(described.values())
+    if isinstance(described, list):
+        for part in described:
+            yield from modules_in(part)
+
+
+def file_digest(module: str) -> str | None:
+    """The digest of a module's file as it is now; None where there is none. Does not import it, but what it is in.
+
+    None of the main program's either: what is defined there is sent to other processes itself, not its name.
+    """
+    if module == "__main__":
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):  # whoever imports it will say so
+        return None
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    try:
+        return hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return None
 
 
 def _state(value: Any) -> Any:

@@ -20,6 +20,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, Any
 
+import cloudpickle
+
+from cfiv.errors import StudyError
+from cfiv.studies.identity import file_digest
+
 #: Seconds that a process may take to load what it is to fit: torch is large, and a busy disk slow.
 LOADING_LIMIT = 300.0
 #: Environment variables that numerical libraries read once, when they are first imported.
@@ -236,6 +241,11 @@ def stop_processes(run: str) -> None:
         pool.stop()
 
 
+def packed(cell: Any, sources: Mapping[str, str]) -> bytes:
+    """A job: a :class:`Cell`, and the digests that files of modules must have where it is unpacked."""
+    return pickle.dumps((dict(sources), cloudpickle.dumps(cell)), protocol=pickle.HIGHEST_PROTOCOL)
+
+
 def _framed(message: Any) -> bytes:
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return len(data).to_bytes(LENGTH, "big") + data
@@ -270,11 +280,15 @@ def main(parent: int | None = None) -> None:
     from cfiv.studies.replication import Surroundings, replicate
 
     surroundings = Surroundings.now()
+    verified: set[str] = set()
     while (message := _next_job(jobs)) is not None:
         job, seeds = message
         surroundings.restore()
         try:
-            cell = pickle.loads(job)
+            cell = _unpacked(job, verified)
+        except StudyError as error:
+            _tell(answers, "loaded", {"status": "failed", "reason": str(error), "stale": True})
+            continue
         except BaseException as error:  # noqa: BLE001  a module that cannot be imported here is a failed replication
             reason = f"could not be loaded: {type(error).__name__}: {error}"
             outcome = {"status": "failed", "reason": reason, "details": traceback.format_exc()}
@@ -283,6 +297,25 @@ def main(parent: int | None = None) -> None:
         surroundings = Surroundings.now()  # with what a module sets for all when it is imported
         _tell(answers, "loaded")
         _tell(answers, replicate(cell, **seeds))
+
+
+def _unpacked(job: bytes, verified: set[str]) -> Any:
+    """The cell in a job, whose modules are those that the study saw; once loaded, they stay so in this process.
+
+    Raises
+    ------
+    StudyError
+        If a module's file is another: its numbers would be taken for those of the code that the study saw.
+    """
+    sources, pickled = pickle.loads(job)
+    for module, digest in sources.items():
+        if module not in verified and file_digest(module) not in (None, digest):  # a module that is not there fails below
+            raise StudyError(
+                f"the module {module!r} is not what it was when the study was made: run the study again, in a new program; "
+                "what has finished is kept, and counts where the code is the same"
+            )
+    verified.update(sources)
+    return pickle.loads(pickled)
 
 
 def _tell(stream: IO[bytes], *messages: Any) -> None:

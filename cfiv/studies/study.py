@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import pickle
 import re
@@ -9,14 +11,12 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -28,10 +28,11 @@ from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
 from cfiv.studies.engine import Job, answers
-from cfiv.studies.identity import configuration_hash, description, seed_of
+from cfiv.studies.identity import configuration_hash, description, file_digest, modules_in, seed_of
 from cfiv.studies.ledger import Ledger
 from cfiv.studies.method import Method
 from cfiv.studies.metrics import Metric
+from cfiv.studies.process import packed
 from cfiv.studies.replication import Cell
 from cfiv.studies.report import Report
 
@@ -65,12 +66,15 @@ class StudyCell:
         What its data depend on beside the study's seed and the replication.
     replication : Cell
         What is run.
+    sources : dict of str
+        Digests of the files of a person's own modules when the study was made, by module.
     """
 
     coordinates: dict[str, Any]
     labels: dict[str, Any]
     data: list[Any]
     replication: Cell
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Study:
@@ -162,15 +166,18 @@ class Study:
     def __len__(self) -> int:
         return len(self.cells) * self.replications
 
-    @cached_property
+    @functools.cached_property
     def cells(self) -> dict[str, StudyCell]:
         """Every cell by the hash of its configuration, in the order of designs, their grids, methods, their grids."""
         cells: dict[str, StudyCell] = {}
+        digest = functools.cache(file_digest)
         for cell in self._cells():
-            key = self._hash(cell)
+            configuration = self.configuration(cell)
+            key = configuration_hash(configuration)
             if key in cells:
                 raise ParameterError(f"two cells are the same, {cell.labels}: name each value of an axis once")
-            cells[key] = cell
+            sources = {module: found for module in modules_in(configuration) if (found := digest(module)) is not None}
+            cells[key] = dataclasses.replace(cell, sources=sources)
         return cells
 
     def _cells(self) -> Iterator[StudyCell]:
@@ -203,9 +210,6 @@ class Study:
             **({"threads": self.threads} if self.threads != 1 else {}),  # sums are rounded in another order
         }
 
-    def _hash(self, cell: StudyCell) -> str:
-        return configuration_hash(self.configuration(cell))
-
     def seeds(self, cell: StudyCell, replication: int) -> dict[str, int]:
         """``data_seed`` and ``fit_seed`` of one replication, below 2^32."""
         coordinates = (self.seed, cell.data, replication)
@@ -234,8 +238,9 @@ class Study:
         LedgerError, OutputError
             If the ledger is damaged, from a newer version, being written by another process, or cannot grow.
         StudyError
-            If a design does not return data and truth as it should. (Whatever a design or a method raises itself is a row of
-            the ledger, with its reason, and the study goes on.)
+            If a design does not return data and truth as it should, or a module of one of the study's functions or classes
+            has been edited since the study was made. (Whatever a design or a method raises itself is a row of the ledger, with
+            its reason, and the study goes on.)
         KeyboardInterrupt
             After Ctrl-C, once everything finished is safe and nothing is being fitted any more; a second Ctrl-C meanwhile is
             ignored. Call ``run`` again to continue.
@@ -258,6 +263,8 @@ class Study:
                 try:
                     for index, outcome in running:
                         key, replication = pending[index]
+                        if outcome.get("stale"):
+                            raise StudyError(outcome["reason"])
                         ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         if outcome.get("broken"):
                             raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
@@ -279,7 +286,7 @@ class Study:
 
     def _pickled(self) -> dict[str, bytes]:
         try:
-            return {key: cloudpickle.dumps(cell.replication) for key, cell in self.cells.items()}
+            return {key: packed(cell.replication, cell.sources) for key, cell in self.cells.items()}
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise StudyError(
                 f"designs, methods and metrics are sent to other processes, and one cannot be pickled ({error}): "

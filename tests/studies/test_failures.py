@@ -1,5 +1,6 @@
 """What goes wrong in a study: a row with its reason where a person's code is at fault, a refusal where the study is."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -68,6 +69,39 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
     after = rows(made.ledger)
     changed = {key for key in before if before[key] != after[key]}
     assert [only.cells[key].labels["method"] for key, _ in changed] == ["raises"]
+
+
+EDITED = """
+from pathlib import Path
+from tests.studies import problems
+
+class Fitted(problems.Slope):
+    def fit(self, data):
+        Path({other!r}).write_text("# edited\\n" + Path({other!r}).read_text())
+        return super().fit(data)
+"""
+
+
+@pytest.mark.contract
+def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_numbers_count_for_the_old_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edits.py").write_text(EDITED.format(other=str(tmp_path / "edited.py")))
+    (tmp_path / "edited.py").write_text("from tests.studies import problems\n\nclass Fitted(problems.Slope):\n    pass\n")
+
+    def made() -> Study:
+        for name in ("edits", "edited"):
+            sys.modules.pop(name, None)
+        methods = {name: importlib.import_module(name).Fitted() for name in ("edits", "edited")}
+        return study(tmp_path / "s.sqlite", methods=methods, replications=1)
+
+    with pytest.raises(StudyError, match="the module 'edited' is not what it was when the study was made: run the study again"):
+        made().run(jobs=1, progress=False)
+    again = made()
+    assert again.results()["method"].tolist() == ["edits"]  # what had finished, and nothing of the other
+    again.run(jobs=1, progress=False)
+    assert again.results()["status"].tolist() == ["done", "done"]
 
 
 @pytest.mark.contract

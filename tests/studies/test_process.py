@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from cfiv.studies import error
-from cfiv.studies.process import FittingProcess, FittingProcesses
+from cfiv.studies.process import FittingProcess, FittingProcesses, packed
 from cfiv.studies.replication import Cell
 from tests.studies import problems
 
@@ -23,7 +22,7 @@ SEEDS = {"data_seed": 1, "fit_seed": 2}
 
 
 def job(estimator: Any, simulate: Callable[..., Any] = problems.line) -> bytes:
-    return cloudpickle.dumps(Cell(simulate, {}, estimator, {}, {"error": error}))
+    return packed(Cell(simulate, {}, estimator, {}, {"error": error}), {})
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +133,12 @@ def test_a_study_killed_as_soon_as_it_started_a_process_leaves_nobody_fitting(tm
     program = f"""
         import sys
         sys.path.insert(0, {ROOT!r})
-        import cloudpickle, os
+        import os
         from cfiv.studies import error
-        from cfiv.studies.process import FittingProcess, _framed
+        from cfiv.studies.process import FittingProcess, _framed, packed
         from cfiv.studies.replication import Cell
         from tests.studies import problems
-        job = cloudpickle.dumps(Cell(problems.line, {{}}, problems.Hangs(), {{}}, {{"error": error}}))
+        job = packed(Cell(problems.line, {{}}, problems.Hangs(), {{}}, {{"error": error}}), {{}})
         process = FittingProcess(1)
         os.write(process._jobs.fileno(), _framed((job, {SEEDS!r})))
         print(process._process.pid, flush=True)
