@@ -28,6 +28,8 @@ STRETCH = 3.0
 #: By how much values may exceed their upper quartile on a logarithmic axis; what is further up is cut off, and said at the
 #: top: a method that has diverged would press all others into one line.
 FAR = 1000.0
+#: Lines in a panel up to which methods share it.
+MOST_LINES = 12
 #: Of lines, when the colours have all been used once.
 DASHES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 #: Characters of a name that figures show; tables show them all.
@@ -90,16 +92,21 @@ def convergence(
     """Median (line) and quartiles (band) of a metric against ``along``; the legend has slopes against n.
 
     Axes are logarithmic where all values are positive. A median that is then far above all others is a number at the top.
+    Methods with so many settings that their lines would not be told apart have a panel each.
     """
     log = _positive(results, metric)
     panels, lines = _split(results, [name for name in axes if name != along])
+    if apart := len(_labels(results, lines)) > max(MOST_LINES, 2 * results["method"].nunique()):
+        panels, lines = [*(name for name in panels if results[name].nunique(dropna=False) > 1), "method"], lines[1:]
     cells = list(results.groupby(panels, sort=False, dropna=False))
-    names = _labels(results, lines)
-    figure, grid = _panels(results, panels, len(cells), width=WIDTH, below=LINE * (len(names) + 3))
+    legends = [
+        _labels(cell if apart else results, lines) for _, cell in cells
+    ]  # methods keep their colours from panel to panel
+    figure, grid = _panels(results, panels, len(cells), width=WIDTH, below=LINE * (max(map(len, legends)) + 3))
     drawn: list[tuple[Axes, float, float, str]] = []  # medians: where they are, and in which colour
     quartiles: list[float] = []
     outside = _beyond(_finite(results, metric), log=log)
-    for ax, (key, cell) in zip(grid.flat, cells, strict=False):
+    for ax, (key, cell), names in zip(grid.flat, cells, legends, strict=False):
         handles, said = [], []
         label = _label(cell, lines)
         for i, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
@@ -153,7 +160,7 @@ def convergence(
         if median > top:
             _say_at_top(ax, at, f"{median:,.3g}", colour, below=said_at[ax, at])
             said_at[ax, at] += 1
-    _label_outer(grid, len(cells), metric)
+    _label_outer(grid, len(cells), metric, every_x=True)  # its legend would stand between a panel and the numbers of the next
     return figure
 
 
@@ -221,11 +228,12 @@ def _split(results: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[
 
 
 def _label(cell: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
-    """A method with what varies in it: ``DFIV, batch_size 64``."""
-    label = cell["method"].astype(str)
-    for name in columns[1:]:
+    """A method with what varies in it, ``DFIV, batch_size 64``, or where columns are without "method" what varies alone."""
+    method = cell["method"].astype(str)
+    label = method if "method" in columns else pd.Series("", index=cell.index)
+    for name in (name for name in columns if name != "method"):
         label = label + cell[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {_number(value)}")
-    return label
+    return label.str.removeprefix(", ").where(label != "", method)
 
 
 def _number(value: Any) -> str:
@@ -298,7 +306,7 @@ def _fit(ax: Axes, values: npt.NDArray[np.float64], *, log: bool) -> None:
 def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
     return _plain(
         ", ".join(
-            str(value) if name == "design" else f"{name} {_number(value)}"
+            str(value) if name in ("design", "method") else f"{name} {_number(value)}"
             for name, value in zip(columns, key, strict=True)
             if not _missing(value)
         )
@@ -323,13 +331,13 @@ def _panels(
     return figure, grid
 
 
-def _label_outer(grid: npt.NDArray[Any], count: int, metric: str) -> None:
-    """The metric at the left of each row, the x axis' labels under the last panel of each column."""
+def _label_outer(grid: npt.NDArray[Any], count: int, metric: str, *, every_x: bool = False) -> None:
+    """The metric at the left of each row, the x axis' labels under each panel, or under the last one of each column."""
     columns = grid.shape[1]
     for place, ax in enumerate(list(grid.flat)[:count]):
         if place % columns == 0:
             ax.set_ylabel(_plain(metric))
-        below = place + columns < count
+        below = place + columns < count and not every_x
         ax.tick_params(labelbottom=not below)
         if below:
             ax.set_xlabel("")
