@@ -6,6 +6,7 @@ from html import escape
 
 import pandas as pd
 
+_MARKDOWN = {sign: f"\\{sign}" for sign in "|<*`\\"}
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 
@@ -37,7 +38,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     header, rows, right = _cells(table)
     rule = ["---:" if r else "---" for r in right]
     lines = [header, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_escaped(cell, _MARKDOWN) for cell in line) + " |" for line in lines)
 
 
 def to_latex(table: pd.DataFrame) -> str:
@@ -45,7 +46,7 @@ def to_latex(table: pd.DataFrame) -> str:
     header, rows, right = _cells(table)
 
     def line(cells: list[str]) -> str:
-        return " & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+        return " & ".join(_escaped(cell, _LATEX) for cell in cells) + r" \\"
 
     columns = "".join("r" if r else "l" for r in right)
     body = [line(row) for row in rows]
@@ -66,6 +67,10 @@ def to_html(table: pd.DataFrame) -> str:
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _escaped(text: str, signs: dict[str, str]) -> str:
+    return "".join(signs.get(sign, sign) for sign in text)
 
 
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]], list[bool]]:

@@ -25,13 +25,15 @@ def test_text_aligns_names_left_and_numbers_right() -> None:
     ]
 
 
-def test_markdown_escapes_its_bars() -> None:
+def test_markdown_escapes_what_would_be_a_bar_a_tag_or_an_emphasis() -> None:
     assert to_markdown(TABLE).splitlines() == [
         "| model | estimator | rows | error |",
         "| --- | --- | ---: | ---: |",
         "| x | a\\|b | 5,000 | 12,346 |",
-        "| <y> | c_d & 5% | 12 |  |",
+        "| \\<y> | c_d & 5% | 12 |  |",
     ]
+    signs = pd.DataFrame({"sign": [r"a*b*", "`c`", r"d\e"]}).set_index("sign")
+    assert [line.strip("| ") for line in to_markdown(signs).splitlines()[2:]] == [r"a\*b\*", r"\`c\`", r"d\\e"]
 
 
 def test_latex_escapes_its_signs() -> None:
