@@ -1,9 +1,11 @@
 """Run the Python blocks of pages, those of one page one after another in one namespace, and stop at the first that fails.
 
+A block fails if it raises, or prints other words than the text block that stands right below it.
+
     python docs/extensions/run_blocks.py docs/*.md
 
 A block under the comment ``<!-- not run -->`` is left out. Each page runs in an empty folder, so it may write files. What it
-prints is shown where it fails; numbers are not compared with those on the page, for they depend on the machine.
+prints is shown where it fails; numbers may be others than those on the page, for they depend on the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ import time
 import warnings
 from pathlib import Path
 
-BLOCK = re.compile(r"^(?P<left_out><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?P<left_out><!-- not run -->\n+)?```python\n(?P<code>.*?)^```\n(\n*```text\n(?P<output>.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 
 
 def run(page: Path) -> int:
@@ -27,8 +33,20 @@ def run(page: Path) -> int:
     found = [block for block in BLOCK.finditer(text) if not block["left_out"]]
     for block in found:
         above = text[: block.start("code")].count("\n")
-        exec(compile("\n" * above + block["code"], str(page), "exec"), namespace)  # the pages are our own
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile("\n" * above + block["code"], str(page), "exec"), namespace)  # the pages are our own
+        finally:
+            print(printed.getvalue(), end="")
+        if block["output"] is not None and words(printed.getvalue()) != words(block["output"]):
+            raise AssertionError(f"the block from line {above + 1} on prints the above, the page says\n{block['output']}")
     return len(found)
+
+
+def words(text: str) -> list[str]:
+    """What is not a number, whatever the space between."""
+    return NUMBER.sub("#", text).split()
 
 
 def main(pages: list[Path]) -> None:
