@@ -339,11 +339,11 @@ axes[-1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# A dot is a fit, a line the medians. The last solves of ridge (dotted) are one batch's opinion, and the smaller the batch the
-# worse they are. Pulled to the solves before, they are often much better, though not always: compare the dotted lines of both
-# functions. What works for both penalties and both functions is the rest at the end (dashed): while the features keep still,
-# the last layers can settle. From 64 rows on there is then little left for a refit (solid) to mend. Fits differ in more than
-# their last layers here, since features that rest for a while have learned for less long.
+# A dot is a fit, a line the medians. The last solves of ridge (dotted) are one batch's opinion, and with few rows a poor one.
+# Pulled to the solves before, they can be much better, but need not be: compare the dotted lines of both functions. What works
+# for both penalties and both functions is the rest at the end (dashed): while the features keep still, the last layers can
+# settle. From 128 rows on there is then little left for a refit (solid) to mend, at 64 something, at 32 much. Fits differ in
+# more than their last layers here, since features that rest for a while have learned for less long.
 #
 # ## 6. Your own images
 #
