@@ -60,9 +60,9 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 	  $(@D)/running-$(@F)
 	@mv $(@D)/running-$(@F) $@
 
-# The pages' Python blocks are run too, page by page, after a change of any page or of cfiv. Sphinx executes nothing.
+# The Python blocks of the pages and of README are run too, after a change of any page or of cfiv. Sphinx executes nothing.
 # It reads all pages anew (-E): from what it kept, it would not see that docstrings have changed.
-PAGES := $(wildcard docs/*.md docs/*/*.md)
+PAGES := README.md $(wildcard docs/*.md docs/*/*.md)
 docs: $(NOTEBOOKS) build/docs/examples $(VENV)/.installed-test ## build the documentation into build/docs/html; a warning is an error
 	rm -rf docs/tutorials
 	mkdir -p docs/tutorials
