@@ -238,18 +238,18 @@ class Study:
         LedgerError, OutputError
             If the ledger is damaged, from a newer version, being written by another process, or cannot grow.
         StudyError
-            If a design does not return data and truth as it should, or a module of one of the study's functions or classes
-            has been edited since the study was made. (Whatever a design or a method raises itself is a row of the ledger, with
-            its reason, and the study goes on.)
+            If a design does not return data and truth as it should, or what the study is made of is not what it was when the
+            study was made: an estimator was changed, or a module was edited. (Whatever a design or a method raises itself is a
+            row of the ledger, with its reason, and the study goes on.)
         KeyboardInterrupt
             After Ctrl-C, once everything finished is safe and nothing is being fitted any more; a second Ctrl-C meanwhile is
             ignored. Call ``run`` again to continue.
         """
         if jobs is not None:
             check_whole("jobs", jobs, least=1)
-        pickled = self._pickled()
+        configurations, pickled = self._configurations(), self._pickled()
         with one_interrupt(), Ledger.writing(self.ledger) as ledger:
-            ledger.describe({key: self.configuration(cell) for key, cell in self.cells.items()}, versions=_versions())
+            ledger.describe(configurations, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
                 Job(index, pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
@@ -283,6 +283,18 @@ class Study:
                 status = finished.get((key, replication))
                 if status is None or (retry_failed and status == "failed"):
                     yield key, replication
+
+    def _configurations(self) -> dict[str, dict[str, Any]]:
+        """The configuration of every cell, by its hash."""
+        found = {key: self.configuration(cell) for key, cell in self.cells.items()}
+        for key, configuration in found.items():
+            if configuration_hash(configuration) != key:  # its rows would be taken for those of what it was
+                at = self.cells[key].coordinates
+                raise StudyError(
+                    f"the design {at['design']!r}, the method {at['method']!r} or a metric is not what it was when the study "
+                    "was made: make the study again; what has finished is kept, and counts where it is the same"
+                )
+        return found
 
     def _pickled(self) -> dict[str, bytes]:
         try:

@@ -91,6 +91,21 @@ def test_a_backend_that_gives_its_answers_only_at_the_end_is_refused(tmp_path: P
 
 
 @pytest.mark.contract
+def test_an_estimator_that_is_changed_after_its_study_was_made_is_not_run_under_the_name_of_what_it_was(tmp_path: Path) -> None:
+    changed = problems.Slope()
+    made = study(tmp_path / "s.sqlite", methods={"changed": changed, "other": problems.Slope(ridge=1.0)})
+    made.run(jobs=1, progress=False)
+    before = made.results()
+    made.replications += 1
+    changed.ridge = 1e6
+    with pytest.raises(StudyError, match="the method 'changed' or a metric is not what it was when the study was made: make"):
+        made.run(jobs=1, progress=False)
+    pd.testing.assert_frame_equal(made.results(), before)
+    changed.ridge = 0.0
+    assert len(made.run(jobs=1, progress=False).results) == len(made)
+
+
+@pytest.mark.contract
 def test_what_rows_are_found_by_stays_and_settings_are_checked_whenever_they_are_set(tmp_path: Path) -> None:
     made = study(tmp_path / "s.sqlite")
     for name in ("seed", "threads", "designs", "methods", "metrics"):
