@@ -200,10 +200,8 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
     elif isinstance(spec, nn.Module):
         network = copy.deepcopy(spec)
         for module in network.modules():
-            reset = getattr(module, "reset_parameters", None)
-            frozen = any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
-            if callable(reset) and not frozen:
-                reset()
+            if can_be_drawn_anew(module):
+                module.reset_parameters()
     elif callable(spec):
         given = shape[0] if len(shape) == 1 else tuple(shape)
         try:
@@ -222,6 +220,12 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
         raise ParameterError(f"the {role}_network factory must return a torch module, got {type(network).__name__}")
     check_network(network, shape=shape, role=role)
     return network
+
+
+def can_be_drawn_anew(layer: nn.Module) -> bool:
+    """Whether :func:`build` initialises a layer of a module that it is given: it can, and is not frozen."""
+    frozen = any(not parameter.requires_grad for parameter in layer.parameters(recurse=False))
+    return callable(getattr(layer, "reset_parameters", None)) and not frozen
 
 
 def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> None:

@@ -205,7 +205,7 @@ class Study:
             "seed": self.seed,
             "coordinates": description(cell.coordinates),
             "design": description([run.simulate, run.parameters]),
-            "method": description([run.estimator, run.hyper_parameters]),
+            "method": [description(run.estimator), description(run.hyper_parameters)],
             "metrics": description(run.metrics),
             **({"threads": self.threads} if self.threads != 1 else {}),  # sums are rounded in another order
         }

@@ -1,6 +1,5 @@
 """A study's numbers follow from its seed and coordinates, and from nothing else."""
 
-import functools
 import json
 import os
 import signal
@@ -15,13 +14,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import cfiv
 from cfiv.datasets import demand
 from cfiv.errors import ParameterError, StudyError
 from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Method, Study, error, score
-from cfiv.studies.identity import configuration_hash, description, seed_of
+from cfiv.studies.identity import configuration_hash, seed_of
 from tests.studies import problems
 
 pytestmark = pytest.mark.usefixtures("kept")
@@ -284,48 +282,6 @@ def test_hashes_and_seeds_are_the_same_in_every_process() -> None:
     there = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment).stdout
     ((key, cell),) = made.cells.items()
     assert there.strip() == f"{key} {made.seeds(cell, 3)}"
-
-
-def test_descriptions_tell_apart_what_gives_other_numbers() -> None:
-    def of(offset: int) -> Any:
-        return lambda seed: seed + offset
-
-    assert description(of(1)) == description(of(1))
-    assert description(of(1)) != description(of(2))
-    assert description(cfiv.DFIV(steps=5)) != description(cfiv.DFIV(steps=6))
-    assert description(cfiv.DFIV(progress=False, random_state=3)) == description(cfiv.DFIV(progress=True))
-    assert description(np.arange(3)) != description(np.arange(3.0))
-    assert description(cfiv.Training(rest=0.1)) != description(cfiv.Training(rest=0.2))
-    assert description(problems.Slope) != description(problems.Slow)
-    assert description({"a", "b", "c"}) == description({"c", "b", "a"})
-
-
-def test_descriptions_tell_apart_defaults_tensors_slots_indices_and_base_classes() -> None:
-    functions = [lambda seed, k=k: seed + k for k in (1, 2)]  # one source
-    keywords = [functools.partial(f, k=k) for f in functions for k in (1, 2)]
-    for kind in (
-        functions,
-        keywords[:2],
-        [torch.arange(3.0), torch.arange(3.0) + 1e-7],
-        [Slotted(1), Slotted(2)],
-        [pd.DataFrame({"x": [1, 2]}, index=index) for index in ([0, 1], [1, 0])],
-        [type("One", (problems.Slope,), {}), type("One", (problems.Slow,), {})],
-    ):
-        one, two = kind
-        assert description(one) == description(one)
-        assert description(one) != description(two), kind
-
-
-class Slotted:
-    """Without ``__dict__``, and printed alike whatever it holds."""
-
-    __slots__ = ("held",)
-
-    def __init__(self, held: int) -> None:
-        self.held = held
-
-    def __repr__(self) -> str:
-        return "slotted"
 
 
 @pytest.mark.law
