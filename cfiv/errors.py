@@ -58,6 +58,10 @@ class StudyFileError(CfivError, ValueError):
     """A study file that cannot be read, or that says something unknown."""
 
 
+class NotApplicableError(CfivError, ValueError):
+    """A metric of a simulation study has no value for this method, which is no failure of the method."""
+
+
 class LedgerError(CfivError, ValueError):
     """A ledger that is corrupt, from a newer version, or being written by another process."""
 

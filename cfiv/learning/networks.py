@@ -201,7 +201,7 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
         network = copy.deepcopy(spec)
         for module in network.modules():
             if can_be_drawn_anew(module):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[operator]
     elif callable(spec):
         given = shape[0] if len(shape) == 1 else tuple(shape)
         try:

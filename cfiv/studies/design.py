@@ -97,11 +97,19 @@ def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
             raise ParameterError(
                 f"{name} has no values, so that the grid is empty: give a list of at least one, or leave it out"
             )
-        shown = [repr(value) for value in values]
-        twice = [value for i, value in enumerate(shown) if value in shown[:i]]
-        if twice:
-            raise ParameterError(f"{name} has {twice[0]} twice: name each value once, and raise replications for more draws")
+        for i, value in enumerate(values):
+            for again in (other for other in values[:i] if _alike(value, other)):
+                twice = (
+                    f"{value!r} twice" if repr(value) == repr(again) else f"{again!r} and {value!r}, which tables take for one"
+                )
+                raise ParameterError(f"{name} has {twice}: name each value once, and raise replications for more draws")
     return axes
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values of an axis would be one in a table, as are 1 and True."""
+    numbers = all(isinstance(value, (bool, int, float)) for value in (one, other))
+    return repr(one) == repr(other) or (numbers and one == other)
 
 
 def labels(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

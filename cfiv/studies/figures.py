@@ -65,15 +65,15 @@ def box_plot(
     outside, top = _beyond(finite, log=log), _top(finite, log=log)
     panels, boxes = _split(results, axes)
     cells = list(results.groupby(panels, sort=False, dropna=False))
-    names = _labels(results, boxes)
+    label = _label(results, boxes)
+    names = list(label.unique())
     shown = [_shown(name) for name in names]
     angle = 30 if len(names) <= FEW else 60
     below = LETTER * max(map(len, shown)) * np.sin(np.radians(angle))
     figure, grid = _panels(results, panels, len(cells), width=max(WIDTH, BOX * len(names)), below=below)
     for ax, (key, cell) in zip(grid.flat, cells, strict=False):
-        label = _label(cell, boxes)
         for place, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
-            here = cell[label == name]
+            here = cell[label[cell.index] == name]
             _box(ax, place, here, metric, colour, failed_as=failed_as, outside=outside, top=top)
         ax.set_xticks(range(len(names)), shown, rotation=angle, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.6, len(names) - 0.4)
@@ -96,21 +96,21 @@ def convergence(
     """
     log = _positive(results, metric)
     panels, lines = _split(results, [name for name in axes if name != along])
-    if apart := len(_labels(results, lines)) > max(MOST_LINES, 2 * results["method"].nunique()):
-        panels, lines = [*(name for name in panels if results[name].nunique(dropna=False) > 1), "method"], lines[1:]
+    label = _label(results, lines)
+    if apart := label.nunique() > max(MOST_LINES, 2 * results["method"].nunique()):
+        panels = [*(name for name in panels if results[name].nunique(dropna=False) > 1), "method"]
+        label = _label(results, lines[1:])
     cells = list(results.groupby(panels, sort=False, dropna=False))
-    legends = [
-        _labels(cell if apart else results, lines) for _, cell in cells
-    ]  # methods keep their colours from panel to panel
+    # Methods keep their colours from panel to panel.
+    legends = [list(label[cell.index if apart else results.index].unique()) for _, cell in cells]
     figure, grid = _panels(results, panels, len(cells), width=WIDTH, below=LINE * (max(map(len, legends)) + 3))
     drawn: list[tuple[Axes, float, float, str]] = []  # medians: where they are, and in which colour
     quartiles: list[float] = []
     outside = _beyond(_finite(results, metric), log=log)
     for ax, (key, cell), names in zip(grid.flat, cells, legends, strict=False):
         handles, said = [], []
-        label = _label(cell, lines)
         for i, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
-            here = cell[(label == name) & cell[along].notna()]
+            here = cell[(label[cell.index] == name) & cell[along].notna()]
             if here.empty:
                 continue
             table = summary.distribution(here, metric, [along], failed_as=failed_as).sort_index()
@@ -184,7 +184,7 @@ def _box(
         low, middle, high = (float(np.clip(found[name], *outside)) for name in ("quartile_1", "median", "quartile_3"))
         reach = 1.5 * (high - low)
         near = values[(values >= low - reach) & (values <= high + reach)]
-        ends = {"whislo": min(low, *near), "whishi": max(high, *near)}
+        ends = {"whislo": min([low, *near]), "whishi": max([high, *near])}
         ax.bxp(
             [{"med": middle, "q1": low, "q3": high, **ends}],
             positions=[place],
@@ -227,13 +227,20 @@ def _split(results: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[
     return panels or ["design"], list(axes[at:])
 
 
-def _label(cell: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
-    """A method with what varies in it, ``DFIV, batch_size 64``, or where columns are without "method" what varies alone."""
-    method = cell["method"].astype(str)
-    label = method if "method" in columns else pd.Series("", index=cell.index)
+def _label(results: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
+    """A method with what varies in it, ``DFIV, batch_size 64``, or where columns are without "method" what varies alone.
+
+    Two methods whose names read alike with what varies, such as ``DFIV`` with an axis and one called ``DFIV, batch_size 64``,
+    are told apart by a number.
+    """
+    method = results["method"].astype(str)
+    label = method if "method" in columns else pd.Series("", index=results.index)
     for name in (name for name in columns if name != "method"):
-        label = label + cell[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {_number(value)}")
-    return label.str.removeprefix(", ").where(label != "", method)
+        label = label + results[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {_number(value)}")
+    label = label.str.removeprefix(", ").where(label != "", method)
+    kind = results.groupby(["method", *(name for name in columns if name != "method")], sort=False, dropna=False).ngroup()
+    alike = kind.groupby(label, sort=False).transform(lambda kinds: pd.factorize(kinds)[0])
+    return label.where(alike == 0, label + " (" + (alike + 1).astype(str) + ")")
 
 
 def _number(value: Any) -> str:
@@ -245,10 +252,6 @@ def _number(value: Any) -> str:
 
 def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _labels(results: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(_label(results, columns)))
 
 
 def _colours(names: Sequence[str]) -> list[str]:

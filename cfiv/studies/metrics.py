@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.errors import ParameterError, StudyError
+from cfiv.errors import NotApplicableError, ParameterError, StudyError
 from cfiv.estimators.parameters import is_number
 
 
@@ -41,7 +41,7 @@ class Estimate:
     ----------
     estimate, truth : float
     lower, upper : float, optional
-        Ends of a confidence interval; reports then show its coverage.
+        Ends of a confidence interval; reports then show its coverage. With one end alone it has no other.
     """
 
     estimate: float
@@ -143,13 +143,16 @@ class Coefficient:
 
         Raises
         ------
+        NotApplicableError
+            If the model has no coefficients at all.
         StudyError
-            If the model has no such coefficient.
+            If it has, and none of that name.
         """
         table = getattr(fit.model, "coefficients_", None)
-        if table is None or self.name not in table.index:
-            known = "none" if table is None else ", ".join(map(str, table.index))
-            raise StudyError(f"the model has no coefficient {self.name!r}: it has {known}")
+        if table is None:
+            raise NotApplicableError(f"{type(fit.model).__name__} has no coefficients")
+        if self.name not in table.index:
+            raise StudyError(f"the model has no coefficient {self.name!r}: it has {', '.join(map(str, table.index))}")
         row = table.loc[self.name]
         return Estimate(float(row["coefficient"]), self.truth, float(row["lower"]), float(row["upper"]))
 
@@ -160,7 +163,7 @@ def _check_finite(name: str, value: object) -> None:
 
 
 def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
-    """The values of all metrics by column.
+    """The values of all metrics by column, without those that raise a NotApplicableError.
 
     Raises
     ------
@@ -169,7 +172,10 @@ def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        result = metric(fit)
+        try:
+            result = metric(fit)
+        except NotApplicableError:
+            continue
         if isinstance(result, Estimate):
             found = {name + suffix: getattr(result, part) for part, suffix in SUFFIXES.items()}
             values |= {column: value for column, value in found.items() if value is not None}

@@ -63,33 +63,43 @@ class Report:
     def table(self, metric: str | None = None) -> pd.DataFrame:
         """One row a cell: median and quartiles of a metric (see :func:`summary.distribution`), or bias, standard deviation and
         coverage of an Estimate (see :func:`summary.accuracy`), with Monte Carlo standard errors; and median seconds of a fit.
+        Without methods to which the metric does not apply.
 
         Raises
         ------
         ParameterError
             If the study has no such metric.
         StudyError
-            If there are no results yet.
+            If there are no results yet, or the metric applies to no method.
         """
         metric = self._metric(metric)
-        by = self._telling()
+        by, measured = self._telling(), self._measured(metric)
         if self._is_estimate(metric):
-            table = summary.accuracy(self.results, metric, by)
+            table = summary.accuracy(measured, metric, by)
         else:
-            table = summary.distribution(self.results, metric, by, failed_as=self._failed_as(metric))
-        seconds = self.results.groupby(by, sort=False, dropna=False)["seconds"].median()
+            table = summary.distribution(measured, metric, by, failed_as=self._failed_as(metric))
+        seconds = measured.groupby(by, sort=False, dropna=False)["seconds"].median()
         table = table.assign(seconds=seconds.reindex(table.index))
+        if "intervals" in table and not (table["intervals"] < table["replications"] - table["failed"]).any():
+            table = table.drop(columns="intervals")
         return table.drop(columns="failed") if not table["failed"].any() else table
 
     def slopes(self, metric: str | None = None, *, along: str = "n") -> pd.DataFrame:
-        """One row a method and a design's cell: the slope of log metric against log n (see :func:`summary.slopes`)."""
+        """One row a method and a design's cell: the slope of log metric against log n (see :func:`summary.slopes`).
+
+        Raises
+        ------
+        ParameterError
+            If the study has no such axis, or it has no numbers.
+        """
         metric = self._metric(metric)
+        self._check_axis(along)
         return summary.slopes(self.results, metric, [name for name in self._telling() if name != along], along=along)
 
     def box_plot(self, metric: str | None = None, *, log: bool | None = None) -> Figure:
         """A panel a cell of the designs, a box a method (see ``figures.box_plot``): the form of the KIV and DFIV papers."""
         metric = self._metric(metric)
-        return figures.box_plot(self.results, metric, axes=self.axes, log=log, failed_as=self._failed_as(metric))
+        return figures.box_plot(self._measured(metric), metric, axes=self.axes, log=log, failed_as=self._failed_as(metric))
 
     def convergence(self, metric: str | None = None, *, along: str = "n") -> Figure:
         """Median and quartiles of a metric against n (or another axis), with the slopes (see ``figures.convergence``).
@@ -100,9 +110,9 @@ class Report:
             If the study has no such axis, or it has no numbers.
         """
         metric = self._metric(metric)
-        if along not in self.axes or not is_numeric_dtype(self.results[along]):
-            raise ParameterError(f"{along!r} must be an axis of numbers, such as n: the study has {', '.join(self.axes)}")
-        return figures.convergence(self.results, metric, axes=self.axes, along=along, failed_as=self._failed_as(metric))
+        self._check_axis(along)
+        measured = self._measured(metric)
+        return figures.convergence(measured, metric, axes=self.axes, along=along, failed_as=self._failed_as(metric))
 
     def to_markdown(self) -> str:
         """All tables."""
@@ -143,12 +153,8 @@ class Report:
         StudyError
             If there are no results yet.
         """
-        self._metric(None)  # before there is a folder with nothing in it
+        self._metric(None)
         place = Path(folder)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(unwritable(place, error)) from error
         drawn = {title: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for title, figure in self._figures()}
         contents = {
             "report.md": f"# {self.name}\n\n{self._counts()}\n\n{self.to_markdown()}\n".encode(),
@@ -157,6 +163,10 @@ class Report:
         }
         for name, kinds in zip(_file_names(drawn), drawn.values(), strict=True):
             contents |= {f"{name}.{kind}": content for kind, content in kinds.items()}
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(unwritable(place, error)) from error
         write_table_file(self.results, place / "results.csv")
         for name, content in contents.items():
             with replacing(place / name) as temporary:
@@ -178,8 +188,11 @@ class Report:
         return "".join(f"<h4>{escape(title)}</h4>{to_html(table)}" for title, table in self._tables())
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        self._metric(None)
         tables = []
         for metric in self.metrics:
+            if summary.measured(self.results, metric, self._telling()).empty:
+                continue
             tables.append((metric, _flat(self.table(metric))))
             if (
                 self._varies("n")
@@ -219,10 +232,20 @@ class Report:
             raise ParameterError(f"the study has no metric {metric!r}: it has {', '.join(self.metrics)}")
         return self.metrics[0] if metric is None else metric
 
+    def _measured(self, metric: str) -> pd.DataFrame:
+        """The rows of the methods to which a metric applies."""
+        measured = summary.measured(self.results, metric, self._telling())
+        if measured.empty:
+            raise StudyError(f"the metric {metric!r} applies to none of the methods: leave it out, or add one that has it")
+        return measured
+
+    def _check_axis(self, along: str) -> None:
+        if along not in self.axes or not is_numeric_dtype(self.results[along]):
+            raise ParameterError(f"{along!r} must be an axis of numbers, such as n: the study has {', '.join(self.axes)}")
+
     def _telling(self) -> list[str]:
         """The columns that tell cells apart, without a design that is the only one."""
-        telling = [name for name in self.axes if name != "design" or self.results["design"].nunique() > 1]
-        return telling
+        return [name for name in self.axes if name != "design" or self.results["design"].nunique() > 1]
 
     def _counts(self) -> str:
         failed = int((self.results["status"] == "failed").sum())

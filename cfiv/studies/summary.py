@@ -60,13 +60,13 @@ def distribution(results: pd.DataFrame, metric: str, by: Sequence[str], *, faile
 def accuracy(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
     """Bias, standard deviation, root mean squared error and coverage of an :class:`Estimate`, each with its Monte Carlo error.
 
-    Over the replications that did not fail, whose number is given; a coverage only where there are intervals.
+    Over the replications that did not fail, whose number is given; a coverage over those of them that have an interval.
 
     Returns
     -------
     DataFrame
-        Indexed by ``by``: ``bias, bias_mc_error, sd, sd_mc_error, rmse`` and, with intervals, ``coverage, coverage_mc_error``;
-        ``replications, failed``.
+        Indexed by ``by``: ``bias, bias_mc_error, sd, sd_mc_error, rmse`` and, with intervals, ``coverage, coverage_mc_error,
+        intervals`` (their number); ``replications, failed``.
     """
     return _by_cell(results, by, lambda cell: _accuracy(cell, metric))
 
@@ -81,11 +81,27 @@ def _accuracy(cell: pd.DataFrame, metric: str) -> dict[str, float]:
     sd = float(errors.std(ddof=1)) if n > 1 else np.nan
     found = {"bias": errors.mean(), "bias_mc_error": sd / np.sqrt(n), "sd": sd}
     found |= {"sd_mc_error": sd / np.sqrt(2 * (n - 1)) if n > 1 else np.nan, "rmse": float(np.sqrt(np.mean(errors**2)))}
-    if f"{metric}_lower" in done and done[f"{metric}_lower"].notna().any():
-        truth = done[f"{metric}_truth"]
-        covered = float(((done[f"{metric}_lower"] <= truth) & (truth <= done[f"{metric}_upper"])).mean())
-        found |= {"coverage": covered, "coverage_mc_error": float(np.sqrt(covered * (1.0 - covered) / n))}
+    ends = done.reindex(columns=[f"{metric}_lower", f"{metric}_upper"]).to_numpy(dtype=np.float64)
+    has_one = ~np.isnan(ends).all(axis=1)
+    if has_one.any():
+        lower, upper = ends[has_one].T
+        truth = done[f"{metric}_truth"].to_numpy(dtype=np.float64)[has_one]
+        covered = float((~(truth < lower) & ~(truth > upper)).mean())  # an end that is missing is no limit
+        mc_error = float(np.sqrt(covered * (1.0 - covered) / has_one.sum()))
+        found |= {"coverage": covered, "coverage_mc_error": mc_error, "intervals": int(has_one.sum())}
     return {**found, **counts}
+
+
+def measured(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+    """The rows that have a metric, and the failed ones of cells to which it applies.
+
+    It does not apply to a cell where replications have finished and none has it. Where none has finished, nobody knows, and
+    they count.
+    """
+    has, done = results[metric].notna(), results["status"] == "done"
+    cell = results.groupby(list(by), sort=False, dropna=False).ngroup()
+    applies = has.groupby(cell).transform("any") | ~done.groupby(cell).transform("any")
+    return results[applies & (has | ~done)]
 
 
 def slopes(results: pd.DataFrame, metric: str, by: Sequence[str], *, along: str = "n") -> pd.DataFrame:
@@ -95,9 +111,9 @@ def slopes(results: pd.DataFrame, metric: str, by: Sequence[str], *, along: str 
     -------
     DataFrame
         Indexed by ``by``: ``slope``, ``std_error`` and the number of replications; without cells of one ``n`` only, and without
-        failed replications and such with an error of zero.
+        failed replications and such whose error or ``n`` has no logarithm.
     """
-    usable = results[(results["status"] == "done") & (results[metric] > 0.0)]
+    usable = results[(results["status"] == "done") & (results[metric] > 0.0) & (results[along] > 0.0)]
     rows = []
     for key, cell in usable.groupby(list(by), sort=False, dropna=False):
         x, y = np.log(cell[along].to_numpy(dtype=np.float64)), np.log(cell[metric].to_numpy(dtype=np.float64))

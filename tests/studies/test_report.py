@@ -76,6 +76,12 @@ def labels(ax: Any) -> list[str]:
             lambda at, i: failing(at, i) if at["method"] == "one" or i % 3 else power(at, i),
             ["error_by_method", "error_against_n"],
         ),
+        ({}, lambda at, i: failing(at, i) if i else power(at, i), ["error_by_method", "error_against_n"]),
+        (
+            {"metrics": {"score": score}},
+            lambda at, i: failing(at, i) if i else {"values": {"score": 1.0}},
+            ["score_by_method", "score_against_n"],
+        ),
         ({}, lambda at, i: {"values": {"error": 0.0}}, ["error_by_method", "error_against_n"]),
         ({}, lambda at, i: {"values": {"error": float(i - 3)}}, ["error_by_method", "error_against_n"]),
         ({"metrics": {"../<m>": score}}, lambda at, i: {"values": {"../<m>": -1.0 - i}}, ["m_by_method", "m_against_n"]),
@@ -90,6 +96,8 @@ def labels(ax: Any) -> list[str]:
         "objects",
         "all failed",
         "some failed",
+        "most failed",
+        "most failed to score",
         "zero",
         "negative",
         "hostile metric",
@@ -232,6 +240,91 @@ def test_an_estimates_table_has_bias_and_coverage(tmp_path: Path) -> None:
     row = report.table().loc[(10, "one")]
     assert (row["bias"], row["coverage"]) == (-1.0, 0.5)
     assert [path.suffix for path in report.write(tmp_path / "out")] == [".csv", ".md", ".tex", ".html"]
+
+
+@pytest.mark.law
+def test_a_coverage_is_of_those_that_have_an_interval_and_an_end_that_is_missing_is_no_limit(tmp_path: Path) -> None:
+    ends = {
+        "both": lambda i: {"e_lower": i - 5.5, "e_upper": i - 1.5},
+        "some": lambda i: {"e_lower": i - 5.5, "e_upper": i - 1.5} if i < 4 else {},
+        "lower": lambda i: {"e_lower": i - 5.5},
+        "upper": lambda i: {"e_upper": i - 1.5},
+        "none": lambda i: {},
+    }
+
+    def outcome(at: Mapping[str, Any], i: int) -> dict[str, Any]:
+        return {"values": {"e": i - 3.5, "e_truth": 1.0, **ends[at["method"]](i)}}
+
+    def coverage(*methods: str) -> pd.DataFrame:
+        path = tmp_path / f"{'-'.join(methods)}.sqlite"
+        made = study(path, outcome, designs={"line": problems.line}, metrics={"e": problems.zero}, methods=slopes(*methods))
+        return made.report().table()
+
+    table = coverage(*ends)
+    # Of lower i - 5.5 and upper i - 1.5, i = 0 ... 7, those that enclose 1: i >= 2.5 and i <= 6.5.
+    assert table["coverage"].fillna(-1.0).tolist() == [4 / 8, 1 / 4, 7 / 8, 5 / 8, -1.0]
+    assert table["intervals"].fillna(0).tolist() == [8, 4, 8, 8, 0]
+    assert table.loc["some", "coverage_mc_error"] == pytest.approx(np.sqrt(0.25 * 0.75 / 4))
+    assert "intervals" not in coverage("both")  # where all have one
+    assert "coverage" not in coverage("none")
+
+
+@pytest.mark.law
+def test_where_a_metric_does_not_apply_a_method_is_in_no_table_or_figure_of_it_and_a_failure_is(tmp_path: Path) -> None:
+    def outcome(at: Mapping[str, Any], i: int) -> dict[str, Any]:
+        if at["method"] == "fails" or (i == 0 and at["method"] == "curve"):
+            return failing(at, i)
+        return {"values": {"error": 1.0 + i, **({} if at["method"] == "curve" else {"other": 2.0 + i})}}
+
+    methods = slopes("line", "curve", "fails")
+    report = study(
+        tmp_path / "s.sqlite", outcome, metrics=dict.fromkeys(("error", "other"), problems.zero), methods=methods
+    ).report()
+    assert report.table("error").loc[10].index.tolist() == ["line", "curve", "fails"]
+    other = report.table("other").loc[10]
+    assert other["median"].to_dict() == {"line": 5.5, "fails": np.inf}
+    assert labels(report.box_plot("other").axes[0]) == ["line", "fails"]
+    assert len(report.convergence("other").axes[0].lines) == 2
+
+
+def test_a_metric_that_applies_to_no_method_is_said_where_it_is_asked_for_and_else_left_out(tmp_path: Path) -> None:
+    metrics = dict.fromkeys(("error", "other"), problems.zero)
+    report = study(tmp_path / "s.sqlite", power, metrics=metrics).report()
+    assert "other" not in report.to_markdown()
+    assert len(report.write(tmp_path / "out")) == len(FILES) + 4  # of the two figures of the error
+    for use in (report.table, report.box_plot, report.convergence):
+        with pytest.raises(StudyError, match="the metric 'other' applies to none of the methods: leave it out"):
+            use("other")
+
+
+@pytest.mark.law
+def test_methods_whose_names_read_alike_with_what_varies_keep_boxes_and_lines_of_their_own(tmp_path: Path) -> None:
+    def outcome(at: Mapping[str, Any], i: int) -> dict[str, Any]:
+        return {"values": {"error": 100.0 if at["method"] == "K, ridge 1" else 1.0}}
+
+    methods = {"K": Method(problems.Slope(), ridge=[1, 2]), "K, ridge 1": problems.Slope(ridge=3.0)}
+    report = study(tmp_path / "s.sqlite", outcome, methods=methods).report()
+    ax = report.box_plot().axes[0]
+    assert labels(ax) == ["K, ridge 1", "K, ridge 2", "K, ridge 1 (2)"]
+    assert [line.get_ydata()[0] for line in ax.lines[5::6]] == [1.0, 1.0, 100.0]
+    assert [line.get_ydata()[0] for line in report.convergence().axes[0].lines] == [1.0, 1.0, 100.0]
+
+
+@pytest.mark.law
+def test_slopes_are_of_rows_that_have_a_logarithm(tmp_path: Path) -> None:
+    designs = {"line": Design(problems.line, n=[0, 10, 100, 1000])}
+    methods = {"one": Method(problems.Slope(), ridge=[1, 10]), "two": problems.Slope()}
+    outcome = lambda at, i: {"values": {"error": 1.0 if at["n"] == 0 else 1.0 / at["n"]}}  # noqa: E731
+    report = study(tmp_path / "s.sqlite", outcome, designs=designs, methods=methods).report()
+    assert report.slopes()["slope"].to_numpy() == pytest.approx([-1.0] * 3)
+    assert report.slopes(along="ridge").index.get_level_values("method").unique().tolist() == ["one"]
+    for along in ("rho", "method"):
+        with pytest.raises(ParameterError, match=f"'{along}' must be an axis of numbers"):
+            report.slopes(along=along)
+
+
+def slopes(*names: str) -> dict[str, problems.Slope]:
+    return {name: problems.Slope() for name in names}
 
 
 def test_without_results_a_report_says_to_run_the_study(tmp_path: Path) -> None:

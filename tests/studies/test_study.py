@@ -387,6 +387,30 @@ def test_ctrl_c_keeps_what_has_finished_and_ends_what_is_running(tmp_path: Path)
     assert rows.keys() <= {"done"}  # what was cut short is no failure: it is run again
 
 
+@pytest.mark.contract
+def test_a_metric_that_does_not_apply_leaves_the_others_and_a_coefficient_does_not_to_what_has_none(tmp_path: Path) -> None:
+    methods = {
+        "line": cfiv.TwoStageLeastSquares(demand.FORMULA),
+        "curve": cfiv.KernelIV(demand.FORMULA, landmarks=10),
+    }
+
+    def run(name: str) -> tuple[pd.DataFrame, Any]:
+        metrics = {"error": cfiv.studies.error, name: Coefficient(name, truth=2.0)}
+        settings: dict[str, Any] = {"methods": methods, "metrics": metrics, "ledger": tmp_path / f"{name}.sqlite"}
+        made = Study("s", designs={"demand": Design(demand.simulate, n=100)}, replications=2, **settings)
+        report = made.run(jobs=1, progress=False)
+        return made.results().set_index("method"), report
+
+    results, report = run("price")
+    assert (results["status"] == "done").all()
+    assert results["error"].notna().all()
+    assert results.loc["curve", "price"].isna().all()
+    assert report.table("price").index.tolist() == ["line"]
+    results, _ = run("rice")
+    assert results.loc["line", "reason"].str.contains("has no coefficient 'rice': it has .*price").all()
+    assert (results.loc["curve", "status"] == "done").all()
+
+
 def test_an_estimate_without_an_interval_has_no_ends(tmp_path: Path) -> None:
     def half(fit: Fit) -> Estimate:
         return Estimate(fit.model.slope / 2, 1.0)
