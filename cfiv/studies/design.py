@@ -44,7 +44,7 @@ class Design:
     4
     """
 
-    def __init__(self, simulate: Simulate, **parameters: Any) -> None:
+    def __init__(self, simulate: Simulate, /, **parameters: Any) -> None:
         if not callable(simulate):
             raise ParameterError(
                 f"a design is a function simulate(seed=..., **parameters) -> (data, truth), got {type(simulate).__name__}"
@@ -189,8 +189,8 @@ def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tu
     Raises
     ------
     StudyError
-        If the design does not return data and truth, or its truth is not one number a row of its data. Then every replication
-        would fail alike.
+        If the design does not return data and truth, or its truth is not one finite number a row of its data. Then every
+        replication would fail alike.
     """
     result: object = simulate(seed=seed, **parameters)
     if not isinstance(result, tuple) or len(result) != 2:
@@ -200,11 +200,20 @@ def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tu
         return data, truth
     rows = getattr(data, "frame", None)
     rows = data if rows is None else rows
-    structural = truth(rows) if callable(truth) else truth
-    values = np.asarray(structural, dtype=np.float64)
-    if values.shape != (len(rows),):
+    if isinstance(rows, (Mapping, tuple)) or not hasattr(rows, "__len__"):
         raise StudyError(
-            f"the truth of a design must be one number a row of its data, shape ({len(rows)},), got shape {values.shape}: "
-            "return an array of that shape, a function of rows, or an object with error(model)"
+            f"a truth of one number a row needs data with rows, a table or an array, got {type(data).__name__}: return a truth "
+            "with error(model) beside such data"
         )
+    structural = truth(rows) if callable(truth) else truth
+    wanted = f"the truth of a design must be one number a row of its data, shape ({len(rows)},)"
+    remedy = "return an array of that shape, a function of rows, or an object with error(model)"
+    try:
+        values = np.asarray(structural, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{wanted}, got {type(structural).__name__} ({error}): {remedy}") from error
+    if values.shape != (len(rows),):
+        raise StudyError(f"{wanted}, got shape {values.shape}: {remedy}")
+    if not np.isfinite(values).all():
+        raise StudyError(f"{wanted}, got {(~np.isfinite(values)).sum()} that are not finite: every error would be nan")
     return data, PointwiseTruth(rows, values, truth if callable(truth) else None)

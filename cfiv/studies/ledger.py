@@ -98,6 +98,8 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
+            if not Path(lock.lock_file).exists():  # nor could it be made, as in /proc
+                raise OutputError(f"the ledger '{path}' cannot be written there: choose another place") from None
             raise LedgerError(
                 f"another process is writing the ledger '{path}': wait for it, or give this study a ledger of its own"
             ) from None

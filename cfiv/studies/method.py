@@ -35,7 +35,7 @@ class Method:
     [{'landmarks': 200}, {'landmarks': 500}]
     """
 
-    def __init__(self, estimator: Any, **parameters: Any) -> None:
+    def __init__(self, estimator: Any, /, **parameters: Any) -> None:
         if isinstance(estimator, type) and hasattr(estimator, "fit"):
             raise ParameterError(f"give an estimator, such as {estimator.__name__}(...), got the class {estimator.__name__}")
         if not callable(getattr(estimator, "fit", None)) and not callable(estimator):
@@ -51,6 +51,8 @@ class Method:
                 f"parameters can be set where an estimator has set_params, {type(estimator).__name__} has not: "
                 "give a function make(seed, **parameters) instead"
             )
+        if taken is not None and "random_state" in parameters:
+            raise ParameterError("random_state is set by the study, for every replication anew: leave it out")
         for name in parameters:
             if taken is not None and name not in taken:
                 raise ParameterError(f"{type(estimator).__name__} takes no {name!r}: it takes {', '.join(sorted(taken))}")

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -34,6 +34,8 @@ LENGTH = 8
 LOOK_EVERY = 1.0
 #: Bytes of what a process said before it died that are kept.
 MOST_SAID = 4000
+#: Seconds that a process without a job has to put its own things away at its end.
+FAREWELL = 2.0
 #: Seconds after which a process that has nothing to do is ended. A study ends its own at its end, but not those in the workers
 #: of dask or ray.
 IDLE_LIMIT = 120.0
@@ -56,7 +58,8 @@ class FittingProcess:
         # A session of its own: Ctrl-C in the terminal reaches the study, which decides what becomes of its processes, and
         # whatever a fit starts ends with it.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from cfiv.studies.process import main; main({os.getpid()})"],
+            # -P: the current folder is not where modules come from, unless it is so for the study.
+            [sys.executable, "-P", "-c", f"from cfiv.studies.process import main; main({os.getpid()})"],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -148,8 +151,14 @@ class FittingProcess:
             self._code = self._process.wait() if code is None else code
         return self._code
 
-    def close(self) -> None:
-        """End it, and close what led to it; nobody waits for its answer."""
+    def dismiss(self) -> None:
+        """Let it know that there will be no job any more, so that it ends by itself."""
+        self._jobs.close()
+
+    def close(self, *, farewell: float = 0.0) -> None:
+        """End it, at the latest after so many seconds, and close what led to it; nobody waits for its answer."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(farewell)
         self.end()
         for stream in (self._jobs, self._answers, self._said):
             stream.close()
@@ -169,6 +178,7 @@ class FittingProcesses:
         self._lock = threading.Lock()
         self._idle: dict[FittingProcess, float] = {}  # and since when
         self._busy: set[FittingProcess] = set()
+        self._retiring = False
         self._stopped = threading.Event()
 
     def answer(self, job: bytes, seeds: Mapping[str, int], *, time_limit: float | None) -> dict[str, Any]:
@@ -176,8 +186,9 @@ class FittingProcesses:
         with self._lock:
             if self._stopped.is_set():
                 return {"status": "failed", "reason": "the study was stopped"}
-            process = self._idle.popitem()[0] if self._idle else FittingProcess(self._threads)
+            process, dead = self._taken()
             self._busy.add(process)
+        _end_all(dead)
         answered = False
         try:
             outcome = process.answer(job, seeds, time_limit=time_limit)
@@ -189,8 +200,21 @@ class FittingProcesses:
                 kept = answered and process.alive and not self._stopped.is_set()
                 if kept:
                     self._idle[process] = time.monotonic()
+                    if not self._retiring:
+                        self._retiring = True
+                        threading.Thread(target=self._retire_while_any, daemon=True).start()
             if not kept:
                 process.close()
+
+    def _taken(self) -> tuple[FittingProcess, list[FittingProcess]]:
+        """An idle process or a new one, and those that have died meanwhile: a fit may have left something that ended it."""
+        dead: list[FittingProcess] = []
+        while self._idle:
+            process = self._idle.popitem()[0]
+            if process.alive:
+                return process, dead
+            dead.append(process)
+        return FittingProcess(self._threads), dead
 
     def retire(self, *, older_than: float) -> None:
         """End those that have been idle for more seconds."""
@@ -199,13 +223,16 @@ class FittingProcesses:
             retired = [process for process, since in self._idle.items() if now - since > older_than]
             for process in retired:
                 del self._idle[process]
-        for process in retired:
-            process.close()
+        _end_all(retired)
 
-    def retire_until_stopped(self) -> None:
-        """Look from time to time for those that have nothing to do."""
+    def _retire_while_any(self) -> None:
+        """Look from time to time for those that have nothing to do, as long as there may be some."""
         while not self._stopped.wait(IDLE_LIMIT / 4):
             self.retire(older_than=IDLE_LIMIT)
+            with self._lock:
+                self._retiring = bool(self._idle or self._busy)
+                if not self._retiring:
+                    return
 
     def stop(self) -> None:
         """End all of them now, whatever they are doing, and start no other."""
@@ -215,8 +242,16 @@ class FittingProcesses:
             self._idle.clear()
         for process in busy:
             process.end()  # whoever waits for its answer closes it
-        for process in idle:
-            process.close()
+        _end_all(idle)
+
+
+def _end_all(processes: Sequence[FittingProcess]) -> None:
+    """End processes that have nothing to do; each may put away what libraries have made for it, such as shared memory."""
+    for process in processes:
+        process.dismiss()
+    until = time.monotonic() + FAREWELL
+    for process in processes:
+        process.close(farewell=max(0.0, until - time.monotonic()))
 
 
 #: Of this process, by run; a worker of dask or ray has its own.
@@ -228,8 +263,7 @@ def processes_of(run: str, *, threads: int) -> FittingProcesses:
     """Those of a run, begun where there are none."""
     with _POOLS_LOCK:
         if run not in _POOLS:
-            _POOLS[run] = pool = FittingProcesses(threads)
-            threading.Thread(target=pool.retire_until_stopped, daemon=True).start()
+            _POOLS[run] = FittingProcesses(threads)
         return _POOLS[run]
 
 
@@ -277,7 +311,7 @@ def main(parent: int | None = None) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, args=(parent or os.getppid(),), daemon=True).start()
-    from cfiv.studies.replication import Surroundings, replicate
+    from cfiv.studies.replication import Surroundings, replicate, storable
 
     surroundings = Surroundings.now()
     verified: set[str] = set()
@@ -290,8 +324,8 @@ def main(parent: int | None = None) -> None:
             _tell(answers, "loaded", {"status": "failed", "reason": str(error), "stale": True})
             continue
         except BaseException as error:  # noqa: BLE001  a module that cannot be imported here is a failed replication
-            reason = f"could not be loaded: {type(error).__name__}: {error}"
-            outcome = {"status": "failed", "reason": reason, "details": traceback.format_exc()}
+            reason = storable(f"could not be loaded: {type(error).__name__}: {error}")
+            outcome = {"status": "failed", "reason": reason, "details": storable(traceback.format_exc())}
             _tell(answers, "loaded", outcome)
             continue
         surroundings = Surroundings.now()  # with what a module sets for all when it is imported

@@ -112,12 +112,12 @@ def _outcome(cell: Cell, data_seed: int, fit_seed: int) -> Outcome:
         raise
     except BaseException as error:  # noqa: BLE001  whatever a person's code raises, SystemExit too, is a row with its reason
         broken = stage == "the design" and isinstance(error, StudyError)
-        reason = _storable(f"{stage} raised {type(error).__name__}: {error}".strip())
-        details = _storable(traceback.format_exc())
+        reason = str(error) if broken else storable(f"{stage} raised {type(error).__name__}: {error}".strip())
+        details = storable(traceback.format_exc())
         return Outcome("failed", reason=reason, details=details, broken=broken, **spent)  # type: ignore[arg-type]
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text that can be written as UTF-8; of file names, that is not certain."""
     return text.encode(errors="backslashreplace").decode()
 
@@ -148,6 +148,12 @@ class Surroundings:
         Whether torch records operations for gradients.
     threads : int
         Of torch.
+    device : torch.device
+        Where torch makes tensors.
+    deterministic : bool
+        Whether torch is to take deterministic algorithms only.
+    precision : str
+        Of torch's products in float32.
     """
 
     folder: str
@@ -156,6 +162,9 @@ class Surroundings:
     dtype: Any
     gradients: bool
     threads: int
+    device: Any
+    deterministic: bool
+    precision: str
 
     @classmethod
     def now(cls) -> Self:
@@ -169,6 +178,9 @@ class Surroundings:
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
             torch.get_num_threads(),
+            torch.get_default_device(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
         )
 
     def restore(self) -> None:
@@ -184,6 +196,10 @@ class Surroundings:
         torch.set_grad_enabled(self.gradients)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        if torch.get_default_device() != self.device:  # to set it, even to what it was, makes every call slower
+            torch.set_default_device(self.device)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.set_float32_matmul_precision(self.precision)
 
 
 def _reset_peak() -> float | None:

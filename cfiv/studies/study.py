@@ -101,7 +101,7 @@ class Study:
         That each fit may use. Sums are added in another order by another number of threads, so it does not follow from the
         machine, and another number is another configuration.
     ledger : path, optional
-        By default ``NAME.sqlite`` in the folder of the call.
+        By default ``NAME.sqlite`` in the folder of the call. It may be set anew.
 
     Raises
     ------
@@ -128,6 +128,8 @@ class Study:
     80
     """
 
+    ledger: Path
+
     def __init__(
         self,
         name: str,
@@ -150,7 +152,7 @@ class Study:
             {key: value if isinstance(value, Method) else Method(value) for key, value in _named("methods", methods).items()}
         )
         self.metrics = MappingProxyType(_named("metrics", {"error": known_metrics.error} if metrics is None else metrics))
-        self.ledger = Path(f"{name}.sqlite" if ledger is None else ledger)
+        self.ledger = f"{name}.sqlite" if ledger is None else ledger  # type: ignore[assignment]  # see __setattr__
         for key, metric in self.metrics.items():
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
@@ -159,6 +161,10 @@ class Study:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
             check_setting(name, value)
+        if name in LEAST:
+            value = int(value)  # of numpy's, which JSON does not know
+        if name == "ledger":
+            value = _place(value)
         if name in IDENTITY and name in vars(self):
             raise ParameterError(f"{name} of a study stays as it is, since its rows are found by that: make another Study")
         super().__setattr__(name, value)
@@ -222,7 +228,7 @@ class Study:
         ----------
         jobs : int, optional
             Replications at once; by default a processor each, or as many as the backend of an enclosing
-            ``joblib.parallel_config(backend="dask")`` has workers.
+            ``joblib.parallel_config(backend="dask")`` has workers, whatever that says of ``n_jobs``.
         retry_failed : bool
             Whether to run those again that failed.
         progress : bool
@@ -265,9 +271,9 @@ class Study:
                         key, replication = pending[index]
                         if outcome.get("stale"):
                             raise StudyError(outcome["reason"])
-                        ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         if outcome.get("broken"):
                             raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
+                        ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         forecast.done(key, outcome.get("seconds"))
                         progress_bar.set_postfix_str(forecast.said(), refresh=False)
                         progress_bar.update()
@@ -426,6 +432,13 @@ def _named(what: str, given: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise ParameterError(f"{what} need names of text on one line, got {name!r}")
     return dict(given)
+
+
+def _place(ledger: object) -> Path:
+    """Where a ledger is, whatever the current folder will be."""
+    if not isinstance(ledger, (str, os.PathLike)) or not Path(ledger).name:
+        raise ParameterError(f"ledger must be the name of a file, got {ledger!r}")
+    return Path(ledger).absolute()
 
 
 def check_setting(key: str, value: object) -> None:

@@ -56,7 +56,7 @@ def read_study(path: str | Path) -> Study:
         known name.
     """
     place = Path(path)
-    if not place.exists() and Path(f"{path}.toml").is_file():
+    if not place.is_file() and Path(f"{path}.toml").is_file():
         place = Path(f"{path}.toml")
     if not place.exists() and str(path) in shipped():
         return _study(shipped_text(str(path)), Path(f"{path}.toml"))
@@ -183,7 +183,14 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
     method = Method(model, **varied)
     with source.at("methods", name, *(["vary"] if varied else [])):
         for cell in method.cells():
-            check = getattr(made(model, cell, seed=0), "_check_parameters", None)
+            try:
+                fresh = made(model, cell, seed=0)
+            except CfivError:
+                raise
+            except Exception as error:
+                reason = f"{signature.__name__} cannot be set to {cell}: it raised {type(error).__name__}: {error}"
+                raise ParameterError(reason) from error
+            check = getattr(fresh, "_check_parameters", None)
             if check is not None:
                 check()
     return method
@@ -191,7 +198,7 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
 
 def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
     kind = entry.pop("metric", name)
-    if kind in PARAMETRIC:
+    if isinstance(kind, str) and kind in PARAMETRIC:
         metric = PARAMETRIC[kind]
         _check_taken(source, ("metrics", name), metric, entry)
         missing = [key for key in inspect.signature(metric).parameters if key not in entry]
@@ -223,7 +230,8 @@ def _found(
         module, _, attribute = known.get(given, given).partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), attribute]) or module.endswith(".py"):
             raise ParameterError(f"must be 'module:name', such as 'my_module:my_{what}' for my_module.py, got {given!r}")
-        found = getattr(_imported(module), attribute, None)
+        imported = _imported(module) if given in known else source.imported(module)
+        found = getattr(imported, attribute, None)
         if found is None:
             names = [name for name in vars(sys.modules[module]) if not name.startswith("_")]
             raise ParameterError(f"the module {module!r} has no {attribute!r}: {nearest(attribute, names)}")
@@ -258,7 +266,10 @@ def _check_taken(
     source: _Source, keys: tuple[str, ...], function: Any, given: Mapping[str, Any], *, without: tuple[str, ...] = ()
 ) -> None:
     """Whether a function has all parameters that are given; the study gives those ``without``."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # what is compiled need not say
+        return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     taken = [name for name in parameters if name not in without]
@@ -269,7 +280,8 @@ def _check_taken(
             if name not in taken and name in SETTINGS:
                 raise ParameterError("is a setting of the study, and those stand above the first table: move it there")
             if name not in taken:
-                raise ParameterError(f"{function.__name__} takes no {name!r}: {nearest(name, taken)}")
+                called = getattr(function, "__name__", type(function).__name__)
+                raise ParameterError(f"{called} takes no {name!r}: {nearest(name, taken)}")
 
 
 def _check_table(value: Any) -> None:
@@ -286,6 +298,18 @@ class _Source:
 
     def __init__(self, text: str, place: Path) -> None:
         self._text, self._place = text, place
+
+    def imported(self, module: str) -> Any:
+        """A module of a person's own: that beside the file, where there is one."""
+        found = _imported(module)
+        beside = self._place.resolve().parent / f"{module.split('.')[0]}.py"
+        file = getattr(sys.modules[module.split(".")[0]], "__file__", None)
+        if beside.is_file() and (file is None or not beside.samefile(file)):
+            raise ParameterError(
+                f"{beside.name} beside the study is not the {module!r} that Python has, which is {file or 'its own'}: give it "
+                "another name"
+            )
+        return found
 
     @contextmanager
     def at(self, *keys: str) -> Iterator[None]:

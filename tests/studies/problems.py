@@ -1,7 +1,9 @@
 """A small design, and methods that do as told; importable by the processes that fit."""
 
+import atexit
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -113,6 +115,27 @@ class Exiting(Slope):
         os._exit(3)
 
 
+class LeavesBehind(Slope):
+    """Leaves a child that ends its process when a file is there, and something to put away at its end."""
+
+    def __init__(self, end: str, ended: str) -> None:
+        super().__init__()
+        self.end, self.ended = end, ended
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return {"end": self.end, "ended": self.ended}
+
+    def fit(self, data: pd.DataFrame) -> Self:
+        atexit.register(Path(self.ended).touch)
+        threading.Thread(target=self._wait, daemon=True).start()
+        return super().fit(data)
+
+    def _wait(self) -> None:
+        while not Path(self.end).exists():
+            time.sleep(0.01)
+        os._exit(4)
+
+
 class Unspeakable(Slope):
     """Its message cannot be written as UTF-8, as a file name may not be."""
 
@@ -128,7 +151,7 @@ class Unloadable(Slope):
 
 
 def _refused() -> None:
-    raise ImportError("not on this machine")
+    raise ImportError("not on this machine: \udc80")
 
 
 class Litters(Slope):
@@ -140,6 +163,9 @@ class Litters(Slope):
         torch.set_default_dtype(torch.float64)
         torch.set_grad_enabled(False)
         torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_default_device("meta")
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("medium")
         np.seterr(all="raise")
         os.environ["CFIV_LITTER"] = "1"
         os.chdir("/")
@@ -156,6 +182,9 @@ class Surroundings(Slope):
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
             torch.get_num_threads(),
+            str(torch.get_default_device()),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
             sorted(np.geterr().items()),
             os.environ.get("CFIV_LITTER"),
             os.getcwd(),

@@ -56,7 +56,7 @@ def test_each_way_to_fail_is_one_answer_with_its_reason_and_the_next_job_is_done
         problems.Exits(): "the method raised SystemExit: 3",
         problems.NotANumber(): "a metric raised StudyError: the metric 'error' is nan",
         problems.Unspeakable(): "the method raised ValueError: \\udc80",
-        problems.Unloadable(): "could not be loaded: ImportError: not on this machine",
+        problems.Unloadable(): "could not be loaded: ImportError: not on this machine: \\udc80",
     }
     for estimator, reason in expected.items():
         outcome = answer(estimator)
@@ -111,6 +111,40 @@ def test_a_process_that_has_been_idle_for_long_is_ended(processes: FittingProces
     processes.retire(older_than=0.0)
     assert not process.alive
     assert processes.answer(job(problems.Slope()), SEEDS, time_limit=None)["status"] == "done"
+
+
+@pytest.mark.contract
+def test_a_process_that_died_of_what_a_fit_left_in_it_gets_no_other_job(processes: FittingProcesses, tmp_path: Path) -> None:
+    left = problems.LeavesBehind(str(tmp_path / "end"), str(tmp_path / "ended"))
+    assert processes.answer(job(left), SEEDS, time_limit=None)["status"] == "done"
+    (process,) = processes._idle
+    (tmp_path / "end").touch()
+    deadline = time.monotonic() + 10.0
+    while process.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    outcome = processes.answer(job(problems.Slope()), SEEDS, time_limit=None)
+    assert outcome["status"] == "done", outcome
+
+
+@pytest.mark.contract
+def test_a_process_without_a_job_puts_its_things_away_before_it_ends(tmp_path: Path) -> None:
+    pool = FittingProcesses(1)
+    pool.answer(job(problems.LeavesBehind(str(tmp_path / "end"), str(tmp_path / "ended"))), SEEDS, time_limit=None)
+    pool.stop()
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.contract
+def test_modules_do_not_come_from_the_current_folder_unless_the_studys_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('not the one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    pool = FittingProcesses(1)
+    assert pool.answer(job(problems.Slope()), SEEDS, time_limit=None)["status"] == "done"
+    pool.stop()
 
 
 @pytest.mark.contract

@@ -18,7 +18,7 @@ from cfiv.studies.study_file import read_study, shipped
 def test_every_shipped_study_is_read_with_its_name(name: str) -> None:
     study = read_study(name)
     assert study.name == name
-    assert study.ledger == Path(f"{name}.sqlite")
+    assert study.ledger == Path(f"{name}.sqlite").absolute()
     assert len(study) == len(study.cells) * study.replications > 0
 
 

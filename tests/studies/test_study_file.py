@@ -32,7 +32,15 @@ OWN = {
             def __init__(self): raise RuntimeError("no licence")
             def fit(self, data): ...
         class Unfit: ...
+        class Stubborn:
+            def __init__(self, level=0): ...
+            def fit(self, data): ...
+            def get_params(self, deep=True): return {"level": 0}
+            def set_params(self, level): raise RuntimeError("not any more")
+        import functools
+        halved = functools.partial(draw, size=3)
         """,
+    "json.py": "",
     "broken.py": "x = (",
     "raising.py": "1 / 0",
     "exiting.py": "raise SystemExit(3)",
@@ -187,6 +195,26 @@ REFUSED: dict[str, tuple[str, str]] = {
         ", line 3, methods.a: Unfit cannot be fitted: a method is a class with fit(data), or a function of a seed",
     ),
     "name that is a number": (DESIGN + "[methods.a]\nestimator = 3\n", ", line 4, methods.a.estimator: must be a name, got 3"),
+    "class whose parameters cannot be set": (
+        DESIGN + '[methods.a]\nestimator = "own:Stubborn"\nvary = {level = [1]}\n',
+        ", line 5, methods.a.vary: Stubborn cannot be set to {'level': 1}: it raised RuntimeError: not any more",
+    ),
+    "partial with an unknown parameter": (
+        '[designs.a]\ndesign = "own:halved"\nm = 3\n' + METHOD,
+        ", line 3, designs.a.m: partial takes no 'm': there is size",
+    ),
+    "type of Python's that any parameter fits": (
+        '[designs.a]\ndesign = "builtins:dict"\nm = 3\n[methods.a]\nestimator = "own:Unfit"\n',
+        ", line 4, methods.a: Unfit cannot be fitted",
+    ),
+    "metric as a list": (
+        WHOLE + '[metrics]\ne = {metric = ["error"]}\n',
+        ", line 6, metrics.e.metric: must be a name, got ['er",
+    ),
+    "module with the name of another": (
+        '[designs.a]\ndesign = "json:f"\n' + METHOD,
+        ", line 2, designs.a.design: json.py beside the study is not the 'json' that Python has, which is ",
+    ),
     "replications below 0": (
         "replications = -1\n" + WHOLE,
         ", line 1, replications: replications must be a whole number >= 0, got -1",
@@ -252,6 +280,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+def test_a_folder_of_a_files_name_beside_it_is_not_the_file(folder: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine.toml").write_text(WHOLE)
+    assert read_study("mine").name == "mine"
+
+
 @pytest.mark.contract
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_file_that_is_wrong_is_refused_with_its_line_and_a_remedy(folder: Path, case: str) -> None:
@@ -309,7 +343,7 @@ def test_a_file_is_the_study_that_python_makes(folder: Path) -> None:
     )
     assert list(read.cells) == list(made.cells)
     assert len(read) == len(made) == 28
-    assert (read.name, read.time_limit, read.threads, read.ledger) == ("s", 5, 2, Path("sub/l.sqlite"))
+    assert (read.name, read.time_limit, read.threads, read.ledger) == ("s", 5, 2, Path("sub/l.sqlite").absolute())
 
 
 def of(**changes: Any) -> Study:
@@ -350,6 +384,11 @@ def of(**changes: Any) -> Study:
             "a method's function is called as <lambda>(seed=...), which fails: missing a required argument: 'depth'.",
         ),
         (lambda: of(methods={"a": Method(problems.Slope(), ridge=[(1, 2), [1, 2]])}).cells, "two cells are the same, "),
+        (lambda: of(ledger=3), "ledger must be the name of a file, got 3"),
+        (lambda: of(ledger=""), "ledger must be the name of a file, got ''"),
+        (lambda: Design(problems.line, n=[1, True]), "n has 1 and True, which tables take for one: name each value once"),
+        (lambda: Design(problems.line, n=[0, 2.0, 2]), "n has 2.0 and 2, which tables take for one: name each value once"),
+        (lambda: Method(problems.Slope(), random_state=[1, 2]), "random_state is set by the study, for every replication anew"),
         (lambda: of().run(jobs=0), "jobs must be a whole number >= 1, got 0"),
     ],
 )
