@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
+import textwrap
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from cfiv.errors import OutputError, StudyError
-from cfiv.files import check_table_place, replacing, write_table_file
+from cfiv.files import check_table_place, from_here, replacing, write_table_file
 from cfiv.interrupts import heed_one_interrupt
 
 if TYPE_CHECKING:
@@ -49,19 +52,21 @@ def study(context: click.Context) -> None:
 @click.option("--like", metavar="SHIPPED", help=f"Begin with a study that ships with cfiv: {', '.join(SHIPPED)}.")
 def init(name: str, like: str | None) -> None:
     """Write NAME.toml, a commented example to begin with."""
+    from cfiv.studies.study import check_setting
     from cfiv.studies.study_file import shipped_text
 
     target = Path(name if name.endswith(".toml") else f"{name}.toml")
+    check_setting("name", target.name.removesuffix(".toml"))
     if target.exists():
         raise OutputError(f"'{target}' is there already: choose another name, or move it away")
     if like is None:
         text = (resources.files("cfiv.studies") / "example.toml").read_text(encoding="utf-8")
-        text = text.replace("THIS_FILE", str(target))
+        text = text.replace("THIS_FILE", shlex.quote(str(target)))
     else:
-        text = shipped_text(like)
+        text = re.sub(r"(?m)^name = .*$", f'name = "{target.stem}"', shipped_text(like), count=1)
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    click.echo(f"Written: {target}. Edit it, then: cfiv study run {target}")
+    click.echo(f"Written: {target}. Edit it, then: cfiv study run {shlex.quote(str(target))}")
 
 
 @study.command()
@@ -73,15 +78,15 @@ def run(study: str, jobs: int | None, *, retry_failed: bool, quiet: bool) -> Non
     """Run what is missing in the ledger of STUDY."""
     planned = _read(study)
     heed_one_interrupt()
-    click.echo(
-        f"{planned.name}: {len(planned):,} replications of {len(planned.cells)} cells, ledger {planned.ledger}", err=True
-    )
+    ledger = from_here(planned.ledger)
+    click.echo(f"{planned.name}: {len(planned):,} replications of {len(planned.cells)} cells, ledger {ledger}", err=True)
+    _say_others(planned)
     try:
         report = planned.run(jobs=jobs, retry_failed=retry_failed, progress=not quiet and sys.stderr.isatty())
     except KeyboardInterrupt:
         status = planned.status()
         safe = int(status["done"].sum() + status["failed"].sum())
-        click.echo(f"cfiv: {safe:,} of {len(planned):,} are safe in {planned.ledger}: run it again to go on", err=True)
+        click.echo(f"cfiv: {safe:,} of {len(planned):,} are safe in {ledger}: run it again to go on", err=True)
         raise
     if not quiet:
         click.echo(str(report))
@@ -90,14 +95,16 @@ def run(study: str, jobs: int | None, *, retry_failed: bool, quiet: bool) -> Non
 
 @study.command()
 @FILE
-def status(study: str) -> None:
+@click.option("--tracebacks", is_flag=True, help="Show where each kind of failure came from, once.")
+def status(study: str, *, tracebacks: bool) -> None:
     """How far STUDY is, cell by cell, and why replications failed."""
     planned = _read(study)
     table = planned.status()
     done, failed = int(table["done"].sum()), int(table["failed"].sum())
     click.echo(f"{planned.name}: {done:,} done, {failed:,} failed, {len(planned) - done - failed:,} pending\n")
     click.echo(_as_text(table))
-    _say_failures(planned)
+    _say_others(planned)
+    _say_failures(planned, tracebacks=tracebacks)
 
 
 @study.command()
@@ -139,15 +146,28 @@ def _read(study: str) -> Study:
     return read_study(study)
 
 
-def _say_failures(planned: Study) -> None:
+def _say_others(planned: Study) -> None:
+    others = planned.others()
+    if others:
+        click.echo(
+            f"The ledger also has {others:,} rows of other configurations, as this study was before a change or of another "
+            "study: they stay, and do not count here.",
+            err=True,
+        )
+
+
+def _say_failures(planned: Study, *, tracebacks: bool = False) -> None:
     failures = planned.failures()
     if failures.empty:
         return
-    click.echo(f"\n{len(failures):,} failed (their tracebacks: Study.failures()):")
-    counts = failures.groupby(["method", "reason"], sort=False).size().sort_values(ascending=False)
-    for key, count in list(counts.items())[:LISTED]:
+    hint = "" if tracebacks else " (with --tracebacks, `cfiv study status` shows where)"
+    click.echo(f"\n{len(failures):,} failed{hint}:")
+    kinds = failures.groupby(["method", "reason"], sort=False)["details"].agg(["size", "first"])
+    for key, kind in list(kinds.sort_values("size", ascending=False, kind="stable").iterrows())[:LISTED]:
         method, reason = cast("tuple[str, str]", key)
-        click.echo(f"  {count:,} x {method}: {' '.join(str(reason).split())}")
+        click.echo(f"  {kind['size']:,} x {method}: {' '.join(str(reason).split())}")
+        if tracebacks and kind["first"]:
+            click.echo(textwrap.indent(kind["first"].rstrip(), "      "))
 
 
 def _as_text(table: pd.DataFrame) -> str:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def from_here(path: Path) -> Path:
+    """The same place by its shortest name: from the current folder, where it is in there."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def table_kind(path: Path) -> str:
     """``csv`` or ``parquet``, by the suffix; raises a DataError for others, and for Parquet without pyarrow."""
     suffix = path.suffix.lower().removeprefix(".")

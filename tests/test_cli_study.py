@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,15 @@ estimator = "own:Raises"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run ``cfiv study`` in this process, in a folder with a study ``own.toml``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own", raising=False)
+    sys.modules.pop("own", None)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "own.toml").write_text(FILE)
-    return runner(capsys, "study")
+    yield runner(capsys, "study")
+    sys.modules.pop("own", None)
 
 
 def filled(name: str = "own.toml") -> None:
@@ -136,14 +138,20 @@ def test_failures_are_said_by_method_and_run_again_when_asked(run: Run) -> None:
     assert answer.code == 0
     assert "8 replications of 4 cells, 4 failed" in answer.out
     assert (
-        "\n4 failed (their tracebacks: Study.failures()):\n  4 x raises: the method raised ValueError: not today\n"
-        in answer.out
+        "\n4 failed (with --tracebacks, `cfiv study status` shows where):\n"
+        "  4 x raises: the method raised ValueError: not today\n" in answer.out
     )
+    assert "The ledger also has" not in answer.err
+    said = run("status", "own.toml", "--tracebacks").out
+    assert said.count("\n      Traceback (most recent call last):\n") == 1
+    assert "own.py" in said.split("4 failed:\n")[1]
     own = Path("own.py")
     own.write_text(own.read_text().replace('raise ValueError("not\\ntoday")', "super().fit(data)"))
     sys.modules.pop("own")
     # Its source changed, so that it is another method, whose rows are missing.
-    assert "4 done, 0 failed, 4 pending" in run("status", "own.toml").out
+    answer = run("status", "own.toml")
+    assert "4 done, 0 failed, 4 pending" in answer.out
+    assert answer.err.startswith("The ledger also has 4 rows of other configurations, ")
 
 
 def test_status_report_and_export_are_those_of_the_ledger(run: Run) -> None:
@@ -169,6 +177,8 @@ def test_refusals_are_one_line_and_leave_what_was_there(run: Run, tmp_path: Path
     Path("there.toml").write_text("mine")
     assert_refused(run("init", "there"), "'there.toml' is there already: choose another name, or move it away")
     assert Path("there.toml").read_text() == "mine"
+    for name in ("", "größe", "nowhere/.toml"):
+        assert_refused(run("init", name), "name must be letters, digits, spaces and any of _.- after a letter or a digit")
     assert_refused(run("init", "nowhere/mine"), "cannot be written", "choose a folder that exists")
     assert_refused(run("init", "mine", "--like", "demnd"), "no study 'demnd' ships with cfiv: did you mean 'demand'?")
     assert not Path("mine.toml").exists()
@@ -198,6 +208,13 @@ def test_a_second_run_of_one_study_is_refused(run: Run) -> None:
 def test_a_study_that_ships_can_be_begun_from(run: Run, name: str) -> None:
     assert run("init", "mine", "--like", name).code == 0
     assert len(read_study("mine.toml")) == len(read_study(name)) > 0
+    assert read_study("mine.toml").name == "mine"
+
+
+def test_what_init_says_to_run_can_be_pasted(run: Run) -> None:
+    answer = run("init", "my study")
+    assert answer.out.endswith("then: cfiv study run 'my study.toml'\n")
+    assert "cfiv study run 'my study.toml' " in Path("my study.toml").read_text()
 
 
 @pytest.mark.slow

@@ -158,6 +158,11 @@ class Ledger:
         query = "SELECT replication, status FROM replications WHERE hash = ?"
         return {(key, replication): status for key in keys for replication, status in self._connection.execute(query, (key,))}
 
+    def others(self, keys: Iterable[str]) -> int:
+        """How many rows are of configurations but these."""
+        counts: dict[str, int] = dict(self._connection.execute("SELECT hash, COUNT(*) FROM replications GROUP BY hash"))
+        return sum(counts.values()) - sum(counts.get(key, 0) for key in keys)
+
     def rows(self, key: str) -> list[dict[str, Any]]:
         """All rows of a configuration, by replication, with ``metrics``, ``warnings`` and ``versions`` as they were given."""
         query = f"SELECT {_COLUMNS}, versions FROM replications JOIN environments ON environment = id WHERE hash = ?"

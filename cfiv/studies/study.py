@@ -24,6 +24,7 @@ from tqdm import tqdm
 import cfiv
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
+from cfiv.files import from_here
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
@@ -254,7 +255,7 @@ class Study:
         if jobs is not None:
             check_whole("jobs", jobs, least=1)
         configurations, pickled = self._configurations(), self._pickled()
-        with one_interrupt(), Ledger.writing(self.ledger) as ledger:
+        with one_interrupt(), Ledger.writing(from_here(self.ledger)) as ledger:
             ledger.describe(configurations, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
@@ -352,7 +353,7 @@ class Study:
         """One row a cell: its coordinates, and how many replications are ``done``, ``failed`` and ``pending``."""
         counts: dict[str, dict[str, int]] = {key: {"done": 0, "failed": 0} for key in self.cells}
         if self.ledger.exists():
-            with Ledger.reading(self.ledger) as ledger:
+            with Ledger.reading(from_here(self.ledger)) as ledger:
                 for (key, replication), status in ledger.finished(self.cells).items():
                     if replication < self.replications:
                         counts[key][status] += 1
@@ -362,6 +363,13 @@ class Study:
         ]
         return pd.DataFrame(records, columns=[*self._axes(), "done", "failed", "pending"])
 
+    def others(self) -> int:
+        """How many rows of other configurations the ledger has: of what this study was before a change, or of another one."""
+        if not self.ledger.exists():
+            return 0
+        with Ledger.reading(from_here(self.ledger)) as ledger:
+            return ledger.others(self.cells)
+
     def report(self) -> Report:
         """Tables and figures of what is in the ledger."""
         rewards = tuple(name for name, metric in self.metrics.items() if getattr(metric, "higher_is_better", False))
@@ -370,7 +378,7 @@ class Study:
     def _rows(self) -> Iterator[tuple[StudyCell, dict[str, Any]]]:
         if not self.ledger.exists():
             return
-        with Ledger.reading(self.ledger) as ledger:
+        with Ledger.reading(from_here(self.ledger)) as ledger:
             for key, cell in self.cells.items():
                 yield from ((cell, row) for row in ledger.rows(key) if row["replication"] < self.replications)
 

@@ -307,7 +307,7 @@ class _Source:
         if beside.is_file() and (file is None or not beside.samefile(file)):
             raise ParameterError(
                 f"{beside.name} beside the study is not the {module!r} that Python has, which is {file or 'its own'}: give it "
-                "another name"
+                "another name, or read the two in programs of their own"
             )
         return found
 
