@@ -105,9 +105,11 @@ report
 # number of the replication, and from nothing else. All methods saw the same data.
 #
 # What the tables say: where the truth is a line (curvature 0) everyone but plain least squares is right on average. Where it
-# bends, a straight line is wrong at any n: its error does not fall, and its effect of moving from 0 to 1 is too small by half
-# a unit however many rows there are. The error of those with a square falls like $1/n$, a slope of -1 in the table of slopes.
-# And two rows are equal to the last digit: a control function of degree 1 *is* two-stage least squares.
+# bends, a straight line is wrong at any n: its error does not fall, and by 2SLS the effect of moving from 0 to 1 is too small
+# by half a unit however many rows there are. That of plain least squares is right there, and by chance alone: its bias of half
+# a unit and the missing bend cancel, at this curvature and this step. The error of those with a square falls like $1/n$, a
+# slope of -1 in the table of slopes. And two rows are equal to the last digit: a control function of degree 1 *is* two-stage
+# least squares.
 
 # %%
 report.box_plot("error")
@@ -119,8 +121,9 @@ report.convergence("error")
 # ## Stop, continue, change
 #
 # Every finished fit is a row in `bends.sqlite`. Whatever happens to this notebook, `study.run()` again does the rest; right
-# now there is nothing to do, and it takes a moment. More replications, another n or another method later leave every number
-# as it is, and a method whose source or arguments you change is run again, it alone.
+# now there is nothing to do, and it takes a moment. More replications, another n in the list or another method later leave
+# every number as it is, and a method whose source or arguments you change is run again, it alone. Metrics are part of every
+# row: with another one, all is run again.
 
 # %%
 study.run(progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +67,13 @@ def answers(jobs: Sequence[Job], *, workers: int, threads: int) -> Generator[tup
     running = parallel(delayed(answer)(job, run, threads) for job in jobs)
     finished = False
     try:
-        yield from running
+        for found in running:  # noqa: UP028  `yield from` would close it before its processes are stopped
+            yield found
         finished = True
     finally:
         # Before the threads are waited for, or they would wait for fits that nobody wants.
         stop_processes(run)
         if not finished:
-            running.close()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # joblib's, of answers that nobody read: they will be run again
+                running.close()

@@ -135,7 +135,7 @@ def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_number
 def test_a_design_that_is_none_stops_its_study_and_says_what_it_should_return(tmp_path: Path, design: Any, said: str) -> None:
     made = study(tmp_path / "s.sqlite", designs={"d": design}, replications=50)
     with pytest.raises(StudyError) as refused:
-        made.run(jobs=1, progress=False)
+        made.run(jobs=2, progress=False)
     assert said in str(refused.value)
     assert made.status()["pending"].sum() == 50  # once it is mended all are still to do
 
