@@ -75,7 +75,10 @@ def init(name: str, like: str | None) -> None:
 @click.option("--retry-failed", is_flag=True, help="Run those again that failed.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no table at the end.")
 def run(study: str, jobs: int | None, *, retry_failed: bool, quiet: bool) -> None:
-    """Run what is missing in the ledger of STUDY."""
+    """Run what is missing in the ledger of STUDY.
+
+    Replications that fail are results too: the exit code says whether the study could be run, not how its methods did.
+    """
     planned = _read(study)
     heed_one_interrupt()
     ledger = from_here(planned.ledger)

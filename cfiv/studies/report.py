@@ -104,6 +104,8 @@ class Report:
     def convergence(self, metric: str | None = None, *, along: str = "n") -> Figure:
         """Median and quartiles of a metric against n (or another axis), with the slopes (see ``figures.convergence``).
 
+        Methods without that axis are not in it.
+
         Raises
         ------
         ParameterError
