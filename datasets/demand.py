@@ -13,7 +13,7 @@ The true effect of a price p' instead of p is ``(p' - p) (s psi(t) - 2)``. A reg
     m E[e | p, t, s] = m rho (p - 25 - 3 psi(t)) / (1 + k^2 psi(t)^2),
 
 whose mean square over the test grid is ``5.7 m^2 rho^2`` (k = 1). In the published design that is at most 5.7, where the
-structural function has a variance of 32,655: flexibility matters more than confounding, and the bias shows only in estimators
+structural function has a variance of 32,644: flexibility matters more than confounding, and the bias shows only in estimators
 that are nearly exact. With m = 50 it is 11,500 at rho = 0.9: there ignoring the confounder is what hurts.
 
 References

@@ -50,8 +50,8 @@ class EarlyStopping(Generic[L]):
 
     References
     ----------
-    Ours; method.md, section 5, gives the trials that asked for it. It is the one-standard-error rule of cross-validation
-    (Breiman et al. 1984) applied to paired differences along a training run.
+    Ours. It is the one-standard-error rule of cross-validation (Breiman et al. 1984) applied to paired differences along a
+    training run.
     """
 
     def __init__(self, *, tolerance: float, patience: int) -> None:

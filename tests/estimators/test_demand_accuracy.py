@@ -1,4 +1,4 @@
-"""Accuracy on the demand design, against the figures of method.md.
+"""Accuracy on the demand design, against what the authors' code reached on this machine.
 
 `make test ARGS='tests/estimators/test_demand_accuracy.py -s'` prints what was reached.
 """

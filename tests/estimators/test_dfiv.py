@@ -441,7 +441,7 @@ def test_an_unpredicted_penalty_is_any_kind_of_number(good: Any) -> None:
 
 
 def test_the_original_is_the_published_configuration() -> None:
-    # Xu et al. 2021, demand design; method.md section 2.
+    # Xu et al. 2021, demand design.
     model = DFIV.original(FORMULA)
     assert {name: getattr(model, name) for name in ("lambda1", "lambda2", "lambda12", "ridge1", "ridge2")} == {
         **dict.fromkeys(("lambda1", "lambda2", "lambda12"), 0.0),

@@ -1,4 +1,4 @@
-"""Accuracy of KernelIV on the demand design, against the quartiles of the paper's figure (method.md)."""
+"""Accuracy of KernelIV on the demand design, against the quartiles of the paper's figure."""
 
 import statistics
 

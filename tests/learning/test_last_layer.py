@@ -36,7 +36,7 @@ def test_later_batches_are_pulled_to_the_previous_weights() -> None:
 
 @pytest.mark.law
 def test_solving_one_batch_again_against_its_own_answer_weakens_the_memory() -> None:
-    """The trap that a step avoids by keeping the previous weights fixed within its batch (method.md, trap 1)."""
+    """The trap that a step avoids by keeping the previous weights fixed within its batch."""
     layer, previous = Proximal(lam=1.0), torch.zeros(3, 1, dtype=torch.float64)
     once = layer.after(previous)(**batch(0), weights=None)
     again = layer.after(previous)(**batch(0), weights=None)

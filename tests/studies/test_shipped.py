@@ -1,5 +1,6 @@
 """The studies that ship with cfiv can be read, and the designs and methods of their own do what their files say."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,11 @@ def test_images_get_the_penalties_of_their_layer() -> None:
     assert (ridge.report, ridge.training, ridge.swap) == ("current", cfiv.Training(rest=0.0), False)
     proximal = last_layers.dfiv_on_images(layer="proximal", report="refit", penalty=2.0, batch_size=32, seed=0)
     assert (proximal.lambda1, proximal.lambda2, proximal.lambda12, proximal.ridge1) == (2.0, 2.0, 2.0, cfiv.DFIV().ridge1)
+
+
+@pytest.mark.contract
+def test_without_the_extra_an_operator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = learning_problems.darcy(n=4, points=8, seed=0)
+    monkeypatch.setitem(sys.modules, "neuralop.models", None)
+    with pytest.raises(cfiv.MissingPackageError, match=r"need neuraloperator, which is not installed: pip install 'cfiv\[oper"):
+        data.backbone()

@@ -20,6 +20,7 @@ from cfiv.datasets import burgers as burgers_equation
 from cfiv.datasets import cifar as cifar_images
 from cfiv.datasets import darcy as darcy_equation
 from cfiv.datasets import digits as digit_images
+from cfiv.errors import MissingPackageError
 from cfiv.studies.identity import seed_of
 
 if TYPE_CHECKING:
@@ -177,8 +178,12 @@ def _wrong(trainer: LastLayerTrainer, examples: Examples) -> float:
 
 def _operator(*, modes: tuple[int, ...], width: int) -> nn.Module:
     """neuraloperator's FNO, four layers."""
-    from neuralop.models import FNO
-
+    try:
+        from neuralop.models import FNO
+    except ImportError:
+        raise MissingPackageError(
+            "Fourier neural operators need neuraloperator, which is not installed: pip install 'cfiv[operators]'"
+        ) from None
     module: nn.Module = FNO(n_modes=modes, in_channels=1, out_channels=1, hidden_channels=width, n_layers=4)
     return module
 
