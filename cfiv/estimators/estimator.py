@@ -202,6 +202,36 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError
             For bad data or roles.
         """
+        roles = self._roles()
+        if roles is None:
+            if not isinstance(data, IVData):
+                raise FormulaError(
+                    f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
+                    "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
+                )
+            return ArrayEncoder.fit(data), data
+        for role in ("weights", "clusters"):
+            takes = role == "weights" or hasattr(self, "clusters")
+            if takes and isinstance(data, IVData) and getattr(data, role) is not None and getattr(roles, role) is None:
+                raise DataError(
+                    f"the IVData has {role}, but this {type(self).__name__} reads columns of its frame: give {role}='column', "
+                    "or leave the roles out to use the arrays"
+                )
+        return fit_encoder(read_table(data), roles, missing=self.missing)
+
+    def check(self) -> None:
+        """Whether some data could be fitted; :meth:`fit` asks the same first.
+
+        Raises
+        ------
+        FormulaError, ParameterError
+            For roles that cannot be read, or hyper-parameters out of range.
+        """
+        self._check_parameters()
+        self._roles()
+
+    def _roles(self) -> Roles | None:
+        """By the formula or the names that were given; None where arrays have their own."""
         clusters: str | None = getattr(self, "clusters", None)  # only estimators with covariances have them
         names = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         named = [role for role, value in names.items() if value is not None]
@@ -219,24 +249,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                         f"{role}={column!r} names a column, but no other role is named: name all roles, or give "
                         f"IVData({role}=...)"
                     )
-            if not isinstance(data, IVData):
-                raise FormulaError(
-                    f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
-                    "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
-                )
-            return ArrayEncoder.fit(data), data
-        for role, column in (("weights", self.weights), ("clusters", clusters)):
-            takes = role == "weights" or hasattr(self, "clusters")
-            if takes and isinstance(data, IVData) and getattr(data, role) is not None and column is None:
-                raise DataError(
-                    f"the IVData has {role}, but this {type(self).__name__} reads columns of its frame: give {role}='column', "
-                    "or leave the roles out to use the arrays"
-                )
+            return None
         if self.formula is not None:
-            roles = Roles.from_formula(self.formula, weights=self.weights, clusters=clusters)
-        else:
-            roles = Roles.from_names(**names, weights=self.weights, clusters=clusters)
-        return fit_encoder(read_table(data), roles, missing=self.missing)
+            return Roles.from_formula(self.formula, weights=self.weights, clusters=clusters)
+        return Roles.from_names(**names, weights=self.weights, clusters=clusters)
 
     def _fitted(self) -> StructuralFunction:
         function: StructuralFunction | None = getattr(self, "structural_function_", None)

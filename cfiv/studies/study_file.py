@@ -14,6 +14,7 @@ from typing import Any
 
 from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
 from cfiv.estimators import registry
+from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design
 from cfiv.studies.method import Method, made
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
@@ -190,9 +191,8 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
             except Exception as error:
                 reason = f"{signature.__name__} cannot be set to {cell}: it raised {type(error).__name__}: {error}"
                 raise ParameterError(reason) from error
-            check = getattr(fresh, "_check_parameters", None)
-            if check is not None:
-                check()
+            if isinstance(fresh, StructuralEstimator):
+                fresh.check()
     return method
 
 

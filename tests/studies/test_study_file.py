@@ -141,6 +141,14 @@ REFUSED: dict[str, tuple[str, str]] = {
         DESIGN + "[methods.dfiv]\nsteps = true\n",
         ", line 3, methods.dfiv: steps must be a whole number >= 0, got True",
     ),
+    "formula that cannot be read": (
+        DESIGN + '[methods.dfiv]\nformula = "sales ~ time + [price fuel]"\n',
+        ", line 3, methods.dfiv: the formula 'sales ~ time + [price fuel]' cannot be read: ",
+    ),
+    "formula that names no instruments": (
+        DESIGN + '[methods.dfiv]\nformula = "sales ~ time"\n',
+        ", line 3, methods.dfiv: the formula 'sales ~ time' names no instruments: write ",
+    ),
     "preset that is not": (
         DESIGN + '[methods.dfiv]\npreset = "orignal"\n',
         ", line 4, methods.dfiv.preset: DFIV has no preset 'orignal': did you mean 'original'?",
