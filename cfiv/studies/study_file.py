@@ -304,7 +304,7 @@ class _Source:
         found = _imported(module)
         beside = self._place.resolve().parent / f"{module.split('.')[0]}.py"
         file = getattr(sys.modules[module.split(".")[0]], "__file__", None)
-        if beside.is_file() and (file is None or not beside.samefile(file)):
+        if beside.is_file() and (file is None or Path(file).resolve() != beside.resolve()):
             raise ParameterError(
                 f"{beside.name} beside the study is not the {module!r} that Python has, which is {file or 'its own'}: give it "
                 "another name, or read the two in programs of their own"
