@@ -119,6 +119,26 @@ def test_what_rows_are_found_by_stays_and_settings_are_checked_whenever_they_are
     assert len(made) == 5 * len(made.cells)
 
 
+def test_a_ledger_stays_where_it_was_named_and_integers_of_numpy_are_integers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = study(Path("here.sqlite"), seed=np.int64(0), threads=np.int64(1), replications=np.int64(1))
+    assert set(made.cells) == set(study(tmp_path / "other.sqlite").cells)
+    made.run(jobs=1, progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert made.status()["done"].sum() == len(made)
+    assert made.others() == 0
+    made.ledger = "another.sqlite"  # type: ignore[assignment]
+    assert made.status()["pending"].sum() == len(made)
+
+
+def test_a_parameter_may_have_the_name_of_what_is_asked_for_here() -> None:
+    assert Design(lambda seed, simulate: None, simulate=[1, 2]).axes == {"simulate": [1, 2]}
+    assert Method(lambda seed, estimator: None, estimator=[1, 2]).axes == {"estimator": [1, 2]}
+
+
 def test_a_range_is_an_axis_as_a_list_is(tmp_path: Path) -> None:
     by_range, by_list = (
         study(tmp_path / "s.sqlite", designs={"line": Design(problems.line, n=n)}) for n in (range(10, 40, 10), [10, 20, 30])
