@@ -79,8 +79,13 @@ def check_call(what: str, function: Callable[..., Any], parameters: Mapping[str,
         signature.bind(seed=0, **parameters)
     except TypeError as error:
         call = ", ".join(f"{name}=..." for name in ["seed", *parameters])
-        name = getattr(function, "__name__", type(function).__name__)
+        name = name_of(function)
         raise ParameterError(f"{what} is called as {name}({call}), which fails: {error}. It is {name}{signature}") from None
+
+
+def name_of(function: Any) -> str:
+    """What a message calls a function, or an object that is called like one."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:

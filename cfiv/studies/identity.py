@@ -113,7 +113,9 @@ def _of_simple(value: Any, deeper: Callable[[Any], Any]) -> Any:
     if value is np.random.mtrand._rand:  # numpy's global one, whose state each replication sets
         return {"global": "numpy.random"}
     if type(value).__module__.split(".")[0] == "torch" and hasattr(value, "numpy"):
-        return _of_array(value.detach().cpu().numpy())
+        dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg()
+        wide = dense.float() if dense.dtype.itemsize < 4 and dense.dtype.is_floating_point else dense  # numpy has no bfloat16
+        return {"tensor": str(value.dtype), **_of_array(wide.numpy())}
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from cfiv.errors import LedgerError, OutputError
+from cfiv.files import from_here
 
 #: Raised whenever an older cfiv could not read what a newer one wrote.
 FORMAT_VERSION = 1
@@ -62,17 +63,18 @@ class Ledger:
     @classmethod
     @contextmanager
     def reading(cls, path: Path) -> Iterator[Self]:
-        """Open to look at, also while another process writes.
+        """Open to look at, also while another process writes. Where there is none, it has no rows.
 
         Raises
         ------
         LedgerError
             If it is no ledger, damaged, or from a newer version.
         """
+        path = from_here(path)
         with _explained(path):
-            connection = _to_read(path)
+            connection = _to_read(path) if path.exists() else sqlite3.connect(":memory:")
             try:
-                if _is_empty(connection):  # a kill came before its first table, which is no fault of the reader
+                if _is_empty(connection):  # or a kill came before its first table, which is no fault of the reader
                     connection.close()
                     connection = sqlite3.connect(":memory:")
                     _begin(connection)
@@ -93,6 +95,7 @@ class Ledger:
         OutputError
             If the place cannot be written to, now or when the disk is full; every row before stays.
         """
+        path = from_here(path)
         lock = FileLock(f"{path.resolve()}.lock")  # a link to the file is no other ledger
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

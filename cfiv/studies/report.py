@@ -155,7 +155,6 @@ class Report:
         StudyError
             If there are no results yet.
         """
-        self._metric(None)
         place = Path(folder)
         drawn = {title: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for title, figure in self._figures()}
         contents = {

@@ -24,7 +24,6 @@ from tqdm import tqdm
 import cfiv
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
-from cfiv.files import from_here
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
@@ -129,8 +128,6 @@ class Study:
     80
     """
 
-    ledger: Path
-
     def __init__(
         self,
         name: str,
@@ -153,7 +150,7 @@ class Study:
             {key: value if isinstance(value, Method) else Method(value) for key, value in _named("methods", methods).items()}
         )
         self.metrics = MappingProxyType(_named("metrics", {"error": known_metrics.error} if metrics is None else metrics))
-        self.ledger = f"{name}.sqlite" if ledger is None else ledger  # type: ignore[assignment]  # see __setattr__
+        self.ledger = _place(f"{name}.sqlite" if ledger is None else ledger)
         for key, metric in self.metrics.items():
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
@@ -255,7 +252,7 @@ class Study:
         if jobs is not None:
             check_whole("jobs", jobs, least=1)
         configurations, pickled = self._configurations(), self._pickled()
-        with one_interrupt(), Ledger.writing(from_here(self.ledger)) as ledger:
+        with one_interrupt(), Ledger.writing(self.ledger) as ledger:
             ledger.describe(configurations, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
@@ -352,11 +349,10 @@ class Study:
     def status(self) -> pd.DataFrame:
         """One row a cell: its coordinates, and how many replications are ``done``, ``failed`` and ``pending``."""
         counts: dict[str, dict[str, int]] = {key: {"done": 0, "failed": 0} for key in self.cells}
-        if self.ledger.exists():
-            with Ledger.reading(from_here(self.ledger)) as ledger:
-                for (key, replication), status in ledger.finished(self.cells).items():
-                    if replication < self.replications:
-                        counts[key][status] += 1
+        with Ledger.reading(self.ledger) as ledger:
+            for (key, replication), status in ledger.finished(self.cells).items():
+                if replication < self.replications:
+                    counts[key][status] += 1
         records = [
             {**cell.labels, **counts[key], "pending": self.replications - sum(counts[key].values())}
             for key, cell in self.cells.items()
@@ -365,9 +361,7 @@ class Study:
 
     def others(self) -> int:
         """How many rows of other configurations the ledger has: of what this study was before a change, or of another one."""
-        if not self.ledger.exists():
-            return 0
-        with Ledger.reading(from_here(self.ledger)) as ledger:
+        with Ledger.reading(self.ledger) as ledger:
             return ledger.others(self.cells)
 
     def report(self) -> Report:
@@ -376,9 +370,7 @@ class Study:
         return Report(self.results(), name=self.name, axes=self._axes(), metrics=tuple(self.metrics), rewards=rewards)
 
     def _rows(self) -> Iterator[tuple[StudyCell, dict[str, Any]]]:
-        if not self.ledger.exists():
-            return
-        with Ledger.reading(from_here(self.ledger)) as ledger:
+        with Ledger.reading(self.ledger) as ledger:
             for key, cell in self.cells.items():
                 yield from ((cell, row) for row in ledger.rows(key) if row["replication"] < self.replications)
 

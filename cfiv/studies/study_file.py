@@ -15,7 +15,7 @@ from typing import Any
 from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.studies.design import Design
+from cfiv.studies.design import Design, name_of
 from cfiv.studies.method import Method, made
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
 from cfiv.studies.study import Study, check_setting
@@ -280,8 +280,7 @@ def _check_taken(
             if name not in taken and name in SETTINGS:
                 raise ParameterError("is a setting of the study, and those stand above the first table: move it there")
             if name not in taken:
-                called = getattr(function, "__name__", type(function).__name__)
-                raise ParameterError(f"{called} takes no {name!r}: {nearest(name, taken)}")
+                raise ParameterError(f"{name_of(function)} takes no {name!r}: {nearest(name, taken)}")
 
 
 def _check_table(value: Any) -> None:
