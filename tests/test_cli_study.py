@@ -178,7 +178,9 @@ def test_refusals_are_one_line_and_leave_what_was_there(run: Run, tmp_path: Path
     assert_refused(run("init", "there"), "'there.toml' is there already: choose another name, or move it away")
     assert Path("there.toml").read_text() == "mine"
     for name in ("", "größe", "nowhere/.toml"):
-        assert_refused(run("init", name), "name must be letters, digits, spaces and any of _.- after a letter or a digit")
+        assert_refused(
+            run("init", name), "name must be letters from A to Z, digits, spaces and any of _.- after a letter or a digit"
+        )
     assert_refused(run("init", "nowhere/mine"), "cannot be written", "choose a folder that exists")
     assert_refused(run("init", "mine", "--like", "demnd"), "no study 'demnd' ships with cfiv: did you mean 'demand'?")
     assert not Path("mine.toml").exists()

@@ -52,9 +52,14 @@ def description(value: Any) -> Any:
     Raises
     ------
     StudyError
-        If it has a part that pickle cannot take apart, such as a lock or an open file.
+        If it has a part that pickle cannot take apart, such as a lock or an open file, or is nested too deeply.
     """
-    return _described(value, ())
+    try:
+        return _described(value, ())
+    except RecursionError:
+        raise StudyError(
+            f"a {type(value).__name__} of a design, a method or a metric is nested too deeply: give a function that makes it"
+        ) from None
 
 
 def _described(value: Any, around: tuple[int, ...]) -> Any:

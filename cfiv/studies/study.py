@@ -444,7 +444,9 @@ def _place(ledger: object) -> Path:
 def check_setting(key: str, value: object) -> None:
     """Raise a ParameterError where a setting of a study cannot be that."""
     if key == "name" and (not isinstance(value, str) or not _NAME.fullmatch(value)):
-        raise ParameterError(f"name must be letters, digits, spaces and any of _.- after a letter or a digit, got {value!r}")
+        raise ParameterError(
+            f"name must be letters from A to Z, digits, spaces and any of _.- after a letter or a digit, got {value!r}"
+        )
     if key in LEAST:
         check_whole(key, value, least=LEAST[key])
     if key == "replications" and value > MOST_REPLICATIONS:  # type: ignore[operator]

@@ -242,6 +242,14 @@ def test_what_cannot_be_taken_apart_is_refused_with_a_remedy() -> None:
         description(types.SimpleNamespace(lock=threading.Lock()))
 
 
+def test_what_is_nested_too_deeply_is_refused_with_a_remedy() -> None:
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(StudyError, match="nested too deeply: give a function that makes it"):
+        description(nested)
+
+
 def test_a_hash_is_32_digits_and_changes_with_what_is_hashed() -> None:
     hashes = {configuration_hash({"a": value}) for value in (0, 1, None, "0", [0])}
     assert len(hashes) == 5

@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "time limit as text": ('\n\ntime_limit = "5 min"\n' + WHOLE, ", line 3, time_limit: must be a number, got '5 min'"),
     "name of two folders": (
         'name = "a/b"\n' + WHOLE,
-        ", line 1, name: name must be letters, digits, spaces and any of _.- after a letter or a digit, got 'a/b'",
+        ", line 1, name: name must be letters from A to Z, digits, spaces and any of _.- after a letter or a digit, got 'a/b'",
     ),
     "ledger without name": ('ledger = ""\n' + WHOLE, ", line 1, ledger: must be the name of a file, got ''"),
     "designs as a list": ("[[designs]]\nn = 3\n" + METHOD, ", line 1, designs: must be a table of names, got [{'n': 3}]"),
