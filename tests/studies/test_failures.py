@@ -135,9 +135,17 @@ def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_number
 def test_a_design_that_is_none_stops_its_study_and_says_what_it_should_return(tmp_path: Path, design: Any, said: str) -> None:
     made = study(tmp_path / "s.sqlite", designs={"d": design}, replications=50)
     with pytest.raises(StudyError) as refused:
-        made.run(jobs=2, progress=False)
+        made.run(jobs=1, progress=False)
     assert said in str(refused.value)
     assert made.status()["pending"].sum() == 50  # once it is mended all are still to do
+
+
+@pytest.mark.contract
+def test_a_study_that_stops_early_does_so_without_joblibs_warning_of_answers_that_nobody_read(tmp_path: Path) -> None:
+    before = threads()
+    with pytest.raises(StudyError, match=r"a design must return \(data, truth\), got int"):
+        study(tmp_path / "s.sqlite", designs={"d": lambda seed: 3}, replications=50).run(jobs=2, progress=False)
+    assert threads_left(before) == before
 
 
 @pytest.mark.contract
@@ -184,6 +192,14 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
 
 
+def threads_left(running: set[threading.Thread]) -> set[threading.Thread]:
+    """Those that there are once the others had some time to end."""
+    deadline = time.monotonic() + 10.0
+    while threads() > running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return threads()
+
+
 def children() -> set[int]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
@@ -210,10 +226,7 @@ def test_after_ctrl_c_in_a_notebook_nothing_is_left_and_the_study_goes_on(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         made.run(jobs=jobs, progress=False)
     assert children() == before
-    deadline = time.monotonic() + 10.0
-    while threads() - running and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not threads() - running  # of those before, which another test may have left, some have ended meanwhile
+    assert threads_left(running) == running
     assert made.status()["failed"].sum() == 0
     whole = study(tmp_path / "s.sqlite", methods={"slope": problems.Slope()}, replications=3)
     whole.run(jobs=jobs, progress=False)
