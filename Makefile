@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Parallel test processes, and further arguments for the command behind a target: make test ARGS='-m "not slow"'
+# Parallel test processes, and further arguments for the command behind a target: make test ARGS='tests/numerics -x'
 JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint format types tutorials docs clean FORCE
+.PHONY: help demo test accuracy bench lint format types tutorials docs clean FORCE
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,8 +16,11 @@ help: ## list these targets
 demo: $(VENV)/.installed-all ## install into .venv if need be, then run `cfiv demo`
 	$(BIN)/cfiv demo $(ARGS)
 
-test: $(VENV)/.installed-test ## install into .venv if need be, then run the tests
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
+test: $(VENV)/.installed-test ## install into .venv if need be, then run the tests but for the slow ones: some minutes
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 10 $(ARGS)
+
+accuracy: $(VENV)/.installed-test ## run the slow tests: errors over seeds, levels and coverage, kills
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m slow --durations 10 $(ARGS)
 
 bench: $(VENV)/.installed-test ## run tests/benchmarks, one after another (best on an idle machine)
 	mkdir -p build
