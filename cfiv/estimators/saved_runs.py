@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfiv.errors import OutputError, ParameterError
-from cfiv.estimators.parameters import check_whole, is_whole
+from cfiv.checks import check_repeatable, check_whole
+from cfiv.errors import OutputError
 from cfiv.files import unwritable
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
@@ -52,10 +52,7 @@ class SavedRuns:
             If the folder cannot be made.
         """
         check_whole("every", every, least=1)
-        if not is_whole(estimator.random_state):
-            raise ParameterError(
-                f"checkpoint= needs a random_state that can be drawn from again, a whole number, got {estimator.random_state!r}"
-            )
+        check_repeatable(estimator.random_state)
         place = Path(folder)
         try:
             place.mkdir(parents=True, exist_ok=True)

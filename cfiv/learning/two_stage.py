@@ -132,9 +132,9 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     all the same), and V and u are solved once more with the updated features.
     """
     penalties, networks, opt = batch.penalties, state.networks, state.optimisers
-    stage1 = Proximal(penalties.lambda1, penalties.ridge1)
-    bridge = Proximal(penalties.lambda12, penalties.ridge1, batch.gain)
-    stage2 = Proximal(penalties.lambda2, penalties.ridge2, batch.gain)
+    stage1 = Proximal(penalties.lambda1, beta=penalties.ridge1)
+    bridge = Proximal(penalties.lambda12, beta=penalties.ridge1, gain=batch.gain)
+    stage2 = Proximal(penalties.lambda2, beta=penalties.ridge2, gain=batch.gain)
     backbone_first = training.order == "backbone-first"
 
     treatment_stage1 = evaluate(networks.treatment, batch.stage1.treatment)

@@ -77,8 +77,8 @@ def kill_at(last: int) -> object:
 LAYERS = [
     (Ridge(0.1), ADAM),
     (Proximal(0.5, beta=1e-3), MOMENTUM),
-    (Kalman(0.1, 1.0), ADAM),
-    (MovingAverage(0.9, 1e-3), ADAM),
+    (Kalman(0.1, observation_noise=1.0), ADAM),
+    (MovingAverage(0.9, beta=1e-3), ADAM),
     (Gradient(), ADAM),
     (Gradient(), MOMENTUM),
 ]
@@ -134,7 +134,7 @@ def on_step(step, loss):
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-trainer = LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+trainer = LastLayerTrainer(module(), Kalman(0.1, observation_noise=1.0), batch_size=13)
 trainer.fit(data(), steps=40, checkpoint=sys.argv[1], every=3, on_step=on_step)
 """
 
@@ -149,7 +149,7 @@ def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     assert file.exists()
 
     def trainer() -> LastLayerTrainer:
-        return LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+        return LastLayerTrainer(module(), Kalman(0.1, observation_noise=1.0), batch_size=13)
 
     steps: list[int] = []
     resumed = trainer().fit(data(), steps=40, checkpoint=file, every=3, on_step=lambda step, loss: steps.append(step))
