@@ -117,6 +117,13 @@ def check_random_state(value: Any, *, most: int | None = None) -> None:
         check_whole("random_state", value, least=0, most=most, alternative="a numpy Generator or None")
 
 
+def fresh_seed(random_state: int | np.integer[Any] | np.random.Generator | None) -> int:
+    """A whole number to draw from: that which is given, or one that a generator gives, a new one where there is none."""
+    if isinstance(random_state, (int, np.integer)):
+        return int(random_state)
+    return int(np.random.default_rng(random_state).integers(2**62))
+
+
 def check_repeatable(random_state: Any) -> int:
     """What a checkpoint asks of ``random_state``: a whole number, from which a second call draws the same numbers."""
     if not is_whole(random_state):

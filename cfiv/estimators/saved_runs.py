@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from cfiv.checks import check_repeatable, check_whole
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
+from cfiv.learning.digest import digest
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
 
@@ -59,7 +59,7 @@ class SavedRuns:
         except OSError as error:
             raise OutputError(unwritable(place, error)) from error
         parameters = {
-            name: without_addresses(value)
+            name: without_addresses(value.item() if isinstance(value, np.generic) else value)
             for name, value in sorted(estimator.get_params(deep=False).items())
             if name not in WITHOUT_EFFECT
         }
@@ -67,18 +67,9 @@ class SavedRuns:
 
     def file(self, name: str, *, sample: Sample, networks: Sequence[nn.Module]) -> RunFile:
         """That of one fit, which knows the sample and the networks that it belongs to."""
-        about = {"fit": name, "data": digest(sample), "networks": [described(module) for module in networks]}
+        about = {
+            "fit": name,
+            "data": digest((sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights)),
+            "networks": [described(module) for module in networks],
+        }
         return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})
-
-
-def digest(sample: Sample) -> str:
-    """Of all values of a sample, as it is scaled and stored."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for values in (sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights):
-        if values is None:
-            hashed.update(b"none")
-            continue
-        array: np.ndarray[Any, Any] = np.ascontiguousarray(values.cpu().numpy())
-        hashed.update(f"{array.dtype} {array.shape}".encode())
-        hashed.update(array.data)
-    return hashed.hexdigest()

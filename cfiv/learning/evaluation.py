@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DataError
+from cfiv.learning.arrays import is_finite
 from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
 from cfiv.learning.supervised import row_weights_of
 from cfiv.learning.supervised_data import Examples
@@ -65,8 +66,8 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
             right += float(w @ (said == targets.argmax(dim=1)).double())
             continue
         one = residual.new_ones(len(batch)) if batch.weights is None else batch.weights.double()
-        truth = batch.targets.reshape(captured.output.shape).double().flatten(start_dim=1)
-        error = (captured.output.double().flatten(start_dim=1) - truth).norm(dim=1)
+        truth = batch.targets.reshape(len(batch), -1).double()
+        error = (captured.output.double().reshape(len(batch), -1) - truth).norm(dim=1)
         relative, examples = relative + float(one @ (error / truth.norm(dim=1))), examples + float(one.sum())
     if not mass:
         raise DataError("there is nothing to evaluate on: the data yield no batch")
@@ -117,4 +118,9 @@ def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tupl
             chunk = placed(batch.rows(slice(start, start + CHUNK)), head.module)
             with torch.no_grad(), in_mode(head.module, training=False):
                 captured = head(chunk.inputs)
+            if not is_finite(captured.output):
+                raise DataError(
+                    "the module's outputs must be finite, got some that are infinite or missing: bring inputs to the scale of "
+                    "those in training, or train again"
+                )
             yield captured, chunk

@@ -211,7 +211,9 @@ def test_lambda_rises_from_its_start_or_follows_a_function() -> None:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("layer", [Ridge(0.1), Proximal(0.5), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient()], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [Ridge(0.1), Proximal(0.5), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient()], ids=repr
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_modules_own_output_is_the_prediction(layer: ClosedForm | Gradient, bias: bool) -> None:
     module, data = network(bias=bias, dtype=torch.float32), tuple(part.numpy() for part in examples())
