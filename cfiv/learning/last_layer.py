@@ -273,8 +273,8 @@ def made_optimiser(factory: OptimizerFactory, parameters: list[nn.Parameter]) ->
     theirs, ours = ({id(p) for p in some} for some in ((p for g in made.param_groups for p in g["params"]), parameters))
     if theirs != ours:
         raise ParameterError(
-            f"optimizer must be of the parameters that it is given, got {name} of {len(theirs & ours)} of the {len(ours)} and of "
-            f"{len(theirs - ours)} others: use what the callable is given, and requires_grad_(False) for what is to rest"
+            f"optimizer must be of the parameters that it is given, got {name} of {len(theirs & ours)} of the {len(ours)} and "
+            f"of {len(theirs - ours)} others: use what the callable is given, and requires_grad_(False) for what is to rest"
         )
     return made
 
