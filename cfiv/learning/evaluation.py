@@ -103,13 +103,38 @@ def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, be
 
 
 def placed(batch: Examples, module: nn.Module) -> Examples:
-    """A batch on the device of a module, its floating-point inputs in the module's dtype."""
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)  # Fourier layers have complex ones too
+    """A batch on the device of a module, its floating-point inputs in the module's dtype.
+
+    Raises
+    ------
+    DataError
+        If that dtype is too narrow for a value.
+    """
+    first = _parameter(module)
     if first is None:
         return batch
+    check_width(batch, module)
     inputs = batch.inputs.to(first.device, first.dtype if batch.inputs.is_floating_point() else None)
     weights = None if batch.weights is None else batch.weights.to(first.device)
     return Examples(inputs, batch.targets.to(first.device), weights)
+
+
+def check_width(batch: Examples, module: nn.Module) -> None:
+    """Raise a DataError where an input or a target is finite, but beyond what the module computes with."""
+    first = _parameter(module)
+    for role, values in (("inputs", batch.inputs), ("targets", batch.targets)):
+        if first is not None and values.is_floating_point() and values.dtype.itemsize > first.dtype.itemsize:
+            extremes = torch.stack(values.aminmax())
+            if is_finite(extremes) and not is_finite(extremes.to(first.dtype)):
+                raise DataError(
+                    f"{role} must be within {first.dtype}, which the module computes with, got {extremes.abs().max():g}: "
+                    "bring them to another scale, or call double() on the module"
+                )
+
+
+def _parameter(module: nn.Module) -> nn.Parameter | None:
+    """One that says where and in what a module computes; Fourier layers have complex ones too."""
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
 
 
 def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tuple[Captured, Examples]]:

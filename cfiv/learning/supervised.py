@@ -90,7 +90,11 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     def updated(features: Tensor) -> Memory:
         if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
-        return layer.update(state.memory, features=features, targets=targets, weights=weights)
+        memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
+        if memory.weights.shape != state.memory.weights.shape:
+            shapes = [tuple(part.weights.shape) for part in (state.memory, memory)]
+            raise ParameterError(f"last_layer must give weights of shape {shapes[0]}, a bias last, got {shapes[1]}")
+        return memory
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":

@@ -33,14 +33,14 @@ from cfiv.files import check_place, file_place
 from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.digest import digest
-from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
+from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal, check_optimizer, made_optimiser
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import check_batch_size
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
-from cfiv.learning.supervised_data import Examples, Source, source
+from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
@@ -243,6 +243,8 @@ class LastLayerTrainer:
         total = _steps(batches, epochs=epochs, steps=steps)
         self._check_schedules(total)
         device = resolve_device(self.device)
+        if isinstance(batches, ArraySource):
+            check_width(batches.everything, self.module)
         self.module.to(device)
         with seeded(seed, device):
             first = batches.first()
