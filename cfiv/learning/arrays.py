@@ -66,13 +66,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _dense(role: str, tensor: Tensor) -> Tensor:
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise DataError(f"{role} must be a dense tensor that has values, got one of {tensor.layout} on {tensor.device}")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        raise DataError(f"{role} must be a dense tensor of numbers, got {tensor.dtype} in {tensor.layout} on {tensor.device}")
     if tensor.is_complex() and role != "inputs":
         raise DataError(f"{role} must be real numbers, got {tensor.dtype}: give real and imaginary parts as columns")
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
         return _from_array(role, tensor.cpu().numpy(), finite=True).to(tensor.device)
-    return tensor.detach()
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 2  # which torch stores, but does not compute with
+    return tensor.detach().float() if narrow else tensor.detach()
 
 
 def _from_array(role: str, array: Array, *, finite: bool) -> Tensor:

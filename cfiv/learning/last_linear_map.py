@@ -86,6 +86,11 @@ class LastLinearMap:
                 features = features.unsqueeze(self.examples_axis)
             if output.ndim == 0 or output.shape[0] != 1 or output.ndim == self.output_axes - 1:
                 output = output[None]
+        if features.ndim != len(self.order) or output.shape[:1] != inputs.shape[:1]:
+            raise DataError(
+                f"{_of(self.module)} makes an output of shape {tuple(output.shape)} of inputs of shape {tuple(inputs.shape)}: "
+                "give inputs (n, ...) with as many axes as those that it was fitted to, the first for the examples"
+            )
         if features.dtype in (torch.float16, torch.bfloat16):  # under autocast
             features = features.float()
         shape = [*features.shape]

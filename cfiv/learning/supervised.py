@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfiv.checks import check_instance
 from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.arrays import is_finite
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
@@ -91,6 +92,7 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
         if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
         memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
+        check_instance("what last_layer.update gives", memory, Memory, "a Memory")
         if memory.weights.shape != state.memory.weights.shape:
             shapes = [tuple(part.weights.shape) for part in (state.memory, memory)]
             raise ParameterError(f"last_layer must give weights of shape {shapes[0]}, a bias last, got {shapes[1]}")

@@ -24,7 +24,6 @@ from cfiv.checks import (
     check_repeatable,
     check_whole,
     fresh_seed,
-    is_within,
     refusal,
     shown,
 )
@@ -34,11 +33,13 @@ from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.digest import digest
 from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal, check_optimizer, made_optimiser
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
 from cfiv.learning.networks import seeded
+from cfiv.learning.optimisers import OptimizerFactory, check_optimizer, made_optimiser
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import check_batch_size
+from cfiv.learning.schedules import checked, places
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
@@ -64,9 +65,11 @@ class LastLayerTrainer:
     Parameters
     ----------
     module : Module
-        Trained in place; from one tensor (n, ...) to one tensor. Its last linear map is a Linear, or a 1x1 convolution, for
-        which every point of the grid is a row of the solve, so the resolution may change between batches. A bias is the weight
-        of a constant feature, and is penalised like the others. The module's own last layer is the first W_prev.
+        Trained in place; from one tensor (n, ...) to one tensor that begins with the n examples. Axes of length one do not
+        count: a single output may have the shape (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a
+        1x1 convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches.
+        A bias is the weight of a constant feature, and is penalised like the others. The module's own last layer is the first
+        W_prev.
     last_layer : Ridge, Proximal, Kalman, MovingAverage or Gradient
         From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Proximal(lam=1.0) by default.
     last_module : str, optional
@@ -173,11 +176,11 @@ class LastLayerTrainer:
         self.device = device
         resolve_device(device)
         if callable(lambda_schedule):
-            self._lambda_factor = _factor("lambda_schedule", lambda_schedule)
+            self._lambda_factor = checked("lambda_schedule", lambda_schedule)
         else:
             self._lambda_factor = Training(lambda_start=lambda_schedule).lambda_factor
         if callable(learning_rate_schedule):
-            self._rate_factor = _factor("learning_rate_schedule", learning_rate_schedule)
+            self._rate_factor = checked("learning_rate_schedule", learning_rate_schedule)
         else:
             self._rate_factor = Training(learning_rate_schedule=learning_rate_schedule).rate_factor
 
@@ -197,9 +200,11 @@ class LastLayerTrainer:
 
         Parameters
         ----------
-        data : tuple of arrays or tensors, or loader
+        data : tuple of arrays, tensors or tables, or loader
             (inputs, targets) or (inputs, targets, row weights) of all examples; or a DataLoader, or anything that can be passed
-            over again and again, of such batches. The weights of an example hold for all of its rows.
+            over again and again, of such batches. The weights of an example hold for all of its rows. Arrays are what
+            :class:`cfiv.IVData` takes: finite real numbers, nothing masked, tables with equal indices. Whole numbers stay
+            whole, for embeddings, and complex inputs are for modules that take them.
         epochs, steps : int
             One of them.
         checkpoint : path, optional
@@ -207,7 +212,11 @@ class LastLayerTrainer:
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
             DataLoader whose order and augmentation come from torch's global generator or the loader's own, and which otherwise
             yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over. On cuda,
-            up to kernels that do not give the same numbers twice.
+            up to kernels that do not give the same numbers twice. Needs a whole number as ``random_state``. Other data are
+            refused: arrays, lists of batches, and DataLoaders of a TensorDataset or of a Subset of one, for any value that
+            differs; other loaders for another kind, length, batch size or order, or another first batch. So is another module,
+            last layer, optimiser, schedule or torch, another set of trained parameters, or another number of steps; the
+            module's code and its weights are not compared.
         every : int, optional
             1000 by default.
         on_step : callable, optional
@@ -221,11 +230,13 @@ class LastLayerTrainer:
         Raises
         ------
         ParameterError
-            If the module has no last linear map that can be solved.
+            If the module has no last linear map that can be solved, or moves the axis of the examples; for an optimiser that is
+            none of these parameters or needs a closure, and any other argument out of its range.
         DataError
-            For targets or labels that do not fit, or a loader that yields nothing.
+            For inputs that the module does not take, targets or labels that do not fit, values that are no finite numbers, or a
+            loader that yields nothing.
         ModelFileError
-            For a checkpoint of another model or configuration.
+            For a checkpoint of other data, another model or another configuration.
         DivergenceError
             If the very first step has no finite loss.
 
@@ -315,7 +326,13 @@ class LastLayerTrainer:
         return (said.float() if said.dtype == torch.bfloat16 else said).numpy()  # numpy has no bfloat16
 
     def evaluate(self, data: Any) -> Evaluation:
-        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode."""
+        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode.
+
+        Raises
+        ------
+        DataError
+            For data that ``fit`` would refuse, and where the module's outputs are not finite.
+        """
         head = self._fitted()
         with seeded(self._seed, head.layer.weight.device):  # loaders draw, be it only a seed
             return evaluation(head, self.task, self._every_batch(data))
@@ -353,7 +370,7 @@ class LastLayerTrainer:
 
     def _check_schedules(self, steps: int) -> None:
         """Refuse schedules that give no factors before the first step, and not in the middle."""
-        for done in _places(steps):
+        for done in places(steps):
             self._lambda_factor(done, steps)
             self._rate_factor(done, steps)
 
@@ -375,7 +392,7 @@ class LastLayerTrainer:
 
     def _configuration(self, batches: Source, first: Examples, state: TrainerState, steps: int) -> dict[str, Any]:
         """What has to be the same for a run to go on. Schedules are compared by their factors."""
-        factors = [[factor(done, steps) for done in _places(steps)] for factor in (self._lambda_factor, self._rate_factor)]
+        factors = [[factor(done, steps) for done in places(steps)] for factor in (self._lambda_factor, self._rate_factor)]
         layer = without_addresses(self.last_layer)
         if type(self.last_layer).__repr__ is object.__repr__:  # a layer of the user's own that does not say what it holds
             layer = f"{layer} {without_addresses(vars(self.last_layer))}"
@@ -398,27 +415,6 @@ class LastLayerTrainer:
             "steps": steps,
             "torch": torch.__version__,
         }
-
-
-def _factor(name: str, schedule: Callable[[float], float]) -> Callable[[int, int], float]:
-    """From the steps done, and all of them, to a checked factor."""
-
-    def factor(done: int, steps: int) -> float:
-        value: Any = schedule(done / steps)
-        if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
-            value = value.item()
-        if not is_within(value, least=0.0):
-            raise ParameterError(
-                f"{name} must give factors that are finite and >= 0, got {shown(value)} at {done / steps:g} of the steps"
-            )
-        return float(value)
-
-    return factor
-
-
-def _places(steps: int) -> list[int]:
-    """All steps, or ten thousand of them from the first to the last."""
-    return list(range(steps)) if steps <= 10_000 else [place * (steps - 1) // 9_999 for place in range(10_000)]
 
 
 def _steps(batches: Source, *, epochs: int | None, steps: int | None) -> int:

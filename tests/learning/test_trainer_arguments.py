@@ -76,6 +76,13 @@ class Own:
         return Memory(memory.weights[:1])
 
 
+class Bare(Own):
+    """And one that does not know what it should give."""
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        return memory.weights  # type: ignore[return-value]
+
+
 def elsewhere(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.Adam(made().parameters())
 
@@ -118,6 +125,7 @@ BAD = [
         {"learning_rate_schedule": "linear"},
         "learning_rate_schedule must be 'constant' or 'cosine', or a callable, got 'linear'",
     ),
+    ({"learning_rate_schedule": lambda: 1.0}, "learning_rate_schedule could not be called with a share of the steps"),
     ({"learning_rate_schedule": lambda share: True}, "learning_rate_schedule must give factors .* got True"),
     ({"learning_rate_schedule": lambda share: torch.ones(2)}, "learning_rate_schedule must give factors .* got tensor"),
     ({"device": "gpu0"}, "device 'gpu0' cannot be used here"),
@@ -162,6 +170,7 @@ def test_bad_arguments_are_refused_before_training(
             lambda path: LastLayerTrainer(made(), Own()).fit((X, Y), steps=1),
             r"must give weights of shape \(5, 1\), .* got \(1, 1\)",
         ),
+        (lambda path: LastLayerTrainer(made(), Bare()).fit((X, Y), steps=1), "update gives must be a Memory, got Tensor"),
         (lambda path: LastLayerTrainer(made()).fit((X, Y), steps=1).refit((X, Y), beta="1"), "beta must be finite and >= 0"),
         (lambda path: LastLayerTrainer(nn.Linear), "module must be a torch module, got the class Linear"),
     ],
@@ -178,3 +187,7 @@ def test_inputs_that_the_module_does_not_take_are_refused_before_training() -> N
     with pytest.raises(DataError, match=r"of shape \(2, 3\) and type torch.int64 .*: most layers take floating-point inputs"):
         LastLayerTrainer(module).fit((X.long(), Y), steps=1)
     assert torch.equal(flat(module), flat(made()))
+    trainer = LastLayerTrainer(module).fit((X, Y), steps=1)
+    for inputs in (X[0], X[:, :2], X[:, None, :, None]):
+        with pytest.raises(DataError, match=r"the Sequential given (does not take inputs of|makes an output of) shape"):
+            trainer.predict(inputs)

@@ -132,6 +132,10 @@ BAD: dict[str, tuple[Callable[[np.ndarray[Any, Any]], Any], str]] = {
     "categories": (lambda a: pd.Series(list("ab" * 12), dtype="category"), "must be numeric"),
     "ragged lists": (lambda a: [[1.0], [1.0, 2.0]] * 12, "makes no array"),
     "a sparse tensor": (lambda a: torch.from_numpy(a).to_sparse(), "must be a dense tensor"),
+    "a nested tensor": (
+        lambda a: torch.nested.nested_tensor([torch.ones(2)] * 24, layout=torch.jagged),
+        "must be a dense tensor",
+    ),
     "a number": (lambda a: 1.0, "at least one, got shapes|makes no array|must have at least one row"),
     "nothing": (lambda a: a[:0], "at least one"),
 }
