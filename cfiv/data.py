@@ -209,9 +209,14 @@ def _from_narwhals(table: object) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _role_array(role: str, value: object) -> Array:
-    if role == "clusters":
-        return _cluster_codes(value)
+def numeric_array(role: str, value: object, *, finite: bool = True) -> Array:
+    """What is given for a role as an array of real numbers, or of truth values, in its own type and shape.
+
+    Raises
+    ------
+    DataError
+        If it makes no array, holds something else, or has gaps (infinite values too, with ``finite``).
+    """
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
     detach = getattr(value, "detach", None)
@@ -220,13 +225,20 @@ def _role_array(role: str, value: object) -> Array:
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{role} makes no array ({reason}): give an array of numbers, its rows all of one shape") from None
-    if array.dtype == bool:
-        array = array.astype(np.uint8 if role == "treatment" and array.ndim > 2 else np.float64)
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in "fiub":
         raise DataError(f"{role} must be numeric, got dtype {array.dtype}: convert it, or name a column of a table with C(...)")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise DataError(f"{role} must be finite, got {bad} values that are infinite or missing: drop or fill those rows")
+    return array
+
+
+def _role_array(role: str, value: object) -> Array:
+    if role == "clusters":
+        return _cluster_codes(value)
+    array = numeric_array(role, value)
+    if array.dtype == bool:
+        array = array.astype(np.uint8 if role == "treatment" and array.ndim > 2 else np.float64)
     if role in ("outcome", "weights"):
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]

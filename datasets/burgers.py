@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cfiv.datasets.arguments import check_whole
+from cfiv.checks import check_whole
 from cfiv.datasets.burgers_equation import check_problem, evolve
 from cfiv.datasets.function_pairs import FunctionPairs
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 
-from cfiv.datasets.arguments import check_between, check_whole
+from cfiv.checks import check_number, check_whole
 from cfiv.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,8 +116,8 @@ def evolve(
 def check_problem(viscosity: object, time: object) -> None:
     """Raise ParameterError unless the viscosity and the time are in the range that the method is made for."""
     why = "with less, fronts are too steep for this method, and more leaves nothing of the initial function"
-    check_between("viscosity", viscosity, least=1e-3, greatest=10.0, why=why)
-    check_between("time", time, least=0.0, greatest=10.0)
+    check_number("viscosity", viscosity, least=1e-3, most=10.0, why=why)
+    check_number("time", time, least=0.0, most=10.0)
 
 
 def _modes(viscosity: float, time: float) -> int:

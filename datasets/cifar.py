@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from cfiv.checks import is_whole
 from cfiv.datasets.cifar_pickle import HOME, read
 from cfiv.datasets.labelled_images import ImageClassification, LabelledImages
 from cfiv.errors import CfivError, DataError, ParameterError, quoted
@@ -111,7 +112,7 @@ def load(folder: str | Path, *, classes: int = 10) -> ImageClassification:
     >>> data.train.images.shape, data.classes[:2]  # doctest: +SKIP
     ((50000, 3, 32, 32), ('airplane', 'automobile'))
     """
-    if isinstance(classes, bool) or classes not in (10, 100):
+    if not is_whole(classes) or classes not in RELEASES:
         raise ParameterError(f"classes must be 10 (CIFAR-10) or 100 (CIFAR-100), got {classes!r}")
     release = RELEASES[classes]
     place = _place(Path(folder), release)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cfiv.datasets.arguments import check_whole
+from cfiv.checks import check_whole
 from cfiv.datasets.darcy_equation import solve
 from cfiv.datasets.function_pairs import FunctionPairs
 

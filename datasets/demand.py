@@ -30,10 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfiv.checks import check_number, check_whole
 from cfiv.data import IVData
-from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.truth import Truth
-from cfiv.errors import ParameterError
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -113,11 +112,9 @@ def simulate(
     """
     check_whole("n", n, least=1)
     check_whole("seed", seed, least=0)
-    if not is_number(rho) or not -1.0 <= rho <= 1.0:
-        raise ParameterError(f"rho must be between -1 and 1, got {rho!r}")
-    for name, value in (("instrument_strength", instrument_strength), ("error_scale", error_scale)):
-        if not is_number(value) or not 0.0 <= value < math.inf:
-            raise ParameterError(f"{name} must be finite and >= 0, got {value!r}")
+    check_number("rho", rho, least=-1.0, most=1.0)
+    check_number("instrument_strength", instrument_strength, least=0.0)
+    check_number("error_scale", error_scale, least=0.0)
     generator = np.random.default_rng(seed)
     emotion = generator.choice(np.arange(1, 8), n).astype(np.float64)
     time = generator.uniform(0.0, 10.0, n)

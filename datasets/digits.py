@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cfiv.datasets.arguments import check_whole
+from cfiv.checks import check_whole
 from cfiv.datasets.labelled_images import ImageClassification, LabelledImages
 
 #: A pixel counts the dark ones among the 4 x 4 that it was made from.

@@ -30,15 +30,14 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 import pandas as pd
 
+from cfiv.checks import check_choice, check_number, check_whole
 from cfiv.data import IVData
-from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.dsprites_archive import held_latents, load
 from cfiv.datasets.dsprites_drawing import LATENTS, SIDE, ImageArray, render
 from cfiv.datasets.truth import ImageTruth, StructuralOfImages
@@ -174,10 +173,9 @@ def simulate(
     """
     check_whole("n", n, least=1)
     check_whole("seed", seed, least=0)
-    _check_finite("confounding", confounding)
-    _check_finite("pixel_noise", pixel_noise)
-    if pixel_noise < 0:
-        raise ParameterError(f"pixel_noise must be >= 0, got {pixel_noise!r}")
+    check_number("confounding", confounding)
+    check_number("pixel_noise", pixel_noise, least=0.0)
+    check_choice("function", function, FUNCTIONS)
     chosen = _instruments(instruments, confounding=float(confounding))
     structural = _function(function, matrix)
 
@@ -245,11 +243,9 @@ def _value(name: str, index: npt.NDArray[np.integer]) -> FloatArray:
 def _function(name: str, matrix: npt.ArrayLike | str | Path | None) -> StructuralOfImages:
     if name == "original":
         return OriginalFunction(matrix)
-    if name == "second":
-        if matrix is not None:
-            raise ParameterError('matrix is that of the original function, got one beside function="second": leave it out')
-        return SecondFunction()
-    raise ParameterError(f"function must be one of {', '.join(FUNCTIONS)}, got {name!r}")
+    if matrix is not None:
+        raise ParameterError('matrix is that of the original function, got one beside function="second": leave it out')
+    return SecondFunction()
 
 
 def _instruments(names: Sequence[str], *, confounding: float) -> tuple[str, ...]:
@@ -262,11 +258,6 @@ def _instruments(names: Sequence[str], *, confounding: float) -> tuple[str, ...]
             "or set confounding=0"
         )
     return chosen
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if not is_number(value) or not np.isfinite(float(value)):
-        raise ParameterError(f"{name} must be a finite number, got {value!r}")
 
 
 def _flat(images: npt.ArrayLike) -> FloatArray:

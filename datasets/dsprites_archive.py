@@ -26,8 +26,9 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from cfiv.checks import check_choice
 from cfiv.datasets.dsprites_drawing import LATENTS, SHAPES, SIDE, ImageArray, checked_latents, render
-from cfiv.errors import CfivError, DataError, ParameterError, PictureWarning, quoted
+from cfiv.errors import CfivError, DataError, PictureWarning, quoted
 
 Array = npt.NDArray[Any]
 IndexArray = npt.NDArray[np.int64]
@@ -136,8 +137,7 @@ def held_latents(path: str | Path, *, shape: str = "heart") -> IndexArray:
 
 def _held(path: Path, shape: str) -> tuple[IndexArray, IndexArray, int]:
     """The rows of a shape in the file, their latents, and how many rows the file has in all."""
-    if shape not in SHAPES:
-        raise ParameterError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+    check_choice("shape", shape, SHAPES)
     blocks = _blocks(path, "latents_classes", dtype=np.integer, sample=(len(COLUMNS),))
     classes = np.concatenate([np.empty((0, len(COLUMNS)), dtype=np.int64), *(block.astype(np.int64) for block in blocks)])
     for column, (name, size) in zip(classes.T, COLUMNS.items(), strict=True):

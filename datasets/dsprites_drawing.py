@@ -40,7 +40,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cfiv.errors import DataError, ParameterError
+from cfiv.checks import check_choice
+from cfiv.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
@@ -135,8 +136,7 @@ def checked_latents(latents: npt.ArrayLike) -> npt.NDArray[np.integer]:
 
 def _corners(shape: str) -> tuple[FloatArray, FloatArray]:
     """The corners u (rightward) and v (downward) of a shape whose half width is 1."""
-    if shape not in SHAPES:
-        raise ParameterError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+    check_choice("shape", shape, SHAPES)
     if shape == "square":
         return np.array([-1.0, 1.0, 1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0])
     a = 2.0 * np.pi * np.arange(CORNERS) / CORNERS

@@ -48,7 +48,7 @@ def test_the_covariance_is_robust_unless_said_otherwise(train: pd.DataFrame, cap
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--level", "95"], ["level must be between 0 and 1", "95"]),
+        (["--level", "95"], ["level must be > 0 and < 1", "95"]),
         (["--covariance", "clustered"], ["needs groups of rows"]),
         (["--covariance", "robust", "--clusters", "group"], ["does not use them"]),
         (["--weights", "groups"], ["'groups'", "did you mean 'group'"]),

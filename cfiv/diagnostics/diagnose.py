@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cfiv.checks import check_choice, check_number, check_whole
 from cfiv.data import IVData
 from cfiv.diagnostics.adequacy import residual_prediction
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
@@ -18,7 +19,6 @@ from cfiv.diagnostics.results import TestResult
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
-from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.estimators.two_sls import TwoStageLeastSquares
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder
@@ -137,10 +137,9 @@ def diagnose(
 
 
 def _check(covariance: CovarianceKind | None, level: Any, random_state: Any) -> None:
-    if covariance is not None and covariance not in ("robust", "unadjusted", "clustered"):
-        raise ParameterError(f"covariance must be 'robust', 'unadjusted' or 'clustered', got {covariance!r}")
-    if not is_number(level) or not 0 < level < 1:
-        raise ParameterError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
+    if covariance is not None:
+        check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
+    check_number("level", level, above=0.0, below=1.0, alternative="such as 0.95")
     check_whole("random_state", random_state, least=0)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import NoneType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
+from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept
-from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
+from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
+from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
@@ -281,15 +282,15 @@ class DFIV(StructuralEstimator):
         check_whole("fits", self.fits, least=1)
         check_choice("structure", self.structure, ("product", "additive"))
         check_choice("report", self.report, ("refit", "current"))
-        if self.training is not None and not isinstance(self.training, Training):
-            raise ParameterError(f"training must be a cfiv.Training or None, got {type(self.training).__name__}")
+        for flag in ("standardise", "swap", "progress"):
+            check_flag(flag, getattr(self, flag))
+        check_instance("training", self.training, (Training, NoneType), "a cfiv.Training or None")
         check_random_state(self.random_state)
         self._penalties()
         self._learning_rate()
         self._weight_decay()
         resolve_device(self.device)
-        if isinstance(self.batch_size, int):
-            batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
+        check_batch_size(self.batch_size)
 
     def fit(
         self,
@@ -466,9 +467,14 @@ class DFIV(StructuralEstimator):
         unpredicted = self.unpredicted_penalty
         if isinstance(unpredicted, str) and unpredicted == "auto":
             unpredicted = IMAGE_UNPREDICTED_PENALTY if sample is not None and sample.treatment.ndim > 2 else 0.0
-        elif not is_number(unpredicted) or not 0.0 <= float(unpredicted) < math.inf:
-            raise ParameterError(f"unpredicted_penalty must be 'auto' or finite and >= 0, got {unpredicted!r}")
-        return Penalties(self.lambda1, self.lambda2, self.lambda12, self.ridge1, self.ridge2, unpredicted)
+        return Penalties(
+            lambda1=self.lambda1,
+            lambda2=self.lambda2,
+            lambda12=self.lambda12,
+            ridge1=self.ridge1,
+            ridge2=self.ridge2,
+            unpredicted=check_number("unpredicted_penalty", unpredicted, least=0.0, alternative="or 'auto'"),
+        )
 
     def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
         """Peak rates; ``sample`` shows what "auto" has to look at."""

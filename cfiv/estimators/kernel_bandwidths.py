@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfiv.checks import check_number, refusal, several
 from cfiv.errors import DataError, ParameterError
-from cfiv.estimators.parameters import is_number, several
 from cfiv.numerics.bandwidths import median_bandwidth
 
 Bandwidths = Mapping[str, float | Sequence[float]]
@@ -21,13 +20,10 @@ ROLES = ("treatment", "instruments", "covariates")
 def check_bandwidths(given: Any) -> None:
     """Raise a ParameterError unless every bandwidth given is finite and > 0, under a role."""
     if not isinstance(given, Mapping) or not set(given) <= set(ROLES):
-        raise ParameterError(
-            f"bandwidths must be a mapping with keys among 'treatment', 'instruments' and 'covariates', got {given!r}"
-        )
+        raise refusal("bandwidths", "a mapping with keys among 'treatment', 'instruments' and 'covariates'", given)
     for role, values in given.items():
         for value in several(values):
-            if not (is_number(value) and 0.0 < float(value) < math.inf):
-                raise ParameterError(f"bandwidths[{role!r}] must be finite and > 0, got {values!r}")
+            check_number(f"bandwidths[{role!r}]", value, above=0.0)
 
 
 def resolve_bandwidths(
@@ -62,9 +58,7 @@ def resolve_bandwidths(
         if role in given:
             numbers = [float(value) for value in several(given[role])]
             if len(numbers) not in (1, len(columns)):
-                raise ParameterError(
-                    f"bandwidths[{role!r}] must be one number or one for each of the {len(columns)} inputs, got {given[role]!r}"
-                )
+                raise refusal(f"bandwidths[{role!r}]", f"one number or one for each of the {len(columns)} inputs", given[role])
             found[role] = numbers * (len(columns) // len(numbers))
             continue
         found[role] = [median_bandwidth(column, generator=generator) for column in columns]

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfiv.checks import check_choice, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import KernelComponent
@@ -24,7 +25,6 @@ from cfiv.estimators.kernel_bandwidths import (
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
-from cfiv.estimators.parameters import check_random_state, check_whole, is_number, is_whole
 from cfiv.learning.samples import split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, cross_fitted, two_samples
 from cfiv.numerics.landmarks import KernelFeatures
@@ -175,18 +175,17 @@ class KernelIV(StructuralEstimator):
             penalty_values(name, getattr(self, name))
         check_whole("folds", self.folds, least=2)
         split = self.split
-        if split is not None and not (is_number(split) and 0.0 < float(split) < 1.0):
-            raise ParameterError(f"split must be between 0 and 1, or None for cross-fitting, got {split!r}")
-        if self.validation not in ("treatment", "instruments"):
-            raise ParameterError(f"validation must be 'treatment' or 'instruments', got {self.validation!r}")
+        if split is not None:
+            check_number("split", split, above=0.0, below=1.0, alternative="or None for cross-fitting")
+        check_choice("validation", self.validation, ("treatment", "instruments"))
         if self.validation == "instruments" and (split is not None or self.folds < 3):
             got = f"folds={self.folds}" if split is None else f"split={split:g}"
             raise ParameterError(
                 f"validation='instruments' needs rows that neither stage has seen, and {got} leaves none: cross-fit "
                 "with folds >= 3, or use validation='treatment'"
             )
-        if self.landmarks is not None and (not is_whole(self.landmarks) or self.landmarks < 1):
-            raise ParameterError(f"landmarks must be a whole number >= 1, or None for all rows, got {self.landmarks!r}")
+        if self.landmarks is not None:
+            check_whole("landmarks", self.landmarks, least=1, alternative="or None for all rows")
         check_random_state(self.random_state)
         if self.bandwidths is not None:
             check_bandwidths(self.bandwidths)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from cfiv.errors import ParameterError, PenaltyRangeWarning
-from cfiv.estimators.parameters import is_number, several
+from cfiv.checks import is_within, refusal, several
+from cfiv.errors import PenaltyRangeWarning
 from cfiv.numerics.ridge_path import PenaltyChoice
 
 #: Values of either penalty that None stands for. The outcome has unit variance and the kernels are one at distance zero, so
@@ -37,11 +36,9 @@ def penalty_values(name: str, given: Penalty) -> tuple[float, ...]:
     if given is None:
         return PENALTIES
     values = several(given)
-    if not values or not all(is_number(value) and LEAST <= float(value) < math.inf for value in values):
-        raise ParameterError(
-            f"{name} must be a finite number >= {LEAST:g}, several of them, or None for {len(PENALTIES)} values from "
-            f"{PENALTIES[0]:g} to {PENALTIES[-1]:g}, got {given!r}"
-        )
+    if not values or not all(is_within(value, least=LEAST) for value in values):
+        otherwise = f"several of them, or None for {len(PENALTIES)} values from {PENALTIES[0]:g} to {PENALTIES[-1]:g}"
+        raise refusal(name, f"a finite number >= {LEAST:g}", given, alternative=otherwise)
     return tuple(float(value) for value in values)
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from cfiv.checks import check_choice, check_flag, check_whole
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FewClustersWarning, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
-from cfiv.estimators.parameters import is_whole
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
 Kernel = Literal["bartlett", "parzen", "qs"]
@@ -46,24 +46,16 @@ class Covariance:
     bandwidth: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("kind", ("robust", "unadjusted", "clustered", "kernel")),
-            ("kernel", ("bartlett", "parzen", "qs")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                given = "covariance" if name == "kind" else name
-                raise ParameterError(f"{given} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-        if not isinstance(self.debiased, (bool, np.bool_)):
-            raise ParameterError(f"debiased must be True or False, got {self.debiased!r}")
+        check_choice("covariance", self.kind, ("robust", "unadjusted", "clustered", "kernel"))
+        check_choice("kernel", self.kernel, ("bartlett", "parzen", "qs"))
+        check_flag("debiased", self.debiased)
         if self.kernel != "bartlett" and self.kind != "kernel":
             raise ParameterError(
                 f"kernel={self.kernel!r} is for covariance='kernel', got covariance={self.kind!r}: leave it out"
             )
         if self.bandwidth is None:
             return
-        if not is_whole(self.bandwidth) or self.bandwidth < 0:
-            raise ParameterError(f"bandwidth must be a whole number of lags >= 0, or None, got {self.bandwidth!r}")
+        check_whole("bandwidth", self.bandwidth, least=0, alternative="in lags, or None")
         if self.kind != "kernel":
             raise ParameterError(
                 f"bandwidth={self.bandwidth} is for covariance='kernel', got covariance={self.kind!r}: leave it out"

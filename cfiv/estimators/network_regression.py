@@ -14,18 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, ParameterError, TrainingWarning
+from cfiv.errors import DivergenceError, TrainingWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.parameters import (
-    check_choice,
-    check_number,
-    check_random_state,
-    check_whole,
-    is_number,
-    learning_rates,
-    per_network,
-)
+from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
@@ -39,7 +32,7 @@ from cfiv.learning.regression import (
     StructuralFeatures,
     fit_regression,
 )
-from cfiv.learning.samples import Sample, batch_rows, split_rows
+from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
 from cfiv.learning.training import Training
 from cfiv.learning.two_stage import PerNetwork
 from cfiv.numerics.two_stage import Structure
@@ -166,16 +159,16 @@ class NetworkRegression(StructuralEstimator):
         check_whole("steps", self.steps, least=0)
         check_whole("fits", self.fits, least=1)
         check_choice("structure", self.structure, ("product", "additive"))
-        check_number("proximal", self.proximal)
-        check_number("ridge", self.ridge)
-        if not is_number(self.holdout) or not 0.0 <= float(self.holdout) <= 0.9:
-            raise ParameterError(f"holdout must be between 0 and 0.9, got {self.holdout!r}")
+        check_number("proximal", self.proximal, least=0.0)
+        check_number("ridge", self.ridge, least=0.0)
+        check_number("holdout", self.holdout, least=0.0, most=0.9)
+        for flag in ("standardise", "progress"):
+            check_flag(flag, getattr(self, flag))
         check_random_state(self.random_state)
         learning_rates(self.learning_rate, images=False)
         per_network("weight_decay", self.weight_decay)
         resolve_device(self.device)
-        if isinstance(self.batch_size, int):
-            batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
+        check_batch_size(self.batch_size)
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
@@ -269,7 +262,7 @@ class NetworkRegression(StructuralEstimator):
             task = RegressionProblem(
                 train=train,
                 heldout=heldout,
-                layer=Proximal(float(self.proximal), float(self.ridge)),
+                layer=Proximal(float(self.proximal), beta=float(self.ridge)),
                 steps=int(self.steps) if steps is None else steps,
                 batch_size=batch_rows(self.batch_size, smallest_sample=len(train)),
                 learning_rates=tuple(rates[place] for place in places[: len(features.networks)]),

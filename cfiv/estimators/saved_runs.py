@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfiv.errors import OutputError, ParameterError
-from cfiv.estimators.parameters import check_whole, is_whole
+from cfiv.checks import check_repeatable, check_whole
+from cfiv.errors import OutputError
 from cfiv.files import unwritable
+from cfiv.learning.digest import digest
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
 
@@ -52,17 +52,14 @@ class SavedRuns:
             If the folder cannot be made.
         """
         check_whole("every", every, least=1)
-        if not is_whole(estimator.random_state):
-            raise ParameterError(
-                f"checkpoint= needs a random_state that can be drawn from again, a whole number, got {estimator.random_state!r}"
-            )
+        check_repeatable(estimator.random_state)
         place = Path(folder)
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(unwritable(place, error)) from error
         parameters = {
-            name: without_addresses(value)
+            name: without_addresses(value.item() if isinstance(value, np.generic) else value)
             for name, value in sorted(estimator.get_params(deep=False).items())
             if name not in WITHOUT_EFFECT
         }
@@ -70,18 +67,9 @@ class SavedRuns:
 
     def file(self, name: str, *, sample: Sample, networks: Sequence[nn.Module]) -> RunFile:
         """That of one fit, which knows the sample and the networks that it belongs to."""
-        about = {"fit": name, "data": digest(sample), "networks": [described(module) for module in networks]}
+        about = {
+            "fit": name,
+            "data": digest((sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights)),
+            "networks": [described(module) for module in networks],
+        }
         return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})
-
-
-def digest(sample: Sample) -> str:
-    """Of all values of a sample, as it is scaled and stored."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for values in (sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights):
-        if values is None:
-            hashed.update(b"none")
-            continue
-        array: np.ndarray[Any, Any] = np.ascontiguousarray(values.cpu().numpy())
-        hashed.update(f"{array.dtype} {array.shape}".encode())
-        hashed.update(array.data)
-    return hashed.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cfiv.checks import check_instance
 from cfiv.errors import ParameterError
 
 
@@ -15,6 +16,7 @@ def resolve_device(device: str) -> torch.device:
     ParameterError
         If the device is unknown or absent.
     """
+    check_instance("device", device, (str, torch.device), "'auto' or the name of a device, such as 'cpu'")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DataError
+from cfiv.learning.arrays import is_finite
 from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
 from cfiv.learning.supervised import row_weights_of
 from cfiv.learning.supervised_data import Examples
@@ -65,8 +66,8 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
             right += float(w @ (said == targets.argmax(dim=1)).double())
             continue
         one = residual.new_ones(len(batch)) if batch.weights is None else batch.weights.double()
-        truth = batch.targets.reshape(captured.output.shape).double().flatten(start_dim=1)
-        error = (captured.output.double().flatten(start_dim=1) - truth).norm(dim=1)
+        truth = batch.targets.reshape(len(batch), -1).double()
+        error = (captured.output.double().reshape(len(batch), -1) - truth).norm(dim=1)
         relative, examples = relative + float(one @ (error / truth.norm(dim=1))), examples + float(one.sum())
     if not mass:
         raise DataError("there is nothing to evaluate on: the data yield no batch")
@@ -102,13 +103,38 @@ def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, be
 
 
 def placed(batch: Examples, module: nn.Module) -> Examples:
-    """A batch on the device of a module, its floating-point inputs in the module's dtype."""
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)  # Fourier layers have complex ones too
+    """A batch on the device of a module, its floating-point inputs in the module's dtype.
+
+    Raises
+    ------
+    DataError
+        If that dtype is too narrow for a value.
+    """
+    first = _parameter(module)
     if first is None:
         return batch
+    check_width(batch, module)
     inputs = batch.inputs.to(first.device, first.dtype if batch.inputs.is_floating_point() else None)
     weights = None if batch.weights is None else batch.weights.to(first.device)
     return Examples(inputs, batch.targets.to(first.device), weights)
+
+
+def check_width(batch: Examples, module: nn.Module) -> None:
+    """Raise a DataError where an input or a target is finite, but beyond what the module computes with."""
+    first = _parameter(module)
+    for role, values in (("inputs", batch.inputs), ("targets", batch.targets)):
+        if first is not None and values.is_floating_point() and values.dtype.itemsize > first.dtype.itemsize:
+            extremes = torch.stack(values.aminmax())
+            if is_finite(extremes) and not is_finite(extremes.to(first.dtype)):
+                raise DataError(
+                    f"{role} must be within {first.dtype}, which the module computes with, got {extremes.abs().max():g}: "
+                    "bring them to another scale, or call double() on the module"
+                )
+
+
+def _parameter(module: nn.Module) -> nn.Parameter | None:
+    """One that says where and in what a module computes; Fourier layers have complex ones too."""
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
 
 
 def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tuple[Captured, Examples]]:
@@ -117,4 +143,9 @@ def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tupl
             chunk = placed(batch.rows(slice(start, start + CHUNK)), head.module)
             with torch.no_grad(), in_mode(head.module, training=False):
                 captured = head(chunk.inputs)
+            if not is_finite(captured.output):
+                raise DataError(
+                    "the module's outputs must be finite, got some that are infinite or missing: bring inputs to the scale of "
+                    "those in training, or train again"
+                )
             yield captured, chunk

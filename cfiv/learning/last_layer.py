@@ -6,24 +6,20 @@ A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cfiv.checks import check_flag, check_number
 from cfiv.errors import ParameterError
-from cfiv.numerics.inputs import check_penalties
+from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.last_layer import Solve
 from cfiv.numerics.least_squares import solve_step
 from cfiv.numerics.moments import Moments, moments, solve_moments
-
-#: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class LastLayer(Protocol):
@@ -62,7 +58,7 @@ class ClosedForm(Protocol):
 class Proximal:
     """``argmin_W mean |y - W' phi|^2 + beta |W|^2 + lam |W - W_prev|^2``: small steps away from what earlier batches said.
 
-    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. With a ``gain`` below 1 only that share of
+    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. With a ``gain`` in (0, 1) only that share of
     the way from W_prev to the minimiser is gone: gains that fall like 1/t let the weights settle at those of all batches.
 
     References
@@ -71,11 +67,14 @@ class Proximal:
     """
 
     lam: float
+    _: KW_ONLY
     beta: float = 0.0
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        check_penalties(lam=self.lam, beta=self.beta)
+        _keep_number(self, "lam", least=0.0)
+        _keep_number(self, "beta", least=0.0)
+        _keep_number(self, "gain", above=0.0, most=1.0)
 
     def after(self, previous: Tensor | None) -> Solve:
         """The penalised solve that is pulled to ``previous``."""
@@ -107,7 +106,7 @@ class Ridge:
     beta: float
 
     def __post_init__(self) -> None:
-        check_penalties(beta=self.beta)
+        _keep_number(self, "beta", least=0.0)
 
     def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Solve, whatever came before."""
@@ -141,14 +140,16 @@ class Kalman:
     """
 
     process_noise: float
+    _: KW_ONLY
     observation_noise: float
     reset: bool = False
     prior: float = 0.0
 
     def __post_init__(self) -> None:
-        check_penalties(process_noise=self.process_noise, prior=self.prior)
-        if not (math.isfinite(self.observation_noise) and self.observation_noise > 0):
-            raise ParameterError(f"observation_noise must be finite and > 0, got {self.observation_noise}")
+        _keep_number(self, "process_noise", least=0.0)
+        _keep_number(self, "observation_noise", above=0.0)
+        _keep_number(self, "prior", least=0.0)
+        object.__setattr__(self, "reset", check_flag("reset", self.reset))
         if self.process_noise == 0 and (self.prior == 0 or self.reset):
             raise ParameterError(
                 "process_noise must be > 0 with reset=True or without a prior, got 0: such weights would never move"
@@ -187,12 +188,12 @@ class MovingAverage:
     """
 
     decay: float
+    _: KW_ONLY
     beta: float
 
     def __post_init__(self) -> None:
-        check_penalties(beta=self.beta)
-        if not 0.0 <= self.decay < 1.0:
-            raise ParameterError(f"decay must be >= 0 and < 1, got {self.decay}")
+        _keep_number(self, "decay", least=0.0, below=1.0)
+        _keep_number(self, "beta", least=0.0)
 
     def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Add the batch to the moments and solve."""
@@ -216,6 +217,10 @@ class Gradient:
 
     optimizer: OptimizerFactory | None = None
 
+    def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
+
 
 @dataclass(frozen=True)
 class Held:
@@ -232,3 +237,8 @@ class Held:
             return previous
 
         return held
+
+
+def _keep_number(layer: object, name: str, **limits: float) -> None:
+    """Check a number of a frozen layer, and keep it as Python's own, so that equal layers look the same."""
+    object.__setattr__(layer, name, check_number(name, getattr(layer, name), **limits))  # type: ignore[arg-type]

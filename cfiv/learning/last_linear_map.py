@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from cfiv.errors import ParameterError
+from cfiv.errors import CfivError, DataError, ParameterError
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -52,12 +52,18 @@ class LastLinearMap:
         Its dotted name in the module.
     order : tuple of int
         The module's output is the layer's with its axes in this order, reshaped.
+    examples_axis : int
+        Of the layer's output: the one that grows with the examples.
+    output_axes : int
+        How many the module's output has, the first for the examples.
     """
 
     module: nn.Module
     layer: nn.Linear | Convolution
     name: str
     order: tuple[int, ...]
+    examples_axis: int
+    output_axes: int
 
     @property
     def targets(self) -> int:
@@ -73,8 +79,18 @@ class LastLinearMap:
         """Run the module, in the mode that it is in."""
         seen: list[Tensor] = []
         with _hooked(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
-            output = self.module(inputs)
+            output = run(self.module, inputs)
         features = seen[-1]
+        if len(inputs) == 1:  # a module that squeezes loses the axis of the examples where there is one of them
+            if features.ndim == len(self.order) - 1:
+                features = features.unsqueeze(self.examples_axis)
+            if output.ndim == 0 or output.shape[0] != 1 or output.ndim == self.output_axes - 1:
+                output = output[None]
+        if features.ndim != len(self.order) or output.shape[:1] != inputs.shape[:1]:
+            raise DataError(
+                f"{_of(self.module)} makes an output of shape {tuple(output.shape)} of inputs of shape {tuple(inputs.shape)}: "
+                "give inputs (n, ...) with as many axes as those that it was fitted to, the first for the examples"
+            )
         if features.dtype in (torch.float16, torch.bfloat16):  # under autocast
             features = features.float()
         shape = [*features.shape]
@@ -115,13 +131,14 @@ def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None
     """Find the last linear map that a forward pass runs, and show that the module's output is its output.
 
     The probe runs in evaluation mode and without gradients. The layer's output is replaced by distinct numbers of both signs;
-    they must arrive at the module's output unchanged, in any order of axes and any shape.
+    they must arrive at the module's output unchanged, in any order of axes and any shape that begins with the examples. It
+    runs on two examples and on three, so that no other axis is taken for theirs.
 
     Parameters
     ----------
     module : Module
-    probe : Tensor
-        A few inputs.
+    probe : Tensor (n, ...)
+        Inputs; the first three are taken, over again where there are fewer.
     name : str, optional
         Of the layer, dotted, in place of the last one that runs.
 
@@ -129,15 +146,18 @@ def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None
     ------
     ParameterError
         If there is none, it runs more than once, its weights belong to other layers too, or something changes its output;
-        with the name of the layer and of what comes after it.
+        with the name of the layer and of what comes after it. Also if the output does not begin with the examples.
+    DataError
+        If the module does not take the inputs.
     """
+    two, three = (probe[torch.arange(examples, device=probe.device) % len(probe)] for examples in (2, 3))
     ran: list[str] = []
     names = {part: called for called, part in module.named_modules()}
     with ExitStack() as hooks:
         for part in names:
             handle = part.register_forward_pre_hook(lambda part, _: ran.append(names[part]))
             hooks.callback(handle.remove)
-        _probe(module, probe)
+        _probe(module, two)
     parts = dict(module.named_modules())
     linear = [called for called in dict.fromkeys(ran) if _is_linear(parts[called])]
     if name is None:
@@ -155,11 +175,45 @@ def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None
     assert isinstance(layer, nn.Linear | Convolution)
     after = ran[len(ran) - ran[::-1].index(name) :]
     _check_weights(module, layer, name, runs=ran.count(name))
-    return LastLinearMap(module, layer, name, _axes(module, layer, name, probe, [(called, parts[called]) for called in after]))
+    trailing = [(called, parts[called]) for called in after]
+    order, made, axes = _axes(module, layer, name, two, trailing)
+    _, more, _ = _axes(module, layer, name, three, trailing)
+    growing = [axis for axis, (few, many) in enumerate(zip(made, more, strict=True)) if 3 * few == 2 * many]
+    if len(growing) != 1:
+        raise ParameterError(
+            f"the last linear layer {name!r} gives shape {made} for two examples and {more} for three: let one axis be theirs"
+        )
+    return LastLinearMap(module, layer, name, order, growing[0], axes)
 
 
-def _axes(module: nn.Module, layer: nn.Module, name: str, probe: Tensor, after: list[tuple[str, nn.Module]]) -> tuple[int, ...]:
-    """The order of axes in which the layer's output becomes the module's."""
+def run(module: nn.Module, inputs: Tensor) -> Any:
+    """The module's output, in the mode that it is in.
+
+    Raises
+    ------
+    DataError
+        If it does not take such inputs.
+    """
+    try:
+        return module(inputs)
+    except (CfivError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        advice = ""
+        if not inputs.is_floating_point():
+            advice = ": most layers take floating-point inputs, such as inputs.astype(numpy.float32)"
+        elif len(inputs) == 1 and module.training:
+            advice = ": leave out batches of one example, as a DataLoader does with drop_last=True"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{_of(module)} does not take inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} ({reason}){advice}"
+        ) from error
+
+
+def _axes(
+    module: nn.Module, layer: nn.Module, name: str, probe: Tensor, after: list[tuple[str, nn.Module]]
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The order of axes in which the layer's output becomes the module's; the shape of the one, and the axes of the other."""
     found = f"the last linear layer found is {name!r} ({type(layer).__name__})"
     marks: list[Tensor] = []
 
@@ -177,7 +231,12 @@ def _axes(module: nn.Module, layer: nn.Module, name: str, probe: Tensor, after: 
     if output.numel() == marks[0].numel() and not dropout:
         for order in permutations(range(marks[0].ndim)):
             if torch.equal(marks[0].permute(order).reshape(output.shape), output):
-                return order
+                if output.shape[:1] != probe.shape[:1]:
+                    raise ParameterError(
+                        f"{found}, but the module's output has shape {tuple(output.shape)} for {len(probe)} examples: keep "
+                        "their axis, and keep it first (flatten from start_dim=1, squeeze other axes alone)"
+                    )
+                return order, tuple(marks[0].shape), output.ndim
     what = ", ".join(f"{called!r} ({type(part).__name__})" for called, part in after) or "an operation in its forward method"
     raise ParameterError(
         f"{found}, but the module's output is not that layer's: {what} comes after it; end the module with the linear layer "
@@ -211,7 +270,7 @@ def _is_linear(part: nn.Module) -> bool:
 def _probe(module: nn.Module, probe: Tensor) -> Any:
     """The module's output in evaluation mode, without gradients; its mode is left as it was."""
     with torch.no_grad(), in_mode(module, training=False):
-        return module(probe)
+        return run(module, probe)
 
 
 @contextmanager

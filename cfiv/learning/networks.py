@@ -246,7 +246,8 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
     # A convolution takes (rows, height, width) for one picture of so many channels: with the right number of rows it may work.
-    for rows in (5, 2) if len(shape) == 2 else (2,):
+    # So may a network that swaps rows and features.
+    for rows in (5, 2) if len(shape) == 2 else (2, 5):
         probe = torch.zeros(rows, *shape, dtype=dtype)
         try:
             features = evaluate(network, probe)
@@ -254,7 +255,9 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
             reason = f"{str(error).splitlines()[0]}{_failing_layer(network, probe)}"
             raise ParameterError(f"the {role}_network does not accept inputs of shape {('rows', *shape)}: {reason}") from error
         if features.ndim != 2 or features.shape[0] != rows:
-            remedy = "flatten its output" if features.ndim != 2 else "give one row of features for each row of its input"
+            remedy = "give one row of features for each row of its input"
+            if features.ndim != 2:
+                remedy = "keep an axis for its features" if features.ndim < 2 else "flatten its output"
             raise ParameterError(
                 f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
                 f"{tuple(features.shape)} for {rows} rows: {remedy}"
@@ -300,10 +303,20 @@ def evaluate(network: nn.Module, inputs: Tensor) -> Tensor:
     network.eval()
     try:
         with torch.no_grad():
-            features: Tensor = network(inputs)
+            return features_of(network, inputs)
     finally:
         network.train(mode)
-    return features
+
+
+def features_of(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What a network makes of its inputs (n, ...): features (n, m), in the mode that it is in.
+
+    A network that squeezes loses the axis of the rows where there is one of them; here it gets it back.
+    """
+    features: Tensor = network(inputs)
+    if not isinstance(features, Tensor):
+        raise TypeError(f"it gives a {type(features).__name__} and not a tensor of features")
+    return features[None] if features.ndim == 1 and len(inputs) == 1 else features
 
 
 #: Parameters of the largest network up to which training runs on one thread.

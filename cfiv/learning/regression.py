@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
-from cfiv.learning.networks import evaluate
+from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.samples import Sample, batches, joined
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunks, refit
@@ -286,5 +286,5 @@ def _optimiser(problem: RegressionProblem, features: Features) -> torch.optim.Op
 
 
 def _apply(network: nn.Module, inputs: Tensor, *, fixed: bool) -> Tensor:
-    features: Tensor = evaluate(network, inputs) if fixed else network(inputs)
+    features: Tensor = evaluate(network, inputs) if fixed else features_of(network, inputs)
     return features

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfiv.checks import check_whole
 from cfiv.errors import DataError, ParameterError
 
 
@@ -98,6 +99,12 @@ def batches(sample: Sample, *, size: int | None, generator: np.random.Generator)
             yield sample.rows(order[start : start + size])
 
 
+def check_batch_size(batch_size: object) -> None:
+    """Raise a ParameterError unless it is a whole number >= 1, "auto" or None, whatever the sample."""
+    if batch_size is not None and not (isinstance(batch_size, str) and batch_size == "auto"):
+        check_whole("batch_size", batch_size, least=1, alternative="'auto', or None for full batches")
+
+
 def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | None:
     """The number of rows of a batch; "auto" is 128, or all rows where a sample has fewer.
 
@@ -108,10 +115,10 @@ def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | N
     """
     if batch_size is None:
         return None
-    if batch_size == "auto":
+    if isinstance(batch_size, str) and batch_size == "auto":
         return min(128, smallest_sample)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ParameterError(f"batch_size must be a whole number >= 1, 'auto', or None for full batches, got {batch_size!r}")
+    check_batch_size(batch_size)
+    assert not isinstance(batch_size, str)
     if batch_size > smallest_sample:
         raise ParameterError(
             f"batch_size={batch_size} exceeds the {smallest_sample} rows of the smallest sample: "

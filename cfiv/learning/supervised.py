@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfiv.errors import DivergenceError
+from cfiv.checks import check_instance
+from cfiv.errors import DivergenceError, ParameterError
+from cfiv.learning.arrays import is_finite
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.supervised_data import Examples
@@ -76,6 +78,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     Galashov et al., arXiv 2510.04606: equation 9 (solve first), algorithm 1 (backbone first), theorems 1 and 2 (the gradient).
     """
     layer = recipe.last_layer
+    if not is_finite(batch.inputs):  # a module may hide it: NaN > 0 is as false as any
+        raise DivergenceError("inputs are not finite")
     captured = _captured(batch, state, recipe)
     if isinstance(layer, Gradient):
         loss = joint_loss(captured, batch, state.head, recipe)
@@ -85,10 +89,14 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     memories = [state.memory]
 
     def updated(features: Tensor) -> Memory:
-        # The extremes are NaN where anything is, and need no mask as large as the features.
-        if not all(bool(torch.isfinite(extreme)) for values in (features, targets) for extreme in values.aminmax()):
+        if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
-        return layer.update(state.memory, features=features, targets=targets, weights=weights)
+        memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
+        check_instance("what last_layer.update gives", memory, Memory, "a Memory")
+        if memory.weights.shape != state.memory.weights.shape:
+            shapes = [tuple(part.weights.shape) for part in (state.memory, memory)]
+            raise ParameterError(f"last_layer must give weights of shape {shapes[0]}, a bias last, got {shapes[1]}")
+        return memory
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":
@@ -131,7 +139,14 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
         return
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-    optimiser.step()
+    try:
+        optimiser.step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ParameterError(
+            f"the {type(optimiser).__name__} optimizer cannot take a step here ({error}): use another"
+        ) from error
     optimiser.zero_grad(set_to_none=True)
 
 

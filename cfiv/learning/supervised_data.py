@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cfiv.errors import DataError
+from cfiv.learning.arrays import as_tensor, columns_of, is_array
+from cfiv.learning.digest import digest
 from cfiv.learning.samples import batch_rows
 from cfiv.numerics.inputs import check_weights
 
@@ -39,6 +44,10 @@ class Examples:
         """Some of them."""
         return Examples(self.inputs[index], self.targets[index], None if self.weights is None else self.weights[index])
 
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All there is to compare."""
+        return self.inputs, self.targets, self.weights
+
 
 class Source(Protocol):
     """Batches, a pass at a time."""
@@ -58,8 +67,17 @@ class Source(Protocol):
         """What tells it from another, as far as that can be told."""
         ...
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the inputs' columns, where they are a table."""
+        ...
+
     def first(self) -> Examples:
         """A batch to look at, before any pass."""
+        ...
+
+    def contents(self, first: Examples) -> str:
+        """A digest of its values, as far as they can be known from what it is and from its first batch."""
         ...
 
     def epoch(self, number: int) -> Iterator[Examples]:
@@ -75,6 +93,7 @@ class ArraySource:
     size: int | None
     seed: int
     generator: torch.Generator | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -92,6 +111,10 @@ class ArraySource:
         """The first rows."""
         return self.everything.rows(slice(self.size))
 
+    def contents(self, first: Examples) -> str:
+        """Of all values."""
+        return digest(self.everything.parts())
+
     def epoch(self, number: int) -> Iterator[Examples]:
         """In the order of that pass; all rows in their own order where batches are full."""
         if self.size is None:
@@ -104,9 +127,21 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class LoaderSource:
-    """Whatever can be passed over again and again and yields (input, target) or (input, target, row weights)."""
+    """Whatever can be passed over again and again and yields (input, target) or (input, target, row weights).
+
+    Parameters
+    ----------
+    loader : iterable
+    seed : int
+        Of the first batch, for a loader with a generator of its own.
+    finite : bool
+        Whether to look for values that are infinite or missing.
+    """
 
     loader: Iterable[Any]
+    seed: int
+    finite: bool
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.loader, Iterator):
@@ -117,10 +152,7 @@ class LoaderSource:
     @property
     def steps_per_epoch(self) -> int | None:
         """The loader's length, where it has one."""
-        try:
-            return len(self.loader)  # type: ignore[arg-type]
-        except TypeError:
-            return None
+        return _length(self.loader)
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -133,13 +165,20 @@ class LoaderSource:
 
     @property
     def description(self) -> str:
-        """Its length."""
-        return f"loader of {self.steps_per_epoch} batches"
+        """What kind of loader and of data, how many of them, and in which order."""
+        said = f"{type(self.loader).__name__} of {self.steps_per_epoch} batches"
+        data = getattr(self.loader, "dataset", None)
+        if data is None:
+            return said
+        size, order = getattr(self.loader, "batch_size", None), type(getattr(self.loader, "sampler", None)).__name__
+        return f"{said} of {size} of {_length(data)} examples of a {type(data).__name__} by {order}"
 
     def first(self) -> Examples:
-        """Of a pass of its own, which leaves the loader's generator as it was."""
+        """Of a pass of its own, the same in every call, which leaves the loader's generator as it was."""
         generator = self.generator
         state = None if generator is None else generator.get_state()
+        if generator is not None:
+            generator.manual_seed(self.seed)
         batch = next(self.epoch(0), None)
         if generator is not None and state is not None:
             generator.set_state(state)
@@ -147,41 +186,51 @@ class LoaderSource:
             raise DataError(f"the {type(self.loader).__name__} given yields no batch: give at least one")
         return batch
 
+    def contents(self, first: Examples) -> str:
+        """Of all values of a list of batches or of a TensorDataset; of the first batch, whatever the loader."""
+        known = list(first.parts())
+        if isinstance(self.loader, (list, tuple)):
+            known += [part for batch in self.epoch(0) for part in batch.parts()]
+        return digest([*known, *_stored(getattr(self.loader, "dataset", None))])
+
     def epoch(self, number: int) -> Iterator[Examples]:
         """One pass; the number is not used."""
-        return (_batch(given) for given in self.loader)
+        return (_batch(given, finite=self.finite) for given in self.loader)
 
 
-def source(data: Any, *, size: int | str | None, seed: int) -> Source:
-    """Arrays or tensors (inputs, targets[, row weights]), or an iterable of such batches.
+def source(data: Any, *, size: int | str | None, seed: int, finite: bool = True) -> Source:
+    """Arrays, tensors or tables (inputs, targets[, row weights]), or an iterable of such batches.
+
+    A list or tuple is an iterable of batches where every part of it is a batch; a list of anything but arrays is, too. With
+    ``finite=False`` the batches of an iterable may hold values that are infinite or missing.
 
     Raises
     ------
     DataError, ParameterError
         If it is neither, yields nothing, or the batch size does not fit.
     """
-    if isinstance(data, (tuple, list)) and data and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
-        everything = _batch(data)
-        return ArraySource(everything, batch_rows(size, smallest_sample=len(everything)), seed)
-    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict, Tensor, np.ndarray)):
-        return LoaderSource(data)
+    if isinstance(data, (tuple, list)) and data and _is_one_batch(data):
+        everything = _batch(data, finite=True)
+        return ArraySource(everything, batch_rows(size, smallest_sample=len(everything)), seed, columns=columns_of(data[0]))
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)) and not is_array(data):
+        return LoaderSource(data, seed=seed, finite=finite)
     raise DataError(f"data must be (inputs, targets[, row weights]) or a loader of such batches, got {type(data).__name__}")
 
 
-def as_tensor(values: Any) -> Tensor:
-    """A tensor of an array; copied where torch could not share its memory."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    # Torch has no read-only tensors, and none with negative strides.
-    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+def _is_one_batch(data: tuple[Any, ...] | list[Any]) -> bool:
+    if all(is_array(part) for part in data):
+        return True
+    batches = all(isinstance(part, (tuple, list)) and len(part) in (2, 3) and all(map(is_array, part)) for part in data)
+    return isinstance(data, tuple) and not batches
 
 
-def _batch(given: Any) -> Examples:
+def _batch(given: Any, *, finite: bool) -> Examples:
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
         what = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
         raise DataError(f"a batch must be (inputs, targets) or (inputs, targets, row weights), got {what}")
-    inputs, targets, *rest = (as_tensor(part) for part in given)
+    roles = ("inputs", "targets", "row weights")
+    _check_index(dict(zip(roles, given, strict=False)))
+    inputs, targets, *rest = (as_tensor(role, part, finite=finite) for role, part in zip(roles, given, strict=False))
     weights = rest[0] if rest else None
     if inputs.ndim == 0 or len(inputs) == 0 or targets.shape[:1] != inputs.shape[:1]:
         raise DataError(
@@ -189,8 +238,35 @@ def _batch(given: Any) -> Examples:
             f"{tuple(targets.shape)}"
         )
     if weights is not None:
+        if weights.shape == (len(inputs), 1):  # a table of one column
+            weights = weights[:, 0]
         if weights.shape != inputs.shape[:1]:
             raise DataError(f"row weights must have shape ({len(inputs)},), one an example, got {tuple(weights.shape)}")
         if not check_weights(weights) > 0:
             raise DataError("row weights of a batch must have a positive sum, got 0: leave such rows out")
     return Examples(inputs, targets, weights)
+
+
+def _check_index(parts: Mapping[str, Any]) -> None:
+    """Refuse tables of pandas whose rows have other labels, or another order: pairs of them would not belong together."""
+    indices = {role: part.index for role, part in parts.items() if isinstance(part, (pd.DataFrame, pd.Series))}
+    for (one, index), (other, labels) in pairwise(indices.items()):
+        if len(index) == len(labels) and not index.equals(labels):
+            raise DataError(
+                f"{one} and {other} must have the same index, got other labels or another order: align them, or call "
+                "reset_index(drop=True) on both if their rows belong together as they stand"
+            )
+
+
+def _length(of: Any) -> int | None:
+    try:
+        return len(of)
+    except TypeError:
+        return None
+
+
+def _stored(data: Dataset[Any] | None) -> list[Tensor | None]:
+    """The values of a data set that is nothing but tensors, and of parts of it."""
+    if isinstance(data, Subset):
+        return [torch.as_tensor(list(data.indices)), *_stored(data.dataset)]
+    return list(data.tensors) if isinstance(data, TensorDataset) else []

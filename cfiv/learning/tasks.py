@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfiv.errors import DataError, ParameterError
+from cfiv.checks import check_number
+from cfiv.errors import DataError
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 
 
@@ -63,8 +65,7 @@ class Classification:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.scale < float("inf"):
-            raise ParameterError(f"one_hot_scale must be finite and > 0, got {self.scale}")
+        object.__setattr__(self, "scale", check_number("one_hot_scale", self.scale, above=0.0))
 
     def labels(self, targets: Tensor, captured: Captured, head: LastLinearMap) -> Tensor:
         """Checked labels (m,).
@@ -79,6 +80,12 @@ class Classification:
             raise DataError(
                 f"labels must be whole numbers, one for each of {rows} rows, got shape {tuple(targets.shape)} of "
                 f"{targets.dtype}: give the indices of the classes"
+            )
+        grid = _grid(captured, head)
+        given = [size for size in targets.shape if size != 1]
+        if given not in ([size for size in grid if size != 1], [size for size in (grid[0], prod(grid[1:])) if size != 1]):
+            raise DataError(
+                f"labels must have shape {grid}, one for each row, got {tuple(targets.shape)}: bring axes in that order"
             )
         labels = head.rows(targets, _one_channel(captured.shape, head)).flatten().long()
         low, high = int(labels.min()), int(labels.max())
@@ -97,7 +104,13 @@ class Classification:
     def said(self, captured: Captured, head: LastLinearMap) -> Tensor:
         """The class with the largest output."""
         labels = head.rows(captured.output, captured.shape).argmax(dim=1).reshape(_one_channel(captured.shape, head))
-        return labels.permute(head.order).squeeze(head.order.index(head.channel_axis % labels.ndim))
+        return labels.permute(head.order).reshape(_grid(captured, head))
+
+
+def _grid(captured: Captured, head: LastLinearMap) -> tuple[int, ...]:
+    """The shape of the labels: that of the layer's output without channels, its axes in the order of the module's."""
+    channels = head.channel_axis % len(captured.shape)
+    return tuple(captured.shape[axis] for axis in head.order if axis != channels)
 
 
 def _one_channel(shape: tuple[int, ...], head: LastLinearMap) -> tuple[int, ...]:

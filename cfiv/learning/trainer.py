@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cfiv.errors import NotFittedError, ParameterError
-from cfiv.files import check_place
+from cfiv.checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_number,
+    check_random_state,
+    check_repeatable,
+    check_whole,
+    fresh_seed,
+    refusal,
+    shown,
+)
+from cfiv.errors import DataError, NotFittedError, ParameterError
+from cfiv.files import check_place, file_place
+from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
-from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
+from cfiv.learning.digest import digest
+from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
 from cfiv.learning.networks import seeded
+from cfiv.learning.optimisers import OptimizerFactory, check_optimizer, made_optimiser
 from cfiv.learning.run_file import RunFile, described, without_addresses
+from cfiv.learning.samples import check_batch_size
+from cfiv.learning.schedules import checked, places
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
-from cfiv.learning.supervised_data import Source, as_tensor, source
+from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
@@ -47,15 +65,18 @@ class LastLayerTrainer:
     Parameters
     ----------
     module : Module
-        Trained in place; from one tensor (n, ...) to one tensor. Its last linear map is a Linear, or a 1x1 convolution, for
-        which every point of the grid is a row of the solve, so the resolution may change between batches. A bias is the weight
-        of a constant feature, and is penalised like the others. The module's own last layer is the first W_prev.
+        Trained in place; from one tensor (n, ...) to one tensor that begins with the n examples. Axes of length one do not
+        count: a single output may have the shape (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a
+        1x1 convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches.
+        A bias is the weight of a constant feature, and is penalised like the others. The module's own last layer is the first
+        W_prev.
     last_layer : Ridge, Proximal, Kalman, MovingAverage or Gradient
         From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Proximal(lam=1.0) by default.
     last_module : str, optional
         Dotted name of the last linear map, where the last one that runs is not meant.
     optimizer : callable, optional
-        From parameters to an optimiser of the backbone; ``partial(torch.optim.Adam, lr=1e-3)`` by default.
+        From parameters to an optimiser of the backbone, of all of them and no others; ``partial(torch.optim.Adam, lr=1e-3)`` by
+        default. One that needs a closure, such as LBFGS, is refused: a step has one loss.
     order : {"solve-first", "backbone-first"}
         Whether the backbone steps at the weights solved on its own batch, or at the previous ones with the solve after it.
     task : {"regression", "classification"}
@@ -76,8 +97,10 @@ class LastLayerTrainer:
         Run the module under bfloat16 autocast while training. Features come in float32 to the loss, in float64 to the solve.
     device : str
         "auto" is cuda where there is one. The module is moved there by ``fit``, and stays there.
-    random_state : int
-        Source of the batches' order and of the module's own draws, such as dropout. Global generators are left as they were.
+    random_state : int, Generator or None
+        Source of the batches' order and of the module's own draws, such as dropout: a whole number below 2^64 for the same
+        numbers in every call of ``fit``, a numpy Generator for the next ones that it gives, None for others every time. Global
+        generators are left as they were.
 
     Attributes
     ----------
@@ -117,44 +140,47 @@ class LastLayerTrainer:
         batch_size: int | Literal["auto"] | None = "auto",
         mixed_precision: bool = False,
         device: str = "auto",
-        random_state: int = 0,
+        random_state: int | np.random.Generator | None = 0,
     ) -> None:
-        if not isinstance(module, nn.Module):
-            raise ParameterError(f"module must be a torch module, got {type(module).__name__}")
+        check_instance("module", module, nn.Module, "a torch module")
         self.module = module
         self.last_layer: ClosedForm | Gradient = Proximal(lam=1.0) if last_layer is None else last_layer
         solved = callable(getattr(self.last_layer, "update", None)) and not isinstance(self.last_layer, type | dict | set)
         if not isinstance(self.last_layer, Gradient) and not solved:
-            raise ParameterError(
-                f"last_layer must be Ridge, Proximal, Kalman, MovingAverage or Gradient, got {type(last_layer).__name__}"
-            )
-        for name, value, choices in (
-            ("order", order, ("solve-first", "backbone-first")),
-            ("task", task, ("regression", "classification")),
-            ("loss", loss, ("squared", "cross-entropy")),
-        ):
-            if value not in choices:
-                raise ParameterError(f"{name} must be one of {choices}, got {value!r}")
+            raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or Gradient", last_layer, kind=True)
+        check_choice("order", order, ("solve-first", "backbone-first"))
+        check_choice("task", task, ("regression", "classification"))
+        check_choice("loss", loss, ("squared", "cross-entropy"))
+        check_flag("mixed_precision", mixed_precision)
+        check_instance("last_module", last_module, (str, NoneType), "the dotted name of a layer, or None")
+        check_batch_size(batch_size)
+        check_random_state(random_state, most=2**64 - 1)
+        if optimizer is not None:
+            check_optimizer(optimizer)
         if loss == "cross-entropy" and not (isinstance(self.last_layer, Gradient) and task == "classification"):
             raise ParameterError(
                 "loss='cross-entropy' has no closed form: use last_layer=Gradient() and task='classification', or another loss"
             )
-        if lambda_schedule != 1.0 and not isinstance(self.last_layer, Proximal):
+        if not callable(lambda_schedule):
+            check_number("lambda_schedule", lambda_schedule, least=0.0, most=1.0, alternative="or a callable")
+        if not callable(learning_rate_schedule):
+            check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
+        if (callable(lambda_schedule) or lambda_schedule != 1.0) and not isinstance(self.last_layer, Proximal):
             raise ParameterError(f"lambda_schedule is for Proximal, got {type(self.last_layer).__name__}: leave it out")
         self.last_module, self.optimizer, self.order, self.loss = last_module, optimizer, order, loss
         self._backbone_optimizer = ADAM if optimizer is None else optimizer
-        self.task: Task = Classification(one_hot_scale) if task == "classification" else Regression()
+        classes = Classification(one_hot_scale)
+        self.task: Task = classes if task == "classification" else Regression()
         self.lambda_schedule, self.learning_rate_schedule = lambda_schedule, learning_rate_schedule
         self.batch_size, self.mixed_precision, self.random_state = batch_size, mixed_precision, random_state
         self.device = device
+        resolve_device(device)
         if callable(lambda_schedule):
-            self._lambda_factor = _factor(lambda_schedule)
-        elif 0.0 <= lambda_schedule <= 1.0:
-            self._lambda_factor = Training(lambda_start=lambda_schedule).lambda_factor
+            self._lambda_factor = checked("lambda_schedule", lambda_schedule)
         else:
-            raise ParameterError(f"lambda_schedule must be callable, or between 0 and 1, got {lambda_schedule!r}")
+            self._lambda_factor = Training(lambda_start=lambda_schedule).lambda_factor
         if callable(learning_rate_schedule):
-            self._rate_factor = _factor(learning_rate_schedule)
+            self._rate_factor = checked("learning_rate_schedule", learning_rate_schedule)
         else:
             self._rate_factor = Training(learning_rate_schedule=learning_rate_schedule).rate_factor
 
@@ -174,9 +200,11 @@ class LastLayerTrainer:
 
         Parameters
         ----------
-        data : tuple of arrays or tensors, or loader
+        data : tuple of arrays, tensors or tables, or loader
             (inputs, targets) or (inputs, targets, row weights) of all examples; or a DataLoader, or anything that can be passed
-            over again and again, of such batches. The weights of an example hold for all of its rows.
+            over again and again, of such batches. The weights of an example hold for all of its rows. Arrays are what
+            :class:`cfiv.IVData` takes: finite real numbers, nothing masked, tables with equal indices. Whole numbers stay
+            whole, for embeddings, and complex inputs are for modules that take them.
         epochs, steps : int
             One of them.
         checkpoint : path, optional
@@ -184,7 +212,11 @@ class LastLayerTrainer:
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
             DataLoader whose order and augmentation come from torch's global generator or the loader's own, and which otherwise
             yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over. On cuda,
-            up to kernels that do not give the same numbers twice.
+            up to kernels that do not give the same numbers twice. Needs a whole number as ``random_state``. Other data are
+            refused: arrays, lists of batches, and DataLoaders of a TensorDataset or of a Subset of one, for any value that
+            differs; other loaders for another kind, length, batch size or order, or another first batch. So is another module,
+            last layer, optimiser, schedule or torch, another set of trained parameters, or another number of steps; the
+            module's code and its weights are not compared.
         every : int, optional
             1000 by default.
         on_step : callable, optional
@@ -198,11 +230,13 @@ class LastLayerTrainer:
         Raises
         ------
         ParameterError
-            If the module has no last linear map that can be solved.
+            If the module has no last linear map that can be solved, or moves the axis of the examples; for an optimiser that is
+            none of these parameters or needs a closure, and any other argument out of its range.
         DataError
-            For targets or labels that do not fit, or a loader that yields nothing.
+            For inputs that the module does not take, targets or labels that do not fit, values that are no finite numbers, or a
+            loader that yields nothing.
         ModelFileError
-            For a checkpoint of another model or configuration.
+            For a checkpoint of other data, another model or another configuration.
         DivergenceError
             If the very first step has no finite loss.
 
@@ -211,24 +245,32 @@ class LastLayerTrainer:
         TrainingWarning
             Where a loss was not finite or training was interrupted: it stops there, with the last good state.
         """
-        batches = source(data, size=self.batch_size, seed=self.random_state)
+        every = check_whole("every", 1000 if every is None else every, least=1)
+        if on_step is not None:
+            check_callable("on_step", on_step, "a callable of the step and its loss, or None")
+        place = None if checkpoint is None else file_place("checkpoint", checkpoint)
+        seed = fresh_seed(self.random_state) if place is None else check_repeatable(self.random_state)
+        batches = source(data, size=self.batch_size, seed=seed, finite=False)
         total = _steps(batches, epochs=epochs, steps=steps)
-        _check_count("every", 1000 if every is None else every)
+        self._check_schedules(total)
         device = resolve_device(self.device)
+        if isinstance(batches, ArraySource):
+            check_width(batches.everything, self.module)
         self.module.to(device)
-        with seeded(self.random_state, device):
-            probe = placed(batches.first().rows(slice(2)), self.module).inputs
-            head = last_linear_map(self.module, probe, name=self.last_module)
-        self.last_linear_map_ = head  # for whoever watches the steps
-        self._history: list[tuple[int, float]] = []
+        with seeded(seed, device):
+            first = batches.first()
+            head = last_linear_map(self.module, placed(first.rows(slice(3)), self.module).inputs, name=self.last_module)
         state = TrainerState(head, self._optimiser(head), Memory(head.weights))
         file = None
-        if checkpoint is not None:
-            check_place(Path(checkpoint))
-            file = RunFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
+        if place is not None:
+            check_place(place)
+            file = RunFile(place, every, self._configuration(batches, first, state, total))
+        self.last_linear_map_ = head  # for whoever watches the steps
+        self._history: list[tuple[int, float]] = []
+        self._seed, self._columns = seed, batches.columns
         plan = Plan(
             steps=total,
-            seed=self.random_state,
+            seed=seed,
             device=device,
             place=lambda batch: placed(batch, self.module),
             recipe=self._recipe,
@@ -236,7 +278,7 @@ class LastLayerTrainer:
             on_step=on_step,
             checkpoint=file,
         )
-        with seeded(self.random_state, device), in_mode(self.module, training=True):
+        with seeded(seed, device), in_mode(self.module, training=True):
             self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
@@ -253,30 +295,47 @@ class LastLayerTrainer:
     def predict(self, inputs: Tensor) -> Tensor: ...
 
     @overload
-    def predict(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+    def predict(self, inputs: Any) -> npt.NDArray[Any]: ...
 
-    def predict(self, inputs: Tensor | npt.NDArray[Any]) -> Tensor | npt.NDArray[Any]:
+    def predict(self, inputs: Any) -> Tensor | npt.NDArray[Any]:
         """The module's output in evaluation mode, or the classes with the largest outputs.
 
         Parameters
         ----------
-        inputs : Tensor or array (n, ...)
+        inputs : Tensor, array or table (n, ...)
             Of any resolution that the module takes. It runs on at most ``evaluation.CHUNK`` examples at once.
 
         Returns
         -------
         Tensor or array
-            Whichever was given; a tensor on the device of ``inputs``.
+            A tensor, on the device of ``inputs``, where those are one; else an array.
+
+        Raises
+        ------
+        DataError
+            For inputs that are no finite numbers, or that the module does not take.
         """
-        head, given = self._fitted(), as_tensor(inputs)
+        head = self._fitted()
+        self._check_columns(columns_of(inputs))
+        given = as_tensor("inputs", inputs)
+        if given.ndim == 0 or len(given) == 0:
+            raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
         said = predictions(head, self.task, given).to(given.device)
-        return said if isinstance(inputs, Tensor) else said.numpy()
+        if isinstance(inputs, Tensor):
+            return said
+        return (said.float() if said.dtype == torch.bfloat16 else said).numpy()  # numpy has no bfloat16
 
     def evaluate(self, data: Any) -> Evaluation:
-        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode."""
+        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode.
+
+        Raises
+        ------
+        DataError
+            For data that ``fit`` would refuse, and where the module's outputs are not finite.
+        """
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):  # loaders draw, be it only a seed
-            return evaluation(head, self.task, source(data, size=None, seed=0).epoch(0))
+        with seeded(self._seed, head.layer.weight.device):  # loaders draw, be it only a seed
+            return evaluation(head, self.task, self._every_batch(data))
 
     def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
         """Solve the last layer once more, on all rows of the data together, with features in evaluation mode; ours.
@@ -289,14 +348,31 @@ class LastLayerTrainer:
             Ridge on the mean squared error.
         """
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):
-            head.write(refitted(head, self.task, source(data, size=None, seed=0).epoch(0), beta=beta))
+        check_number("beta", beta, least=0.0)
+        with seeded(self._seed, head.layer.weight.device):
+            head.write(refitted(head, self.task, self._every_batch(data), beta=beta))
         return self
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):
             raise NotFittedError("this LastLayerTrainer is not fitted yet: call fit(data, epochs=...) first")
         return self.last_linear_map_
+
+    def _every_batch(self, data: Any) -> Iterator[Examples]:
+        batches = source(data, size=None, seed=self._seed)
+        self._check_columns(batches.columns)
+        return batches.epoch(0)
+
+    def _check_columns(self, columns: tuple[str, ...] | None) -> None:
+        """Refuse a table with other columns than training had, or in another order."""
+        if None not in (columns, self._columns) and columns != self._columns:
+            raise DataError(f"inputs must have the columns of training, {list(self._columns or ())}, got {list(columns or ())}")
+
+    def _check_schedules(self, steps: int) -> None:
+        """Refuse schedules that give no factors before the first step, and not in the middle."""
+        for done in places(steps):
+            self._lambda_factor(done, steps)
+            self._rate_factor(done, steps)
 
     def _recipe(self, done: int, steps: int) -> Recipe:
         layer = self.last_layer
@@ -312,52 +388,42 @@ class LastLayerTrainer:
             make = own if own is not None else self._backbone_optimizer
         else:
             parameters, make = head.backbone(), self._backbone_optimizer
-        return make(parameters) if parameters else None
+        return made_optimiser(make, parameters) if parameters else None
 
-    def _configuration(self, batches: Source, state: TrainerState, steps: int) -> dict[str, Any]:
-        """What has to be the same for a run to go on. Functions are compared by what they give at eleven places."""
+    def _configuration(self, batches: Source, first: Examples, state: TrainerState, steps: int) -> dict[str, Any]:
+        """What has to be the same for a run to go on. Schedules are compared by their factors."""
+        factors = [[factor(done, steps) for done in places(steps)] for factor in (self._lambda_factor, self._rate_factor)]
+        layer = without_addresses(self.last_layer)
+        if type(self.last_layer).__repr__ is object.__repr__:  # a layer of the user's own that does not say what it holds
+            layer = f"{layer} {without_addresses(vars(self.last_layer))}"
         return {
             **described(self.module),
+            "trained": [name for name, parameter in self.module.named_parameters() if parameter.requires_grad],
             "last_module": state.head.name,
-            "last_layer": without_addresses(self.last_layer),
+            "last_layer": layer,
             "optimizer": without_addresses(state.optimiser),
             "order": self.order,
             "task": repr(self.task),
             "loss": self.loss,
             "lambda_schedule": [self._lambda_factor(tenth, 10) for tenth in range(11)],
             "learning_rate_schedule": [self._rate_factor(tenth, 10) for tenth in range(11)],
-            "mixed_precision": self.mixed_precision,
-            "random_state": self.random_state,
+            "schedules": digest([torch.tensor(factors, dtype=torch.float64)]),
+            "mixed_precision": bool(self.mixed_precision),
+            "random_state": check_repeatable(self.random_state),
             "data": batches.description,
+            "values of the data": batches.contents(first),
             "steps": steps,
+            "torch": torch.__version__,
         }
-
-
-def _factor(schedule: Callable[[float], float]) -> Callable[[int, int], float]:
-    """From the steps done, and all of them, to a checked factor."""
-
-    def factor(done: int, steps: int) -> float:
-        value = float(schedule(done / steps))
-        if not 0.0 <= value < math.inf:
-            raise ParameterError(f"a schedule must give factors that are finite and >= 0, got {value} at {done / steps:g}")
-        return value
-
-    return factor
 
 
 def _steps(batches: Source, *, epochs: int | None, steps: int | None) -> int:
     """How many steps a fit takes."""
     if steps is not None and epochs is None:
-        _check_count("steps", steps)
-        return steps
+        return check_whole("steps", steps, least=1)
     if epochs is None or steps is not None:
-        raise ParameterError(f"give either epochs or steps, got epochs={epochs!r} and steps={steps!r}")
-    _check_count("epochs", epochs)
+        raise ParameterError(f"give either epochs or steps, got epochs={shown(epochs)} and steps={shown(steps)}")
+    epochs = check_whole("epochs", epochs, least=1)
     if batches.steps_per_epoch is None:
         raise ParameterError("the loader has no length, so a number of epochs is no number of steps: give steps= instead")
     return max(1, epochs * batches.steps_per_epoch)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ParameterError(f"{name} must be a whole number >= 1, got {value!r}")

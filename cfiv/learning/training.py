@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Literal
 
-from cfiv.errors import ParameterError
+import numpy as np
+
+from cfiv.checks import check_choice, check_flag, check_number, check_whole, is_within, refusal, several
 
 Order = Literal["solve-first", "backbone-first"]
 Schedule = Literal["cosine", "constant"]
 Report = Literal["refit", "current"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Penalties:
     """Penalties of the two closed forms, all on *mean* squared errors of standardised outcomes and learned features.
 
@@ -37,11 +38,7 @@ class Penalties:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            # Real also holds numpy's numbers, which grids of a search are made of.
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
-                raise ParameterError(f"{field.name} must be finite and >= 0, got {value!r}")
-            object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, check_number(field.name, getattr(self, field.name), least=0.0))
 
 
 @dataclass(frozen=True)
@@ -107,25 +104,26 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, least in (("stage1_steps", 0), ("stage2_steps", 0), ("covariate_steps", 0), ("checks", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name, choices in (("order", ("solve-first", "backbone-first")), ("learning_rate_schedule", ("cosine", "constant"))):
-            if getattr(self, name) not in choices:
-                raise ParameterError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name, low, high in (
-            ("lambda_start", 0.0, 1.0),
-            ("rest", 0.0, 1.0),
-            ("holdout", 0.0, 0.9),
-            ("tolerance", 0.0, math.inf),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-                raise ParameterError(f"{name} must be between {low} and {high}, got {value!r}")
-        if self.split is not None and not (isinstance(self.split, Real) and 0 < float(self.split) < 1):
-            raise ParameterError(f"split must be between 0 and 1, or None for the same rows in both stages, got {self.split!r}")
-        if any(not (isinstance(ridge, Real) and 0 <= float(ridge) < math.inf) for ridge in self.refit_ridges):
-            raise ParameterError(f"refit_ridges must be finite and >= 0, got {self.refit_ridges!r}")
+            check_whole(name, getattr(self, name), least=least)
+        check_choice("order", self.order, ("solve-first", "backbone-first"))
+        check_choice("learning_rate_schedule", self.learning_rate_schedule, ("cosine", "constant"))
+        for name, most in (("lambda_start", 1.0), ("rest", 1.0), ("holdout", 0.9)):
+            check_number(name, getattr(self, name), least=0.0, most=most)
+        check_number("tolerance", self.tolerance, least=0.0, finite=False)
+        if self.split is not None:
+            check_number("split", self.split, above=0.0, below=1.0, alternative="or None for the same rows in both stages")
+        ridges = several(self.refit_ridges)
+        if not all(is_within(ridge, least=0.0) for ridge in ridges):
+            raise refusal("refit_ridges", "finite and >= 0", self.refit_ridges)
+        check_flag("decoupled_weight_decay", self.decoupled_weight_decay)
+        check_flag("double", self.double)
+        object.__setattr__(self, "refit_ridges", tuple(map(float, ridges)))
+        for field in fields(
+            self
+        ):  # numpy's numbers are what grids of a search are made of: one training, however it is written
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
 
     def rate_factor(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a fraction of its peak."""

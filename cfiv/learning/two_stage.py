@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.learning.last_layer import Held, LastLayer, Proximal
-from cfiv.learning.networks import evaluate
+from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
 from cfiv.numerics.two_stage import (
@@ -45,7 +45,7 @@ class Networks:
         """``xi(X)``, or None where there are no covariates; ``fixed`` in evaluation mode and without gradients."""
         if self.covariate is None or covariates is None:
             return None
-        features: Tensor = evaluate(self.covariate, covariates) if fixed else self.covariate(covariates)
+        features: Tensor = evaluate(self.covariate, covariates) if fixed else features_of(self.covariate, covariates)
         return features
 
 
@@ -132,16 +132,16 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     all the same), and V and u are solved once more with the updated features.
     """
     penalties, networks, opt = batch.penalties, state.networks, state.optimisers
-    stage1 = Proximal(penalties.lambda1, penalties.ridge1)
-    bridge = Proximal(penalties.lambda12, penalties.ridge1, batch.gain)
-    stage2 = Proximal(penalties.lambda2, penalties.ridge2, batch.gain)
+    stage1 = Proximal(penalties.lambda1, beta=penalties.ridge1)
+    bridge = Proximal(penalties.lambda12, beta=penalties.ridge1, gain=batch.gain)
+    stage2 = Proximal(penalties.lambda2, beta=penalties.ridge2, gain=batch.gain)
     backbone_first = training.order == "backbone-first"
 
     treatment_stage1 = evaluate(networks.treatment, batch.stage1.treatment)
     loss1 = treatment_stage1.new_zeros(())
     for _ in range(training.stage1_steps):
         loss1, _ = first_stage_loss(
-            instrument_features_stage1=networks.instrument(batch.stage1.instruments),
+            instrument_features_stage1=features_of(networks.instrument, batch.stage1.instruments),
             treatment_features_stage1=treatment_stage1,
             solve=(Held(stage1) if backbone_first else stage1).after(state.first_stage),
             weights_stage1=batch.stage1.weights,
@@ -196,7 +196,7 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:
         if not training.stage2_steps:  # psi and xi rest: nothing of theirs moves, batch statistics included
             return second_stage(treatment_stage1, layer, covariates_fixed=True)
-        return second_stage(networks.treatment(batch.stage1.treatment), layer, covariates_fixed=learns_alone)
+        return second_stage(features_of(networks.treatment, batch.stage1.treatment), layer, covariates_fixed=learns_alone)
 
     solved = None
     for _ in range(training.stage2_steps):

@@ -10,14 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, ParameterError
+from cfiv.checks import check_number
+from cfiv.errors import DataError
 
 
 def check_penalties(**penalties: float) -> None:
     """Refuse, with a ``ParameterError`` that names the keyword, penalties that are negative or not finite."""
     for name, value in penalties.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ParameterError(f"{name} must be finite and >= 0, got {value}")
+        check_number(name, value, least=0.0)
 
 
 def check_shapes(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> None:

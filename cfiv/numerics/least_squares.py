@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cfiv.checks import check_choice
 from cfiv.errors import ParameterError, SingularError
 from cfiv.numerics.factorisation import Solution, solve_qr, solve_symmetric
 from cfiv.numerics.inputs import check_finite, check_penalties, check_previous, check_shapes, penalty_and_anchor, row_weights
@@ -104,6 +105,7 @@ def solve(
     >>> solve(features=with_intercept(x), targets=2 * x + 1).weights.flatten().round(decimals=6).tolist()
     [2.0, 1.0]
     """
+    check_choice("method", method, ("auto", "primal", "dual", "qr"))
     check_penalties(ridge=ridge, proximal=proximal)
     check_shapes(features=features, targets=targets, weights=weights)
     check_finite(features=features, targets=targets)
@@ -119,13 +121,11 @@ def solve(
     phi, residual = root * phi, root * (y if anchor is None else y - phi @ anchor)
     if method == "primal":
         return solve_symmetric(gram=phi.mT @ phi, right=phi.mT @ residual, mu=mu, anchor=anchor)
-    if method == "dual":
-        if mu == 0:  # the (n, n) system is singular, and its scaled pseudo-inverse would weight the rows
-            raise ParameterError("method 'dual' needs ridge + proximal > 0, got 0: give a penalty or use 'qr'")
-        dual = solve_symmetric(gram=phi @ phi.mT, right=residual, mu=mu, anchor=None)
-        shift = phi.mT @ dual.weights
-        return Solution(shift if anchor is None else anchor + shift, dual.condition, dual.rank)
-    raise ParameterError(f"method must be 'auto', 'primal', 'dual' or 'qr', got {method!r}")
+    if mu == 0:  # the (n, n) system is singular, and its scaled pseudo-inverse would weight the rows
+        raise ParameterError("method 'dual' needs ridge + proximal > 0, got 0: give a penalty or use 'qr'")
+    dual = solve_symmetric(gram=phi @ phi.mT, right=residual, mu=mu, anchor=None)
+    shift = phi.mT @ dual.weights
+    return Solution(shift if anchor is None else anchor + shift, dual.condition, dual.rank)
 
 
 def solve_step(

@@ -45,7 +45,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cfiv.errors import ParameterError
+from cfiv.checks import check_choice
 from cfiv.numerics.inputs import row_weights
 from cfiv.numerics.last_layer import Solve, last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
@@ -74,8 +74,7 @@ def structural_features(*, treatment_features: Tensor, covariate_features: Tenso
     ParameterError
         If the structure is neither of the two.
     """
-    if structure not in ("product", "additive"):
-        raise ParameterError(f"structure must be 'product' or 'additive', got {structure!r}")
+    check_choice("structure", structure, ("product", "additive"))
     treatment = with_intercept(treatment_features)
     if covariate_features is None:
         return treatment

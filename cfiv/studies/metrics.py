@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.errors import NotApplicableError, ParameterError, StudyError
-from cfiv.estimators.parameters import is_number
+from cfiv.checks import check_number
+from cfiv.errors import NotApplicableError, StudyError
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,8 @@ class AverageEffect:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _check_finite("treatment_from", self.treatment_from)
-        _check_finite("treatment_to", self.treatment_to)
+        check_number("treatment_from", self.treatment_from)
+        check_number("treatment_to", self.treatment_to)
 
     def __call__(self, fit: Fit) -> Estimate:
         """Estimate and truth.
@@ -136,7 +136,7 @@ class Coefficient:
 
     def __post_init__(self) -> None:
         """Check the number."""
-        _check_finite("truth", self.truth)
+        check_number("truth", self.truth)
 
     def __call__(self, fit: Fit) -> Estimate:
         """Estimate, truth and the ends of the 95 % interval.
@@ -155,11 +155,6 @@ class Coefficient:
             raise StudyError(f"the model has no coefficient {self.name!r}: it has {', '.join(map(str, table.index))}")
         row = table.loc[self.name]
         return Estimate(float(row["coefficient"]), self.truth, float(row["lower"]), float(row["upper"]))
-
-
-def _check_finite(name: str, value: object) -> None:
-    if not is_number(value) or not np.isfinite(float(value)):  # type: ignore[arg-type]
-        raise ParameterError(f"{name} must be a finite number, got {value!r}")
 
 
 def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:

@@ -22,8 +22,8 @@ import pandas as pd
 from tqdm import tqdm
 
 import cfiv
+from cfiv.checks import check_number, check_whole
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
-from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import Design, grid, labels
@@ -451,8 +451,8 @@ def check_setting(key: str, value: object) -> None:
         check_whole(key, value, least=LEAST[key])
     if key == "replications" and value > MOST_REPLICATIONS:  # type: ignore[operator]
         raise ParameterError(f"replications must be at most {MOST_REPLICATIONS:,}, got {value!r}")
-    if key == "time_limit" and value is not None and (not is_number(value) or not 0.0 < value < float("inf")):  # type: ignore[operator]
-        raise ParameterError(f"time_limit must be a number of seconds > 0 or None, got {value!r}")
+    if key == "time_limit" and value is not None:
+        check_number(key, value, above=0.0, alternative="in seconds, or None")
 
 
 def _warn_of_versions(rows: Counter[str]) -> None:

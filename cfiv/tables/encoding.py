@@ -16,6 +16,7 @@ import pandas as pd
 from formulaic import Formula, ModelSpec
 from formulaic.errors import FormulaicError
 
+from cfiv.checks import check_choice
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
 from cfiv.tables.columns import Missing, categorised, numeric, require_columns, row_weights, without_gaps
@@ -154,8 +155,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     MissingRowsWarning
         With the number of rows dropped.
     """
-    if missing not in ("drop", "raise"):
-        raise ParameterError(f"missing must be 'drop' or 'raise', got {missing!r}")
+    check_choice("missing", missing, ("drop", "raise"))
     parts = {"outcome": roles.outcome, "treatment": roles.treatment, "instruments": roles.instruments}
     if roles.covariates is not None:
         parts["covariates"] = roles.covariates

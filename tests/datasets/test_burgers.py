@@ -244,12 +244,12 @@ def test_initial_functions_have_mean_zero_and_at_time_zero_are_the_solution() ->
         ({"n": 2.0}, "n must be a whole number >= 1, got 2.0"),
         ({"points": 1}, "points must be a whole number >= 2, got 1"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
-        ({"viscosity": 1e-4}, "viscosity must be a number from 0.001 to 10, got 0.0001: with less, fronts are too steep"),
-        ({"viscosity": float("nan"), "time": 0.0}, "viscosity must be a number from 0.001 to 10, got nan"),
+        ({"viscosity": 1e-4}, "viscosity must be between 0.001 and 10, got 0.0001: with less, fronts are too steep"),
+        ({"viscosity": float("nan"), "time": 0.0}, "viscosity must be between 0.001 and 10, got nan"),
         ({"viscosity": "0.1"}, "got '0.1'"),
-        ({"time": -1.0}, "time must be a number from 0 to 10, got -1.0"),
-        ({"time": float("inf")}, "time must be a number from 0 to 10, got inf"),
-        ({"time": True}, "time must be a number from 0 to 10, got True"),
+        ({"time": -1.0}, "time must be between 0 and 10, got -1.0"),
+        ({"time": float("inf")}, "time must be between 0 and 10, got inf"),
+        ({"time": True}, "time must be between 0 and 10, got True"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(arguments: dict[str, Any], says: str) -> None:

@@ -285,7 +285,9 @@ def test_bad_latents_are_refused_as_in_drawing_before_the_file_is_read(latents: 
 @pytest.mark.parametrize("shape", ["triangle", "Heart", 2, None, ["heart"]])
 def test_an_unknown_shape_is_refused(shape: Any) -> None:
     for read in (load, held_latents):
-        with pytest.raises(ParameterError, match=re.escape(f"shape must be one of heart, ellipse, square, got {shape!r}")):
+        with pytest.raises(
+            ParameterError, match=re.escape(f"shape must be one of 'heart', 'ellipse', 'square', got {shape!r}")
+        ):
             read("none.npz", shape=shape)
 
 

@@ -168,5 +168,5 @@ def test_bad_latents_are_refused(latents: object, says: str) -> None:
 
 @pytest.mark.parametrize("shape", ["triangle", "Heart", 2, None])
 def test_an_unknown_shape_is_refused(shape: str) -> None:
-    with pytest.raises(ParameterError, match=re.escape(f"shape must be one of heart, ellipse, square, got {shape!r}")):
+    with pytest.raises(ParameterError, match=re.escape(f"shape must be one of 'heart', 'ellipse', 'square', got {shape!r}")):
         render([[0, 0, 0, 0]], shape)

@@ -261,7 +261,7 @@ def arrays(**changes: Any) -> IVData:
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
-        (lambda f: cfiv.diagnose(f, FORMULA, covariance="HC3"), ParameterError, "'clustered', got 'HC3'"),
+        (lambda f: cfiv.diagnose(f, FORMULA, covariance="HC3"), ParameterError, "'clustered', or None, got 'HC3'"),
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="kernel"), ParameterError, "got 'kernel'"),
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="clustered"), ParameterError, "give clusters='column'"),
         (

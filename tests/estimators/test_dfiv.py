@@ -429,7 +429,7 @@ def test_auto_is_an_unpredicted_penalty_of_one_for_images(shape: tuple[int, ...]
 def test_an_unpredicted_penalty_that_is_none_is_refused_by_its_name(bad: Any) -> None:
     with pytest.raises(ParameterError) as caught:
         quick(unpredicted_penalty=bad).fit(curve())
-    assert str(caught.value) == f"unpredicted_penalty must be 'auto' or finite and >= 0, got {bad!r}"
+    assert str(caught.value) == f"unpredicted_penalty must be finite and >= 0, or 'auto', got {bad!r}"
 
 
 @pytest.mark.parametrize("good", [0, np.float32(0.5), np.int64(2), "auto"])

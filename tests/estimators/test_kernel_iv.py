@@ -227,7 +227,7 @@ def test_a_number_may_be_an_array_without_a_dimension() -> None:
         ({"landmarks": 0}, "landmarks must be a whole number >= 1, or None for all rows, got 0"),
         ({"landmarks": 121}, "landmarks must be at most the 120 rows that they are drawn from, got 121: use fewer"),
         ({"landmarks": 61, "split": 0.5}, "landmarks must be at most the 60 rows"),
-        ({"split": 1.0}, r"split must be between 0 and 1, or None for cross-fitting, got 1\.0"),
+        ({"split": 1.0}, r"split must be > 0 and < 1, or None for cross-fitting, got 1\.0"),
         ({"folds": 1}, "folds must be a whole number >= 2, got 1"),
         ({"validation": "truth"}, "validation must be 'treatment' or 'instruments', got 'truth'"),
         ({"validation": "instruments", "folds": 2}, "needs rows that neither stage has seen, and folds=2 leaves none"),

@@ -59,7 +59,7 @@ def test_a_step_solves_the_last_layer_and_moves_the_features_along_the_gradient_
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     before = network.weight.detach().clone()
     previous = torch.ones(4, 1, dtype=torch.float64)
-    state, loss = step(rows, RegressionState(features, optimiser, previous), layer=Proximal(0.3, 0.1))
+    state, loss = step(rows, RegressionState(features, optimiser, previous), layer=Proximal(0.3, beta=0.1))
 
     def objective(weight: torch.Tensor) -> torch.Tensor:
         """The minimised objective as a function of the features, by its own solve."""
@@ -118,7 +118,7 @@ def test_history_has_one_row_a_check_and_marks_the_state_kept() -> None:
         ({"proximal": -1.0}, "proximal must be finite and >= 0, got -1.0"),
         ({"ridge": math.inf}, "ridge must be finite and >= 0, got inf"),
         ({"fits": 0}, "fits must be a whole number >= 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be 'auto' or finite and > 0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be finite and > 0, or 'auto', got 0.0"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(arguments: dict[str, float], says: str) -> None:

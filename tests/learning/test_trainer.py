@@ -96,7 +96,7 @@ def test_full_batch_ridge_is_alternating_minimisation() -> None:
 @pytest.mark.parametrize("order", ["solve-first", "backbone-first"])
 def test_kalman_with_reset_is_proximal_with_the_sum_form_penalty(order: str, weighted: bool) -> None:
     data, fitted = examples(60, weighted=weighted), []
-    for layer in (Kalman(0.3, 2.0, reset=True), Proximal(2.0**2 / 0.3**2 / 20)):
+    for layer in (Kalman(0.3, observation_noise=2.0, reset=True), Proximal(2.0**2 / 0.3**2 / 20)):
         module = network()
         fitted.append(LastLayerTrainer(module, layer, optimizer=SGD, order=order, batch_size=20).fit(data, epochs=5))
     torch.testing.assert_close(flat(fitted[0].module), flat(fitted[1].module), rtol=SAME, atol=SAME)
@@ -107,7 +107,7 @@ def test_kalman_without_reset_is_recursive_least_squares() -> None:
     """Row after row with the gain written out, which is also ridge on all rows so far, pulled to the prior mean."""
     x, y = examples(60)
     phi, mean, p = with_intercept(x), torch.ones(4, 2, dtype=torch.float64), 9.0 * torch.eye(4, dtype=torch.float64)
-    layer, memory = Kalman(0.0, 0.5, prior=3.0), Memory(mean)
+    layer, memory = Kalman(0.0, observation_noise=0.5, prior=3.0), Memory(mean)
     for rows in torch.arange(60).split(15):
         memory = layer.update(memory, features=phi[rows], targets=y[rows], weights=None)
     for row, target in zip(phi, y, strict=True):
@@ -144,7 +144,7 @@ def test_a_moving_average_without_decay_is_ridge_and_with_decay_weighs_the_past(
     phi = with_intercept(x)
     first, second = torch.arange(60).split(30)
     for decay in (0.0, 0.5):
-        layer = MovingAverage(decay, 0.01)
+        layer = MovingAverage(decay, beta=0.01)
         now = layer.update(memory, features=phi[first], targets=y[first], weights=None)
         now = layer.update(now, features=phi[second], targets=y[second], weights=None)
         w = torch.cat([torch.full((30,), decay), torch.ones(30)]).double()
@@ -211,7 +211,9 @@ def test_lambda_rises_from_its_start_or_follows_a_function() -> None:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("layer", [Ridge(0.1), Proximal(0.5), Kalman(0.5, 1.0), MovingAverage(0.5, 0.1), Gradient()], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [Ridge(0.1), Proximal(0.5), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient()], ids=repr
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_modules_own_output_is_the_prediction(layer: ClosedForm | Gradient, bias: bool) -> None:
     module, data = network(bias=bias, dtype=torch.float32), tuple(part.numpy() for part in examples())

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from cfiv import (
     Gradient,
@@ -26,7 +28,7 @@ from cfiv import (
     Ridge,
     TrainingWarning,
 )
-from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import read_run, write_run
 
@@ -77,8 +79,8 @@ def kill_at(last: int) -> object:
 LAYERS = [
     (Ridge(0.1), ADAM),
     (Proximal(0.5, beta=1e-3), MOMENTUM),
-    (Kalman(0.1, 1.0), ADAM),
-    (MovingAverage(0.9, 1e-3), ADAM),
+    (Kalman(0.1, observation_noise=1.0), ADAM),
+    (MovingAverage(0.9, beta=1e-3), ADAM),
     (Gradient(), ADAM),
     (Gradient(), MOMENTUM),
 ]
@@ -134,7 +136,7 @@ def on_step(step, loss):
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-trainer = LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+trainer = LastLayerTrainer(module(), Kalman(0.1, observation_noise=1.0), batch_size=13)
 trainer.fit(data(), steps=40, checkpoint=sys.argv[1], every=3, on_step=on_step)
 """
 
@@ -149,7 +151,7 @@ def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     assert file.exists()
 
     def trainer() -> LastLayerTrainer:
-        return LastLayerTrainer(module(), Kalman(0.1, 1.0), batch_size=13)
+        return LastLayerTrainer(module(), Kalman(0.1, observation_noise=1.0), batch_size=13)
 
     steps: list[int] = []
     resumed = trainer().fit(data(), steps=40, checkpoint=file, every=3, on_step=lambda step, loss: steps.append(step))
@@ -271,3 +273,162 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
             trainer.fit(data(), steps=8, checkpoint=file, every=2, on_step=lambda step, loss, steps=steps: steps.append(step))
         assert all(torch.isfinite(value).all() for value in tensors(trainer).values())
     assert steps == [3]
+
+
+def refused(fitting: Callable[[Path], object], other: Callable[[Path], object], message: str, file: Path) -> None:
+    fitting(file)
+    written = file.read_bytes()
+    with pytest.raises(ModelFileError, match=message):
+        other(file)
+    assert file.read_bytes() == written
+    fitting(file)  # which is over already, and still the same
+
+
+X, Y = data()
+W = X[:, 0].abs()
+OTHER_DATA = {
+    "other targets": ((X, Y), (X, -5 * Y)),
+    "one value": ((X, Y), (X, torch.where(torch.arange(70)[:, None] == 69, 0.0, Y))),
+    "other inputs": ((X, Y), (2 * X, Y)),
+    "other weights": ((X, Y, W), (X, Y, W + 1)),
+    "no weights": ((X, Y, W), (X, Y)),
+    "another order": ((X, Y), (X.flip(0), Y.flip(0))),
+    "another type": ((X, Y), (X.double(), Y.double())),
+    "another shape": ((X, Y), (X, Y[:, 0])),
+}
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("one", "other"), OTHER_DATA.values(), ids=OTHER_DATA)
+@pytest.mark.parametrize("form", ["arrays", "loader", "list of batches", "custom loader"])
+def test_a_checkpoint_knows_its_data(tmp_path: Path, one: tuple[Tensor, ...], other: tuple[Tensor, ...], form: str) -> None:
+    class Own:
+        """Of which nothing is known but what it yields first."""
+
+        def __init__(self, parts: tuple[Tensor, ...]) -> None:
+            self.parts = parts
+
+        def __iter__(self) -> object:
+            return iter([self.parts])
+
+    forms = {
+        "arrays": lambda parts: parts,
+        "loader": lambda parts: DataLoader(TensorDataset(*parts), batch_size=13, shuffle=True),
+        "list of batches": lambda parts: list(zip(*(part.split(13) for part in parts), strict=True)),
+        "custom loader": Own,
+    }
+
+    def fit(parts: tuple[Tensor, ...], file: Path) -> object:
+        return LastLayerTrainer(module(), batch_size=13).fit(forms[form](parts), steps=3, checkpoint=file)
+
+    refused(lambda file: fit(one, file), lambda file: fit(other, file), r"data was '", tmp_path / "run")
+
+
+LOADER = {"batch_size": 13, "shuffle": True}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (LOADER, {**LOADER, "shuffle": False}, r"data was .* by RandomSampler', is .* by SequentialSampler'"),
+        (LOADER, {**LOADER, "batch_size": 14}, r"data was .* of 13 of 70 examples .*is .* of 14 of 70 examples"),
+        (LOADER, {**LOADER, "drop_last": True}, r"data was 'DataLoader of 6 batches .*is 'DataLoader of 5 batches"),
+    ],
+)
+def test_a_checkpoint_knows_its_loader(tmp_path: Path, one: dict[str, object], other: dict[str, object], message: str) -> None:
+    def fit(options: dict[str, object], file: Path) -> object:
+        loader = DataLoader(TensorDataset(X, Y), **options)  # type: ignore[arg-type]
+        return LastLayerTrainer(module()).fit(loader, steps=3, checkpoint=file)
+
+    refused(lambda file: fit(one, file), lambda file: fit(other, file), message, tmp_path / "run")
+
+
+@pytest.mark.law
+def test_a_checkpoint_knows_the_data_of_a_part_of_a_data_set(tmp_path: Path) -> None:
+    def fit(scale: float, rows: range, file: Path) -> object:
+        loader = DataLoader(Subset(TensorDataset(X, scale * Y), rows), batch_size=10)
+        return LastLayerTrainer(module()).fit(loader, steps=3, checkpoint=file)
+
+    last = torch.ones(70).index_fill(0, torch.tensor([69]), 2.0)[:, None]
+    refused(lambda f: fit(1.0, range(60), f), lambda f: fit(1.0, range(10, 70), f), r"values of the data was", tmp_path / "a")
+    refused(lambda f: fit(1.0, range(60), f), lambda f: fit(last, range(60), f), r"values of the data was", tmp_path / "b")
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "generator of its own"])
+def test_one_loader_goes_on_in_the_same_process_and_looking_at_it_changes_no_number(tmp_path: Path, own: bool) -> None:
+    def loader() -> DataLoader[tuple[Tensor, ...]]:
+        generator = torch.Generator().manual_seed(3) if own else None
+        return DataLoader(TensorDataset(X, Y), batch_size=13, shuffle=True, generator=generator)
+
+    one, file = loader(), tmp_path / "run"
+    with pytest.raises(Killed):
+        LastLayerTrainer(module()).fit(one, epochs=3, checkpoint=file, every=4, on_step=kill_at(9))
+    resumed = LastLayerTrainer(module()).fit(one, epochs=3, checkpoint=file, every=4)
+    same(LastLayerTrainer(module()).fit(loader(), epochs=3), resumed)
+
+
+class Own:
+    """A last layer that does not show what it holds."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        return Memory(self.share * memory.weights)
+
+
+def frozen() -> nn.Module:
+    made = module()
+    made[0].requires_grad_(False)  # type: ignore[index]
+    return made
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({"last_layer": Own(0.5)}, {"last_layer": Own(0.6)}, r"last_layer was .*'share': 0.5.*is .*'share': 0.6"),
+        ({"last_layer": Proximal(1.0)}, {"last_layer": Proximal(1.0, gain=0.5)}, r"last_layer was .*gain=1.0.*gain=0.5"),
+        ({}, {"module": frozen()}, r"trained was \['0.weight', .*is \['1.weight'"),
+        (
+            {"learning_rate_schedule": lambda share: 1.0},
+            {"learning_rate_schedule": lambda share: 0.5 if 0.51 < share < 0.59 else 1.0},
+            r"schedules was",
+        ),
+        (
+            {"optimizer": partial(torch.optim.AdamW, lr=1e-2)},
+            {"optimizer": partial(torch.optim.AdamW, lr=2e-2)},
+            "optimizer was",
+        ),
+        ({"mixed_precision": False}, {"mixed_precision": True}, "mixed_precision was False, is True"),
+        (
+            {"last_layer": Gradient(MOMENTUM)},
+            {"last_layer": Gradient(partial(torch.optim.SGD, lr=1e-2, momentum=0.8))},
+            r"last_layer was .*momentum=0.9.*momentum=0.8",
+        ),
+    ],
+)
+def test_a_checkpoint_knows_what_the_plain_words_of_its_parts_leave_out(
+    tmp_path: Path, one: dict[str, object], other: dict[str, object], message: str
+) -> None:
+    def fit(options: dict[str, object], file: Path) -> object:
+        return LastLayerTrainer(**{"module": module(), "batch_size": 13, **options}).fit(data(), steps=20, checkpoint=file)  # type: ignore[arg-type]
+
+    refused(lambda file: fit(one, file), lambda file: fit(other, file), message, tmp_path / "run")
+
+
+@pytest.mark.law
+def test_a_run_goes_on_whatever_type_its_seed_and_numbers_have_and_from_any_weights(tmp_path: Path) -> None:
+    def trainer(seed: int, lam: float, given: nn.Module) -> LastLayerTrainer:
+        return LastLayerTrainer(given, Proximal(lam), batch_size=13, random_state=seed)
+
+    file = tmp_path / "run"
+    with pytest.raises(Killed):
+        trainer(0, 1.0, module()).fit(data(), steps=20, checkpoint=file, every=4, on_step=kill_at(9))
+    other = module()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3.0)
+    resumed = trainer(np.int64(0), np.float64(1), other).fit(data(), steps=np.int64(20), checkpoint=str(file))
+    same(trainer(0, 1, module()).fit(data(), steps=20), resumed)

@@ -44,7 +44,7 @@ def flat(module: nn.Module) -> Tensor:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("layer", [Proximal(0.3, beta=0.01), Kalman(0.2, 1.0), Gradient(SGD)], ids=repr)
+@pytest.mark.parametrize("layer", [Proximal(0.3, beta=0.01), Kalman(0.2, observation_noise=1.0), Gradient(SGD)], ids=repr)
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_a_1x1_convolution_is_a_linear_layer_on_the_points_of_the_grid(dimensions: int, layer: Proximal) -> None:
     """A pointwise backbone, so that the same examples can be given point by point."""
@@ -273,17 +273,20 @@ def test_a_loader_that_dries_up_is_refused() -> None:
     [
         (lambda m: Ridge(-1.0), r"beta must be finite and >= 0, got -1.0"),
         (lambda m: Proximal(float("nan")), r"lam must be finite and >= 0, got nan"),
-        (lambda m: Kalman(1.0, 0.0), r"observation_noise must be finite and > 0, got 0.0"),
-        (lambda m: Kalman(0.0, 1.0), r"process_noise must be > 0 with reset=True or without a prior, got 0"),
-        (lambda m: MovingAverage(1.0, 0.1), r"decay must be >= 0 and < 1, got 1.0"),
+        (lambda m: Kalman(1.0, observation_noise=0.0), r"observation_noise must be finite and > 0, got 0.0"),
+        (lambda m: Kalman(0.0, observation_noise=1.0), r"process_noise must be > 0 with reset=True or without a prior, got 0"),
+        (lambda m: MovingAverage(1.0, beta=0.1), r"decay must be >= 0 and < 1, got 1.0"),
         (lambda m: LastLayerTrainer("net"), r"module must be a torch module, got str"),
         (lambda m: LastLayerTrainer(m, 0.5), r"last_layer must be Ridge, Proximal, .*, got float"),
-        (lambda m: LastLayerTrainer(m, Ridge), r"last_layer must be Ridge, Proximal, .*, got type"),
-        (lambda m: LastLayerTrainer(m, order="first"), r"order must be one of .*, got 'first'"),
+        (lambda m: LastLayerTrainer(m, Ridge), r"last_layer must be Ridge, Proximal, .*, got the class Ridge"),
+        (lambda m: LastLayerTrainer(m, order="first"), r"order must be 'solve-first' or 'backbone-first', got 'first'"),
         (lambda m: LastLayerTrainer(m, loss="cross-entropy"), r"loss='cross-entropy' has no closed form"),
         (lambda m: LastLayerTrainer(m, task="classification", one_hot_scale=0), r"one_hot_scale must be finite and > 0"),
         (lambda m: LastLayerTrainer(m, Ridge(1.0), lambda_schedule=0.1), r"lambda_schedule is for Proximal, got Ridge"),
-        (lambda m: LastLayerTrainer(m, lambda_schedule=2.0), r"lambda_schedule must be callable, or between 0 and 1, got 2.0"),
+        (
+            lambda m: LastLayerTrainer(m, lambda_schedule=2.0),
+            r"lambda_schedule must be between 0 and 1, or a callable, got 2.0",
+        ),
         (lambda m: LastLayerTrainer(m, lambda_schedule=lambda s: -s).fit((X, Y), steps=200), r"schedule must give factors"),
         (lambda m: LastLayerTrainer(m, batch_size=21).fit((X, Y), steps=1), r"batch_size=21 exceeds the 20 rows"),
         (lambda m: LastLayerTrainer(m).fit((X, Y)), r"give either epochs or steps, got epochs=None and steps=None"),
@@ -301,7 +304,9 @@ def test_predictions_need_a_fit() -> None:
         LastLayerTrainer(nn.Linear(2, 2)).predict(X)
 
 
-@pytest.mark.parametrize("layer", [Ridge(0.1), Kalman(0.5, 1.0), MovingAverage(0.5, 0.1), Gradient(SGD)], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [Ridge(0.1), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient(SGD)], ids=repr
+)
 @pytest.mark.parametrize("order", ["solve-first", "backbone-first"])
 def test_a_loss_that_turns_nan_stops_at_its_step_with_the_last_good_state(order: str, layer: Ridge) -> None:
     """One bad batch: the state kept is the one before the step before, whose loss is the last that was finite."""
@@ -332,7 +337,7 @@ def test_a_first_loss_that_is_nan_raises_and_changes_nothing() -> None:
     module = made(lambda: nn.Linear(2, 4), nn.Tanh, lambda: nn.Linear(4, 2))
     before = flat(module)
     with pytest.raises(DivergenceError, match=r"training stopped at step 1 of 5: features or targets are not finite; lower"):
-        LastLayerTrainer(module, Ridge(0.1), batch_size=None).fit((X, Y * torch.nan), steps=5)
+        LastLayerTrainer(module, Ridge(0.1)).fit([(X, Y * torch.nan)], steps=5)
     assert torch.equal(flat(module), before)
 
 

@@ -282,7 +282,7 @@ def test_row_weights_are_data_without_a_gradient() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ParameterError, match="method must be 'auto', 'primal', 'dual' or 'qr', got 'lu'"):
+    with pytest.raises(ParameterError, match="method must be one of 'auto', 'primal', 'dual', 'qr', got 'lu'"):
         solve(**random_problem(n=9, d=3), method="lu")  # type: ignore[arg-type]
 
 

@@ -81,11 +81,11 @@ def test_cross_entropy_reads_digits() -> None:
 
 
 def test_unknown_layers_and_missing_sizes_are_refused() -> None:
-    with pytest.raises(ParameterError, match=r"layer must be one of sgd, adam, .*got 'ridged'"):
+    with pytest.raises(ParameterError, match=r"layer must be one of 'sgd', 'adam', .*got 'ridged'"):
         last_layers.last_layer(layer="ridged", batch_size=4, epochs=1, rate=0.1, seed=0)
     with pytest.raises(ParameterError, match="rate has no value for batches of 4: it has 8, 16"):
         last_layers.last_layer(layer="ridge", batch_size=4, epochs=1, rate={"8": 0.1, "16": 0.1}, seed=0)
-    with pytest.raises(ParameterError, match="layer must be ridge or proximal, got 'sgd'"):
+    with pytest.raises(ParameterError, match="layer must be 'ridge' or 'proximal', got 'sgd'"):
         last_layers.dfiv_on_images(layer="sgd", report="refit", penalty=1.0, batch_size=32, seed=0)
 
 

@@ -113,7 +113,7 @@ def test_what_rows_are_found_by_stays_and_settings_are_checked_whenever_they_are
         made.metrics["other"] = error  # type: ignore[index]
     with pytest.raises(ParameterError, match="replications must be a whole number >= 0, got -3"):
         made.replications = -3
-    with pytest.raises(ParameterError, match="time_limit must be a number of seconds"):
+    with pytest.raises(ParameterError, match="time_limit must be finite and > 0, in seconds"):
         made.time_limit = 0.0
     made.replications = 5
     assert len(made) == 5 * len(made.cells)

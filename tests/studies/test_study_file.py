@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "threads": ("threads = 0\n" + WHOLE, ", line 1, threads: threads must be a whole number >= 1, got 0"),
     "time limit that is no number": (
         "time_limit = nan\n" + WHOLE,
-        ", line 1, time_limit: time_limit must be a number of seconds > 0",
+        ", line 1, time_limit: time_limit must be finite and > 0, in seconds",
     ),
     "time limit as text": ('\n\ntime_limit = "5 min"\n' + WHOLE, ", line 3, time_limit: must be a number, got '5 min'"),
     "name of two folders": (
@@ -367,7 +367,7 @@ def of(**changes: Any) -> Study:
         (lambda: of(replications=True), "replications must be a whole number >= 0, got True"),
         (lambda: of(replications=10**25), "replications must be at most 1,000,000,000, got 1000"),
         (lambda: of(seed=1.5), "seed must be a whole number >= 0, got 1.5"),
-        (lambda: of(time_limit=True), "time_limit must be a number of seconds > 0 or None, got True"),
+        (lambda: of(time_limit=True), "time_limit must be finite and > 0, in seconds, or None, got True"),
         (lambda: of(designs={}), "designs must name at least one, got none"),
         (lambda: of(designs=problems.line), "designs must be a mapping from names, got function: give {'name': ...}"),
         (lambda: of(methods={3: problems.Slope()}), "methods need names of text on one line, got 3"),

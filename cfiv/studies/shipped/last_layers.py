@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 import cfiv
+from cfiv.checks import check_choice
 from cfiv.errors import ParameterError
 from cfiv.studies.metrics import Fit
 from cfiv.studies.shipped.learning_problems import LearningData
@@ -97,8 +98,7 @@ def last_layer(
     ParameterError
         If the layer is unknown, or one of them has no value for the batch size.
     """
-    if layer not in LAYERS:
-        raise ParameterError(f"layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+    check_choice("layer", layer, LAYERS)
     given = {"rate": rate, "penalty": penalty, "order": order}
     chosen = {name: _at(name, value, batch_size) for name, value in given.items()}
     return TrainedModule(layer, batch_size, epochs, seed=seed, **chosen)
@@ -122,8 +122,7 @@ def dfiv_on_images(
     ParameterError
         If the layer is unknown, or the penalty has no value for the batch size.
     """
-    if layer not in ("ridge", "proximal"):
-        raise ParameterError(f"layer must be ridge or proximal, got {layer!r}")
+    check_choice("layer", layer, ("ridge", "proximal"))
     size = _at("penalty", penalty, batch_size)
     pull = size if layer == "proximal" else 0.0
     ridges: dict[str, Any] = {} if layer == "proximal" else {"ridge1": size, "ridge2": size}
