@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfiv.data import Array
+from cfiv.data import Array, IVData
 from cfiv.errors import DataError, IllConditionedWarning, quoted
 from cfiv.numerics.dependence import NOTICEABLE, Dependence, dependences
 from cfiv.numerics.linear_iv import correlations
-from cfiv.numerics.scaled_columns import ScaledColumns, constant_in_span
+from cfiv.numerics.scaled_columns import ScaledColumns, constant_in_span, plain_numbers
 
 #: What the constant is called in messages.
 CONSTANT = "the constant"
@@ -103,6 +103,23 @@ def exogenous_columns(covariates: Array | None, *, rows: int, intercept: bool) -
     """``[1, X]``, shape (rows, columns), possibly with no columns."""
     ones = np.ones((rows, int(intercept)))
     return ones if covariates is None else np.concatenate([ones, covariates], axis=1)
+
+
+def plain_data(data: IVData) -> tuple[IVData, Array]:
+    """The data, columns of huge or tiny numbers times a power of two; and powers (k,) of two of the treatments' coefficients.
+
+    A coefficient in the user's units is ``2^power`` times the one of the data returned, which are those given where no column
+    needs another unit.
+    """
+    roles = ("outcome", "treatment", "instruments", "covariates")
+    given = {role: None if (array := getattr(data, role)) is None else array.reshape(len(data), -1) for role in roles}
+    scaled = {role: None if array is None else plain_numbers(array) for role, array in given.items()}
+    powers = {role: np.zeros(0, dtype=int) if found is None else found[1] for role, found in scaled.items()}
+    own = powers["outcome"] - powers["treatment"]
+    if not any(found.any() for found in powers.values()):
+        return data, own
+    arrays = {role: None if found is None else found[0] for role, found in scaled.items()}
+    return IVData(**arrays, weights=data.weights, clusters=data.clusters, frame=data.frame, names=data.names), own
 
 
 def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[str]) -> Columns:
