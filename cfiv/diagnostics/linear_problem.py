@@ -86,6 +86,7 @@ class LinearProblem:
                 f"{k} ({quoted(data.names['treatment'])}): add instruments or transforms of them, or drop treatment columns"
             )
         data, powers = plain_data(data)
+        assert data.names is not None
         covariates = data.names.get("covariates", ())
         exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=n, intercept=intercept)
         p = len(exogenous.names)

@@ -78,8 +78,8 @@ class FirstStage:
             tested = slice(p, p + q)
             groups = None if self.clusters is None else len(np.unique(self.clusters))
             f = WaldTest.of(
-                regression.coefficients.values[tested],
-                regression.coefficients.root[tested],
+                regression.fitted.coefficients.values[tested],
+                regression.fitted.coefficients.root[tested],
                 df_denom=regression.df_resid if groups is None else groups - 1,
                 name=f"First-stage F ({name})",
                 null=f"given the covariates, the instruments do not move {name}",

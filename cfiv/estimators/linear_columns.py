@@ -43,8 +43,8 @@ class Exogenous:
     root : array (n,)
         Roots of the row weights, which are scaled to a mean of one.
     constant : array (p,) or None
-        The combination of columns that is one in every row, in the numbers of ``ScaledColumns``; None where there is none. Where
-        there is one, the other columns and all treatments and instruments are centred.
+        The combination of columns that is one in every row, in the numbers of ``ScaledColumns``; None where there is none.
+        Where there is one, the other columns and all treatments and instruments are centred.
     """
 
     columns: Array
@@ -53,7 +53,9 @@ class Exogenous:
     constant: Array | None
 
     @classmethod
-    def of(cls, covariates: Array | None, names: Sequence[str], *, weights: Array | None, rows: int, intercept: bool) -> Exogenous:
+    def of(
+        cls, covariates: Array | None, names: Sequence[str], *, weights: Array | None, rows: int, intercept: bool
+    ) -> Exogenous:
         """``[1, X]``, or ``X`` where there is no ``intercept``."""
         columns = exogenous_columns(covariates, rows=rows, intercept=intercept)
         root = np.ones(rows) if weights is None else np.sqrt(weights / weights.max() / (weights / weights.max()).mean())
@@ -93,7 +95,9 @@ class Columns:
         if exogenous.constant is not None:
             centred = np.concatenate([exogenous.constant == 0, needless])
         scaled = ScaledColumns.of(
-            np.concatenate([exogenous.columns, columns], axis=1), root=exogenous.root, centred=centred if len(centred) else False
+            np.concatenate([exogenous.columns, columns], axis=1),
+            root=exogenous.root,
+            centred=centred if len(centred) else False,
         )
         basis, triangle = np.linalg.qr(scaled.values)
         return cls(scaled, basis, triangle, dependences(triangle, scaled.lengths))
@@ -158,7 +162,9 @@ def check_relevance(treatments: Columns, instruments: Columns, exogenous: Exogen
     # The direction, from the orthonormal basis to the treatments themselves.
     weights = np.abs(np.linalg.solve(treatments.triangle[p:, p:], directions[-1]))
     involved = [name for name, weight in zip(names, weights, strict=True) if weight > NOTICEABLE * weights.max()]
-    what = f"the treatment {quoted(involved)}" if len(involved) == 1 else f"one combination of the treatments {quoted(involved)}"
+    what = (
+        f"the treatment {quoted(involved)}" if len(involved) == 1 else f"one combination of the treatments {quoted(involved)}"
+    )
     raise DataError(
         f"the instruments do not move {what}, given the covariates, in these rows: their partial correlation is "
         f"{values[-1]:.0e}, so no effect is identified; give instruments that do, or drop treatment columns"
@@ -176,8 +182,8 @@ def warn_of_offsets(scaled: ScaledColumns, names: Sequence[str]) -> None:
     few = [name for name, held in zip(names, digits, strict=True) if held < TRUSTED_DIGITS]
     if few:
         warnings.warn(
-            f"float64 holds {math.floor(digits.min())} digits of the variation of {quoted(few)}, which is small beside the offset: "
-            "no more than that many digits of the estimates can be trusted, so subtract the offset before the numbers are stored",
+            f"float64 holds {math.floor(digits.min())} digits of the variation of {quoted(few)}, small as it is beside the "
+            "offset, and no more digits of the estimates can be trusted: subtract the offset before the numbers are stored",
             IllConditionedWarning,
             stacklevel=6,
         )
@@ -223,7 +229,9 @@ def _said(found: Columns, names: Sequence[str], exogenous: Exogenous) -> str:
         offsets = np.append(shift[dependence.column], -dependence.terms * shift)
         constant = constant or bool(abs(offsets.sum()) > NOTICEABLE * max(1.0, np.abs(offsets).max()))
     constant = constant or any(names[i] == CONSTANT for i in partners)
-    others = [names[i] for i in sorted(partners - {dependence.column for dependence in found.dependent}) if names[i] != CONSTANT]
+    others = [
+        names[i] for i in sorted(partners - {dependence.column for dependence in found.dependent}) if names[i] != CONSTANT
+    ]
     listed = " and ".join([quoted(others)] * bool(others) + [CONSTANT] * constant)
     if not listed:
         return f"{culprits} {'is' if len(found.dependent) == 1 else 'are'} zero in every row: drop it"

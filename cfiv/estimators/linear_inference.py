@@ -103,7 +103,7 @@ def fitted_regression(
 
 
 def _score_covariance(fit: LinearFit, covariance: Covariance, clusters: Array | None, bandwidth: int | None) -> Array:
-    """Of ``P' e``, (k, k), with the small-sample factor ``n / (n - k)`` where debiased, and ``(n - 1) / n G / (G - 1)`` with it."""
+    """Of ``P' e``, (k, k); where debiased times ``n / (n - k)``, and times ``(n - 1) / n G / (G - 1)`` of G clusters."""
     n, k = fit.basis.shape
     factor = n / (n - k) if covariance.debiased else 1.0
     if covariance.kind == "unadjusted":
@@ -134,6 +134,6 @@ def _bandwidth(fit: LinearFit, scaled: ScaledColumns, exogenous: Exogenous, cova
 
 
 def spans(basis: Array, vector: Array) -> bool:
-    """Whether a vector (n,), such as that of ones, lies in the span of an orthonormal basis (n, k) with fewer columns than rows."""
+    """Whether a vector (n,), such as that of ones, lies in the span of an orthonormal basis (n, k), k < n."""
     left = vector - basis @ (basis.T @ vector)
     return bool(np.linalg.norm(left) <= IN_SPAN * np.linalg.norm(vector))

@@ -29,8 +29,8 @@ from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
 from cfiv.estimators.parameters import is_whole
 from cfiv.estimators.two_stage_results import TwoStageResults
 from cfiv.numerics.linear_iv import least_squares, two_stage_least_squares
-from cfiv.numerics.score_covariance import Kernel
 from cfiv.numerics.scaled_columns import ScaledColumns
+from cfiv.numerics.score_covariance import Kernel
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
 
@@ -219,7 +219,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
             covariance=covariance,
             clusters=data.clusters,
         )
-    table = _coefficient_table(results)
+    table = results.table
     values = results.params.to_numpy(dtype=np.float64)
     constant = float(values[0]) if intercept else 0.0
     component = LinearComponent(constant, values[len(first) :], values[int(intercept) : len(first)])
@@ -291,20 +291,6 @@ class _ReducedForm:
         exogenous = exogenous_columns(covariates, rows=len(instruments), intercept=self.intercept)
         predicted = self.first_stage.predict(np.concatenate([exogenous, instruments], axis=1))
         return self.component.evaluate(predicted, covariates)
-
-
-def _coefficient_table(results: LinearResults) -> pd.DataFrame:
-    interval = results.conf_int()
-    return pd.DataFrame(
-        {
-            "coefficient": results.params,
-            "std_error": results.std_errors,
-            "t": results.tstats,
-            "p_value": results.pvalues,
-            "lower": interval["lower"],
-            "upper": interval["upper"],
-        }
-    )
 
 
 def _described(covariance: Covariance, results: LinearResults) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.estimators.parameters import is_number
 from cfiv.estimators.wald import WaldTest
 
@@ -50,10 +50,11 @@ class Coefficients:
         DataError
             Where a number is too large for float64, or so small that it loses digits.
         """
-        numbers = in_units(scaled, self.powers)
-        if numbers is None:
-            raise DataError(f"the {what} {OUT_OF_RANGE}")
-        return pd.Series(numbers, index=list(self.names))
+        found = [in_units(number, power) for number, power in zip(scaled, self.powers, strict=True)]
+        lost = [name for name, number in zip(self.names, found, strict=True) if number is None]
+        if lost:
+            raise DataError(f"the {what} of {quoted(lost)} {OUT_OF_RANGE}")
+        return pd.Series(np.array(found, dtype=np.float64), index=list(self.names))
 
 
 OUT_OF_RANGE = "are too large or too small for float64 in these units: give the columns units nearer to one another"
@@ -105,7 +106,7 @@ class FittedRegression:
     cov_config: Mapping[str, Any] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearResults(abc.ABC):
     """Abstract: a linear regression, whatever its instruments. Names and meanings are those of linearmodels' results.
 
@@ -115,6 +116,25 @@ class LinearResults(abc.ABC):
     """
 
     fitted: FittedRegression
+
+    def __repr__(self) -> str:
+        facts = f"{self.nobs} rows, R-squared {self.rsquared:.4g}, covariance {self.cov_type}{', debiased' * self.debiased}"
+        return f"{self.method.capitalize()}: {facts}\n{self.table.to_string(float_format='{:.4g}'.format)}"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """``coefficient, std_error, t, p_value, lower, upper`` (95 %), one row a column."""
+        interval = self.conf_int()
+        return pd.DataFrame(
+            {
+                "coefficient": self.params,
+                "std_error": self.std_errors,
+                "t": self.tstats,
+                "p_value": self.pvalues,
+                "lower": interval["lower"],
+                "upper": interval["upper"],
+            }
+        )
 
     @property
     @abc.abstractmethod
@@ -194,7 +214,7 @@ class LinearResults(abc.ABC):
             If there is not one finite weight a coefficient.
         """
         estimates, roots, power = self._combined(weights)
-        found = [in_units(part, np.int64(power)) for part in (estimates, np.linalg.norm(roots, axis=1))]
+        found = [in_units(part, np.asarray(power)) for part in (estimates, np.linalg.norm(roots, axis=1))]
         if found[0] is None or found[1] is None:
             raise DataError(f"the combinations {OUT_OF_RANGE}")
         return pd.DataFrame({"estimate": found[0], "std_error": found[1]})
@@ -342,9 +362,11 @@ class LinearResults(abc.ABC):
         return np.asarray(numbers)
 
     def _squares(self, rows: Array) -> float:
-        numbers = in_units(np.square(np.linalg.norm(self._weighted(rows))), np.int64(2 * self.fitted.power))
+        numbers = in_units(np.square(np.linalg.norm(self._weighted(rows))), np.asarray(2 * self.fitted.power))
         if numbers is None:
-            raise DataError("the sums of squares are too large or too small for float64 in this unit of the outcome: rescale it")
+            raise DataError(
+                "the sums of squares are too large or too small for float64 in this unit of the outcome: rescale it"
+            )
         return float(numbers)
 
     def _combined(self, weights: Any) -> tuple[Array, Array, int]:
@@ -373,9 +395,7 @@ def _read(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:
     return np.asarray(found.constraint_matrix, dtype=np.float64), np.asarray(found.constraint_values, dtype=np.float64)
 
 
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LeastSquaresResults(LinearResults):
     """Ordinary least squares."""
 

@@ -26,7 +26,7 @@ EXOGENOUS = "the treatments are exogenous"
 LARGE_SHARE = 0.05
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TwoStageResults(LinearResults):
     """Two-stage least squares, with linearmodels' names: coefficients, first stage, and tests of what is assumed.
 
@@ -149,7 +149,7 @@ class TwoStageResults(LinearResults):
         share = len(self.exogenous.names) / self.nobs
         note = ""
         if counts_rows and share > LARGE_SHARE:
-            note = f"it counts all {self.nobs} rows, of which the exogenous columns take up {share:.0%}: it is too large by as much"
+            note = f"it counts all {self.nobs} rows, of which exogenous columns take up {share:.0%}: it is too large by as much"
         return WaldTest(float(np.squeeze(found.stat)), int(found.df), found.df_denom, null, name, note)
 
     def _tested(self, variables: Any) -> list[str] | None:

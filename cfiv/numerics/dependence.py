@@ -11,8 +11,8 @@ from scipy import linalg
 
 Array = npt.NDArray[Any]
 
-#: What is left of a column once those before it are taken out, relative to the columns as they were given, below which it counts
-#: as their combination. Columns computed from others, or written to a file with 13 digits, are as far off by rounding.
+#: What is left of a column once those before it are taken out, relative to the columns as they were given, below which it
+#: counts as their combination. Columns computed from others, or written to a file with 13 digits, are as far off by rounding.
 DEPENDENT = 1e-12
 
 #: A column has a part in a combination if its term is at least this share of the largest.

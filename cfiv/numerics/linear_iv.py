@@ -5,7 +5,7 @@ exogenous columns ``E`` and the instruments, two-stage least squares is
 
     b = R_A^-1 g,    g_E = Q_E' y,    g_T = argmin |Q_Z' y - W g_T|,    W = Q_Z' Q_T,
 
-and its residuals are ``e = y - Q_A g``, without the cancellation that large coefficients of nearly collinear columns would bring.
+and its residuals are ``e = y - Q_A g``, without the cancellation of large coefficients of nearly collinear columns.
 The singular values of ``W`` are the partial canonical correlations of treatments and instruments. Least squares has ``W = I``.
 """
 

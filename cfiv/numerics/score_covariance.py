@@ -1,4 +1,4 @@
-"""Covariances of the sum of scores ``u_i = p_i e_i``, for errors that are homoskedastic, heteroskedastic, clustered or serial."""
+"""Covariances of the sum of scores ``u_i = p_i e_i``, for errors that are heteroskedastic, clustered or serially correlated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cfiv.errors import DataError
 Array = npt.NDArray[Any]
 Kernel = Literal["bartlett", "parzen", "qs"]
 
-#: Newey and West (1994), tables I and II: the exponent q of the kernel, its constant, and the exponent of n / 100 in the lags of
-#: the pilot estimates.
+#: Newey and West (1994), tables I and II: the exponent q of the kernel, its constant, and the exponent of n / 100 in the lags
+#: of the pilot estimates.
 BANDWIDTH_RULES: dict[Kernel, tuple[int, float, float]] = {
     "bartlett": (1, 1.1447, 2 / 9),
     "parzen": (2, 2.6614, 4 / 25),
@@ -69,8 +69,8 @@ def lag_weights(kernel: Kernel, bandwidth: int, rows: int) -> Array:
 def chosen_bandwidth(series: Array, kernel: Kernel) -> int:
     """Lags chosen from a series (n,), whatever its unit: the rule of Newey and West.
 
-    ``ceil(c (s_q / s_0)^{2 / (2q + 1)} n^{1 / (2q + 1)})``, at most ``n - 1``, with ``s_0`` the sum of the pilot autocovariances
-    on both sides of zero and ``s_q`` that of ``|l|^q`` times each.
+    ``ceil(c (s_q / s_0)^{2 / (2q + 1)} n^{1 / (2q + 1)})``, at most ``n - 1``, with ``s_0`` the sum of the pilot
+    autocovariances on both sides of zero and ``s_q`` that of ``|l|^q`` times each.
 
     Raises
     ------
@@ -89,9 +89,10 @@ def chosen_bandwidth(series: Array, kernel: Kernel) -> int:
     scale = float(np.abs(series).max())
     plain = series / scale if scale > 0 else series
     covariances = np.array([plain[lag:] @ plain[: rows - lag] for lag in range(lags + 1)]) / rows
-    long_run = covariances[0] + 2 * covariances[1:].sum()
+    long_run = float(covariances[0] + 2 * covariances[1:].sum())
     slope = 2 * float(covariances[1:] @ np.arange(1, lags + 1) ** exponent)
     if long_run == 0:
         raise DataError("a bandwidth cannot be chosen: the scores have no variance in the long run; give bandwidth=")
     rate = 1 / (2 * exponent + 1)
-    return min(math.ceil(constant * ((slope / long_run) ** 2) ** rate * rows**rate), rows - 1)
+    share: float = (slope / long_run) ** 2
+    return min(math.ceil(constant * share**rate * rows**rate), rows - 1)
