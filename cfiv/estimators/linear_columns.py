@@ -15,7 +15,7 @@ import numpy as np
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, IllConditionedWarning, quoted
 from cfiv.numerics.dependence import NOTICEABLE, Dependence, dependences
-from cfiv.numerics.linear_iv import correlations
+from cfiv.numerics.linear_iv import LinearFit, correlations
 from cfiv.numerics.scaled_columns import ScaledColumns, constant_in_span, plain_numbers
 
 #: What the constant is called in messages.
@@ -189,29 +189,26 @@ def warn_of_offsets(scaled: ScaledColumns, names: Sequence[str]) -> None:
         )
 
 
-def warn_of_condition(condition: float, direction: Array, names: Sequence[str]) -> None:
+def warn_of_condition(fit: LinearFit, names: Sequence[str]) -> None:
     """Warn where the columns are so nearly dependent that few digits of their coefficients can be trusted.
 
     Parameters
     ----------
-    condition : float
-        Condition number of the columns, each of length one.
-    direction : array (k,)
-        In which they are nearly dependent.
+    fit : LinearFit
     names : sequence of k str
 
     Warns
     -----
     IllConditionedWarning
     """
-    digits = -math.log10(np.finfo(np.float64).eps * condition)
+    digits = -math.log10(np.finfo(np.float64).eps * fit.condition)
     if digits >= TRUSTED_DIGITS:
         return
-    share = np.abs(direction)
+    share = np.abs(fit.loose())
     involved = [name for name, part in zip(names, share, strict=True) if part > 0.05 * share.max()]
     warnings.warn(
         f"about {max(math.floor(digits), 0)} digits of the coefficients of {quoted(involved)} can be trusted: they are nearly "
-        f"collinear (condition number {condition:.1e}), so drop one of them or write them in another basis, such as poly()",
+        f"collinear (condition number {fit.condition:.1e}), so drop one of them or write them in another basis, such as poly()",
         IllConditionedWarning,
         stacklevel=5,
     )

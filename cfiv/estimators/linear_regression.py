@@ -193,7 +193,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
         )
     else:
         fit = least_squares(outcome.values[:, 0], basis=treatments.basis, triangle=treatments.triangle)
-    warn_of_condition(fit.condition, fit.loose(), (*exogenous.names, *data.names["treatment"]))
+    warn_of_condition(fit, (*exogenous.names, *data.names["treatment"]))
     first = ["Intercept"] if intercept else []
     first += _unique(covariates, first)
     own = _unique(data.names["treatment"], first)
