@@ -244,7 +244,7 @@ class LinearResults(abc.ABC):
             restriction, value = _read(formula, self.fitted.coefficients.names)
         estimates, roots, power = self._combined(restriction)
         if value is not None:
-            values = np.asarray(value, dtype=np.float64).ravel()
+            values = _numbers("value", value).ravel()
             if values.shape != estimates.shape:
                 raise ParameterError(f"value must have one number a restriction, {len(estimates)}, got {len(values)}")
             estimates = estimates - np.ldexp(values, -power)
@@ -371,7 +371,7 @@ class LinearResults(abc.ABC):
 
     def _combined(self, weights: Any) -> tuple[Array, Array, int]:
         """``C b`` and ``C L`` with their power of two: shapes (m,) and (m, k)."""
-        matrix = np.atleast_2d(np.asarray(weights, dtype=np.float64))
+        matrix = np.atleast_2d(_numbers("weights", weights))
         size = len(self.fitted.coefficients.names)
         if matrix.ndim != 2 or matrix.shape[1] != size or not np.isfinite(matrix).all():
             raise ParameterError(f"weights must be {size} finite numbers a row, one a coefficient, got shape {matrix.shape}")
@@ -383,11 +383,26 @@ class LinearResults(abc.ABC):
         return scaled @ self.fitted.coefficients.values, scaled @ self.fitted.coefficients.root, power
 
 
+def _numbers(name: str, values: Any) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be finite numbers, got {values!r}") from error
+
+
 def _read(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:
-    """Restrictions and their values from formulaic's notation, one or several."""
+    """Restrictions and their values from formulaic's notation, one or several; ``a = b = 0`` stands for two."""
     from formulaic.errors import FormulaicError
     from formulaic.utils.constraints import LinearConstraints
 
+    if not isinstance(formula, (str, list, Mapping)):
+        raise ParameterError(f"formula must be text such as 'x = 0, t = 2', a list of such or a mapping, got {formula!r}")
+    if isinstance(formula, str) and "`" not in formula:
+        formula = formula.split(",")
+    if isinstance(formula, list):
+        # Backticks may hold equations' signs, as in bs(x, df=4).
+        chains = [[text] if "`" in str(text) else str(text).split("=") for text in formula]
+        formula = [f"{side} = {chain[-1]}" for chain in chains for side in chain[:-1]] + [c[0] for c in chains if len(c) == 1]
     try:
         found = LinearConstraints.from_spec(formula, list(names))
     except (FormulaicError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:

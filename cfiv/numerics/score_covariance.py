@@ -95,4 +95,5 @@ def chosen_bandwidth(series: Array, kernel: Kernel) -> int:
         raise DataError("a bandwidth cannot be chosen: the scores have no variance in the long run; give bandwidth=")
     rate = 1 / (2 * exponent + 1)
     share: float = (slope / long_run) ** 2
-    return min(math.ceil(constant * share**rate * float(rows) ** rate), rows - 1)
+    found: int = math.ceil(constant * share**rate * float(rows) ** rate)
+    return min(found, rows - 1)

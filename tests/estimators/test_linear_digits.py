@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import cfiv
 from cfiv import DataError, IVData, LeastSquares, TwoStageLeastSquares
 from cfiv.errors import IllConditionedWarning
+from tests.diagnostics.problems import problem
 from tests.numerics.nist import PROBLEMS
 
 #: Digits of the worst number that well-conditioned columns must keep, of almost 16.
@@ -122,7 +124,7 @@ def scaled(name: str) -> pd.DataFrame:
 def test_units_and_offsets_cost_no_digits(name: str, kind: type, covariance: Any) -> None:
     frame, weighted = scaled(name), covariance != "unadjusted"
     clusters = {"clusters": "g"} if covariance == "clustered" else {}
-    with pytest.warns(cfiv.errors.FewClustersWarning) if clusters else _quiet():
+    with pytest.warns(cfiv.errors.FewClustersWarning) if clusters else nullcontext():
         model = kind("y ~ x + [t ~ z + q]", covariance=covariance, weights="w" if weighted else None, **clusters).fit(frame)
     instrumented = kind is TwoStageLeastSquares
     coefficients, errors = exact(frame, instrumented=instrumented, covariance=covariance, weighted=weighted)
@@ -130,14 +132,6 @@ def test_units_and_offsets_cost_no_digits(name: str, kind: type, covariance: Any
     assert digits(found["coefficient"], coefficients) >= KEPT
     assert digits(found["std_error"], errors) >= KEPT
     assert digits(found["t"], [b / s for b, s in zip(coefficients, errors, strict=True)]) >= KEPT
-
-
-class _quiet:
-    """No warning is expected, and none passes: the suite makes them errors."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.mark.oracle
@@ -168,10 +162,10 @@ def test_indicators_of_all_categories_are_a_constant(kind: type) -> None:
         assert found[column]["s0"] == pytest.approx(explicit[column]["Intercept"], rel=1e-13)
 
 
-def exact_regression(problem: Any) -> tuple[list[float], list[float]]:
+def exact_regression(certified: Any) -> tuple[list[float], list[float]]:
     """Coefficients and standard errors of least squares with a constant, the constant first, by rational arithmetic."""
-    rows = [[Fraction(1), *row] for row in problem.features]
-    size, targets = len(rows[0]), problem.targets
+    rows = [[Fraction(1), *row] for row in certified.features]
+    size, targets = len(rows[0]), certified.targets
     system = [
         [sum(row[i] * row[j] for row in rows) for j in range(size)]
         + [sum(row[i] * target for row, target in zip(rows, targets, strict=True))]
@@ -194,10 +188,10 @@ def exact_regression(problem: Any) -> tuple[list[float], list[float]]:
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_nists_data_keep_the_digits_of_a_scaled_qr(name: str) -> None:
-    problem = PROBLEMS[name]
-    features = np.array([[float(value) for value in row] for row in problem.features])
-    targets = np.array([float(value) for value in problem.targets])
-    coefficients, errors = exact_regression(problem)
+    certified = PROBLEMS[name]
+    features = np.array([[float(value) for value in row] for row in certified.features])
+    targets = np.array([float(value) for value in certified.targets])
+    coefficients, errors = exact_regression(certified)
     if name == "Longley":
         np.testing.assert_allclose(errors, LONGLEY, rtol=1e-14)
     data = IVData(outcome=targets, treatment=features, instruments=features)
@@ -229,7 +223,8 @@ def test_polynomials_of_years_have_full_rank() -> None:
     for formula in ("y ~ year + I(year**2) + [t ~ z]", "y ~ year + I(year**2) + I(year**3) + [t ~ z]"):
         plain, shifted = (TwoStageLeastSquares(formula).fit(f).coefficients_ for f in (frame, centred))
         np.testing.assert_allclose(plain.loc["t"].iloc[:3], shifted.loc["t"].iloc[:3], rtol=1e-8)
-    assert isinstance(cfiv.diagnose(frame, "y ~ year + I(year**2) + [t ~ z]").partial_f[0], cfiv.diagnostics.results.TestResult)
+        strengths = [problem(formula, f).strength for f in (frame, centred)]
+        assert strengths[0] == pytest.approx(strengths[1], rel=1e-8)
 
 
 DEPENDENT = [
