@@ -10,7 +10,14 @@ from scipy import linalg
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, quoted
-from cfiv.estimators.linear_columns import IRRELEVANT, Exogenous, independent_columns, plain_data, warn_of_offsets
+from cfiv.estimators.linear_columns import (
+    IRRELEVANT,
+    Exogenous,
+    check_number_of_instruments,
+    independent_columns,
+    plain_data,
+    warn_of_offsets,
+)
 from cfiv.estimators.linear_inference import scaled_outcome
 from cfiv.estimators.linear_regression import Covariance
 
@@ -80,11 +87,7 @@ class LinearProblem:
             )
         covariance.check(data)
         n, k, q = len(data), data.treatment.shape[1], data.instruments.shape[1]
-        if q < k:
-            raise DataError(
-                f"there must be at least as many instruments as treatments, got {q} ({quoted(data.names['instruments'])}) for "
-                f"{k} ({quoted(data.names['treatment'])}): add instruments or transforms of them, or drop treatment columns"
-            )
+        check_number_of_instruments(data)
         data, powers = plain_data(data)
         assert data.names is not None
         covariates = data.names.get("covariates", ())

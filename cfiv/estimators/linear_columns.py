@@ -147,6 +147,24 @@ def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[st
     return found
 
 
+def check_number_of_instruments(data: IVData) -> None:
+    """Raise unless there are as many instruments as treatments, or more.
+
+    Raises
+    ------
+    DataError
+        With the names of both.
+    """
+    assert data.names is not None
+    instruments, treatments = data.names["instruments"], data.names["treatment"]
+    if len(instruments) < len(treatments):
+        raise DataError(
+            f"two-stage least squares needs at least as many instruments as treatments, got {len(instruments)} "
+            f"({quoted(instruments)}) for {len(treatments)} ({quoted(treatments)}): add instruments or transforms of them, or "
+            "drop treatment columns"
+        )
+
+
 def check_relevance(treatments: Columns, instruments: Columns, exogenous: Exogenous, names: Sequence[str]) -> None:
     """Raise unless the instruments move every treatment, and every combination of them, in these rows.
 

@@ -12,12 +12,13 @@ import pandas as pd
 from scipy import linalg
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, FewClustersWarning, ParameterError, quoted
+from cfiv.errors import DataError, FewClustersWarning, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
 from cfiv.estimators.linear_columns import (
     Columns,
     Exogenous,
+    check_number_of_instruments,
     check_relevance,
     exogenous_columns,
     independent_columns,
@@ -239,12 +240,8 @@ def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
     if data.treatment.ndim > 2:
         raise DataError(f"{method} takes treatment columns, got arrays of shape {data.treatment.shape[1:]}: flatten them")
     treatments, instruments = data.treatment.shape[1], data.instruments.shape[1]
-    if instrumented and instruments < treatments:
-        raise DataError(
-            f"two-stage least squares needs at least as many instruments as treatments, got {instruments} "
-            f"({quoted(data.names['instruments'])}) for {treatments} ({quoted(data.names['treatment'])}): "
-            "add instruments or transforms of them, or drop treatment columns"
-        )
+    if instrumented:
+        check_number_of_instruments(data)
     shared = int(intercept) + (0 if data.covariates is None else data.covariates.shape[1])
     if len(data) <= shared + treatments:
         raise DataError(f"{method} needs more rows than its {shared + treatments} coefficients, got {len(data)} rows")
@@ -267,7 +264,7 @@ class _FirstStage:
     def of(cls, treatment: Array, instruments: Columns, exogenous: Exogenous) -> _FirstStage:
         """Dependent columns, which least squares allows among instruments, get no weight."""
         scaled = ScaledColumns.of(treatment, root=exogenous.root, centred=exogenous.centred)
-        kept = np.delete(np.arange(len(instruments.triangle.T)), [found.column for found in instruments.dependent])
+        kept = np.delete(np.arange(instruments.triangle.shape[1]), [found.column for found in instruments.dependent])
         coefficients = np.zeros((instruments.triangle.shape[1], treatment.shape[1]))
         left, right = np.linalg.qr(instruments.triangle[:, kept])
         coefficients[kept] = linalg.solve_triangular(right, left.T @ (instruments.basis.T @ scaled.values))

@@ -102,7 +102,7 @@ class TwoStageResults(LinearResults):
     @property
     def wooldridge_overid(self) -> WaldTest:
         """Wooldridge's score test of over-identification, robust to heteroskedasticity, chi2(q - k)."""
-        return self._overidentification("wooldridge_overid", "Wooldridge's score test of over-identification", counts_rows=True)
+        return self._overidentification("wooldridge_overid", "Wooldridge's score test of over-identification")
 
     def durbin(self, variables: str | list[str] | None = None) -> WaldTest:
         """Durbin's test that treatments are exogenous, chi2 of their number, homoskedastic.
@@ -123,7 +123,7 @@ class TwoStageResults(LinearResults):
     @property
     def wooldridge_score(self) -> WaldTest:
         """Wooldridge's score test that the treatments are exogenous, robust to heteroskedasticity, chi2(k)."""
-        return self._exogeneity("wooldridge_score", "Wooldridge's score test of exogeneity", counts_rows=True)
+        return self._exogeneity("wooldridge_score", "Wooldridge's score test of exogeneity")
 
     @property
     def wooldridge_regression(self) -> WaldTest:
@@ -146,10 +146,10 @@ class TwoStageResults(LinearResults):
             raise SingularError(f"{name}: the covariance is singular ({error}); use covariance='unadjusted'") from error
 
     def _test(self, found: Any, name: str, null: str, counts_rows: bool) -> WaldTest:
-        share = len(self.exogenous.names) / self.nobs
-        note = ""
-        if counts_rows and share > LARGE_SHARE:
-            note = f"it counts all {self.nobs} rows, of which exogenous columns take up {share:.0%}: it is too large by as much"
+        taken, note = len(self.exogenous.names), ""
+        if counts_rows and taken > LARGE_SHARE * self.nobs:
+            factor = 1 - taken / self.nobs
+            note = f"it counts all {self.nobs} rows, though exogenous columns take up {taken}: times {factor:.2f} it would not"
         return WaldTest(float(np.squeeze(found.stat)), int(found.df), found.df_denom, null, name, note)
 
     def _tested(self, variables: Any) -> list[str] | None:

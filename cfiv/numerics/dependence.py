@@ -43,8 +43,8 @@ def dependences(triangle: Array, lengths: Array) -> tuple[Dependence, ...]:
 
     Parameters
     ----------
-    triangle : array (k, k)
-        ``R`` of ``A = Q R``, whose columns have length one (or zero).
+    triangle : array (m, k)
+        ``R`` of ``A = Q R``, whose columns have length one (or zero); m is k, or the number of rows where that is less.
     lengths : array (k,)
         Lengths that the columns had before they were centred, relative to those after.
 
@@ -57,11 +57,11 @@ def dependences(triangle: Array, lengths: Array) -> tuple[Dependence, ...]:
     -----
     O(k^3).
     """
-    size = triangle.shape[0]
+    rows, size = triangle.shape
     left = np.abs(np.diag(triangle))
     if size == 0:
         return ()
-    if (left > DEPENDENT).all():
+    if rows == size and (left > DEPENDENT).all():
         inverse = linalg.solve_triangular(triangle, np.eye(size))
         # Column j of the inverse is (-c, 1, 0) / r.
         if (left > DEPENDENT * (lengths @ np.abs(inverse)) * left).all():
@@ -71,8 +71,8 @@ def dependences(triangle: Array, lengths: Array) -> tuple[Dependence, ...]:
 
 def _found(triangle: Array, lengths: Array) -> list[Dependence]:
     """One column after another by Gram and Schmidt, twice each, those that depend on others left out of the basis."""
-    size = triangle.shape[0]
-    basis, coordinates, kept, found = np.zeros((size, size)), np.zeros((size, size)), np.zeros(0, dtype=int), []
+    rows, size = triangle.shape
+    basis, coordinates, kept, found = np.zeros((rows, rows)), np.zeros((rows, rows)), np.zeros(0, dtype=int), []
     for j in range(size):
         count = len(kept)
         before = basis[:, :count]
@@ -83,7 +83,7 @@ def _found(triangle: Array, lengths: Array) -> list[Dependence]:
         terms = np.zeros(size)
         terms[kept] = linalg.solve_triangular(coordinates[:count, :count], first + second) if count else 0.0
         length = float(np.linalg.norm(rest))
-        if length <= DEPENDENT * (lengths[j] + np.abs(terms) @ lengths):
+        if count == rows or length <= DEPENDENT * (lengths[j] + np.abs(terms) @ lengths):
             found.append(Dependence(j, terms))
             continue
         basis[:, count] = rest / length

@@ -420,7 +420,11 @@ def test_a_question_of_another_shape_than_the_arrays_of_training_is_refused(
         (
             "sales ~ time + [price + I(price**2) ~ fuel]",
             None,
-            ["at least as many instruments as treatments", "got 1 (fuel) for 2 (price, I(price ** 2))", "add instruments"],
+            [
+                "at least as many instruments as treatments",
+                "got 1 ('fuel') for 2 ('price', 'I(price ** 2)')",
+                "add instruments",
+            ],
         ),
         (
             "sales ~ time + I(2*time) + [price ~ fuel]",

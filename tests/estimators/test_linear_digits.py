@@ -351,3 +351,15 @@ def test_diagnose_and_score_do_not_see_units(name: str) -> None:
     np.testing.assert_allclose(other.anderson_rubin_set.intervals, ends, rtol=1e-6 if shifted else 1e-12)
     scores = [TwoStageLeastSquares("y ~ x + [t ~ z + q]").fit(f).score(f) for f in (plain, frame)] if not shifted else [0, 0]
     assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+
+
+@pytest.mark.law
+def test_least_squares_takes_more_instruments_than_rows_and_predicts_the_treatment_from_as_many_as_there_are_rows() -> None:
+    frame = table(12)
+    wide = IVData(outcome=frame["y"], treatment=frame["t"], instruments=np.random.default_rng(0).normal(size=(12, 20)))
+    model = LeastSquares().fit(wide)
+    fitted = model.predict(treatment=frame["t"].to_numpy())
+    expected = 1 - np.mean((frame["y"] - fitted) ** 2) / np.var(frame["y"])
+    assert model.score(wide) == pytest.approx(expected, rel=1e-10)  # the first stage fits exactly
+    with pytest.raises(DataError, match="as many rows as its first stage has coefficients, 21, got 12 rows"):
+        TwoStageLeastSquares().fit(wide)

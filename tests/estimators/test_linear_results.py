@@ -169,9 +169,9 @@ def test_combinations_have_the_variance_of_the_quadratic_form_in_any_unit() -> N
 def test_a_test_that_counts_rows_which_dummies_take_up_says_so() -> None:
     frame = table().assign(cell=np.arange(300) % 100)
     results = TwoStageLeastSquares("y ~ C(cell) + [t ~ z + q]").fit(frame).results_
-    for test in (results.sargan, results.durbin(), results.wooldridge_score):
-        assert "counts all 300 rows, of which exogenous columns take up 33%" in str(test)
-    for test in (results.basmann, results.wu_hausman()):
+    for test in (results.sargan, results.durbin(), results.anderson_rubin):
+        assert "counts all 300 rows, though exogenous columns take up 100: times 0.67 it would not" in str(test)
+    for test in (results.basmann, results.wu_hausman(), results.wooldridge_score):
         assert test.note == ""
     assert TwoStageLeastSquares("y ~ x + [t ~ z + q]").fit(frame).results_.sargan.note == ""
 
