@@ -317,8 +317,9 @@ def test_few_digits_are_said_with_the_names_of_the_columns(kind: type) -> None:
     assert [warning.filename for warning in caught] == [__file__]
     with pytest.warns(IllConditionedWarning, match="float64 holds 4 digits of the variation of 'far'"):
         kind("y ~ x + [far ~ z]").fit(frame)
-    with pytest.warns(IllConditionedWarning, match="float64 holds 4 digits of the variation of 'outcome'"):
+    with pytest.warns(IllConditionedWarning, match="float64 holds 4 digits of the variation of 'outcome'") as caught:
         kind("outcome ~ x + [t ~ z]").fit(frame)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize(
