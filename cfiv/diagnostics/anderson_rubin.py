@@ -9,6 +9,8 @@ from cfiv.data import Array
 from cfiv.diagnostics.inversion import Intervals, quadratic_set, ratio_set
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
+from cfiv.errors import DataError
+from cfiv.estimators.linear_results import OUT_OF_RANGE, in_units
 
 
 def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *, significance: float) -> Diagnostic:
@@ -42,7 +44,7 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
         return Unavailable(name, problem.singular)
     _, k, q = problem.shape
     values = np.zeros(k) if coefficients is None else np.asarray(coefficients, dtype=np.float64)
-    left = problem.outcome - problem.treatment @ values
+    left = problem.outcome - problem.treatment @ np.ldexp(values, -problem.powers)
     moments, noise = problem.instruments.T @ left, problem.noise(left)
     covariance = problem.moment_covariance(noise, noise)
     if not is_invertible(covariance):
@@ -116,11 +118,17 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     )
     intervals = ratio_set(moments[0], moments[1], covariances, critical)
     unit = lengths[0] / lengths[1]
-    return (ConfidenceSet(names[0], level, _scaled(intervals, unit)),)
+    return (ConfidenceSet(names[0], level, _scaled(intervals, unit, problem.powers[0])),)
 
 
-def _scaled(intervals: Intervals, unit: float) -> Intervals:
-    return tuple((float(lower * unit), float(upper * unit)) for lower, upper in intervals)
+def _scaled(intervals: Intervals, unit: float, power: int) -> Intervals:
+    """Ends times ``2^power unit``; a ``DataError`` where float64 has no such numbers."""
+    ends = np.array(intervals).reshape(-1, 2) * unit
+    finite = np.isfinite(ends)
+    numbers = in_units(np.where(finite, ends, 0.0), np.asarray(power))
+    if numbers is None:
+        raise DataError(f"the ends of the Anderson-Rubin set {OUT_OF_RANGE}")
+    return tuple((float(lower), float(upper)) for lower, upper in np.where(finite, numbers, ends))
 
 
 def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals:
@@ -140,4 +148,4 @@ def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals:
         form = form[np.ix_(ends, ends)] - form[ends, others] @ np.linalg.solve(within, form[others, ends])
     unit = lengths[-1] / lengths[0]
     intervals = quadratic_set(form[0, 0], -2 * form[0, 1], form[1, 1])
-    return _scaled(intervals, unit)
+    return _scaled(intervals, unit, problem.powers[j])

@@ -1,19 +1,18 @@
-"""Are instruments needed? Tests that the treatments are exogenous, by linearmodels."""
+"""Are instruments needed? Tests that the treatments are exogenous."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from cfiv.data import Array, IVData
-from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, of_order_one
+from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.errors import IllConditionedWarning, SingularError
 from cfiv.estimators.linear_regression import linear_regression
 
 NULL = "the treatments are exogenous, so least squares is consistent"
-#: Name in the table, attribute of linearmodels' results.
+#: Name in the table, attribute of the results.
 TESTS = {
     "wu_hausman": ("Wu-Hausman", "wu_hausman"),
     "durbin": ("Durbin", "durbin"),
@@ -51,38 +50,22 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     """
     if problem.unidentified:
         return {key: Unavailable(name, problem.unidentified) for key, (name, _) in TESTS.items()}
-    regression = linear_regression(
-        _standardised(problem), instrumented=True, intercept=problem.intercept, covariance=problem.covariance
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)  # of coefficients, which are not used
+        regression = linear_regression(
+            problem.data, instrumented=True, intercept=problem.intercept, covariance=problem.covariance
+        )
     found: dict[str, Diagnostic] = {}
     for key, (name, attribute) in TESTS.items():
         try:
             found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance)
-        except np.linalg.LinAlgError:
+        except SingularError:
             found[key] = Unavailable(name, SINGULAR_REASON)
     return found
 
 
-def _standardised(problem: LinearProblem) -> IVData:
-    """The same problem in units of order one, which the tests do not see, but the rank checks of linearmodels do."""
-    data = problem.data
-    weights = np.ones(len(data)) if data.weights is None else data.weights / data.weights.mean()
-
-    def scaled(columns: Array) -> Array:
-        return of_order_one(columns, weights, centred=problem.intercept)
-
-    return IVData(
-        outcome=scaled(data.outcome),
-        treatment=scaled(data.treatment),
-        instruments=problem.instruments * np.sqrt(len(data) / weights)[:, None],
-        covariates=None if data.covariates is None else scaled(data.covariates),
-        weights=data.weights,
-        clusters=data.clusters,
-    )
-
-
 def _called(test: Callable[[], Any] | Any) -> Any:
-    """linearmodels has tests as properties, and as methods where a subset of the treatments can be tested."""
+    """Tests are properties, and methods where a subset of the treatments can be tested."""
     return test() if callable(test) else test
 
 

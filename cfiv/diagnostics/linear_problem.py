@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,12 +10,19 @@ from scipy import linalg
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, quoted
+from cfiv.estimators.linear_columns import (
+    IRRELEVANT,
+    Exogenous,
+    check_number_of_instruments,
+    independent_columns,
+    plain_data,
+    warn_of_offsets,
+)
+from cfiv.estimators.linear_inference import scaled_outcome
 from cfiv.estimators.linear_regression import Covariance
 
-#: What is left of a column once others are partialled out, relative to its length, below which it counts as their combination.
-COLLINEAR = 1e-10
-#: Smallest eigenvalue of the first stage, as a share explained, below which it has not its full rank.
-IRRELEVANT = 1e-20
+#: What a fit leaves of a column, relative to its length, below which the fit counts as exact.
+EXACT = 1e-10
 #: Smallest eigenvalue of a covariance relative to its largest, below which it cannot be inverted.
 SINGULAR = 1e-12
 SINGULAR_REASON = (
@@ -46,8 +52,10 @@ class LinearProblem:
     clusters : array (n,) or None
         Whole numbers from 0.
     data : IVData
-        The arrays before partialling out.
+        The arrays before partialling out, in plain numbers.
     intercept : bool
+    powers : array (k,) of int
+        A coefficient in the user's units is ``2^powers`` times that of ``treatment``: zeros, unless numbers are huge or tiny.
     """
 
     outcome: Array
@@ -58,6 +66,7 @@ class LinearProblem:
     clusters: Array | None
     data: IVData = field(repr=False)
     intercept: bool
+    powers: Array = field(repr=False)
 
     @classmethod
     def from_data(cls, data: IVData, *, intercept: bool, covariance: Covariance) -> LinearProblem:
@@ -78,40 +87,39 @@ class LinearProblem:
             )
         covariance.check(data)
         n, k, q = len(data), data.treatment.shape[1], data.instruments.shape[1]
-        if q < k:
-            raise DataError(
-                f"there must be at least as many instruments as treatments, got {q} ({quoted(data.names['instruments'])}) for "
-                f"{k} ({quoted(data.names['treatment'])}): add instruments or transforms of them, or drop treatment columns"
-            )
-        ones = np.ones((n, int(intercept)))
-        exogenous = ones if data.covariates is None else np.concatenate([ones, data.covariates], axis=1)
-        p = exogenous.shape[1]
+        check_number_of_instruments(data)
+        data, powers = plain_data(data)
+        assert data.names is not None
+        covariates = data.names.get("covariates", ())
+        exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=n, intercept=intercept)
+        p = len(exogenous.names)
         if n <= p + q + k:
             raise DataError(
                 f"diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments), "
                 f"got {n}: use more rows or fewer columns"
             )
-        root = np.ones(n) if data.weights is None else np.sqrt(data.weights / data.weights.mean())
-        names = (["the constant"] if intercept else []) + list(data.names.get("covariates", ()))
-        left, centre = _factorised(root, exogenous, data.treatment, [*names, *data.names["treatment"]])
-        treatment = _residual(left[:, :p], root[:, None] * (data.treatment - centre[p:]))
-        basis, _ = _factorised(root, exogenous, data.instruments, [*names, *data.names["instruments"]])
-        instruments = basis[:, p:]
-        outcome = _residual(left[:, :p], root * data.outcome)
+        columns = independent_columns(exogenous, data.treatment, data.names["treatment"])
+        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"]).basis[:, p:]
+        scaled = scaled_outcome(data.outcome, exogenous)
+        warn_of_offsets(scaled, data.names["outcome"])
+        root, own = exogenous.root, columns.basis[:, :p]
+        treatment = _residual(own, root[:, None] * (data.treatment - columns.scaled.centres[p:]))
+        outcome = _residual(own, root * (data.outcome - scaled.centres[0]))
         noise = _residual(instruments, treatment)
-        exact = np.linalg.norm(noise, axis=0) <= COLLINEAR * np.linalg.norm(treatment, axis=0)
+        exact = np.linalg.norm(noise, axis=0) <= EXACT * np.linalg.norm(treatment, axis=0)
         if exact.any():
             fitted = [name for name, flag in zip(data.names["treatment"], exact, strict=True) if flag]
             raise DataError(
                 f"the instruments and covariates determine the treatment {quoted(fitted)} exactly, so it is exogenous itself "
                 "and needs no instruments: make it a covariate"
             )
-        if np.linalg.norm(_residual(np.linalg.qr(treatment)[0], outcome)) <= COLLINEAR * np.linalg.norm(root * data.outcome):
+        rounding = 16 * np.finfo(np.float64).eps * scaled.lengths[0]
+        if np.linalg.norm(_residual(columns.basis, scaled.values[:, 0])) <= max(EXACT, rounding):
             raise DataError(
                 "the outcome is an exact linear function of treatment and covariates, so there are no errors to test: "
                 "check that it was not computed from them"
             )
-        return cls(outcome, treatment, instruments, p, covariance, data.clusters, data, intercept)
+        return cls(outcome, treatment, instruments, p, covariance, data.clusters, data, intercept, powers)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -148,7 +156,7 @@ class LinearProblem:
     @property
     def unidentified(self) -> str | None:
         """Why two-stage least squares has no unique solution in these rows; None where it has one."""
-        if self.strength <= IRRELEVANT:
+        if self.strength <= IRRELEVANT**2:
             return "the instruments do not move every treatment in these rows, so two-stage least squares has no solution"
         return None
 
@@ -215,35 +223,6 @@ def of_order_one(columns: Array, weights: Array, *, centred: bool) -> Array:
     left = columns - np.average(columns, axis=0, weights=weights) * centred
     scale = np.sqrt(np.average(left**2, axis=0, weights=weights))
     return np.asarray(left / np.where(scale > 0, scale, 1.0))
-
-
-def _factorised(root: Array, exogenous: Array, columns: Array, names: Sequence[str]) -> tuple[Array, Array]:
-    """Orthonormal basis of ``root * [exogenous, columns]`` and the columns' centres; raises where one depends on the others.
-
-    With a constant among the exogenous columns the others are centred first, which the QR does not see but its rounding does.
-    """
-    matrix = np.concatenate([exogenous, columns], axis=1).astype(np.float64)
-    weights = root**2
-    centre = np.zeros(matrix.shape[1])
-    lengths = np.linalg.norm(root[:, None] * matrix, axis=0)
-    if names[0] == "the constant":
-        centre[1:] = weights @ matrix[:, 1:] / weights.sum()
-        matrix = matrix - centre
-    matrix = root[:, None] * matrix
-    scale = np.linalg.norm(matrix, axis=0)
-    matrix = matrix / np.where(scale > 0, scale, 1.0)
-    basis, triangle = np.linalg.qr(matrix)
-    left = np.abs(np.diag(triangle))
-    # Both what QR leaves of a centred column, and what centring left of it before.
-    dependent = (left <= COLLINEAR) | (scale <= 1e-14 * lengths)
-    if dependent.any():
-        culprits = [name for name, flag in zip(names, dependent, strict=True) if flag]
-        many = len(culprits) > 1
-        raise DataError(
-            f"{quoted(culprits)} {'are linear combinations' if many else 'is a linear combination'} of other columns (of the "
-            f"constant, the covariates and the columns before {'them' if many else 'it'}): drop {'them' if many else 'it'}"
-        )
-    return basis, centre
 
 
 def _residual(orthonormal: Array, columns: Array) -> Array:

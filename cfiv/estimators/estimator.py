@@ -164,9 +164,13 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 "rows in which it varies"
             )
         weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
-        centre = np.average(arrays.outcome, weights=weights)
-        errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
-        return float(1.0 - np.average(errors**2, weights=weights) / np.average((arrays.outcome - centre) ** 2, weights=weights))
+        predicted = self._reduced_form(arrays.instruments, arrays.covariates)
+        # A power of two, exactly: squares of huge or tiny numbers would leave the range of float64.
+        power = np.frexp(np.abs(arrays.outcome).max())[1]
+        outcome, predicted = np.ldexp(arrays.outcome, -power), np.ldexp(predicted, -power)
+        centre = np.average(outcome, weights=weights)
+        left, total = (np.average((outcome - other) ** 2, weights=weights) for other in (predicted, centre))
+        return float(1.0 - left / total)
 
     def summary(self) -> Summary:
         """What was estimated, how, and from what; text in a terminal, a table in a notebook."""

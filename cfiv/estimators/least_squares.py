@@ -23,7 +23,10 @@ class LeastSquares(LinearEstimator):
 
     Attributes
     ----------
-    results_ : linearmodels.iv.results.OLSResults
+    results_ : LeastSquaresResults
+        What linearmodels reports, under its names: ``params``, ``std_errors``, ``cov``, ``conf_int()``, ``resids``,
+        ``rsquared``, ``wald_test()`` and others; and ``combination()``, linear combinations of coefficients with their
+        standard errors.
     coefficients_ : DataFrame
         ``coefficient, std_error, t, p_value, lower, upper`` (95 %), one row a column. The intervals cover the projection of the
         outcome, not the structural effect.
@@ -33,11 +36,18 @@ class LeastSquares(LinearEstimator):
     ParameterError
         If an option of the covariance is unknown, or clusters are given that it does not use.
     DataError
-        If columns are collinear.
+        If columns are collinear, with their names, or float64 has no such coefficients in the columns' units.
+
+    Warns
+    -----
+    FewClustersWarning
+        Below ten clusters.
+    IllConditionedWarning
+        Where fewer than six digits of coefficients can be trusted, with the names of the columns.
 
     References
     ----------
-    Angrist and Pischke, *Mostly Harmless Econometrics*, chapter 3, for the bias. Computed by linearmodels.
+    Angrist and Pischke, *Mostly Harmless Econometrics*, chapter 3, for the bias.
 
     Examples
     --------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
 from cfiv.data import IVData
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.linear_regression import Covariance, CovarianceKind, Kernel, linear_regression
+from cfiv.estimators.linear_regression import Covariance, CovarianceKind, linear_regression
+from cfiv.estimators.linear_results import LinearResults
+from cfiv.numerics.score_covariance import Kernel
 from cfiv.tables.columns import Missing
 
 
@@ -47,7 +49,7 @@ class LinearEstimator(StructuralEstimator):
         self.kernel = kernel
         self.bandwidth = bandwidth
 
-    results_: Any
+    results_: LinearResults
     coefficients_: pd.DataFrame
 
     def _covariance(self) -> Covariance:

@@ -1,23 +1,39 @@
-"""Linear regression on the columns that the roles make, with or without instruments; linearmodels computes it."""
+"""Linear regression on the columns that the roles make, with or without instruments."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import linalg
 
 from cfiv.checks import check_choice, check_flag, check_whole
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FewClustersWarning, ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
+from cfiv.estimators.linear_columns import (
+    Columns,
+    Exogenous,
+    check_number_of_instruments,
+    check_relevance,
+    exogenous_columns,
+    independent_columns,
+    warn_of_condition,
+    warn_of_offsets,
+)
+from cfiv.estimators.linear_inference import fitted_regression, scaled_outcome
+from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
+from cfiv.estimators.two_stage_results import TwoStageResults
+from cfiv.numerics.linear_iv import least_squares, two_stage_least_squares
+from cfiv.numerics.scaled_columns import ScaledColumns
+from cfiv.numerics.score_covariance import Kernel
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
-Kernel = Literal["bartlett", "parzen", "qs"]
 
 #: Clusters from which on clustered covariances are of some use (ours; many authors ask for several times as many).
 FEW_CLUSTERS = 10
@@ -83,15 +99,6 @@ class Covariance:
         if self.bandwidth is not None and self.bandwidth >= len(data):
             raise ParameterError(f"bandwidth must be less than the {len(data)} rows, got {self.bandwidth}")
 
-    def options(self, data: IVData) -> dict[str, Any]:
-        """As linearmodels takes it."""
-        options: dict[str, Any] = {"cov_type": self.kind, "debiased": bool(self.debiased)}
-        if self.kind == "clustered":
-            options["clusters"] = data.clusters
-        if self.kind == "kernel":
-            options |= {"kernel": self.kernel, "bandwidth": None if self.bandwidth is None else int(self.bandwidth)}
-        return options
-
 
 def warn_of_few_clusters(clusters: Array) -> None:
     """Warn below ``FEW_CLUSTERS``: the covariance is an average over clusters, and of few it is far too small.
@@ -116,13 +123,13 @@ class Regression:
 
     Parameters
     ----------
-    results : linearmodels.iv.results.IVResults or OLSResults
+    results : TwoStageResults or LeastSquaresResults
     coefficients : DataFrame
         One row a column of ``[1, X, T]``.
     estimate : Estimate
     """
 
-    results: Any
+    results: LinearResults
     coefficients: pd.DataFrame
     estimate: Estimate
 
@@ -131,7 +138,8 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     """``h(t, x) = c + a' t + b' x`` by two-stage or by ordinary least squares.
 
     With ``D = [1, X, T]`` and row weights ``w`` the coefficients are ``(D' Q D)^-1 D' Q Y``, ``Q`` the weighted projection on
-    ``[1, X, Z]`` where instrumented and on everything, ``Q = diag(w)``, where not.
+    ``[1, X, Z]`` where instrumented and on everything, ``Q = diag(w)``, where not. They are computed from orthonormal bases of
+    columns that are centred, where a constant lies in the span of ``[1, X]``, and scaled: :mod:`cfiv.numerics.linear_iv`.
 
     Parameters
     ----------
@@ -150,57 +158,114 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     Raises
     ------
     DataError
-        For images, fewer instruments than treatments, or collinear columns.
-    """
-    from linearmodels.iv import IV2SLS
+        For images, fewer instruments than treatments, collinear columns, or instruments that do not move a treatment.
 
+    Warns
+    -----
+    IllConditionedWarning
+        Where few digits of coefficients can be trusted, with the columns' names.
+    """
+    assert data.names is not None
+    _check_shapes(data, instrumented=instrumented, intercept=intercept)
+    covariates = data.names.get("covariates", ())
+    exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=len(data), intercept=intercept)
+    treatments = independent_columns(exogenous, data.treatment, data.names["treatment"])
+    outcome = scaled_outcome(data.outcome, exogenous)
+    warn_of_offsets(outcome, data.names["outcome"])
+    instruments = Columns.of(exogenous, data.instruments)
+    if instrumented:
+        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"])
+        check_relevance(treatments, instruments, exogenous, data.names["treatment"])
+        p = len(exogenous.names)
+        fit = two_stage_least_squares(
+            outcome.values[:, 0],
+            regressors=treatments.basis,
+            triangle=treatments.triangle,
+            instruments=instruments.basis[:, p:],
+            exogenous=p,
+        )
+    else:
+        fit = least_squares(outcome.values[:, 0], basis=treatments.basis, triangle=treatments.triangle)
+    warn_of_condition(fit, (*exogenous.names, *data.names["treatment"]))
+    first = ["Intercept"] if intercept else []
+    first += _unique(covariates, first)
+    own = _unique(data.names["treatment"], first)
+    fitted = fitted_regression(
+        fit,
+        outcome=outcome,
+        columns=treatments,
+        exogenous=exogenous,
+        names=(*first, *own),
+        covariance=covariance,
+        clusters=data.clusters,
+    )
+    results: LinearResults = LeastSquaresResults(fitted)
+    if instrumented:
+        results = TwoStageResults(
+            fitted,
+            exogenous=exogenous,
+            treatments=treatments,
+            instruments=instruments,
+            treatment_names=tuple(own),
+            instrument_names=tuple(_unique(data.names["instruments"], first)),
+            treatment_columns=data.treatment,
+            covariance=covariance,
+            clusters=data.clusters,
+        )
+    table = results.table
+    values = results.params.to_numpy(dtype=np.float64)
+    constant = float(values[0]) if intercept else 0.0
+    component = LinearComponent(constant, values[len(first) :], values[int(intercept) : len(first)])
+    facts = {
+        "Covariance": _described(covariance, results),
+        "R-squared": results.rsquared,
+        "Coefficients": table.reset_index(names="column").to_dict("records"),
+    }
+    reduced_form = _ReducedForm(component, _FirstStage.of(data.treatment, instruments, exogenous), intercept)
+    return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
+
+
+def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
+    """Raise for images, and where there are too few instruments or rows."""
     assert data.names is not None
     method = "two-stage least squares" if instrumented else "least squares"
     if data.treatment.ndim > 2:
         raise DataError(f"{method} takes treatment columns, got arrays of shape {data.treatment.shape[1:]}: flatten them")
     treatments, instruments = data.treatment.shape[1], data.instruments.shape[1]
-    if instrumented and instruments < treatments:
-        raise DataError(
-            f"two-stage least squares needs at least as many instruments as treatments, got {instruments} "
-            f"({', '.join(data.names['instruments'])}) for {treatments} ({', '.join(data.names['treatment'])}): "
-            "add instruments or transforms of them, or drop treatment columns"
-        )
-    columns = treatments + int(intercept) + (0 if data.covariates is None else data.covariates.shape[1])
-    if len(data) <= columns:
-        raise DataError(f"{method} needs more rows than its {columns} coefficients, got {len(data)} rows")
-    exogenous = _exogenous(data.covariates, rows=len(data), intercept=intercept)
-    names = ["Intercept"] if intercept else []
-    names += _unique(data.names.get("covariates", ()), names)
-    treatment_frame = pd.DataFrame(data.treatment, columns=_unique(data.names["treatment"], names))
-    exogenous_frame = pd.DataFrame(exogenous, columns=names)
-    sides: tuple[pd.DataFrame | None, pd.DataFrame | None, pd.DataFrame | None]
     if instrumented:
-        sides = (
-            exogenous_frame if names else None,
-            treatment_frame,
-            pd.DataFrame(data.instruments, columns=_unique(data.names["instruments"], names)),
+        check_number_of_instruments(data)
+    shared = int(intercept) + (0 if data.covariates is None else data.covariates.shape[1])
+    if len(data) <= shared + treatments:
+        raise DataError(f"{method} needs more rows than its {shared + treatments} coefficients, got {len(data)} rows")
+    if instrumented and len(data) < shared + instruments:
+        raise DataError(
+            f"{method} needs as many rows as its first stage has coefficients, {shared + instruments}, got {len(data)} rows: "
+            "use fewer instruments"
         )
-    else:
-        sides = (pd.concat([exogenous_frame, treatment_frame], axis=1), None, None)
-    try:
-        weights = None if data.weights is None else pd.Series(data.weights, name="weights")
-        model = IV2SLS(pd.Series(data.outcome, name=data.names["outcome"][0]), *sides, weights=weights)
-        results = model.fit(**covariance.options(data))
-    except ValueError as error:
-        advice = "drop constant or collinear columns, give columns that differ by many orders of magnitude other units"
-        advice += ", or add stronger instruments" if instrumented else ""
-        raise DataError(f"{method} cannot be computed: {error}; {advice}") from error
-    table = _coefficient_table(results)
-    values = results.params.to_numpy(dtype=np.float64)
-    constant = float(values[0]) if intercept else 0.0
-    component = LinearComponent(constant, values[len(names) :], values[int(intercept) : len(names)])
-    facts = {
-        "Covariance": _described(covariance, results),
-        "R-squared": float(results.rsquared),
-        "Coefficients": table.reset_index(names="column").to_dict("records"),
-    }
-    reduced_form = _ReducedForm(component, _first_stage(exogenous, data), intercept)
-    return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstStage:
+    """Least squares of the treatments on ``[E, Z]``, in scaled columns."""
+
+    columns: ScaledColumns
+    treatments: ScaledColumns
+    coefficients: Array
+
+    @classmethod
+    def of(cls, treatment: Array, instruments: Columns, exogenous: Exogenous) -> _FirstStage:
+        """Dependent columns, which least squares allows among instruments, get no weight."""
+        scaled = ScaledColumns.of(treatment, root=exogenous.root, centred=exogenous.centred)
+        kept = np.delete(np.arange(instruments.triangle.shape[1]), [found.column for found in instruments.dependent])
+        coefficients = np.zeros((instruments.triangle.shape[1], treatment.shape[1]))
+        left, right = np.linalg.qr(instruments.triangle[:, kept])
+        coefficients[kept] = linalg.solve_triangular(right, left.T @ (instruments.basis.T @ scaled.values))
+        return cls(instruments.scaled, scaled, coefficients)
+
+    def predict(self, columns: Array) -> Array:
+        """The treatments, in the user's units, at rows (m, columns) of ``[E, Z]``."""
+        scaled = self.columns.at(columns) @ self.coefficients
+        return np.asarray(np.ldexp(scaled * self.treatments.scales + self.treatments.centres, self.treatments.exponents))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,53 +273,24 @@ class _ReducedForm:
     """``E[h | Z, X]``: the structural function at the treatments that a linear first stage predicts."""
 
     component: LinearComponent
-    first_stage: Array
+    first_stage: _FirstStage
     intercept: bool
 
     def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        exogenous = _exogenous(covariates, rows=len(instruments), intercept=self.intercept)
-        predicted = np.concatenate([exogenous, instruments], axis=1) @ self.first_stage
+        exogenous = exogenous_columns(covariates, rows=len(instruments), intercept=self.intercept)
+        predicted = self.first_stage.predict(np.concatenate([exogenous, instruments], axis=1))
         return self.component.evaluate(predicted, covariates)
 
 
-def _exogenous(covariates: Array | None, *, rows: int, intercept: bool) -> Array:
-    """``[1, X]``, shape (rows, columns), possibly with no columns."""
-    ones = np.ones((rows, int(intercept)))
-    return ones if covariates is None else np.concatenate([ones, covariates], axis=1)
-
-
-def _first_stage(exogenous: Array, data: IVData) -> Array:
-    """Coefficients of the treatment on exogenous columns and instruments, (columns, treatments)."""
-    regressors = np.concatenate([exogenous, data.instruments], axis=1)
-    root = np.ones(len(data)) if data.weights is None else np.sqrt(data.weights)
-    coefficients: Array = np.linalg.lstsq(root[:, None] * regressors, root[:, None] * data.treatment, rcond=None)[0]
-    return coefficients
-
-
-def _coefficient_table(results: Any) -> pd.DataFrame:
-    interval = results.conf_int()
-    return pd.DataFrame(
-        {
-            "coefficient": results.params,
-            "std_error": results.std_errors,
-            "t": results.tstats,
-            "p_value": results.pvalues,
-            "lower": interval["lower"],
-            "upper": interval["upper"],
-        }
-    )
-
-
-def _described(covariance: Covariance, results: Any) -> str:
+def _described(covariance: Covariance, results: LinearResults) -> str:
     text: str = covariance.kind
-    config: Mapping[str, Any] = results.cov_config
     if covariance.kind == "kernel":
-        text += f" ({covariance.kernel}, bandwidth {config['bandwidth']:g})"
+        text += f" ({covariance.kernel}, bandwidth {results.cov_config['bandwidth']:g})"
     return f"{text}, debiased" if covariance.debiased else text
 
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """Names that linearmodels can tell apart: a column of another part may carry the same name."""
+    """Names that can be told apart: a column of another part may carry the same name."""
     free: list[str] = []
     for name in names:
         while name in (*taken, *free):

@@ -31,8 +31,10 @@ class TwoStageLeastSquares(LinearEstimator):
 
     Attributes
     ----------
-    results_ : linearmodels.iv.results.IVResults
-        Everything linearmodels reports, in the user's units.
+    results_ : TwoStageResults
+        What linearmodels reports, under its names: ``params``, ``std_errors``, ``cov``, ``conf_int()``, ``resids``,
+        ``rsquared``, ``wald_test()``, ``sargan``, ``wu_hausman()`` and others; ``first_stage`` with ``diagnostics`` and
+        ``individual``; and ``combination()``, estimates and standard errors of linear combinations of coefficients.
     coefficients_ : DataFrame
         ``coefficient, std_error, t, p_value, lower, upper`` (95 %), one row a column.
 
@@ -41,12 +43,21 @@ class TwoStageLeastSquares(LinearEstimator):
     ParameterError
         If an option of the covariance is unknown, or clusters are given that it does not use.
     DataError
-        If there are fewer instruments than treatments, or columns are collinear.
+        If there are fewer instruments than treatments, columns are collinear, or the instruments do not move a treatment, with
+        the names of the columns; or if float64 has no such coefficients in the columns' units.
 
     Warns
     -----
     FewClustersWarning
         Below ten clusters.
+    IllConditionedWarning
+        Where fewer than six digits of coefficients can be trusted, with the names of the columns.
+
+    Notes
+    -----
+    Columns are centred, where a constant (or indicators of all categories) is among them, scaled to length one, and made
+    orthonormal: neither units nor offsets cost digits, and rank does not depend on them. A column counts as a combination of
+    others where a change in the twelfth digit of the numbers given could make it one.
 
     See Also
     --------
@@ -54,7 +65,8 @@ class TwoStageLeastSquares(LinearEstimator):
 
     References
     ----------
-    Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., chapter 5. Computed by linearmodels' IV2SLS.
+    Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., chapter 5. The tests hold it against
+    linearmodels' IV2SLS.
 
     Examples
     --------

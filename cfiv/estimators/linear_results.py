@@ -1,0 +1,420 @@
+"""What came of a linear regression: coefficients, their covariance and tests, in the user's units. Names are linearmodels'."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cfiv.data import Array
+from cfiv.errors import DataError, ParameterError, quoted
+from cfiv.estimators.parameters import is_number
+from cfiv.estimators.wald import WaldTest
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """Estimates and the root of their covariance, each row times a power of two of its own: no unit is too large or too small.
+
+    Parameters
+    ----------
+    names : tuple of k str
+    values : array (k,)
+        Coefficient j is ``2^powers_j values_j``.
+    root : array (k, k)
+        ``L``, likewise: the covariance is ``D L L' D`` with ``D = diag(2^powers)``.
+    powers : array (k,) of int
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    root: Array
+    powers: Array
+
+    @property
+    def scaled_errors(self) -> Array:
+        """Standard errors before the powers of two, (k,)."""
+        return np.asarray(np.linalg.norm(self.root, axis=1))
+
+    def in_units(self, what: str, scaled: Array) -> pd.Series:
+        """``2^powers scaled`` by name.
+
+        Raises
+        ------
+        DataError
+            Where a number is too large for float64, or so small that it loses digits.
+        """
+        found = [in_units(number, power) for number, power in zip(scaled, self.powers, strict=True)]
+        lost = [name for name, number in zip(self.names, found, strict=True) if number is None]
+        if lost:
+            raise DataError(f"the {what} of {quoted(lost)} {OUT_OF_RANGE}")
+        return pd.Series(np.array(found, dtype=np.float64), index=list(self.names))
+
+
+OUT_OF_RANGE = "are too large or too small for float64 in these units: give the columns units nearer to one another"
+
+
+def in_units(scaled: Array, powers: Array) -> Array | None:
+    """``2^powers scaled``; None where that is out of the range of normal float64 numbers."""
+    with np.errstate(over="ignore", under="ignore"):
+        numbers = np.ldexp(scaled, powers)
+    tiny = (np.abs(numbers) < np.finfo(np.float64).tiny) & (scaled != 0)
+    return None if tiny.any() or not np.isfinite(numbers).all() else np.asarray(numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedRegression:
+    """A linear regression in numbers that no unit makes too large or too small.
+
+    Parameters
+    ----------
+    coefficients : Coefficients
+        Of ``[1, X, T]``.
+    residuals : array (n,)
+        ``2^-power (Y - D b)``.
+    outcome : array (n,)
+        ``2^-power Y - centre``.
+    centre : float
+        Weighted mean of the outcome where ``has_constant``, else zero.
+    power : int
+    root_weights : array (n,)
+        Roots of the row weights, which have a mean of one.
+    has_constant : bool
+        Whether a constant lies in the span of the regressors.
+    constant_column : int or None
+        Where the constant is a column of its own.
+    cov_type : {"robust", "unadjusted", "clustered", "kernel"}
+    cov_config : mapping
+        ``debiased``; of the kernel covariance ``kernel`` and the ``bandwidth`` that was used; ``clusters``.
+    """
+
+    coefficients: Coefficients
+    residuals: Array = field(repr=False)
+    outcome: Array = field(repr=False)
+    centre: float = field(repr=False)
+    power: int = field(repr=False)
+    root_weights: Array = field(repr=False)
+    has_constant: bool
+    constant_column: int | None
+    cov_type: str
+    cov_config: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearResults(abc.ABC):
+    """Abstract: a linear regression, whatever its instruments. Names and meanings are those of linearmodels' results.
+
+    Parameters
+    ----------
+    fitted : FittedRegression
+    """
+
+    fitted: FittedRegression
+
+    def __repr__(self) -> str:
+        facts = f"{self.nobs} rows, R-squared {self.rsquared:.4g}, covariance {self.cov_type}{', debiased' * self.debiased}"
+        return f"{self.method.capitalize()}: {facts}\n{self.table.to_string(float_format='{:.4g}'.format)}"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """``coefficient, std_error, t, p_value, lower, upper`` (95 %), one row a column."""
+        interval = self.conf_int()
+        return pd.DataFrame(
+            {
+                "coefficient": self.params,
+                "std_error": self.std_errors,
+                "t": self.tstats,
+                "p_value": self.pvalues,
+                "lower": interval["lower"],
+                "upper": interval["upper"],
+            }
+        )
+
+    @property
+    @abc.abstractmethod
+    def method(self) -> str:
+        """How the coefficients were estimated."""
+
+    @cached_property
+    def params(self) -> pd.Series:
+        """Coefficients, by name."""
+        return self.fitted.coefficients.in_units("coefficients", self.fitted.coefficients.values).rename("parameter")
+
+    @cached_property
+    def std_errors(self) -> pd.Series:
+        """Standard errors of the coefficients."""
+        return self.fitted.coefficients.in_units("standard errors", self.fitted.coefficients.scaled_errors).rename("stderr")
+
+    @cached_property
+    def tstats(self) -> pd.Series:
+        """Coefficients over their standard errors; infinite where a fit is perfect, and 0 for a coefficient of 0 there."""
+        values, errors = self.fitted.coefficients.values, self.fitted.coefficients.scaled_errors
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.where(values == 0, 0.0, values / errors)
+        return pd.Series(ratios, index=list(self.fitted.coefficients.names), name="tstat")
+
+    @cached_property
+    def pvalues(self) -> pd.Series:
+        """Two-sided p-values: of t(n - k) where ``debiased``, else of the normal distribution."""
+        return pd.Series(2 * self._distribution.sf(np.abs(self.tstats)), index=self.tstats.index, name="pvalue")
+
+    @cached_property
+    def cov(self) -> pd.DataFrame:
+        """Covariance of the coefficients, (k, k).
+
+        Raises
+        ------
+        DataError
+            Where variances are out of the range of float64, though standard errors are not.
+        """
+        # Each row in units of its own once more, so that no product leaves the range of float64 before its power is added.
+        powers = self.fitted.coefficients.powers
+        product = self.fitted.coefficients.root @ self.fitted.coefficients.root.T
+        numbers = in_units(product, powers[:, None] + powers)
+        if numbers is None:
+            raise DataError(f"the variances of the coefficients {OUT_OF_RANGE}, or use std_errors and combination()")
+        names = list(self.fitted.coefficients.names)
+        return pd.DataFrame(numbers, index=names, columns=names)
+
+    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
+        """Confidence intervals ``lower, upper`` of the coefficients.
+
+        Raises
+        ------
+        ParameterError
+            Unless the level is between 0 and 1.
+        """
+        if not is_number(level) or not 0 < level < 1:
+            raise ParameterError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
+        half = self._distribution.ppf(1 - (1 - level) / 2) * self.std_errors
+        return pd.DataFrame({"lower": self.params - half, "upper": self.params + half})
+
+    def combination(self, weights: Any) -> pd.DataFrame:
+        """Estimates ``c' b`` of linear combinations and their standard errors ``sqrt(c' V c)``.
+
+        Parameters
+        ----------
+        weights : array (k,) or (m, k)
+            ``c``, one row a combination, in the order of ``params`` and in the user's units.
+
+        Returns
+        -------
+        DataFrame
+            ``estimate, std_error``, one row a combination.
+
+        Raises
+        ------
+        ParameterError
+            If there is not one finite weight a coefficient.
+        """
+        estimates, roots, power = self._combined(weights)
+        found = [in_units(part, np.asarray(power)) for part in (estimates, np.linalg.norm(roots, axis=1))]
+        if found[0] is None or found[1] is None:
+            raise DataError(f"the combinations {OUT_OF_RANGE}")
+        return pd.DataFrame({"estimate": found[0], "std_error": found[1]})
+
+    def wald_test(self, restriction: Any = None, value: Any = None, *, formula: Any = None) -> WaldTest:
+        """Wald test of ``C b = v``, chi2 of the number of restrictions.
+
+        Parameters
+        ----------
+        restriction : array (q, k), optional
+            ``C``, in the order of ``params``.
+        value : array (q,), optional
+            ``v``, by default zeros.
+        formula : str, list of str or mapping, optional
+            Instead of the two, such as ``"x = 0, t = 2"``; names that are not Python's in backticks.
+
+        Raises
+        ------
+        ParameterError
+            Unless there is either a formula that can be read or a restriction of fitting shape.
+        SingularError
+            If restrictions depend on one another.
+        """
+        if (restriction is None) == (formula is None):
+            raise ParameterError("give either restriction=, an array of one row a restriction, or formula=")
+        if formula is not None:
+            restriction, value = _read(formula, self.fitted.coefficients.names)
+        estimates, roots, power = self._combined(restriction)
+        if value is not None:
+            values = _numbers("value", value).ravel()
+            if values.shape != estimates.shape:
+                raise ParameterError(f"value must have one number a restriction, {len(estimates)}, got {len(values)}")
+            estimates = estimates - np.ldexp(values, -power)
+        return WaldTest.of(estimates, roots, name="Wald test", null="the linear restrictions hold")
+
+    @property
+    def f_statistic(self) -> WaldTest:
+        """Test that all coefficients but the constant are zero: chi2(k), or F(k, n - k - 1) where ``debiased``."""
+        tested = [j for j in range(len(self.fitted.coefficients.names)) if j != self.fitted.constant_column]
+        return WaldTest.of(
+            self.fitted.coefficients.values[tested],
+            self.fitted.coefficients.root[tested],
+            df_denom=self.df_resid if self.debiased else None,
+            name="Model F-statistic",
+            null="all coefficients but the constant are zero",
+        )
+
+    @property
+    def nobs(self) -> int:
+        """Rows."""
+        return len(self.fitted.residuals)
+
+    @property
+    def df_model(self) -> int:
+        """Coefficients, ``k``."""
+        return len(self.fitted.coefficients.names)
+
+    @property
+    def df_resid(self) -> int:
+        """``n - k``."""
+        return self.nobs - self.df_model
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a constant lies in the span of the regressors."""
+        return self.fitted.has_constant
+
+    @property
+    def cov_type(self) -> str:
+        """``robust``, ``unadjusted``, ``clustered`` or ``kernel``."""
+        return self.fitted.cov_type
+
+    @property
+    def cov_config(self) -> dict[str, Any]:
+        """Options of the covariance, with the bandwidth that was chosen."""
+        return dict(self.fitted.cov_config)
+
+    @property
+    def debiased(self) -> bool:
+        """Whether variances are divided by ``n - k`` and intervals are those of t."""
+        return bool(self.fitted.cov_config["debiased"])
+
+    @cached_property
+    def resids(self) -> pd.Series:
+        """Residuals of the structural equation, ``Y - D b``."""
+        return pd.Series(self._outcome_units("residuals", self.fitted.residuals), name="residual")
+
+    @property
+    def wresids(self) -> pd.Series:
+        """Residuals times the roots of the row weights."""
+        return (self.resids * self.fitted.root_weights).rename("weighted residual")
+
+    @cached_property
+    def fitted_values(self) -> pd.Series:
+        """``D b``, at the rows' own treatments."""
+        fitted = self.fitted.outcome - self.fitted.residuals + self.fitted.centre
+        return pd.Series(self._outcome_units("fitted values", fitted), name="fitted_values")
+
+    @property
+    def resid_ss(self) -> float:
+        """Weighted sum of squared residuals."""
+        return self._squares(self.fitted.residuals)
+
+    @property
+    def total_ss(self) -> float:
+        """Weighted sum of squares of the outcome, about its mean where there is a constant."""
+        return self._squares(self.fitted.outcome)
+
+    @property
+    def model_ss(self) -> float:
+        """``total_ss - resid_ss``."""
+        return self.total_ss - self.resid_ss
+
+    @property
+    def s2(self) -> float:
+        """Variance of the residuals: ``resid_ss`` over ``n``, or over ``n - k`` where ``debiased``."""
+        return self.resid_ss / (self.df_resid if self.debiased else self.nobs)
+
+    @property
+    def rsquared(self) -> float:
+        """``1 - resid_ss / total_ss``."""
+        return 1.0 - float(np.square(np.linalg.norm(self._weighted(self.fitted.residuals)) / self._total))
+
+    @property
+    def rsquared_adj(self) -> float:
+        """``1 - (n - c) / (n - k) resid_ss / total_ss``, with c = 1 where there is a constant."""
+        return 1.0 - (self.nobs - int(self.fitted.has_constant)) / self.df_resid * (1.0 - self.rsquared)
+
+    @property
+    def _total(self) -> float:
+        return float(np.linalg.norm(self._weighted(self.fitted.outcome)))
+
+    @property
+    def _distribution(self) -> Any:
+        return stats.t(self.df_resid) if self.debiased else stats.norm()
+
+    def _weighted(self, rows: Array) -> Array:
+        return np.asarray(self.fitted.root_weights * rows)
+
+    def _outcome_units(self, what: str, scaled: Array) -> Array:
+        with np.errstate(over="ignore", under="ignore"):
+            numbers = np.ldexp(scaled, self.fitted.power)
+        if not np.isfinite(numbers).all():
+            raise DataError(f"the {what} {OUT_OF_RANGE}")
+        return np.asarray(numbers)
+
+    def _squares(self, rows: Array) -> float:
+        numbers = in_units(np.square(np.linalg.norm(self._weighted(rows))), np.asarray(2 * self.fitted.power))
+        if numbers is None:
+            raise DataError(
+                "the sums of squares are too large or too small for float64 in this unit of the outcome: rescale it"
+            )
+        return float(numbers)
+
+    def _combined(self, weights: Any) -> tuple[Array, Array, int]:
+        """``C b`` and ``C L`` with their power of two: shapes (m,) and (m, k)."""
+        matrix = np.atleast_2d(_numbers("weights", weights))
+        size = len(self.fitted.coefficients.names)
+        if matrix.ndim != 2 or matrix.shape[1] != size or not np.isfinite(matrix).all():
+            raise ParameterError(f"weights must be {size} finite numbers a row, one a coefficient, got shape {matrix.shape}")
+        mantissas, exponents = np.frexp(matrix)
+        exponents = exponents + self.fitted.coefficients.powers
+        power = int(exponents[matrix != 0].max(initial=-(2**20)))
+        power = 0 if power == -(2**20) else power
+        scaled = np.ldexp(mantissas, exponents - power)
+        return scaled @ self.fitted.coefficients.values, scaled @ self.fitted.coefficients.root, power
+
+
+def _numbers(name: str, values: Any) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be finite numbers, got {values!r}") from error
+
+
+def _read(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:
+    """Restrictions and their values from formulaic's notation, one or several; ``a = b = 0`` stands for two."""
+    from formulaic.errors import FormulaicError
+    from formulaic.utils.constraints import LinearConstraints
+
+    if not isinstance(formula, (str, list, Mapping)):
+        raise ParameterError(f"formula must be text such as 'x = 0, t = 2', a list of such or a mapping, got {formula!r}")
+    if isinstance(formula, str) and "`" not in formula:
+        formula = formula.split(",")
+    if isinstance(formula, list):
+        # Backticks may hold equations' signs, as in bs(x, df=4).
+        chains = [[text] if "`" in str(text) else str(text).split("=") for text in formula]
+        formula = [f"{side} = {chain[-1]}" for chain in chains for side in chain[:-1]] + [c[0] for c in chains if len(c) == 1]
+    try:
+        found = LinearConstraints.from_spec(formula, list(names))
+    except (FormulaicError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise ParameterError(f"formula={formula!r} is no restriction of {', '.join(names)}: {error}") from error
+    return np.asarray(found.constraint_matrix, dtype=np.float64), np.asarray(found.constraint_values, dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeastSquaresResults(LinearResults):
+    """Ordinary least squares."""
+
+    @property
+    def method(self) -> str:
+        """How the coefficients were estimated."""
+        return "least squares"

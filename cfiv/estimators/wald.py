@@ -1,0 +1,84 @@
+"""Wald tests, and how a test of the linear estimators is reported. Names are linearmodels'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from scipy import linalg, stats
+
+from cfiv.data import Array
+from cfiv.errors import SingularError
+
+#: Smallest singular value of a covariance's root, relative to its rows, below which it cannot be inverted.
+SINGULAR = 1e-8
+
+
+@dataclass(frozen=True)
+class WaldTest:
+    """A statistic, its distribution under the null, and its p-value.
+
+    Parameters
+    ----------
+    stat : float
+    df : int
+        Of chi2, or the numerator's of F.
+    df_denom : int or None
+        The denominator's, where the statistic is an F; None where it is a chi2.
+    null : str
+        What is tested.
+    name : str
+    note : str
+        What to know of the number, where there is something.
+    """
+
+    stat: float
+    df: int
+    df_denom: int | None
+    null: str
+    name: str
+    note: str = ""
+
+    @classmethod
+    def of(cls, estimates: Array, root: Array, *, name: str, null: str, df_denom: int | None = None) -> Self:
+        """``g' V^-1 g`` for estimates ``g`` (m,) with ``V = L L'``, ``L`` (m, k) the ``root``; over m where there is an F.
+
+        Raises
+        ------
+        SingularError
+            If the covariance cannot be inverted.
+        """
+        lengths = np.linalg.norm(root, axis=1)
+        if (lengths == 0).any():
+            raise SingularError(f"{name}: a variance is zero, as of a perfect fit, so there is nothing to test")
+        triangle = np.linalg.qr((root / lengths[:, None]).T, mode="r")
+        if len(triangle) < len(estimates) or np.linalg.svd(triangle, compute_uv=False)[-1] <= SINGULAR:
+            raise SingularError(f"{name}: the covariance of the {len(estimates)} estimates is singular; test fewer at once")
+        left = linalg.solve_triangular(triangle, estimates / lengths, trans="T")
+        statistic = float(left @ left)
+        return cls(statistic if df_denom is None else statistic / len(estimates), len(estimates), df_denom, null, name)
+
+    @property
+    def dist(self) -> Any:
+        """The distribution under the null, of scipy."""
+        return stats.chi2(self.df) if self.df_denom is None else stats.f(self.df, self.df_denom)
+
+    @property
+    def dist_name(self) -> str:
+        """``chi2(df)`` or ``F(df,df_denom)``."""
+        return f"chi2({self.df})" if self.df_denom is None else f"F({self.df},{self.df_denom})"
+
+    @property
+    def pval(self) -> float:
+        """P-value."""
+        return float(self.dist.sf(self.stat))
+
+    @property
+    def critical_values(self) -> dict[str, float]:
+        """At 10, 5 and 1 %."""
+        return dict(zip(("10%", "5%", "1%"), map(float, self.dist.ppf([0.9, 0.95, 0.99])), strict=True))
+
+    def __str__(self) -> str:
+        lines = [self.name, f"H0: {self.null}", f"Statistic: {self.stat:.4f}", f"P-value: {self.pval:.4f}"]
+        return "\n".join([*lines, f"Distributed: {self.dist_name}", *[f"Note: {self.note}"] * bool(self.note)])
