@@ -21,7 +21,7 @@ TESTS = {
 }
 
 
-def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Diagnostic]:
+def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = True) -> dict[str, Diagnostic]:
     """Wu-Hausman and Durbin, homoskedastic, and Wooldridge's regression test, under the problem's covariance.
 
     Each adds the first-stage residuals ``v`` to the least-squares regression, ``Y = T b + X c + v g + u``, and tests ``g = 0``:
@@ -33,6 +33,8 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     problem : LinearProblem
     significance : float
         One minus the level, for the readings.
+    strong : bool
+        Whether the instruments are; where they are weak the readings say that little is seen.
 
     Returns
     -------
@@ -57,7 +59,7 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     found: dict[str, Diagnostic] = {}
     for key, (name, attribute) in TESTS.items():
         try:
-            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance)
+            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance, strong)
         except np.linalg.LinAlgError:
             found[key] = Unavailable(name, SINGULAR_REASON)
     return found
@@ -86,15 +88,16 @@ def _called(test: Callable[[], Any] | Any) -> Any:
     return test() if callable(test) else test
 
 
-def _result(name: str, test: Any, problem: LinearProblem, significance: float) -> TestResult:
+def _result(name: str, test: Any, problem: LinearProblem, significance: float, strong: bool) -> TestResult:
     p_value = float(test.pval)
     distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
     one = problem.shape[1] == 1
     reading = decided(
         p_value,
         significance=significance,
-        rejected=f"least squares and two-stage least squares differ: the treatment{' is' if one else 's are'} endogenous, or "
-        "the linear model is wrong",
-        kept="least squares and two-stage least squares do not differ by more than noise",
+        rejected=f"least squares and two-stage least squares differ: {'the' if one else 'a'} treatment is endogenous, the "
+        "linear model is wrong, or an instrument is invalid",
+        kept="least squares and two-stage least squares do not differ by more than noise"
+        + ("" if strong else ", which says little with instruments this weak"),
     )
     return TestResult(name, NULL, float(test.stat), distribution, p_value, reading)

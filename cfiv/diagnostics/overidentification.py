@@ -100,7 +100,8 @@ def _result(name: str, statistic: float, problem: LinearProblem, significance: f
     reading = decided(
         p_value,
         significance=significance,
-        rejected="the instruments contradict one another: one is invalid, or effects are not linear",
+        rejected="the instruments contradict one another: one is invalid, effects are not linear, or they differ between "
+        "those whom the instruments move",
         kept="the instruments do not contradict one another; all could still be invalid alike",
     )
     return TestResult(name, NULL, statistic, f"chi2({q - k})", p_value, reading)
