@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from cfiv.data import Array, IVData
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, of_order_one
@@ -26,7 +27,8 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
 
     Each adds the first-stage residuals ``v`` to the least-squares regression, ``Y = T b + X c + v g + u``, and tests ``g = 0``:
     Wu-Hausman by an F test, F(k, n - p - 2k); Durbin by its score form, chi2(k); Wooldridge by a Wald test with the robust or
-    clustered covariance, chi2(k).
+    clustered covariance, chi2(k). The last two count all rows; where covariates absorb a large share of them, they are smaller
+    by that share (:meth:`LinearProblem.absorbed`).
 
     Parameters
     ----------
@@ -89,8 +91,14 @@ def _called(test: Callable[[], Any] | Any) -> Any:
 
 
 def _result(name: str, test: Any, problem: LinearProblem, significance: float, strong: bool) -> TestResult:
-    p_value = float(test.pval)
+    statistic, p_value = float(test.stat), float(test.pval)
     distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
+    factor, note = problem.counted(homoskedastic=name == TESTS["durbin"][0])
+    if test.df_denom is not None:  # an F counts coefficients by itself
+        note = ""
+    elif note:
+        statistic *= factor
+        p_value = float(stats.chi2.sf(statistic, test.df))
     one = problem.shape[1] == 1
     reading = decided(
         p_value,
@@ -99,5 +107,6 @@ def _result(name: str, test: Any, problem: LinearProblem, significance: float, s
         "linear model is wrong, or an instrument is invalid",
         kept="least squares and two-stage least squares do not differ by more than noise"
         + ("" if strong else ", which says little with instruments this weak"),
+        note=note,
     )
-    return TestResult(name, NULL, float(test.stat), distribution, p_value, reading)
+    return TestResult(name, NULL, statistic, distribution, p_value, reading)

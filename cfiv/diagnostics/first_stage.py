@@ -189,8 +189,8 @@ def _strength(problem: LinearProblem, statistic: float, critical: dict[float, fl
     moved = partial_f(problem, significance=significance)[0]
     if isinstance(moved, TestResult) and not moved.rejects(significance):
         return (
-            f"{held_against(bias)}, and there is no sign that the instruments move the treatment: they are irrelevant, or as good "
-            "as, so that a two-stage estimate says nothing and the Anderson-Rubin set has no bounds."
+            f"{held_against(bias)}, and there is no sign that the instruments move the treatment: they are irrelevant, or as "
+            "good as, so that a two-stage estimate says nothing and the Anderson-Rubin set has no bounds."
         )
     return f"{held_against(bias)}, so the instruments {verb} weak: prefer the Anderson-Rubin set to standard errors."
 
