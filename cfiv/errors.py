@@ -83,7 +83,7 @@ class IllConditionedWarning(CfivWarning):
 
 
 class WeakIdentificationWarning(CfivWarning):
-    """The instruments take fewer values than the treatment features need."""
+    """The instruments take fewer values than the treatment does and its features need."""
 
 
 class TrainingWarning(CfivWarning):

@@ -20,6 +20,8 @@ CLIP_QUANTILE = 0.9
 VARIANCE_FLOOR = 0.05
 #: Trees of a forest. With large leaves, 50 found as much as 100 did (600 rows, quadratic effects, 1 and 15 covariates).
 TREES = 50
+#: Rows that the test needs for each column of the model.
+ROWS_A_COLUMN = 10
 #: Rows a tree is grown on at most: bounds the time for large tables.
 TREE_ROWS = 5000
 
@@ -108,14 +110,21 @@ class Sample:
         return self.outcome - self.regressors @ coefficients, fitted
 
 
-def residual_prediction(problem: LinearProblem, *, significance: float, random_state: int, strong: bool = True) -> Diagnostic:
+def residual_prediction(
+    problem: LinearProblem,
+    *,
+    significance: float,
+    random_state: int,
+    strong: bool = True,
+    predictors: Array | None = None,
+    divisions: int | None = None,
+) -> Diagnostic:
     """Residual prediction test: can anything in ``(Z, X)`` predict the residuals of two-stage least squares?
 
     The null is ``E[Y - T b - X c | Z, X] = 0`` for some ``b, c``: errors *mean-independent* of instruments and covariates.
     That is more than the absence of correlation, and testable with as many instruments as treatments. A rejection says that
     the linear model fails: h is not linear in the given columns (of treatment or covariates), *or* an instrument acts on the
-    outcome in another way. It cannot tell which: for a nonlinear h with valid instruments DFIV is a remedy, for an invalid
-    instrument no estimator is.
+    outcome in another way. It cannot tell which; :func:`cfiv.diagnostics.linearity.linearity` tells treatment from covariates.
 
     On ``DIVISIONS`` random divisions of the rows (of whole clusters), a random forest learns the residuals of one part from
     ``(Z, X)``, and its clipped predictions ``w`` on the other part are held against the residuals there: :func:`statistic`.
@@ -130,13 +139,17 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
     strong : bool
         Whether the instruments are. Where they are weak, nearly any slope leaves residuals that they cannot predict, and the
         reading says that the test sees little.
+    predictors : array (n, m), optional
+        What the forest learns from, in units of order one; by default instruments and covariates.
+    divisions : int, optional
+        Other than ``DIVISIONS``.
 
     Returns
     -------
     TestResult or Unavailable
         ``statistic`` is the median over divisions. ``p_value`` is twice the median of the one-sided p-values, at most one,
-        which keeps its level whatever their dependence. Unavailable where treatments are not identified, or with fewer than 10
-        rows (clusters) for each column.
+        which keeps its level whatever their dependence. Unavailable where treatments are not identified, with fewer than 10
+        rows (clusters) for each column, or where instruments and covariates take no more values than there are coefficients.
 
     Notes
     -----
@@ -156,14 +169,16 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
     sample, (n, k, q) = Sample.of(problem).standardised(), problem.shape
     columns, units = problem.exogenous + k + q, problem.n_clusters
     reason = problem.unidentified
-    if reason is None and (n < 10 * columns or units < 20):
-        needed = "20 clusters" if units < 20 <= n else f"{max(10 * columns, 20)} rows for its two halves"
+    if reason is None and (n < ROWS_A_COLUMN * columns or units < 20):
+        needed = "20 clusters" if units < 20 <= n else f"{max(ROWS_A_COLUMN * columns, 20)} rows for its two halves"
         reason = f"it needs at least {needed}, got {units if units < 20 <= n else n}"
+    reason = reason or _saturated(sample)
     if reason:
         return Unavailable(name, reason)
     generator = np.random.default_rng(random_state)
     statistics = []
-    for _ in range(DIVISIONS):
+    divisions = DIVISIONS if divisions is None else divisions
+    for _ in range(divisions):
         learning = divide(n, problem.clusters, generator)
         forest = RandomForestRegressor(
             n_estimators=TREES,
@@ -172,23 +187,37 @@ def residual_prediction(problem: LinearProblem, *, significance: float, random_s
             random_state=int(generator.integers(2**31)),
             n_jobs=1,
         )
-        statistics.append(statistic(sample, learning, forest, robust=problem.covariance.kind != "unadjusted"))
+        robust = problem.covariance.kind != "unadjusted"
+        statistics.append(statistic(sample, learning, forest, robust=robust, predictors=predictors))
     p_value = float(min(1.0, 2 * np.median(stats.norm.sf(statistics))))
     return TestResult(
         name,
         "E[e | Z, X] = 0 for some linear structural function (well-specified linear model with valid instruments)",
         float(np.median(statistics)),
-        f"N(0, 1), median of {DIVISIONS}",
+        f"N(0, 1), median of {divisions}",
         p_value,
         decided(
             p_value,
             significance=significance,
-            rejected="the linear model is rejected: a nonlinear estimator such as DFIV is needed, unless an instrument is "
-            "invalid, which would look the same",
+            rejected="the linear model is rejected",
             kept="nothing speaks against the linear model: two-stage least squares may be enough"
             if strong
             else "nothing speaks against the linear model, but with instruments this weak hardly anything could",
         ),
+    )
+
+
+def _saturated(sample: Sample) -> str | None:
+    """Why the residuals have a mean of zero at every value of instruments and covariates, whatever the truth."""
+    most = sample.regressors.shape[1]
+    values: set[bytes] = set()
+    for row in sample.exogenous + 0.0:  # of a continuous one, a few rows tell
+        values.add(row.tobytes())
+        if len(values) > most:
+            return None
+    return (
+        f"instruments and covariates take {len(values)} values together and the model has {most} coefficients, so that it fits "
+        "each value's mean and nothing could speak against it"
     )
 
 
@@ -201,7 +230,7 @@ def divide(n: int, clusters: Array | None, generator: np.random.Generator) -> Ar
     return mask if clusters is None else mask[clusters]
 
 
-def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool) -> float:
+def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool, predictors: Array | None = None) -> float:
     """The test statistic of one division, asymptotically N(0, 1) under the null and large where it fails.
 
     ``sum_i v_i w_i e_i / sqrt(n s^2)`` over the rows not learned from, with row weights ``v``, two-stage least-squares
@@ -217,12 +246,15 @@ def statistic(sample: Sample, learning: Array, learner: Learner, *, robust: bool
         Rows to learn from.
     learner : Learner
     robust : bool
+    predictors : array (n, m), optional
+        What the learner sees; by default instruments and covariates.
     """
     first, second = sample.rows(learning), sample.rows(~learning)
+    seen = sample.exogenous[:, sample.constants :] if predictors is None else predictors
     weighted = bool((sample.weights != sample.weights[0]).any())
-    learner.fit(first.exogenous[:, first.constants :], first.two_stage_least_squares()[0], *([first.weights] * weighted))
-    size = np.quantile(np.abs(learner.predict(first.exogenous[:, first.constants :])), CLIP_QUANTILE)
-    predicted = learner.predict(second.exogenous[:, second.constants :])
+    learner.fit(seen[learning], first.two_stage_least_squares()[0], *([first.weights] * weighted))
+    size = np.quantile(np.abs(learner.predict(seen[learning])), CLIP_QUANTILE)
+    predicted = learner.predict(seen[~learning])
     clipped = np.clip(predicted / size, -1.0, 1.0) if size > 0 else np.sign(predicted)
     residuals, fitted = second.two_stage_least_squares()
     root = np.sqrt(second.weights)

@@ -7,15 +7,15 @@ from typing import Any
 
 from cfiv.checks import check_choice, check_number, check_whole
 from cfiv.data import IVData
-from cfiv.diagnostics.adequacy import residual_prediction
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
+from cfiv.diagnostics.curves import covariates
 from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, partial_f
 from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.linearity import is_strong, linearity
 from cfiv.diagnostics.overidentification import hansen_j, sargan
 from cfiv.diagnostics.rank import cragg_donald, kleibergen_paap
 from cfiv.diagnostics.report import Diagnostics
-from cfiv.diagnostics.results import TestResult
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
@@ -84,7 +84,7 @@ def diagnose(
     Notes
     -----
     Diagnostics are for judging a design, not for choosing among designs: inference after such a choice is not what it says.
-    Nearly all of the time goes to the residual prediction test: seconds for thousands of rows, a minute for hundreds of
+    Nearly all of the time goes to the two residual prediction tests: seconds for thousands of rows, a minute for hundreds of
     thousands.
 
     References
@@ -108,15 +108,16 @@ def diagnose(
     problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=Covariance(chosen))
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
-    effective = effective_f(problem)
-    # For several treatments there is no effective F; then weak is what the rank test does not reject.
-    gauge = effective if isinstance(effective, TestResult) else lm
-    exogeneity = endogeneity(problem, significance=significance)
+    strong = is_strong(problem, significance)
+    linear, curved = linearity(
+        problem, covariates(arrays, encoder), significance=significance, random_state=int(random_state), strong=strong
+    )
+    exogeneity = endogeneity(problem, significance=significance, strong=strong)
     return Diagnostics(
         facts=_facts(problem, level),
         partial_f=partial_f(problem, significance=significance),
         conditional_f=conditional_f(problem, significance=significance),
-        effective_f=effective,
+        effective_f=effective_f(problem, significance=significance),
         cragg_donald=cragg_donald(problem),
         kleibergen_paap_f=wald_f,
         kleibergen_paap_lm=lm,
@@ -127,12 +128,8 @@ def diagnose(
         wooldridge=exogeneity["wooldridge"],
         anderson_rubin=anderson_rubin(problem, significance=significance),
         anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
-        residual_prediction=residual_prediction(
-            problem,
-            significance=significance,
-            random_state=random_state,
-            strong=isinstance(gauge, TestResult) and gauge.rejects(significance),
-        ),
+        residual_prediction=linear,
+        residual_prediction_curves=curved,
     )
 
 

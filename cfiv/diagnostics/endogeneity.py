@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from scipy import stats
+
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 from cfiv.errors import IllConditionedWarning, SingularError
@@ -20,18 +22,21 @@ TESTS = {
 }
 
 
-def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Diagnostic]:
+def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = True) -> dict[str, Diagnostic]:
     """Wu-Hausman and Durbin, homoskedastic, and Wooldridge's regression test, under the problem's covariance.
 
     Each adds the first-stage residuals ``v`` to the least-squares regression, ``Y = T b + X c + v g + u``, and tests ``g = 0``:
     Wu-Hausman by an F test, F(k, n - p - 2k); Durbin by its score form, chi2(k); Wooldridge by a Wald test with the robust or
-    clustered covariance, chi2(k).
+    clustered covariance, chi2(k). The last two count all rows; where covariates absorb a large share of them, they are smaller
+    by that share (:meth:`LinearProblem.absorbed`).
 
     Parameters
     ----------
     problem : LinearProblem
     significance : float
         One minus the level, for the readings.
+    strong : bool
+        Whether the instruments are; where they are weak the readings say that little is seen.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def endogeneity(problem: LinearProblem, *, significance: float) -> dict[str, Dia
     found: dict[str, Diagnostic] = {}
     for key, (name, attribute) in TESTS.items():
         try:
-            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance)
+            found[key] = _result(name, _called(getattr(regression.results, attribute)), problem, significance, strong)
         except SingularError:
             found[key] = Unavailable(name, SINGULAR_REASON)
     return found
@@ -69,15 +74,23 @@ def _called(test: Callable[[], Any] | Any) -> Any:
     return test() if callable(test) else test
 
 
-def _result(name: str, test: Any, problem: LinearProblem, significance: float) -> TestResult:
-    p_value = float(test.pval)
+def _result(name: str, test: Any, problem: LinearProblem, significance: float, strong: bool) -> TestResult:
+    statistic, p_value = float(test.stat), float(test.pval)
     distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
+    factor, note = problem.counted(homoskedastic=name == TESTS["durbin"][0])
+    if test.df_denom is not None:  # an F counts coefficients by itself
+        note = ""
+    elif note:
+        statistic *= factor
+        p_value = float(stats.chi2.sf(statistic, test.df))
     one = problem.shape[1] == 1
     reading = decided(
         p_value,
         significance=significance,
-        rejected=f"least squares and two-stage least squares differ: the treatment{' is' if one else 's are'} endogenous, or "
-        "the linear model is wrong",
-        kept="least squares and two-stage least squares do not differ by more than noise",
+        rejected=f"least squares and two-stage least squares differ: {'the' if one else 'a'} treatment is endogenous, the "
+        "linear model is wrong, or an instrument is invalid",
+        kept="least squares and two-stage least squares do not differ by more than noise"
+        + ("" if strong else ", which says little with instruments this weak"),
+        note=note,
     )
-    return TestResult(name, NULL, float(test.stat), distribution, p_value, reading)
+    return TestResult(name, NULL, statistic, distribution, p_value, reading)

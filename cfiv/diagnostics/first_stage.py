@@ -107,7 +107,8 @@ def conditional_f(problem: LinearProblem, *, significance: float) -> tuple[TestR
                 decided(
                     p_value,
                     significance=significance,
-                    rejected=f"the instruments move {name} apart from the other treatments (homoskedastic test)",
+                    rejected=f"the instruments move {name} apart from the other treatments, which does not say how strongly "
+                    "(homoskedastic test)",
                     kept=f"there is no sign that the instruments move {name} apart from the other treatments",
                 ),
             )
@@ -115,7 +116,7 @@ def conditional_f(problem: LinearProblem, *, significance: float) -> tuple[TestR
     return tuple(results)
 
 
-def effective_f(problem: LinearProblem) -> Diagnostic:
+def effective_f(problem: LinearProblem, *, significance: float = 0.05) -> Diagnostic:
     """Effective F of Montiel Olea and Pflueger, for one treatment, under any of the covariances.
 
     ``F_eff = |Q' T|^2 / tr(W)`` with orthonormal instruments ``Q`` and ``W`` the covariance of ``Q' T``; equal to the partial F
@@ -127,12 +128,16 @@ def effective_f(problem: LinearProblem) -> Diagnostic:
     Parameters
     ----------
     problem : LinearProblem
+    significance : float
+        One minus the level at which the reading calls instruments irrelevant.
 
     Returns
     -------
     TestResult
-        Whose critical value, p-value and reading are those for ``tau = 10 %``; values for 5, 10, 20 and 30 % are in
-        ``critical_values``. With several treatments an Unavailable.
+        Whose critical value and p-value are those for ``tau = 10 %``; values for 5, 10, 20 and 30 % are in
+        ``critical_values``. With several treatments an Unavailable. The reading calls instruments strong above the value for
+        10 %, weak below that for 30 %, and says that they may be weak between. It calls them irrelevant, or as good as, where
+        the partial F finds no sign of them: exactly where the Anderson-Rubin set of one minus ``significance`` has no bounds.
 
     Notes
     -----
@@ -142,7 +147,8 @@ def effective_f(problem: LinearProblem) -> Diagnostic:
     References
     ----------
     Montiel Olea and Pflueger, "A robust test for weak instruments", *Journal of Business & Economic Statistics* 31, 2013,
-    sections 3 and 4.
+    sections 3 and 4. Unbounded sets: Dufour, "Some impossibility theorems in econometrics with applications to structural and
+    dynamic models", *Econometrica* 65, 1997.
     """
     name = "Effective F"
     if problem.shape[1] > 1:
@@ -158,19 +164,35 @@ def effective_f(problem: LinearProblem) -> Diagnostic:
     )
     critical = values[BIASES.index(BIAS)].value
     k_eff = _effective_dof(covariance, BIAS)
-    verdict = "exceeds" if statistic > critical else "does not exceed"
-    strength = "are not weak" if statistic > critical else "may be weak: prefer the Anderson-Rubin set to standard errors"
     return TestResult(
         name,
         f"the worst-case bias of two-stage least squares exceeds {100 * BIAS:g} %",
         statistic,
         f"chi2({k_eff:.3g}, nc {k_eff / BIAS:.3g}) / {k_eff:.3g}",
         float(stats.ncx2.sf(k_eff * statistic, k_eff, k_eff / BIAS)),
-        f"It {verdict} {critical:.4g}, the 5 % critical value for a worst-case bias of {100 * BIAS:g} %, so the instruments "
-        f"{strength}.",
+        _strength(problem, statistic, {bias: value.value for bias, value in zip(BIASES, values, strict=True)}, significance),
         critical,
         values,
     )
+
+
+def _strength(problem: LinearProblem, statistic: float, critical: dict[float, float], significance: float) -> str:
+    """The reading of an effective F beside its critical values."""
+
+    def held_against(bias: float) -> str:
+        verdict = "exceeds" if statistic > critical[bias] else "does not exceed"
+        return f"It {verdict} {critical[bias]:.4g}, the 5 % critical value for a worst-case bias of {100 * bias:g} %"
+
+    if statistic > critical[BIAS]:
+        return f"{held_against(BIAS)}, so the instruments are not weak."
+    verb, bias = ("may be", BIAS) if statistic > critical[BIASES[-1]] else ("are", BIASES[-1])
+    moved = partial_f(problem, significance=significance)[0]
+    if isinstance(moved, TestResult) and not moved.rejects(significance):
+        return (
+            f"{held_against(bias)}, and there is no sign that the instruments move the treatment: they are irrelevant, or as "
+            "good as, so that a two-stage estimate says nothing and the Anderson-Rubin set has no bounds."
+        )
+    return f"{held_against(bias)}, so the instruments {verb} weak: prefer the Anderson-Rubin set to standard errors."
 
 
 def effective_f_critical(covariance: Array, bias: float, significance: float = 0.05) -> float:

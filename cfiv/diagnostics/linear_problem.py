@@ -25,6 +25,8 @@ from cfiv.estimators.linear_regression import Covariance
 EXACT = 1e-10
 #: Smallest eigenvalue of a covariance relative to its largest, below which it cannot be inverted.
 SINGULAR = 1e-12
+#: Share of the rows that covariates may take before statistics that count rows leave those out.
+LARGE_SHARE = 0.1
 SINGULAR_REASON = (
     "the covariance of the instruments' moments is singular, as where an instrument concerns one row or cluster only; "
     "covariance='unadjusted' does without it"
@@ -181,6 +183,30 @@ class LinearProblem:
         n, g = self.shape[0], self.n_clusters
         factor = n / self.dof
         return factor * g / (g - 1) * (n - 1) / n if self.covariance.kind == "clustered" else factor
+
+    def absorbed(self, *, homoskedastic: bool) -> int:
+        """Rows that exogenous columns absorb, as dummies of many units do; 0 where they are at most ``LARGE_SHARE`` of all.
+
+        Errors estimated by an average over all rows are too small by that share. Where scores are summed within clusters,
+        columns that concern one cluster are not counted: they take nothing from those sums.
+
+        Parameters
+        ----------
+        homoskedastic : bool
+            Whether the statistic is, whatever the problem's covariance.
+        """
+        count = self.exogenous
+        if not homoskedastic and self.covariance.kind == "clustered" and self.data.covariates is not None:
+            present = cluster_sums((self.data.covariates != 0).astype(np.float64), self.clusters) > 0
+            count -= int((present.sum(axis=0) == 1).sum())
+        return count if count > LARGE_SHARE * self.shape[0] else 0
+
+    def counted(self, *, homoskedastic: bool) -> tuple[float, str]:
+        """What to multiply a statistic with that counts all rows, and what its reading says of it; one and nothing mostly."""
+        n, absorbed = self.shape[0], self.absorbed(homoskedastic=homoskedastic)
+        if not absorbed:
+            return 1.0, ""
+        return 1.0 - absorbed / n, f" (counting {n - absorbed} rows, since covariates absorb {absorbed} of {n})"
 
     @property
     def wald_dof(self) -> int:

@@ -28,7 +28,8 @@ def sargan(problem: LinearProblem, *, significance: float) -> Diagnostic:
 
     Notes
     -----
-    The statistic of linearmodels' ``IVResults.sargan``, from the arrays that are partialled out already.
+    The statistic of linearmodels' ``IVResults.sargan``, from the arrays that are partialled out already; but where covariates
+    absorb a large share of the rows, ``n`` counts the others only (:meth:`LinearProblem.absorbed`).
 
     References
     ----------
@@ -40,7 +41,9 @@ def sargan(problem: LinearProblem, *, significance: float) -> Diagnostic:
         return Unavailable(name, reason)
     residuals = problem.outcome - problem.treatment @ two_stage_least_squares(problem)
     moments = problem.instruments.T @ residuals
-    return _result(name, len(residuals) * float(moments @ moments / (residuals @ residuals)), problem, significance)
+    return _result(
+        name, len(residuals) * float(moments @ moments / (residuals @ residuals)), problem, significance, homoskedastic=True
+    )
 
 
 def hansen_j(problem: LinearProblem, *, significance: float) -> Diagnostic:
@@ -57,7 +60,8 @@ def hansen_j(problem: LinearProblem, *, significance: float) -> Diagnostic:
     Notes
     -----
     Equal to linearmodels' ``IVGMM(...).fit().j_stat``, which has the exogenous columns' moments too: those are fitted exactly.
-    Without them, clusters must outnumber the instruments only.
+    Without them, clusters must outnumber the instruments only. Where covariates absorb a large share of the rows, it is
+    smaller by that share, as Sargan's.
 
     References
     ----------
@@ -78,7 +82,7 @@ def hansen_j(problem: LinearProblem, *, significance: float) -> Diagnostic:
     whitener = vectors.T / np.sqrt(values)[:, None]
     outcome, treatment = (whitener @ (problem.instruments.T @ part) for part in (problem.outcome, problem.treatment))
     left = outcome - treatment @ np.linalg.lstsq(treatment, outcome, rcond=None)[0]
-    return _result(name, float(left @ left), problem, significance)
+    return _result(name, float(left @ left), problem, significance, homoskedastic=False)
 
 
 def two_stage_least_squares(problem: LinearProblem) -> Array:
@@ -94,13 +98,17 @@ def _exactly_identified(problem: LinearProblem) -> str | None:
     return f"exactly identified, {q} instrument{'s' * (q > 1)} for {k} treatment{'s' * (k > 1)}" if q == k else None
 
 
-def _result(name: str, statistic: float, problem: LinearProblem, significance: float) -> TestResult:
+def _result(name: str, statistic: float, problem: LinearProblem, significance: float, *, homoskedastic: bool) -> TestResult:
     _, k, q = problem.shape
+    factor, note = problem.counted(homoskedastic=homoskedastic)
+    statistic *= factor
     p_value = float(stats.chi2.sf(statistic, q - k))
     reading = decided(
         p_value,
         significance=significance,
-        rejected="the instruments contradict one another: one is invalid, or effects are not linear",
+        rejected="the instruments contradict one another: one is invalid, effects are not linear, or they differ between "
+        "those whom the instruments move",
         kept="the instruments do not contradict one another; all could still be invalid alike",
+        note=note,
     )
     return TestResult(name, NULL, statistic, f"chi2({q - k})", p_value, reading)

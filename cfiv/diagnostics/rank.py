@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
 from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, decided
@@ -54,8 +55,9 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     """Kleibergen-Paap rk tests that the first stage has not its full rank: the LM statistic and the Wald F.
 
     The LM statistic is chi2(q - k + 1) where a treatment is not identified (Anderson's canonical correlation statistic when
-    unadjusted). The Wald F is the robust counterpart of the Cragg-Donald F, and has neither a distribution nor critical values
-    of its own. linearmodels computes both.
+    unadjusted); where covariates absorb a large share of the rows, it is smaller by that share. The Wald F is the robust
+    counterpart of the Cragg-Donald F, and has neither a distribution nor critical values of its own. linearmodels computes
+    both.
 
     References
     ----------
@@ -86,14 +88,18 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     lm, wald_f = computed(rk_lm), computed(rk_wald_f)
     found: list[Diagnostic] = [Unavailable("Kleibergen-Paap LM", reason), Unavailable("Kleibergen-Paap F", reason)]
     if lm is not None and hasattr(lm, "df"):  # linearmodels' own kind of unavailable has none
+        factor, note = problem.counted(homoskedastic=False)
+        statistic = float(lm.stat) * factor
+        p_value = float(stats.chi2.sf(statistic, q - k + 1)) if note else float(lm.pval)
         reading = decided(
-            float(lm.pval),
+            p_value,
             significance=significance,
             rejected=f"the instruments identify {what}; this does not say how strongly",
             kept=f"there is no sign that the instruments identify {what}",
+            note=note,
         )
         distribution = f"chi2({q - k + 1})"
-        found[0] = TestResult("Kleibergen-Paap LM", null, float(lm.stat), distribution, float(lm.pval), reading)
+        found[0] = TestResult("Kleibergen-Paap LM", null, statistic, distribution, p_value, reading)
     if wald_f is not None and np.isfinite(wald_f):
         # linearmodels does not know how many columns were partialled out.
         corrected = float(wald_f) * problem.dof / (n - q)

@@ -50,7 +50,10 @@ class Diagnostics:
     anderson_rubin_sets : tuple of ConfidenceSet
         One a treatment.
     residual_prediction : TestResult
-        Whether the linear model is adequate: the gate before nonlinear estimators.
+        Whether the linear model is adequate: the gate before nonlinear estimators. Its reading says what is not linear, the
+        covariates, the treatment's effect, or both, as far as that can be told.
+    residual_prediction_curves : TestResult
+        The same test of a model in which the covariates enter as curves and in pairs.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -68,6 +71,7 @@ class Diagnostics:
     anderson_rubin: Diagnostic
     anderson_rubin_sets: tuple[ConfidenceSet | Unavailable, ...]
     residual_prediction: Diagnostic
+    residual_prediction_curves: Diagnostic
 
     @property
     def anderson_rubin_set(self) -> ConfidenceSet | Unavailable:
@@ -83,7 +87,7 @@ class Diagnostics:
             ("Do the instruments agree?", (self.sargan, self.hansen_j)),
             ("Are instruments needed?", (self.wu_hausman, self.durbin, self.wooldridge)),
             ("What is the effect, however weak the instruments?", (self.anderson_rubin, *self.anderson_rubin_sets)),
-            ("Is the linear model adequate?", (self.residual_prediction,)),
+            ("Is the linear model adequate?", (self.residual_prediction, self.residual_prediction_curves)),
         )
 
     @property

@@ -130,7 +130,7 @@ class DFIV(StructuralEstimator):
     Warns
     -----
     WeakIdentificationWarning
-        If the instruments take fewer distinct values than the treatment features need.
+        If the instruments take fewer distinct values than the treatment does and its features need.
     TrainingWarning
         If training diverged or was interrupted; the best state so far is kept and usable.
 
@@ -428,7 +428,7 @@ class DFIV(StructuralEstimator):
         with nets.seeded(int(network_generator.integers(2**62)), problem.device):
             networks = self._networks(problem)
             if warn:
-                _warn_if_weak(problem.distinct_instruments, networks, problem.sample)
+                _warn_if_weak(problem, networks)
             with nets.suitable_threads(networks.modules()):
                 saved = None if file is None else file(networks=networks.modules())
                 return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
@@ -525,13 +525,25 @@ def _listed(penalties: Penalties, *names: str) -> str:
     return ", ".join(f"{name} {getattr(penalties, name):g}" for name in names)
 
 
-def _warn_if_weak(distinct: int, networks: Networks, sample: Sample) -> None:
-    features = nets.evaluate(networks.treatment, sample.treatment[:2]).shape[1]
-    if distinct < features + 1:
-        warnings.warn(
-            f"the instruments take {distinct} distinct values, but {features} treatment features and a constant need at least "
-            f"{features + 1}: without strong covariates the data identify only part of the curve, and its shape between is a "
-            "guess; use a simpler treatment_network (torch.nn.Identity() is linear) or richer instruments",
-            WeakIdentificationWarning,
-            stacklevel=5,
-        )
+def _warn_if_weak(problem: StandardisedData, networks: Networks) -> None:
+    """Warn where the instruments take too few values for the features, and for the values of the treatment as well."""
+    features = nets.evaluate(networks.treatment, problem.sample.treatment[:2]).shape[1]
+    instruments = problem.distinct_instruments
+    if instruments > features:
+        return
+    treatments = problem.distinct_treatments(features + 1)
+    # A function on two values has two numbers, however many features it is written in.
+    if instruments >= treatments:
+        return
+    needs = (
+        f"{features} treatment features and a constant need at least {features + 1}"
+        if treatments > features
+        else f"the treatment takes {treatments}"
+    )
+    warnings.warn(
+        f"the instruments take {instruments} distinct values, but {needs}: without strong covariates the data identify only "
+        "part of the curve, and its shape between is a guess; use a simpler treatment_network (torch.nn.Identity() is linear) "
+        "or richer instruments",
+        WeakIdentificationWarning,
+        stacklevel=5,
+    )

@@ -14,7 +14,7 @@ from scipy import stats
 
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError, quoted
-from cfiv.estimators.parameters import is_number
+from cfiv.checks import is_number
 from cfiv.estimators.wald import WaldTest
 
 

@@ -68,6 +68,17 @@ class StandardisedData:
         distinct = len(np.unique(data.instruments, axis=0))
         return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
 
+    def distinct_treatments(self, most: int) -> int:
+        """How many different values the treatments take, rows (images) as wholes, counted up to ``most``."""
+        if self.sample.treatment.ndim == 2:
+            return min(most, len(torch.unique(self.sample.treatment, dim=0)))
+        values: set[bytes] = set()
+        for image in self.sample.treatment:
+            values.add((image.cpu() + 0).numpy().tobytes())  # minus zero is zero
+            if len(values) == most:
+                break
+        return len(values)
+
     def on_stored(self, network: nn.Module) -> nn.Module:
         """``psi``, which takes standardised treatments, as a network of the treatments in ``sample``."""
         if self.sample.treatment.ndim == 2:
