@@ -20,6 +20,7 @@ from cfiv.datasets import demand
 from cfiv.errors import ParameterError, StudyError
 from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Method, Study, error, score
 from cfiv.studies.identity import configuration_hash, seed_of
+from cfiv.studies.ledger import Ledger
 from tests.studies import problems
 
 pytestmark = pytest.mark.usefixtures("kept")
@@ -278,14 +279,13 @@ def test_the_ledger_remembers_versions_and_configuration(tmp_path: Path) -> None
 
 def test_results_of_two_versions_of_cfiv_are_not_put_into_one_table_without_a_word(tmp_path: Path) -> None:
     made = study(tmp_path / "mixed.sqlite", replications=1)
-    table(made)
-    connection = sqlite3.connect(made.ledger)
-    with connection:
-        (versions,) = connection.execute("SELECT versions FROM environments").fetchone()
-        older = json.dumps({**json.loads(versions), "cfiv": "0.0.9"})
-        connection.execute("INSERT INTO environments (versions) VALUES (?)", (older,))
-        connection.execute("UPDATE replications SET environment = 2 WHERE hash = ?", (next(iter(made.cells)),))
-    connection.close()
+    with Ledger.writing(made.ledger) as ledger:
+        ledger.describe({}, versions={"cfiv": "0.0.9"})
+        key, cell = next(iter(made.cells.items()))
+        outcome = {"status": "done", "values": {"error": 0.5, "slope": 2.0}}
+        ledger.add(key, 0, outcome, **made.seeds(cell, 0))
+    with pytest.warns(cfiv.MixedVersionsWarning):
+        table(made)
     with pytest.warns(cfiv.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
         assert len(made.results()) == 8
 
