@@ -49,8 +49,9 @@ class Ledger:
             If it is no ledger, damaged, or from a newer version.
         """
         path = from_here(path)
-        with _explained(path), closing(_to_read(path) if _is_there(path) else _without_rows()) as connection:
-            if path.exists():
+        there = _is_there(path)
+        with _explained(path), closing(_to_read(path) if there else _without_rows()) as connection:
+            if there:
                 check_log(path, connection)
             connection.execute("BEGIN")  # what is checked now is what is read later
             checked_seal(path, connection)
@@ -174,8 +175,14 @@ def _is_there(path: Path) -> bool:
     ------
     LedgerError
         If only its log is there, or its file is empty, which is how a ledger is cut short: one begins with its first table.
+    OutputError
+        If nothing can have such a name.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise OutputError(f"the ledger '{path}' cannot be used ({error.strerror}): choose another place") from error
+    if not there:
         log = Path(f"{path}-wal")
         if log.exists() and log.stat().st_size:
             raise LedgerError(f"the ledger '{path}' is gone and its log '{log}' is there: put it back, or move the log away")

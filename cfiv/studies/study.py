@@ -26,7 +26,7 @@ from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
-from cfiv.studies.design import Design, grid, labels
+from cfiv.studies.design import MOST_CELLS, Design, grid, labels, size
 from cfiv.studies.engine import Job, answers
 from cfiv.studies.identity import configuration_hash, description, file_digest, modules_in, seed_of
 from cfiv.studies.ledger import Ledger
@@ -106,7 +106,8 @@ class Study:
     Raises
     ------
     ParameterError
-        For names that are empty or taken twice, no design, method or metric, negative replications, and the like.
+        For names that are empty or taken twice, no design, method or metric, negative replications, more than 100,000 cells,
+        and the like.
 
     Notes
     -----
@@ -155,6 +156,9 @@ class Study:
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
         self._check_columns()
+        designs, of = (sum(size(part.axes) for part in parts.values()) for parts in (self.designs, self.methods))
+        if designs * of > MOST_CELLS:
+            raise ParameterError(f"a study has at most {MOST_CELLS:,} cells, got {designs * of:,}: vary less at once")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -434,10 +438,15 @@ def _named(what: str, given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _place(ledger: object) -> Path:
+def check_ledger(name: object) -> None:
+    """Raise a ParameterError where a ledger cannot be called that."""
+    if not isinstance(name, (str, os.PathLike)) or not Path(name).name or "\0" in str(name):
+        raise ParameterError(f"ledger must be the name of a file, got {name!r}")
+
+
+def _place(ledger: Any) -> Path:
     """Where a ledger is, whatever the current folder will be."""
-    if not isinstance(ledger, (str, os.PathLike)) or not Path(ledger).name:
-        raise ParameterError(f"ledger must be the name of a file, got {ledger!r}")
+    check_ledger(ledger)
     return Path(ledger).absolute()
 
 
