@@ -21,6 +21,7 @@ from cfiv.demonstration import comparison_text
 from cfiv.estimators import registry
 from cfiv.learning.two_stage import step
 from tests.command_line import Answer, Run, runner
+from tests.test_terminal import STREAMS
 
 SMALL = ["--steps", "10"]
 FIT = ["fit", "train.csv", demand.FORMULA, "--out", "m"]
@@ -524,4 +525,41 @@ def test_a_reader_who_leaves_early_causes_no_noise(tmp_path: Path) -> None:
     assert child.stderr is not None
     with child.stderr:
         assert child.stderr.read() == ""
-    assert child.wait(timeout=60) == 1
+    assert child.wait(timeout=60) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell")
+def test_without_standard_streams_a_fit_is_written_all_the_same(run: Run, train: Path) -> None:
+    fitted(run, out="with")
+    arguments = [sys.executable, "-m", "cfiv.cli", "fit", "train.csv", demand.FORMULA, *SMALL, "--out", "without"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *arguments], timeout=120, check=False)
+    assert done.returncode == 0
+    assert Path("without").read_bytes() == Path("with").read_bytes()
+
+
+@pytest.mark.parametrize(("lost", "code"), [("none", 0), ("closed", 0), ("unread", 0), ("full", 2), ("broken", 0)])
+def test_what_is_written_does_not_depend_on_who_reads(
+    run: Run, train: Path, monkeypatch: pytest.MonkeyPatch, lost: str, code: int
+) -> None:
+    fit = ("fit", "train.csv", demand.FORMULA, "--estimator", "2sls", "--out")
+    written(run, *fit, "read")
+    expected = written(run, "predict", "read", "grid.csv", "--out", "read.csv").replace("read.csv", "unread.csv")
+    for name in ("stdout", "stderr"):
+        with monkeypatch.context() as changed:
+            changed.setattr(sys, name, STREAMS[lost]())
+            answer = run("fit", "train.csv", demand.FORMULA, "--estimator", "2sls", "--out", "unread")
+            assert answer.code == (code if name == "stdout" else 0), answer
+            if code and name == "stdout":
+                assert (
+                    answer.err
+                    == "cfiv: error: standard output cannot be written (No space left on device): send it elsewhere\n"
+                )
+            changed.setattr(sys, name, STREAMS[lost]())
+            answer = run("predict", "unread", "grid.csv", "--out", "unread.csv")
+            assert answer.out == (expected if name == "stderr" else "")
+            changed.setattr(sys, name, STREAMS[lost]())
+            assert run("predict", "absent", "grid.csv", "--out", "no.csv").code == 2
+        assert Path("unread").read_bytes() == Path("read").read_bytes()
+        assert Path("unread.csv").read_bytes() == Path("read.csv").read_bytes()
+        Path("unread").unlink()
+        Path("unread.csv").unlink()

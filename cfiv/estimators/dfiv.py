@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
@@ -33,6 +32,7 @@ from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.terminal import progress_bar
 
 #: What "auto" stands for on images.
 IMAGE_UNPREDICTED_PENALTY = 1.0
@@ -345,7 +345,8 @@ class DFIV(StructuralEstimator):
         history: list[dict[str, Any]] = []
         swaps = (False, True) if self.swap and self._options().split is not None else (False,)
         generators = np.random.default_rng(self.random_state).spawn(self.fits)
-        with tqdm(total=self.steps * self.fits * len(swaps), desc="DFIV", unit="step", disable=not self.progress) as bar:
+        steps = self.steps * self.fits * len(swaps)
+        with progress_bar(steps, description="DFIV", unit="step", shown=self.progress) as bar:
             for number, generator in enumerate(generators):
                 split_generator, *fit_generators = generator.spawn(1 + len(swaps))
                 first, second = self._split(len(data), split_generator)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import cfiv
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
@@ -35,6 +34,7 @@ from cfiv.studies.metrics import Metric
 from cfiv.studies.process import packed
 from cfiv.studies.replication import Cell
 from cfiv.studies.report import Report
+from cfiv.terminal import progress_bar
 
 #: Packages whose versions every row remembers.
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels", "statsmodels")
@@ -156,9 +156,9 @@ class Study:
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
         self._check_columns()
-        designs, of = (sum(size(part.axes) for part in parts.values()) for parts in (self.designs, self.methods))
-        if designs * of > MOST_CELLS:
-            raise ParameterError(f"a study has at most {MOST_CELLS:,} cells, got {designs * of:,}: vary less at once")
+        cells = sum(size(of.axes) for of in self.designs.values()) * sum(size(of.axes) for of in self.methods.values())
+        if cells > MOST_CELLS:
+            raise ParameterError(f"a study has at most {MOST_CELLS:,} cells, got {cells:,}: vary less at once")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -264,9 +264,8 @@ class Study:
                 for index, (key, replication) in enumerate(pending)
             ]
             forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)
-            with tqdm(
-                total=len(self), initial=len(self) - len(tasks), desc=self.name, disable=not progress, bar_format=BAR
-            ) as progress_bar:
+            done = len(self) - len(tasks)
+            with progress_bar(len(self), initial=done, description=self.name, shown=progress, bar_format=BAR) as bar:
                 running = answers(tasks, workers=jobs or -1, threads=self.threads)
                 try:
                     for index, outcome in running:
@@ -277,8 +276,8 @@ class Study:
                             raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
                         ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         forecast.done(key, outcome.get("seconds"))
-                        progress_bar.set_postfix_str(forecast.said(), refresh=False)
-                        progress_bar.update()
+                        bar.set_postfix_str(forecast.said(), refresh=False)
+                        bar.update()
                 finally:
                     running.close()
         return self.report()

@@ -22,6 +22,7 @@ from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Meth
 from cfiv.studies.identity import configuration_hash, seed_of
 from cfiv.studies.ledger import Ledger
 from tests.studies import problems
+from tests.test_terminal import STREAMS
 
 pytestmark = pytest.mark.usefixtures("kept")
 
@@ -202,6 +203,14 @@ def test_numbers_depend_neither_on_order_nor_on_what_else_is_in_the_study(tmp_pa
     of = whole[(whole["method"] == "jittered") & (whole["n"] == 30) & (whole["replication"] < 3)]
     assert alone[alone["design"] == "line"]["slope"].tolist() == of["slope"].tolist()
     assert of["slope"].nunique() == 3
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("lost", ["none", "closed", "unread", "full"])
+def test_a_study_runs_where_its_progress_cannot_be_shown(tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path / "s.sqlite", replications=1)
+    monkeypatch.setattr(sys, "stderr", STREAMS[lost]())
+    assert (made.run(jobs=1, progress=True).results["status"] == "done").all()
 
 
 @pytest.mark.law
