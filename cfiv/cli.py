@@ -20,6 +20,7 @@ from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, Paramete
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
+from cfiv.memory import is_of_memory
 from cfiv.terminal import note, streams_that_may_be_lost, watched
 
 try:
@@ -294,7 +295,11 @@ def _run(arguments: list[str] | None) -> int:
         return _refused(error.format_message())
     except CfivError as error:
         return _refused(str(error))
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError, ValueError) as error:
+        if is_of_memory(error):
+            return _refused(f"there is not enough memory ({str(error) or type(error).__name__}): give fewer rows")
+        if not isinstance(error, OSError):
+            raise
         return _refused(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
     except (click.Abort, KeyboardInterrupt):
         ignore_interrupts()

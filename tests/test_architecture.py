@@ -17,19 +17,20 @@ MAY_USE = {
     "files": {"errors"},
     "interrupts": set(),
     "terminal": set(),
+    "memory": {"errors"},
     "data": {"errors"},
     "numerics": {"errors"},
     "tables": {"errors", "data"},
-    "learning": {"errors", "files", "numerics"},
+    "learning": {"errors", "files", "memory", "numerics"},
     "rendering": set(),
-    "estimators": {"errors", "files", "terminal", "rendering", "data", "numerics", "tables", "learning"},
+    "estimators": {"errors", "files", "terminal", "memory", "rendering", "data", "numerics", "tables", "learning"},
     "diagnostics": {"errors", "rendering", "data", "tables", "estimators"},
     "datasets": {"errors", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": {"errors", "files", "interrupts", "terminal", "rendering", "learning", "estimators", "datasets", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
-    "cli": {"errors", "files", "interrupts", "terminal", "demonstration", "datasets", "estimators", "cli_study"},
+    "cli": {"errors", "files", "interrupts", "terminal", "memory", "demonstration", "datasets", "estimators", "cli_study"},
 }
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 

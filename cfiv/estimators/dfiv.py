@@ -30,6 +30,7 @@ from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
+from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
 from cfiv.terminal import progress_bar
@@ -151,6 +152,8 @@ class DFIV(StructuralEstimator):
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
     ['price', 'estimate']
     """
+
+    _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
 
     def __init__(
         self,
@@ -327,15 +330,19 @@ class DFIV(StructuralEstimator):
             If the folder holds fits of other data, another model or another configuration.
         OutputError
             If it cannot be written to.
+        TooLargeError
+            If there is not enough memory.
         """
         # As in every estimator, and not through super(): warnings count the calls up to the user's line.
         started = time.perf_counter()
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
-        encoder, arrays = self.encode(data)
-        arrays = arrays.with_positive_weight()
-        arrays.check_fittable()
-        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
+        with within_memory("DFIV.fit", self._SMALLER):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            estimate = self._estimate(arrays, intercept=has_intercept(encoder), runs=runs)
+        return self._keep(estimate, encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         problem = StandardisedData.prepare(

@@ -109,6 +109,8 @@ class NetworkRegression(StructuralEstimator):
     ['price', 'estimate']
     """
 
+    _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
+
     def __init__(
         self,
         formula: str | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from cfiv.learning.supervised_data import Source, as_tensor, source
 from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
+from cfiv.memory import within_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,6 +207,8 @@ class LastLayerTrainer:
             For a checkpoint of another model or configuration.
         DivergenceError
             If the very first step has no finite loss.
+        TooLargeError
+            If there is not enough memory.
 
         Warns
         -----
@@ -236,7 +240,7 @@ class LastLayerTrainer:
             on_step=on_step,
             checkpoint=file,
         )
-        with seeded(self.random_state, device), in_mode(self.module, training=True):
+        with self._within_memory("fit"), seeded(self.random_state, device), in_mode(self.module, training=True):
             self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
@@ -269,13 +273,15 @@ class LastLayerTrainer:
             Whichever was given; a tensor on the device of ``inputs``.
         """
         head, given = self._fitted(), as_tensor(inputs)
-        said = predictions(head, self.task, given).to(given.device)
+        with self._within_memory("predict"):
+            said = predictions(head, self.task, given).to(given.device)
         return said if isinstance(inputs, Tensor) else said.numpy()
 
     def evaluate(self, data: Any) -> Evaluation:
         """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode."""
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):  # loaders draw, be it only a seed
+        # Loaders draw, be it only a seed.
+        with self._within_memory("evaluate"), seeded(self.random_state, head.layer.weight.device):
             return evaluation(head, self.task, source(data, size=None, seed=0).epoch(0))
 
     def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
@@ -289,9 +295,12 @@ class LastLayerTrainer:
             Ridge on the mean squared error.
         """
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):
+        with self._within_memory("refit"), seeded(self.random_state, head.layer.weight.device):
             head.write(refitted(head, self.task, source(data, size=None, seed=0).epoch(0), beta=beta))
         return self
+
+    def _within_memory(self, method: str) -> AbstractContextManager[None]:
+        return within_memory(f"LastLayerTrainer.{method}", "choose a smaller batch_size or module, or give fewer rows")
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):
