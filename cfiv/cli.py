@@ -295,16 +295,16 @@ def _run(arguments: list[str] | None) -> int:
         return _refused(error.format_message())
     except CfivError as error:
         return _refused(str(error))
+    except (click.Abort, KeyboardInterrupt):  # a RuntimeError, of click
+        ignore_interrupts()
+        _say("interrupted")
+        return 130
     except (OSError, MemoryError, RuntimeError, ValueError) as error:
         if is_of_memory(error):
             return _refused(f"there is not enough memory ({str(error) or type(error).__name__}): give fewer rows")
         if not isinstance(error, OSError):
             raise
         return _refused(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
-    except (click.Abort, KeyboardInterrupt):
-        ignore_interrupts()
-        _say("interrupted")
-        return 130
 
 
 def _refused(message: str) -> int:

@@ -97,7 +97,11 @@ def foreign(statement: str) -> Callable[[Path], None]:
 
 
 NO_LEDGERS: dict[str, tuple[Callable[[Path], Any], type[CfivError], str]] = {
-    "garbage": (lambda path: path.write_bytes(os.urandom(5000)), LedgerError, "damaged or no SQLite file.*move it away"),
+    "garbage": (
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+        LedgerError,
+        "damaged or no SQLite file.*move it away",
+    ),
     "text": (lambda path: path.write_text("a,b\n1,2\n" * 500), LedgerError, "damaged or no SQLite file.*move it away"),
     "foreign": (foreign("CREATE TABLE books (title)"), LedgerError, "no ledger of a study: give"),
     "other meta": (foreign("CREATE TABLE meta (id)"), LedgerError, "no ledger of a study: give"),

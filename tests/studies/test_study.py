@@ -22,6 +22,7 @@ from cfiv.studies import AverageEffect, Coefficient, Design, Estimate, Fit, Meth
 from cfiv.studies.identity import configuration_hash, seed_of
 from cfiv.studies.ledger import Ledger
 from tests.studies import problems
+from tests.studies.test_process import PATIENCE
 from tests.test_terminal import STREAMS
 
 pytestmark = pytest.mark.usefixtures("kept")
@@ -71,9 +72,9 @@ def test_serial_two_processes_and_dask_give_the_same_bits(tmp_path: Path) -> Non
     )
     script = tmp_path / "on_dask.py"
     script.write_text(program)
-    finished = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=300)
+    finished = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
-    assert "Error" not in finished.stderr  # of a worker; on a busy machine dask may have remarks on its own performance
+    assert "cfiv/studies" not in finished.stderr  # of a worker; on a busy machine dask may have remarks of its own
     on_dask = pd.read_csv(tmp_path / "dask.csv")
     ours = serial[serial["method"] != "jittered"].reset_index(drop=True)
     assert on_dask["error"].tolist() == ours["error"].tolist()
@@ -397,14 +398,14 @@ def test_ctrl_c_keeps_what_has_finished_and_ends_what_is_running(tmp_path: Path)
     root = str(Path(__file__).parents[2])
     script.write_text(STOPPED.format(root=root, folder=str(tmp_path), ledger=str(tmp_path / "s.sqlite")))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (pids := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     assert (tmp_path / str(pids[0])).read_text() == "2"  # threads
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert "KeyboardInterrupt" in said
     assert process.returncode != 0
     for pid in pids:
