@@ -1,7 +1,8 @@
 """The command line: ``cfiv demo | simulate | fit | predict | diagnose | study``.
 
 Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
-command was refused, with the reason; 130 that Ctrl-C ended it. Heavy imports wait until a command needs them: help is quick.
+command was refused, with the reason; 130 that Ctrl-C ended it. Where nobody reads one of the two, or it is closed, the command
+is done all the same. Heavy imports wait until a command needs them: help is quick.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, Paramete
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
+from cfiv.memory import is_of_memory
+from cfiv.terminal import note, streams_that_may_be_lost, watched
 
 try:
     import click
@@ -101,7 +104,7 @@ def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps:
     models = {}
     for registered in wanted:
         model = _make(
-            registered, demand.FORMULA, seed=seed, progress=_show_progress(), steps=steps if registered.takes("steps") else None
+            registered, demand.FORMULA, seed=seed, progress=watched(), steps=steps if registered.takes("steps") else None
         )
         try:
             models[registered.label] = model.fit(data)
@@ -195,7 +198,7 @@ def fit(
     """
     _check_distinct(out, train)
     check_place(out)
-    model = _make(registry.estimator(estimator), formula, seed=seed, progress=_show_progress() and not quiet, **options)
+    model = _make(registry.estimator(estimator), formula, seed=seed, progress=watched() and not quiet, **options)
     model.fit(read_table_file(train)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
@@ -270,42 +273,48 @@ commands.add_command(study)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line, by default this process's, and exit: 0 done, 2 refused, 130 interrupted."""
     given = None if arguments is None else list(arguments)
+    with streams_that_may_be_lost() as out:
+        code = _run(given)
+        out.flush()
+        # A reader who has left, as in `cfiv ... | head`, has what it wanted; a disk that is full has not.
+        if isinstance(out.lost, OSError) and not isinstance(out.lost, BrokenPipeError) and code == 0:
+            code = _refused(f"standard output cannot be written ({out.lost.strerror or out.lost}): send it elsewhere")
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run a command line; its exit code."""
     try:
         with _one_line_warnings():
-            code = commands.main(args=given, prog_name="cfiv", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+            code = commands.main(args=arguments, prog_name="cfiv", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.UsageError as error:
         place = error.ctx.command_path if error.ctx is not None else "cfiv"
-        _refuse(f"{error.format_message()} See {place} --help.")
+        return _refused(f"{error.format_message()} See {place} --help.")
     except click.ClickException as error:
-        _refuse(error.format_message())
+        return _refused(error.format_message())
     except CfivError as error:
-        _refuse(str(error))
-    except BrokenPipeError:  # whoever read our output has left, as in `cfiv ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        _refuse(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
-    except (click.Abort, KeyboardInterrupt):
+        return _refused(str(error))
+    except (click.Abort, KeyboardInterrupt):  # a RuntimeError, of click
         ignore_interrupts()
         _say("interrupted")
-        sys.exit(130)
+        return 130
+    except (OSError, MemoryError, RuntimeError, ValueError) as error:
+        if is_of_memory(error):
+            return _refused(f"there is not enough memory ({str(error) or type(error).__name__}): give fewer rows")
+        if not isinstance(error, OSError):
+            raise
+        return _refused(f"{error.strerror or error}" + (f": {error.filename!r}" if error.filename else ""))
 
 
-def _refuse(message: str) -> NoReturn:
+def _refused(message: str) -> int:
     _say(f"error: {message}")
-    sys.exit(2)
+    return 2
 
 
 def _say(message: str) -> None:
-    """One line on standard error; a progress bar there stays whole."""
-    line = "cfiv: " + " ".join(message.split())
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)
-    else:
-        click.echo(line, err=True)
+    """One line on standard error."""
+    note("cfiv: " + " ".join(message.split()))
 
 
 @contextmanager
@@ -327,11 +336,6 @@ def _one_line_warnings() -> Iterator[None]:
 def _help_where_nothing_is_asked(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-def _show_progress() -> bool:
-    """Whether somebody is watching."""
-    return sys.stderr.isatty()
 
 
 def _make(registered: Registered, formula: str, *, seed: int, progress: bool, **options: Any) -> StructuralEstimator:

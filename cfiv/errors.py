@@ -63,7 +63,7 @@ class NotApplicableError(CfivError, ValueError):
 
 
 class LedgerError(CfivError, ValueError):
-    """A ledger that is corrupt, from a newer version, or being written by another process."""
+    """A ledger that is damaged or was edited, is from a newer version, or is being written by another process."""
 
 
 class MissingPackageError(CfivError, ImportError):

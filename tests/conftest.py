@@ -4,7 +4,11 @@ As environment variables they cost tests without torch nothing, and they reach t
 """
 
 import os
+import random
 import signal
+import sys
+
+import pytest
 
 # One thread a test process: xdist runs one process a core, and sums are then added in the same order whatever the machine.
 # `make bench` sets its own.
@@ -14,3 +18,23 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and tests of Ctrl-C send themselves one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws from global generators does not depend on the tests before it in its process."""
+    random.seed(0)
+    for module, seed in (("numpy", lambda numpy: numpy.random.seed(0)), ("torch", lambda torch: torch.manual_seed(0))):
+        if module in sys.modules:
+            seed(sys.modules[module])
+
+
+@pytest.fixture
+def replications_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies run their replications in this process."""
+    from cfiv.studies import engine
+    from tests.studies.in_this_process import InThisProcess
+
+    here = InThisProcess()
+    monkeypatch.setattr(engine, "processes_of", lambda run, *, threads: here)
+    monkeypatch.setattr(engine, "stop_processes", lambda run: None)

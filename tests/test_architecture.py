@@ -17,19 +17,21 @@ MAY_USE = {
     "checks": {"errors"},
     "files": {"errors", "checks"},
     "interrupts": set(),
+    "terminal": set(),
+    "memory": {"errors"},
     "data": {"errors"},
     "numerics": {"errors", "checks"},
     "tables": {"errors", "checks", "data"},
-    "learning": {"errors", "checks", "files", "data", "numerics"},
+    "learning": {"errors", "checks", "files", "memory", "data", "numerics"},
     "rendering": set(),
-    "estimators": {"errors", "checks", "files", "rendering", "data", "numerics", "tables", "learning"},
+    "estimators": {"errors", "checks", "files", "terminal", "memory", "rendering", "data", "numerics", "tables", "learning"},
     "diagnostics": {"errors", "checks", "rendering", "data", "tables", "estimators"},
     "datasets": {"errors", "checks", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": {"errors", "checks", "files", "interrupts", "rendering", "learning", "estimators", "datasets", "plots"},
-    "cli_study": {"errors", "files", "interrupts", "rendering", "studies"},
-    "cli": {"errors", "files", "interrupts", "demonstration", "datasets", "estimators", "cli_study"},
+    "studies": {"errors", "checks", "files", "interrupts", "terminal", "rendering", "learning", "estimators", "datasets", "plots"},
+    "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
+    "cli": {"errors", "files", "interrupts", "terminal", "memory", "demonstration", "datasets", "estimators", "cli_study"},
 }
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 
@@ -65,6 +67,10 @@ def test_a_room_uses_only_the_rooms_below_it(path: Path) -> None:
 def test_numerics_sees_no_table_module_file_or_logger(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & {"pandas", "narwhals", "logging", "pathlib", "os", "sklearn"}
     assert "torch.nn" not in imported(path)
+
+
+def test_every_progress_bar_comes_from_one_place() -> None:
+    assert [room(path) for path in MODULES if "tqdm" in imported(path)] == ["terminal"]
 
 
 def test_every_public_name_is_there_and_listed() -> None:

@@ -101,7 +101,7 @@ def test_the_commands_are_named_where_nothing_is_asked(run: Run) -> None:
         assert f"\n  {name} " in answer.out
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("replications_here")
 def test_the_file_that_init_writes_runs_and_is_reported_and_exported(run: Run, tmp_path: Path) -> None:
     answer = run("init", "mine")
     assert (answer.code, answer.out, answer.err) == (0, "Written: mine.toml. Edit it, then: cfiv study run mine.toml\n", "")
@@ -132,7 +132,7 @@ def test_the_file_that_init_writes_runs_and_is_reported_and_exported(run: Run, t
     assert (again.code, again.out) == (0, "")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("replications_here")
 def test_failures_are_said_by_method_and_run_again_when_asked(run: Run) -> None:
     answer = run("run", "own.toml", "--jobs", 1)
     assert answer.code == 0
@@ -230,8 +230,9 @@ def test_ctrl_c_says_what_is_safe_and_any_number_after_it_change_nothing(run: Ru
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 120.0
-    while not Path("waiting").exists():
+    deadline = time.monotonic() + 300.0
+    # The first replication is there, and the second will not end.
+    while not Path("waiting").exists() or read_study("own.toml").status()["done"].sum() < 1:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

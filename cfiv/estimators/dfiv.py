@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
@@ -32,8 +31,10 @@ from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
+from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.terminal import progress_bar
 
 #: What "auto" stands for on images.
 IMAGE_UNPREDICTED_PENALTY = 1.0
@@ -152,6 +153,8 @@ class DFIV(StructuralEstimator):
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
     ['price', 'estimate']
     """
+
+    _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
 
     def __init__(
         self,
@@ -328,15 +331,19 @@ class DFIV(StructuralEstimator):
             If the folder holds fits of other data, another model or another configuration.
         OutputError
             If it cannot be written to.
+        TooLargeError
+            If there is not enough memory.
         """
         # As in every estimator, and not through super(): warnings count the calls up to the user's line.
         started = time.perf_counter()
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
-        encoder, arrays = self.encode(data)
-        arrays = arrays.with_positive_weight()
-        arrays.check_fittable()
-        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
+        with within_memory("DFIV.fit", self._SMALLER):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            estimate = self._estimate(arrays, intercept=has_intercept(encoder), runs=runs)
+        return self._keep(estimate, encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         problem = StandardisedData.prepare(
@@ -346,7 +353,8 @@ class DFIV(StructuralEstimator):
         history: list[dict[str, Any]] = []
         swaps = (False, True) if self.swap and self._options().split is not None else (False,)
         generators = np.random.default_rng(self.random_state).spawn(self.fits)
-        with tqdm(total=self.steps * self.fits * len(swaps), desc="DFIV", unit="step", disable=not self.progress) as bar:
+        steps = self.steps * self.fits * len(swaps)
+        with progress_bar(steps, description="DFIV", unit="step", shown=self.progress) as bar:
             for number, generator in enumerate(generators):
                 split_generator, *fit_generators = generator.spawn(1 + len(swaps))
                 first, second = self._split(len(data), split_generator)

@@ -17,6 +17,7 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, NotFittedError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.memory import within_memory
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
 from cfiv.tables.roles import Roles
@@ -57,6 +58,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
+    #: What to do where there is not enough memory to fit.
+    _SMALLER = "fit fewer rows, or fewer columns"
+
     formula: str | None
     outcome: str | None
     treatment: str | Sequence[str] | None
@@ -93,13 +97,17 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         ------
         DataError, FormulaError, ParameterError
             For bad data, roles or hyper-parameters, before anything is computed.
+        TooLargeError
+            If there is not enough memory.
         """
         started = time.perf_counter()
         self._check_parameters()
-        encoder, arrays = self.encode(data)
-        arrays = arrays.with_positive_weight()
-        arrays.check_fittable()
-        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder)), encoder, arrays, started)
+        with within_memory(f"{type(self).__name__}.fit", self._SMALLER):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            estimate = self._estimate(arrays, intercept=has_intercept(encoder))
+        return self._keep(estimate, encoder, arrays, started)
 
     def _keep(self, estimate: Estimate, encoder: TableEncoder | ArrayEncoder, arrays: IVData, started: float) -> Self:
         """Keep what later questions need."""
@@ -164,7 +172,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 "rows in which it varies"
             )
         weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
-        predicted = self._reduced_form(arrays.instruments, arrays.covariates)
+        with within_memory(f"{type(self).__name__}.score", "score fewer rows"):
+            predicted = self._reduced_form(arrays.instruments, arrays.covariates)
         # A power of two, exactly: squares of huge or tiny numbers would leave the range of float64.
         power = np.frexp(np.abs(arrays.outcome).max())[1]
         outcome, predicted = np.ldexp(arrays.outcome, -power), np.ldexp(predicted, -power)

@@ -88,7 +88,7 @@ class KernelIV(StructuralEstimator):
     DataError
         If all rows are equal in one input, which leaves it without a bandwidth, or there are too few rows for the folds.
     TooLargeError
-        If the matrices would not fit in memory, with a number of landmarks that would.
+        If the matrices would not fit in memory, with a number of landmarks that would, or there is not enough for the rows.
 
     Warns
     -----
@@ -122,6 +122,8 @@ class KernelIV(StructuralEstimator):
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
     ['price', 'estimate']
     """
+
+    _SMALLER = "use the Nyström version with fewer landmarks, such as landmarks=1000, or fit fewer rows"
 
     def __init__(
         self,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 
 from torch import Tensor
 
 from cfiv.errors import TooLargeError
+from cfiv.memory import available_memory
 from cfiv.numerics.landmarks import KernelFeatures
 
 #: Bytes of a float64, and factors of n x k that are held while one grows.
@@ -38,15 +38,3 @@ def features_that_fit(landmarks: Tensor, bandwidths: Tensor, *, role: str, folds
             f"{error} ({role}), the most that fits in the {free / 2**30:.3g} GiB that are free: use the Nyström version with "
             f"fewer landmarks, such as landmarks={min(2000, max(1, most // 2))}, or larger bandwidths"
         ) from None
-
-
-def available_memory() -> int | None:
-    """Bytes that the machine has free, or None where it does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None

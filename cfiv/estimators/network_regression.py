@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
@@ -37,6 +36,7 @@ from cfiv.learning.training import Training
 from cfiv.learning.two_stage import PerNetwork
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.terminal import progress_bar
 
 
 class NetworkRegression(StructuralEstimator):
@@ -101,6 +101,8 @@ class NetworkRegression(StructuralEstimator):
     >>> model.fit(train.frame).dose_response([15.0, 20.0, 25.0]).columns.tolist()
     ['price', 'estimate']
     """
+
+    _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
 
     def __init__(
         self,
@@ -173,7 +175,7 @@ class NetworkRegression(StructuralEstimator):
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
-        with tqdm(total=self.steps * (self.fits + 1), desc="Network", unit="step", disable=not self.progress) as bar:
+        with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:
             fits, interrupted = self._fit_all(problem, generators, bar.update)
             reduced_form, again = self._fit_reduced_form(problem, fits, last, bar.update, train=not interrupted)
         self.fits_ = fits

@@ -13,6 +13,7 @@ import pandas as pd
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
+from cfiv.memory import within_memory
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
@@ -140,6 +141,8 @@ class StructuralFunction:
         DataError
             For missing columns, gaps, infinities, unseen categories, shapes other than in training, or images in another unit
             (0..255 where training had 0..1, or the reverse).
+        TooLargeError
+            If there is not enough memory for so many rows at a time.
         """
         if rows is None:
             rows = IVData(treatment=treatment, covariates=covariates)
@@ -263,7 +266,8 @@ class StructuralFunction:
                     "covariates=...) or an IVData"
                 )
             return self.encoder.inputs(rows)
-        return self.encoder.inputs(read_table(rows))
+        with within_memory(f"{self.estimator}'s structural function", "give fewer rows at a time"):
+            return self.encoder.inputs(read_table(rows))
 
     def _at(self, rows: Any, value: Any) -> Array:
         """``h`` at the rows' covariates and one treatment value."""
@@ -287,8 +291,9 @@ class StructuralFunction:
         return float(self._evaluate(same.treatment, same.covariates).mean())
 
     def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
-        values = [component.evaluate(treatment, covariates) for component in self.components]
-        mean: Array = np.mean(values, axis=0)
+        with within_memory(f"{self.estimator}'s structural function", "give fewer rows at a time"):
+            values = [component.evaluate(treatment, covariates) for component in self.components]
+            mean: Array = np.mean(values, axis=0)
         return mean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from types import NoneType
@@ -45,6 +46,7 @@ from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
+from cfiv.memory import within_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,6 +241,8 @@ class LastLayerTrainer:
             For a checkpoint of other data, another model or another configuration.
         DivergenceError
             If the very first step has no finite loss.
+        TooLargeError
+            If there is not enough memory.
 
         Warns
         -----
@@ -278,7 +282,7 @@ class LastLayerTrainer:
             on_step=on_step,
             checkpoint=file,
         )
-        with seeded(seed, device), in_mode(self.module, training=True):
+        with self._within_memory("fit"), seeded(seed, device), in_mode(self.module, training=True):
             self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
@@ -320,7 +324,8 @@ class LastLayerTrainer:
         given = as_tensor("inputs", inputs)
         if given.ndim == 0 or len(given) == 0:
             raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
-        said = predictions(head, self.task, given).to(given.device)
+        with self._within_memory("predict"):
+            said = predictions(head, self.task, given).to(given.device)
         if isinstance(inputs, Tensor):
             return said
         return (said.float() if said.dtype == torch.bfloat16 else said).numpy()  # numpy has no bfloat16
@@ -334,7 +339,8 @@ class LastLayerTrainer:
             For data that ``fit`` would refuse, and where the module's outputs are not finite.
         """
         head = self._fitted()
-        with seeded(self._seed, head.layer.weight.device):  # loaders draw, be it only a seed
+        # Loaders draw, be it only a seed.
+        with self._within_memory("evaluate"), seeded(self._seed, head.layer.weight.device):
             return evaluation(head, self.task, self._every_batch(data))
 
     def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
@@ -349,9 +355,12 @@ class LastLayerTrainer:
         """
         head = self._fitted()
         check_number("beta", beta, least=0.0)
-        with seeded(self._seed, head.layer.weight.device):
+        with self._within_memory("refit"), seeded(self._seed, head.layer.weight.device):
             head.write(refitted(head, self.task, self._every_batch(data), beta=beta))
         return self
+
+    def _within_memory(self, method: str) -> AbstractContextManager[None]:
+        return within_memory(f"LastLayerTrainer.{method}", "choose a smaller batch_size or module, or give fewer rows")
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from cfiv.errors import ParameterError, StudyError
 
 #: A design's function: ``simulate(seed=..., **parameters) -> (data, truth)``.
 Simulate = Callable[..., tuple[Any, Any]]
+#: Cells of a study: each is told apart by a description of all that is in it, which takes a millisecond or so.
+MOST_CELLS = 100_000
 
 
 class Design:
@@ -94,27 +98,40 @@ def axes_of(parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises
     ------
     ParameterError
-        If a list is empty or has a value twice.
+        If a list is empty or has a value twice, or they have more combinations than a study has cells.
     """
-    axes = {name: list(value) for name, value in parameters.items() if isinstance(value, (list, range))}
-    for name, values in axes.items():
+    given = {name: value for name, value in parameters.items() if isinstance(value, (list, range))}
+    for name, values in given.items():
         if not values:
             raise ParameterError(
                 f"{name} has no values, so that the grid is empty: give a list of at least one, or leave it out"
             )
-        for i, value in enumerate(values):
-            for again in (other for other in values[:i] if _alike(value, other)):
-                twice = (
-                    f"{value!r} twice" if repr(value) == repr(again) else f"{again!r} and {value!r}, which tables take for one"
-                )
-                raise ParameterError(f"{name} has {twice}: name each value once, and raise replications for more draws")
+    if size(given) > MOST_CELLS:
+        raise ParameterError(
+            f"{', '.join(given)} make a grid of {size(given):,} cells, and a study has at most {MOST_CELLS:,}: vary less"
+        )
+    axes = {name: list(values) for name, values in given.items()}
+    for name, values in axes.items():
+        _check_distinct(name, values)
     return axes
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values of an axis would be one in a table, as are 1 and True."""
-    numbers = all(isinstance(value, (bool, int, float)) for value in (one, other))
-    return repr(one) == repr(other) or (numbers and one == other)
+def size(axes: Mapping[str, Sequence[Any]]) -> int:
+    """How many cells a grid has."""
+    return math.prod(map(len, axes.values()))
+
+
+def _check_distinct(name: str, values: Sequence[Any]) -> None:
+    """Raise a ParameterError where two values of an axis would be one in a table, as are 1 and True."""
+    before: dict[Any, Any] = {}
+    for value in values:
+        # Hashes of equal numbers are equal; what is no number, or nan, is what it is shown as.
+        key = value if isinstance(value, (bool, int, float)) and value == value else ("shown as", repr(value))
+        if key in before:
+            one, other = repr(before[key]), repr(value)
+            twice = f"{other} twice" if one == other else f"{one} and {other}, which tables take for one"
+            raise ParameterError(f"{name} has {twice}: name each value once, and raise replications for more draws")
+        before[key] = value
 
 
 def labels(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -131,10 +148,12 @@ def _label(value: Any) -> Any:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    alike = [repr(value) for value in values]
-    return [
-        f"{value} ({alike[: i + 1].count(alike[i])})" if alike.count(alike[i]) > 1 else value for i, value in enumerate(values)
-    ]
+    count, before = Counter(map(repr, values)), Counter[str]()
+    distinct = []
+    for value in values:
+        before[repr(value)] += 1
+        distinct.append(f"{value} ({before[repr(value)]})" if count[repr(value)] > 1 else value)
+    return distinct
 
 
 def grid(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

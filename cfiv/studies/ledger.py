@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from cfiv.errors import LedgerError, OutputError
-from cfiv.files import from_here
+from cfiv.files import from_here, replacing
+from cfiv.studies.ledger_file import COLUMNS, begin, checked_seal, damaged, digest, read_row, seal_anew, seal_text
+from cfiv.studies.ledger_log import check_log
 
-#: Raised whenever an older cfiv could not read what a newer one wrote.
-FORMAT_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE configurations (hash TEXT PRIMARY KEY, configuration TEXT NOT NULL);
-CREATE TABLE environments (id INTEGER PRIMARY KEY, versions TEXT NOT NULL UNIQUE);
-CREATE TABLE replications (
-    hash TEXT NOT NULL REFERENCES configurations,
-    replication INTEGER NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
-    metrics TEXT NOT NULL,
-    reason TEXT,
-    details TEXT,
-    seconds REAL,
-    cpu_seconds REAL,
-    memory_mb REAL,
-    warnings TEXT NOT NULL,
-    data_seed INTEGER NOT NULL,
-    fit_seed INTEGER NOT NULL,
-    environment INTEGER NOT NULL REFERENCES environments,
-    finished REAL NOT NULL,
-    PRIMARY KEY (hash, replication)
-) WITHOUT ROWID;
-"""
-_COLUMNS = (
-    "hash, replication, status, metrics, reason, details, seconds, cpu_seconds, memory_mb, warnings, data_seed, fit_seed, "
-    "environment, finished"
-)
+#: Seconds to wait for another program that has the file for itself.
+PATIENCE = 30.0
+_ROW = f"SELECT {', '.join(COLUMNS)} FROM replications WHERE hash = ?"
 
 
 class Ledger:
@@ -52,18 +27,21 @@ class Ledger:
 
     A replication is found by the hash of its configuration (design, method, metrics, study's seed) and its number, so that a
     changed configuration has no rows yet, and the rows of the one before stay. Each row is a transaction of its own in SQLite's
-    write-ahead log: a kill at any moment leaves all rows before it, and none in part.
+    write-ahead log: a kill at any moment leaves all rows before it, and none in part. With each row a seal over all of them is
+    written, and whoever opens the ledger compares: what is damaged is refused before anything of it is used.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, seal: int = 0) -> None:
         self.path = path
         self._connection = connection
+        self._seal = seal
         self._environment: int | None = None
 
     @classmethod
     @contextmanager
     def reading(cls, path: Path) -> Iterator[Self]:
-        """Open to look at, also while another process writes. Where there is none, it has no rows.
+        """Open to look at, also while another process writes, whose rows of that time do not come. Where there is none, it has
+        no rows.
 
         Raises
         ------
@@ -71,17 +49,13 @@ class Ledger:
             If it is no ledger, damaged, or from a newer version.
         """
         path = from_here(path)
-        with _explained(path):
-            connection = _to_read(path) if path.exists() else sqlite3.connect(":memory:")
-            try:
-                if _is_empty(connection):  # or a kill came before its first table, which is no fault of the reader
-                    connection.close()
-                    connection = sqlite3.connect(":memory:")
-                    _begin(connection)
-                _check_format(path, connection)
-                yield cls(path, connection)
-            finally:
-                connection.close()
+        there = _is_there(path)
+        with _explained(path), closing(_to_read(path) if there else _without_rows()) as connection:
+            if there:
+                check_log(path, connection)
+            connection.execute("BEGIN")  # what is checked now is what is read later
+            checked_seal(path, connection)
+            yield cls(path, connection)
 
     @classmethod
     @contextmanager
@@ -112,28 +86,31 @@ class Ledger:
             ) from error
         try:
             with _explained(path):
-                connection = sqlite3.connect(path, timeout=30.0)
-                try:
-                    if _is_empty(connection):
-                        _begin(connection)
-                    _check_format(path, connection)
-                    _check_whole(path, connection)
+                if not _is_there(path):
+                    _begun(path)
+                with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection:
+                    check_log(path, connection)
+                    seal = checked_seal(path, connection) or seal_anew(connection)
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.execute("PRAGMA synchronous = NORMAL")
-                    yield cls(path, connection)
-                finally:
-                    connection.close()
+                    yield cls(path, connection, int(seal, 16))
         finally:
             lock.release()
 
     def describe(self, configurations: Mapping[str, Any], *, versions: Mapping[str, str]) -> None:
         """Keep what the hashes stand for, and the versions that the coming rows are fitted with."""
+        text = json.dumps(dict(versions), sort_keys=True)
+        seal = self._seal
         with self._connection as connection:
-            rows = [(key, json.dumps(value)) for key, value in configurations.items()]
-            connection.executemany("INSERT OR IGNORE INTO configurations VALUES (?, ?)", rows)
-            text = json.dumps(dict(versions), sort_keys=True)
-            connection.execute("INSERT OR IGNORE INTO environments (versions) VALUES (?)", (text,))
-            (self._environment,) = connection.execute("SELECT id FROM environments WHERE versions = ?", (text,)).fetchone()
+            for key, value in configurations.items():
+                row = (key, json.dumps(value))
+                if connection.execute("INSERT OR IGNORE INTO configurations VALUES (?, ?)", row).rowcount:
+                    seal += digest("configurations", row)
+            new = connection.execute("INSERT OR IGNORE INTO environments (versions) VALUES (?)", (text,)).rowcount
+            (environment,) = connection.execute("SELECT id FROM environments WHERE versions = ?", (text,)).fetchone()
+            seal += digest("environments", (environment, text)) if new else 0
+            self._write_seal(seal)
+        self._seal, self._environment = seal, environment
 
     def add(self, key: str, replication: int, outcome: Mapping[str, Any], *, data_seed: int, fit_seed: int) -> None:
         """Write one row, at once; it takes the place of a failed one."""
@@ -154,7 +131,12 @@ class Ledger:
             time.time(),
         )
         with self._connection as connection:
-            connection.execute(f"INSERT OR REPLACE INTO replications ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
+            connection.execute("BEGIN IMMEDIATE")
+            seal = self._seal - self._digest(key, replication)
+            connection.execute(f"INSERT OR REPLACE INTO replications VALUES ({', '.join('?' * len(row))})", row)
+            seal += self._digest(key, replication)
+            self._write_seal(seal)
+        self._seal = seal
 
     def finished(self, keys: Iterable[str]) -> dict[tuple[str, int], str]:
         """Hash and replication of every row of these configurations, with its status."""
@@ -168,26 +150,65 @@ class Ledger:
 
     def rows(self, key: str) -> list[dict[str, Any]]:
         """All rows of a configuration, by replication, with ``metrics``, ``warnings`` and ``versions`` as they were given."""
-        query = f"SELECT {_COLUMNS}, versions FROM replications JOIN environments ON environment = id WHERE hash = ?"
-        cursor = self._connection.execute(f"{query} ORDER BY replication", (key,))
-        names = [column[0] for column in cursor.description]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor]
-        try:
-            return [{**row, **{name: json.loads(row[name]) for name in ("metrics", "warnings", "versions")}} for row in rows]
-        except (TypeError, ValueError) as error:
-            raise LedgerError(_damaged(self.path, error)) from error
+        versions = dict(self._connection.execute("SELECT id, versions FROM environments"))
+        found = self._connection.execute(f"{_ROW} ORDER BY replication", (key,))
+        return [read_row(self.path, row, versions) for row in found]
 
     def seconds(self) -> dict[str, float]:
         """Mean seconds of the finished fits of every configuration."""
         query = "SELECT hash, AVG(seconds) FROM replications WHERE seconds IS NOT NULL GROUP BY hash"
         return dict(self._connection.execute(query))
 
+    def _digest(self, key: str, replication: int) -> int:
+        """That of a row as SQLite has it; 0 where there is none."""
+        row = self._connection.execute(f"{_ROW} AND replication = ?", (key, replication)).fetchone()
+        return 0 if row is None else digest("replications", row)
+
+    def _write_seal(self, seal: int) -> None:
+        self._connection.execute("UPDATE meta SET value = ? WHERE key = 'seal'", (seal_text(seal),))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a ledger or something in its place.
+
+    Raises
+    ------
+    LedgerError
+        If only its log is there, or its file is empty, which is how a ledger is cut short: one begins with its first table.
+    OutputError
+        If nothing can have such a name.
+    """
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise OutputError(f"the ledger '{path}' cannot be used ({error.strerror}): choose another place") from error
+    if not there:
+        log = Path(f"{path}-wal")
+        if log.exists() and log.stat().st_size:
+            raise LedgerError(f"the ledger '{path}' is gone and its log '{log}' is there: put it back, or move the log away")
+        return False
+    if path.is_file() and not path.stat().st_size:
+        raise LedgerError(f"the ledger '{path}' is an empty file: remove it to begin the study anew, or put back a copy of it")
+    return True
+
+
+def _without_rows() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    begin(connection)
+    return connection
+
+
+def _begun(path: Path) -> None:
+    """A new ledger, in its place once it is whole."""
+    with replacing(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
+        begin(connection)
+
 
 def _to_read(path: Path) -> sqlite3.Connection:
     """A connection; where nothing may be written, SQLite has to be told that nobody else writes either."""
-    connection = sqlite3.connect(path, timeout=30.0)
+    connection = sqlite3.connect(path, timeout=PATIENCE)
     try:
-        _is_empty(connection)
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
         if "readonly" not in str(error) and "unable to open" not in str(error):
@@ -195,53 +216,10 @@ def _to_read(path: Path) -> sqlite3.Connection:
         if not path.is_file() or Path(f"{path}-wal").exists():
             raise
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-
-
-def _begin(connection: sqlite3.Connection) -> None:
-    """All tables and the version in one transaction, so that a kill leaves no half of a ledger."""
-    statements = [*_SCHEMA.split(";")[:-1], f"INSERT INTO meta VALUES ('format', '{FORMAT_VERSION}')"]
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in statements:
-            connection.execute(statement)
-
-
-def _check_format(path: Path, connection: sqlite3.Connection) -> None:
-    try:
-        found = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such" not in str(error):
-            raise
-        found = None
-    if found is None or not str(found[0]).isdigit():
-        raise LedgerError(f"'{path}' is an SQLite file but no ledger of a study: give the study's ledger another name")
-    if int(found[0]) > FORMAT_VERSION:
-        raise LedgerError(
-            f"the ledger '{path}' has format {found[0]}, this cfiv knows up to {FORMAT_VERSION}: install a newer cfiv, "
-            "or begin another ledger"
-        )
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    for name in re.findall(r"CREATE TABLE (\w+)", _SCHEMA):
-        if name not in tables:
-            raise LedgerError(_damaged(path, f"no such table: {name}"))
-
-
-def _check_whole(path: Path, connection: sqlite3.Connection) -> None:
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise LedgerError(_damaged(path, found))
-
-
-def _damaged(path: Path, what: object) -> str:
-    return (
-        f"the ledger '{path}' is damaged or no SQLite file ({what}): move it away and begin another, or save what can be read "
-        f"with `sqlite3 {path} .recover`; nothing in it was changed"
-    )
 
 
 @contextmanager
@@ -252,7 +230,7 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         text = str(error)
         if "decode" in text or "no such" in text:
-            raise LedgerError(_damaged(path, error)) from error
+            raise LedgerError(damaged(path, error)) from error
         if "locked" in text:
             raise LedgerError(f"the ledger '{path}' is locked by another program ({text}): close it there") from error
         if "full" in text or "disk I/O" in text:
@@ -261,4 +239,4 @@ def _explained(path: Path) -> Iterator[None]:
             ) from error
         raise OutputError(f"the ledger '{path}' cannot be used ({text}): check the place and its permissions") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # in damaged files, SQLite's messages too are damaged
-        raise LedgerError(_damaged(path, error)) from error
+        raise LedgerError(damaged(path, error)) from error

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import cfiv
 from cfiv.checks import check_number, check_whole
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
-from cfiv.studies.design import Design, grid, labels
+from cfiv.studies.design import MOST_CELLS, Design, grid, labels, size
 from cfiv.studies.engine import Job, answers
 from cfiv.studies.identity import configuration_hash, description, file_digest, modules_in, seed_of
 from cfiv.studies.ledger import Ledger
@@ -35,6 +34,7 @@ from cfiv.studies.metrics import Metric
 from cfiv.studies.process import packed
 from cfiv.studies.replication import Cell
 from cfiv.studies.report import Report
+from cfiv.terminal import progress_bar
 
 #: Packages whose versions every row remembers.
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "scikit-learn", "linearmodels", "statsmodels")
@@ -106,7 +106,8 @@ class Study:
     Raises
     ------
     ParameterError
-        For names that are empty or taken twice, no design, method or metric, negative replications, and the like.
+        For names that are empty or taken twice, no design, method or metric, negative replications, more than 100,000 cells,
+        and the like.
 
     Notes
     -----
@@ -155,6 +156,9 @@ class Study:
             if not callable(metric):
                 raise ParameterError(f"the metric {key!r} must be a function of a cfiv.studies.Fit, got {metric!r}")
         self._check_columns()
+        cells = sum(size(of.axes) for of in self.designs.values()) * sum(size(of.axes) for of in self.methods.values())
+        if cells > MOST_CELLS:
+            raise ParameterError(f"a study has at most {MOST_CELLS:,} cells, got {cells:,}: vary less at once")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -260,9 +264,8 @@ class Study:
                 for index, (key, replication) in enumerate(pending)
             ]
             forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)
-            with tqdm(
-                total=len(self), initial=len(self) - len(tasks), desc=self.name, disable=not progress, bar_format=BAR
-            ) as progress_bar:
+            done = len(self) - len(tasks)
+            with progress_bar(len(self), initial=done, description=self.name, shown=progress, bar_format=BAR) as bar:
                 running = answers(tasks, workers=jobs or -1, threads=self.threads)
                 try:
                     for index, outcome in running:
@@ -273,8 +276,8 @@ class Study:
                             raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
                         ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         forecast.done(key, outcome.get("seconds"))
-                        progress_bar.set_postfix_str(forecast.said(), refresh=False)
-                        progress_bar.update()
+                        bar.set_postfix_str(forecast.said(), refresh=False)
+                        bar.update()
                 finally:
                     running.close()
         return self.report()
@@ -434,10 +437,15 @@ def _named(what: str, given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _place(ledger: object) -> Path:
+def check_ledger(name: object) -> None:
+    """Raise a ParameterError where a ledger cannot be called that."""
+    if not isinstance(name, (str, os.PathLike)) or not Path(name).name or "\0" in str(name):
+        raise ParameterError(f"ledger must be the name of a file, got {name!r}")
+
+
+def _place(ledger: Any) -> Path:
     """Where a ledger is, whatever the current folder will be."""
-    if not isinstance(ledger, (str, os.PathLike)) or not Path(ledger).name:
-        raise ParameterError(f"ledger must be the name of a file, got {ledger!r}")
+    check_ledger(ledger)
     return Path(ledger).absolute()
 
 

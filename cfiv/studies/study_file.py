@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
+import os
 import sys
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design, name_of
 from cfiv.studies.method import Method, made
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
-from cfiv.studies.study import Study, check_setting
+from cfiv.studies.study import Study, check_ledger, check_setting
+from cfiv.studies.study_text import Source, read_text
 
 #: Designs by the names that files use.
 DESIGNS = {"demand": "cfiv.datasets.demand:simulate", "dsprites": "cfiv.datasets.dsprites:simulate"}
@@ -36,7 +35,7 @@ SETTINGS: Mapping[str, type | tuple[type, ...]] = {
 TABLES = ("designs", "methods", "metrics")
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | os.PathLike[str]) -> Study:
     """The study that a TOML file describes.
 
     Parameters
@@ -53,21 +52,21 @@ def read_study(path: str | Path) -> Study:
     Raises
     ------
     StudyFileError
-        If the file cannot be read, or has an unknown key or value. The message names the key and its line, and the nearest
-        known name.
+        If the file cannot be read, is larger or more deeply nested than a study is, or has an unknown key or value. The message
+        names the key and its line, and the nearest known name.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ParameterError(f"a study is read from a file by its name, got {type(path).__name__}: give its path")
     place = Path(path)
     if not place.is_file() and Path(f"{path}.toml").is_file():
         place = Path(f"{path}.toml")
     if not place.exists() and str(path) in shipped():
         return _study(shipped_text(str(path)), Path(f"{path}.toml"))
     try:
-        text = place.read_text(encoding="utf-8-sig")
+        text = read_text(place)
     except FileNotFoundError:
         hint = nearest(str(path), shipped())
         raise StudyFileError(f"there is no file '{path}', and no study of that name ships with cfiv: {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(f"'{path}' cannot be read as text: {error}") from error
     folder = str(place.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -94,11 +93,8 @@ def shipped_text(name: str) -> str:
 
 
 def _study(text: str, place: Path) -> Study:
-    source = _Source(text, place)
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise StudyFileError(f"'{place}' is not TOML: {error}") from None
+    source = Source(text, place)
+    content = source.content()
     for key, value in content.items():
         with source.at(key):
             if key in TABLES:
@@ -107,8 +103,8 @@ def _study(text: str, place: Path) -> Study:
                 raise ParameterError(f"is unknown: {nearest(key, [*SETTINGS, *TABLES])}")
             elif not isinstance(value, SETTINGS[key]) or isinstance(value, bool):
                 raise ParameterError(f"must be {_type_name(SETTINGS[key])}, got {value!r}")
-            elif key == "ledger" and not Path(str(value)).name:
-                raise ParameterError(f"must be the name of a file, got {value!r}")
+            elif key == "ledger":
+                check_ledger(value)
             else:
                 check_setting(key, value)
     for table in ("designs", "methods"):
@@ -141,13 +137,13 @@ def _checked_name(stem: str) -> str:
     return stem
 
 
-def _design(source: _Source, name: str, entry: dict[str, Any]) -> Design:
+def _design(source: Source, name: str, entry: dict[str, Any]) -> Design:
     function = _found(source, ("designs", name, "design"), entry.pop("design", name), DESIGNS, "design")
     _check_taken(source, ("designs", name), function, entry, without=("seed",))
     return Design(function, **entry)
 
 
-def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
+def _method(source: Source, name: str, entry: dict[str, Any]) -> Method:
     given = entry.pop("estimator", name)
     preset, varied = entry.pop("preset", None), entry.pop("vary", {})
     known = {registered.name: f"{registered.module}:{registered.class_name}" for registered in registry.estimators()}
@@ -196,7 +192,7 @@ def _method(source: _Source, name: str, entry: dict[str, Any]) -> Method:
     return method
 
 
-def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
+def _metric(source: Source, name: str, entry: dict[str, Any]) -> Metric:
     kind = entry.pop("metric", name)
     if isinstance(kind, str) and kind in PARAMETRIC:
         metric = PARAMETRIC[kind]
@@ -213,7 +209,7 @@ def _metric(source: _Source, name: str, entry: dict[str, Any]) -> Metric:
 
 
 def _found(
-    source: _Source,
+    source: Source,
     keys: tuple[str, ...],
     given: Any,
     known: Mapping[str, str],
@@ -230,7 +226,7 @@ def _found(
         module, _, attribute = known.get(given, given).partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), attribute]) or module.endswith(".py"):
             raise ParameterError(f"must be 'module:name', such as 'my_module:my_{what}' for my_module.py, got {given!r}")
-        imported = _imported(module) if given in known else source.imported(module)
+        imported = _imported(module) if given in known else _imported_beside(source.place, module)
         found = getattr(imported, attribute, None)
         if found is None:
             names = [name for name in vars(sys.modules[module]) if not name.startswith("_")]
@@ -254,6 +250,19 @@ def _imported(module: str) -> Any:
         raise ParameterError(f"the module {module!r} cannot be imported: it raised {type(error).__name__}: {error}") from error
 
 
+def _imported_beside(place: Path, module: str) -> Any:
+    """A module of a person's own: that beside the file, where there is one."""
+    found = _imported(module)
+    beside = place.resolve().parent / f"{module.split('.')[0]}.py"
+    file = getattr(sys.modules[module.split(".")[0]], "__file__", None)
+    if beside.is_file() and (file is None or Path(file).resolve() != beside.resolve()):
+        raise ParameterError(
+            f"{beside.name} beside the study is not the {module!r} that Python has, which is {file or 'its own'}: give it "
+            "another name, or read the two in programs of their own"
+        )
+    return found
+
+
 def _preset(estimator: Any, preset: Any) -> Any:
     presets = [name for name in ("original", "original_image") if hasattr(estimator, name)]
     if preset not in presets:
@@ -263,7 +272,7 @@ def _preset(estimator: Any, preset: Any) -> Any:
 
 
 def _check_taken(
-    source: _Source, keys: tuple[str, ...], function: Any, given: Mapping[str, Any], *, without: tuple[str, ...] = ()
+    source: Source, keys: tuple[str, ...], function: Any, given: Mapping[str, Any], *, without: tuple[str, ...] = ()
 ) -> None:
     """Whether a function has all parameters that are given; the study gives those ``without``."""
     try:
@@ -290,59 +299,3 @@ def _check_table(value: Any) -> None:
 
 def _type_name(kind: type | tuple[type, ...]) -> str:
     return {str: "text", int: "a whole number"}.get(kind, "a number")  # type: ignore[arg-type]
-
-
-class _Source:
-    """The text of a file, to say where something stands in it."""
-
-    def __init__(self, text: str, place: Path) -> None:
-        self._text, self._place = text, place
-
-    def imported(self, module: str) -> Any:
-        """A module of a person's own: that beside the file, where there is one."""
-        found = _imported(module)
-        beside = self._place.resolve().parent / f"{module.split('.')[0]}.py"
-        file = getattr(sys.modules[module.split(".")[0]], "__file__", None)
-        if beside.is_file() and (file is None or Path(file).resolve() != beside.resolve()):
-            raise ParameterError(
-                f"{beside.name} beside the study is not the {module!r} that Python has, which is {file or 'its own'}: give it "
-                "another name, or read the two in programs of their own"
-            )
-        return found
-
-    @contextmanager
-    def at(self, *keys: str) -> Iterator[None]:
-        """Errors inside name the key and its line; those that do so already stay as they are."""
-        try:
-            yield
-        except StudyFileError:
-            raise
-        except CfivError as error:
-            line = self._line(keys)
-            where = f"'{self._place}', line {line}" if line else f"'{self._place}'"
-            raise StudyFileError(f"{where}, {'.'.join(map(_quoted, keys))}: {error}") from error
-
-    def _line(self, keys: tuple[str, ...]) -> int | None:
-        """The line of a key, or of the innermost of its tables that can be found."""
-        section: tuple[str, ...] = ()
-        best, line_of_best = 0, None
-        for number, line in enumerate(self._text.splitlines(), start=1):
-            header = re.match(r"\s*\[{1,2}([^\[\]]+)\]{1,2}\s*(#.*)?$", line)
-            entry = re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line)
-            if header:
-                section = found = _split(header[1])
-            elif entry:
-                found = (*section, *_split(entry[1]))
-            else:
-                continue
-            if found == keys[: len(found)] and len(found) > best:
-                best, line_of_best = len(found), number
-        return line_of_best
-
-
-def _split(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", dotted))
-
-
-def _quoted(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key) else f'"{key}"'

@@ -1,4 +1,4 @@
-"""A fitting process that tests share, since each takes seconds to start."""
+"""Fitting processes take seconds to start: tests share one, or do without."""
 
 from collections.abc import Iterator
 

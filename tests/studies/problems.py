@@ -86,22 +86,31 @@ class Dies(Slope):
 
 
 class Forks(Slope):
-    """Starts a process that holds on to all that it was given, says which in a folder, and then hangs or dies."""
+    """Starts a process that holds on to all that it was given, says which in a folder, and then hangs or dies.
+
+    It starts it when it is loaded, which has time, so that it is there whenever the fit is stopped.
+    """
 
     def __init__(self, folder: str, then: str) -> None:
         super().__init__()
         self.folder, self.then = folder, then
 
-    def fit(self, data: pd.DataFrame) -> Self:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         if os.fork() == 0:
             Path(self.folder, str(os.getpid())).touch()
-            time.sleep(120.0)
+            time.sleep(600.0)
             os._exit(0)
         while not os.listdir(self.folder):
             time.sleep(0.01)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def fit(self, data: pd.DataFrame) -> Self:
         if self.then == "die":
             os.abort()
-        time.sleep(120.0)
+        time.sleep(600.0)
         return self
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -219,8 +228,10 @@ class Leaves(Slope):
         return {"folder": self.folder}
 
     def fit(self, data: pd.DataFrame) -> Self:
-        Path(self.folder, str(os.getpid())).write_text(os.environ["OMP_NUM_THREADS"])
-        time.sleep(30.0)
+        part = Path(self.folder, f"{os.getpid()}.part")
+        part.write_text(os.environ["OMP_NUM_THREADS"])
+        part.rename(Path(self.folder, str(os.getpid())))  # whoever finds it finds all of it
+        time.sleep(600.0)
         return super().fit(data)
 
 

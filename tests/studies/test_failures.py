@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from cfiv.errors import CfivError, StudyError
-from cfiv.studies import Estimate, Fit, Study
+from cfiv.studies import Estimate, Fit, Study, engine
 from tests.studies import problems
 from tests.studies.test_kill import rows
+from tests.studies.test_process import PATIENCE
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -30,13 +31,9 @@ def study(ledger: Path, **changes: Any) -> Study:
 @pytest.mark.slow
 @pytest.mark.usefixtures("kept")
 def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_run_again_when_asked(tmp_path: Path) -> None:
-    folder = tmp_path / "forks"
-    folder.mkdir()
     reasons = {
         "raises": (problems.Raises(), "the method raised ZeroDivisionError: no slope today"),
         "dies": (problems.Dies(), "its process died, by SIGABRT"),
-        "hangs": (problems.Hangs(), "took longer than its time limit of 1.5 s and was stopped"),
-        "forks": (problems.Forks(str(folder), then="die"), "its process died, by SIGABRT"),
         "not a number": (problems.NotANumber(), "a metric raised StudyError: the metric 'error' is nan"),
         "unspeakable": (problems.Unspeakable(), "the method raised ValueError: \\udc80"),
         "not a model": (lambda seed: 3, "the method raised AttributeError: 'int' object has no attribute 'fit'"),
@@ -44,7 +41,6 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
     methods = {name: method for name, (method, _) in reasons.items()}
     settings: dict[str, Any] = {
         "methods": {"before": problems.Slope(), **methods, "after": problems.Slope()},
-        "time_limit": 1.5,
         "replications": 1,
     }
     made = study(tmp_path / "s.sqlite", **settings)
@@ -56,7 +52,6 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
         assert results.loc[name, "status"] == "failed"
         assert results.loc[name, "reason"] == reason
     assert results["error"].notna().sum() == 2
-    assert results.loc["hangs", "seconds"] == 1.5  # or the rest of its cell would seem to take no time
     details = made.failures().set_index("method")["details"]
     assert "no slope today" in details["raises"]
     assert "the floor gives way" in details["dies"]
@@ -71,6 +66,16 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
     assert [only.cells[key].labels["method"] for key, _ in changed] == ["raises"]
 
 
+@pytest.mark.contract
+@pytest.mark.usefixtures("kept")
+def test_a_replication_that_takes_too_long_is_a_failure_that_took_its_time_limit(tmp_path: Path) -> None:
+    made = study(tmp_path / "s.sqlite", methods={"hangs": problems.Hangs()}, time_limit=0.5, replications=1)
+    made.run(jobs=1, progress=False)
+    (row,) = made.results().to_dict("records")
+    assert (row["status"], row["reason"]) == ("failed", "took longer than its time limit of 0.5 s and was stopped")
+    assert row["seconds"] == 0.5  # or the rest of its cell would seem to take no time
+
+
 EDITED = """
 from pathlib import Path
 from tests.studies import problems
@@ -83,6 +88,7 @@ class Fitted(problems.Slope):
 
 
 @pytest.mark.contract
+@pytest.mark.slow
 def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_numbers_count_for_the_old_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,12 +146,22 @@ def test_a_design_that_is_none_stops_its_study_and_says_what_it_should_return(tm
     assert made.status()["pending"].sum() == 50  # once it is mended all are still to do
 
 
+class Broken:
+    """Processes that find a design broken."""
+
+    def answer(self, job: bytes, seeds: Any, *, time_limit: float | None) -> dict[str, Any]:
+        return {"status": "failed", "reason": "a design must return (data, truth), got int", "broken": True}
+
+
 @pytest.mark.contract
-def test_a_study_that_stops_early_does_so_without_joblibs_warning_of_answers_that_nobody_read(tmp_path: Path) -> None:
-    before = threads()
-    with pytest.raises(StudyError, match=r"a design must return \(data, truth\), got int"):
-        study(tmp_path / "s.sqlite", designs={"d": lambda seed: 3}, replications=50).run(jobs=2, progress=False)
-    assert threads_left(before) == before
+def test_a_study_that_stops_early_does_so_without_joblibs_warning_of_answers_that_nobody_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "processes_of", lambda run, *, threads: Broken())
+    before = set(threading.enumerate())
+    with pytest.raises(StudyError, match=r"design 'line': a design must return \(data, truth\), got int"):
+        study(tmp_path / "s.sqlite", replications=50).run(jobs=2, progress=False)
+    assert not threads_left(before)
 
 
 @pytest.mark.contract
@@ -187,17 +203,12 @@ def test_what_cannot_be_sent_to_another_process_is_refused_before_anything_is_wr
     assert not (tmp_path / "s.sqlite").exists()
 
 
-def threads() -> set[threading.Thread]:
-    """All but the one that tqdm keeps for the whole of a process."""
-    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
-
-
-def threads_left(running: set[threading.Thread]) -> set[threading.Thread]:
-    """Those that there are once the others had some time to end."""
-    deadline = time.monotonic() + 10.0
-    while threads() > running and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return threads()
+def threads_left(before: set[threading.Thread]) -> list[str]:
+    """Names of those that were begun since, but for tqdm's own, and do not end however long one waits."""
+    begun = [thread for thread in set(threading.enumerate()) - before if thread.name != "tqdm_monitor"]
+    for thread in begun:
+        thread.join(PATIENCE)
+    return [thread.name for thread in begun if thread.is_alive()]
 
 
 def children() -> set[int]:
@@ -210,7 +221,7 @@ def children() -> set[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_after_ctrl_c_in_a_notebook_nothing_is_left_and_the_study_goes_on(tmp_path: Path, jobs: int) -> None:
-    before, running = children(), threads()
+    before, running = children(), set(threading.enumerate())
     folder = tmp_path / "pids"
     folder.mkdir()
     made = study(
@@ -225,13 +236,13 @@ def test_after_ctrl_c_in_a_notebook_nothing_is_left_and_the_study_goes_on(tmp_pa
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         made.run(jobs=jobs, progress=False)
-    assert children() == before
-    assert threads_left(running) == running
+    assert not children() - before
+    assert not threads_left(running)
     assert made.status()["failed"].sum() == 0
     whole = study(tmp_path / "s.sqlite", methods={"slope": problems.Slope()}, replications=3)
     whole.run(jobs=jobs, progress=False)
     assert (whole.results()["status"] == "done").all()
-    assert children() == before
+    assert not children() - before
 
 
 NOTEBOOK = """

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cfiv
@@ -243,7 +244,45 @@ REFUSED: dict[str, tuple[str, str]] = {
         'name = "a/b"\n' + WHOLE,
         ", line 1, name: name must be letters from A to Z, digits, spaces and any of _.- after a letter or a digit, got 'a/b'",
     ),
-    "ledger without name": ('ledger = ""\n' + WHOLE, ", line 1, ledger: must be the name of a file, got ''"),
+    "ledger without name": ('ledger = ""\n' + WHOLE, ", line 1, ledger: ledger must be the name of a file, got ''"),
+    "ledger that no file can be": (
+        'ledger = "a\\u0000b"\n' + WHOLE,
+        r", line 1, ledger: ledger must be the name of a file, got 'a\x00b'",
+    ),
+    "lists in one another": (
+        "seed = " + "[" * 10_000 + "]" * 10_000 + WHOLE,
+        " has more than 30 tables or lists in one another",
+    ),
+    "fewer of them": ("seed = " + "[" * 31 + "]" * 31 + "\n" + WHOLE, " has more than 30 tables or lists in one another"),
+    "tables in one another": (
+        "seed = " + "{a=" * 10_000 + "1" + "}" * 10_000,
+        " has more than 30 tables or lists in one another",
+    ),
+    "a key of many names": (
+        ".".join("a" * 100_000) + " = 1\n" + WHOLE,
+        " has a key of more than 30 names: a study has no such",
+    ),
+    "a table of many names": (
+        "[" + " . ".join(['"a"'] * 100_000) + "]\n",
+        " has a key of more than 30 names: a study has no such",
+    ),
+    "a number of thousands of digits": ("seed = " + "9" * 5000 + "\n" + WHOLE, " is not TOML: Exceeds the limit"),
+    "hexadecimal digits": (
+        "[methods.2sls]\nx = [[0x" + "f" * 5000 + "]]\n" + DESIGN,
+        " has a whole number beyond 64 bits, which TOML does not have: make it smaller",
+    ),
+    "a grid of many cells": (
+        f"[designs.demand]\nn = {list(range(1, 1001))}\nrho = {[i / 1001 for i in range(1001)]}\n" + METHOD,
+        ", line 1, designs.demand: n, rho make a grid of 1,001,000 cells, and a study has at most 100,000: vary less",
+    ),
+    "two grids of many cells": (
+        f"[designs.demand]\nn = {list(range(1, 1001))}\n[methods.dfiv]\nvary = {{ steps = {list(range(101))} }}\n",
+        ": a study has at most 100,000 cells, got 101,000: vary less at once",
+    ),
+    "another file": (
+        "# " + "x" * 1_000_000 + "\n" + WHOLE,
+        " has more than 1,000,000 bytes, which no study needs: is it another",
+    ),
     "designs as a list": ("[[designs]]\nn = 3\n" + METHOD, ", line 1, designs: must be a table of names, got [{'n': 3}]"),
     "design as text": (
         '[designs]\ndemand = "demand"\n' + METHOD,
@@ -312,6 +351,10 @@ def test_a_file_that_is_not_there_is_said_with_the_nearest_study_that_ships(fold
     Path("s.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StudyFileError, match=r"'s.toml' cannot be read as text"):
         read_study("s.toml")
+    with pytest.raises(StudyFileError, match=r"cannot be read as text: embedded null"):
+        read_study("a\0b")
+    with pytest.raises(ParameterError, match=r"a study is read from a file by its name, got int: give its path"):
+        read_study(3)  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="no study 'demnd' ships with cfiv: did you mean 'demand'"):
         shipped_text("demnd")
 
@@ -394,6 +437,13 @@ def of(**changes: Any) -> Study:
         (lambda: of(methods={"a": Method(problems.Slope(), ridge=[(1, 2), [1, 2]])}).cells, "two cells are the same, "),
         (lambda: of(ledger=3), "ledger must be the name of a file, got 3"),
         (lambda: of(ledger=""), "ledger must be the name of a file, got ''"),
+        (lambda: of(ledger="a\0b"), r"ledger must be the name of a file, got 'a\x00b'"),
+        (lambda: of(ledger="x" * 300).status(), "the ledger 'xxx"),
+        (
+            lambda: Design(problems.line, n=range(10**15)),
+            "n make a grid of 1,000,000,000,000,000 cells, and a study has at most",
+        ),
+        (lambda: Design(problems.line, n=[np.nan, 1.0, np.nan]), "n has nan twice: name each value once"),
         (lambda: Design(problems.line, n=[1, True]), "n has 1 and True, which tables take for one: name each value once"),
         (lambda: Design(problems.line, n=[0, 2.0, 2]), "n has 2.0 and 2, which tables take for one: name each value once"),
         (lambda: Method(problems.Slope(), random_state=[1, 2]), "random_state is set by the study, for every replication anew"),
