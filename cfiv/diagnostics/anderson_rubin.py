@@ -10,7 +10,7 @@ from cfiv.diagnostics.inversion import Intervals, quadratic_set, ratio_set
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
 from cfiv.errors import DataError
-from cfiv.estimators.linear_results import OUT_OF_RANGE, in_units
+from cfiv.estimators.fitted_regression import OUT_OF_RANGE, in_units
 
 
 def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *, significance: float) -> Diagnostic:

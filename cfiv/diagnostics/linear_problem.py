@@ -100,8 +100,9 @@ class LinearProblem:
                 f"diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments), "
                 f"got {n}: use more rows or fewer columns"
             )
-        columns = independent_columns(exogenous, data.treatment, data.names["treatment"])
-        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"]).basis[:, p:]
+        columns = independent_columns(exogenous, data.treatment, data.names["treatment"], role="treatment")
+        used = independent_columns(exogenous, data.instruments, data.names["instruments"], role="instrument")
+        instruments = used.basis[:, p:]
         scaled = scaled_outcome(data.outcome, exogenous)
         warn_of_offsets(scaled, data.names["outcome"])
         root, own = exogenous.root, columns.basis[:, :p]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import linalg
 
 from cfiv.data import Array
 from cfiv.estimators.linear_columns import Columns, Exogenous
@@ -159,4 +160,4 @@ class FirstStage:
 def _reciprocal_diagonal(columns: Array) -> Array:
     """``1 / [(A' A)^-1]_jj`` of columns (n, k) of full rank: squared lengths of what the other columns leave of each."""
     triangle = np.linalg.qr(columns, mode="r")
-    return np.asarray(1.0 / np.sum(np.square(np.linalg.solve(triangle, np.eye(len(triangle)))), axis=1))
+    return np.asarray(1.0 / np.sum(np.square(linalg.solve_triangular(triangle, np.eye(len(triangle)))), axis=1))

@@ -127,8 +127,8 @@ def plain_data(data: IVData) -> tuple[IVData, Array]:
     return IVData(**arrays, weights=data.weights, clusters=data.clusters, frame=data.frame, names=data.names), own
 
 
-def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[str]) -> Columns:
-    """Treatments or instruments beside the exogenous columns, which must be independent.
+def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[str], *, role: str) -> Columns:
+    """Treatments or instruments (the ``role``) beside the exogenous columns, which must be independent.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[st
         Where an offset leaves few digits of a column's variation.
     """
     found = Columns.of(exogenous, columns)
-    every = (*exogenous.names, *names)
+    every = (*exogenous.names, *(f"{name} ({role})" if name in exogenous.names else name for name in names))
     if found.dependent:
         raise DataError(_said(found, every, exogenous))
     warn_of_offsets(found.scaled, every)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfiv.data import Array
+from cfiv.estimators.fitted_regression import Coefficients, FittedRegression
 from cfiv.estimators.linear_columns import Columns, Exogenous
-from cfiv.estimators.linear_results import Coefficients, FittedRegression, LeastSquaresResults
+from cfiv.estimators.linear_results import LeastSquaresResults
 from cfiv.numerics import score_covariance
 from cfiv.numerics.linear_iv import LinearFit, covariance_root, least_squares
 from cfiv.numerics.scaled_columns import ScaledColumns
@@ -124,7 +125,8 @@ def _bandwidth(fit: LinearFit, scaled: ScaledColumns, exogenous: Exogenous, cova
     if covariance.bandwidth is not None:
         return int(covariance.bandwidth)
     powers = scaled.exponents - int(scaled.exponents.max())
-    predicted = fit.basis @ np.linalg.inv(fit.spread) * scaled.scales + exogenous.root[:, None] * scaled.centres
+    regressors = np.linalg.solve(fit.spread.T, fit.basis.T).T  # as the instruments predict them
+    predicted = regressors * scaled.scales + exogenous.root[:, None] * scaled.centres
     predicted = np.ldexp(predicted, powers)
     if predicted.shape[1] > 1 and spans(fit.basis, np.ones(len(predicted))):
         # With indicators of all categories for a constant, that of the rarest, as linearmodels has it.

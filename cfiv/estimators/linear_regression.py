@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
 from cfiv.checks import check_choice, check_flag, check_whole
 from cfiv.data import Array, IVData
@@ -21,16 +20,15 @@ from cfiv.estimators.linear_columns import (
     Exogenous,
     check_number_of_instruments,
     check_relevance,
-    exogenous_columns,
     independent_columns,
     warn_of_condition,
     warn_of_offsets,
 )
 from cfiv.estimators.linear_inference import fitted_regression, scaled_outcome
+from cfiv.estimators.linear_reduced_form import LinearFirstStage, LinearReducedForm
 from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
 from cfiv.estimators.two_stage_results import TwoStageResults
 from cfiv.numerics.linear_iv import least_squares, two_stage_least_squares
-from cfiv.numerics.scaled_columns import ScaledColumns
 from cfiv.numerics.score_covariance import Kernel
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
@@ -165,18 +163,34 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     IllConditionedWarning
         Where few digits of coefficients can be trusted, with the columns' names.
     """
-    assert data.names is not None
     _check_shapes(data, instrumented=instrumented, intercept=intercept)
-    covariates = data.names.get("covariates", ())
+    results, instruments = _estimated(data, instrumented=instrumented, intercept=intercept, covariance=covariance)
+    table, values = results.table, results.params.to_numpy(dtype=np.float64)
+    first = len(values) - data.treatment.shape[1]
+    component = LinearComponent(float(values[0]) if intercept else 0.0, values[first:], values[int(intercept) : first])
+    facts = {
+        "Covariance": _described(covariance, results),
+        "R-squared": results.rsquared,
+        "Coefficients": table.reset_index(names="column").to_dict("records"),
+    }
+    reduced_form = LinearReducedForm(component, instruments, intercept)
+    return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
+
+
+def _estimated(
+    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance
+) -> tuple[LinearResults, LinearFirstStage]:
+    """The regression, and the treatments on exogenous columns and instruments."""
+    assert data.names is not None
+    covariates, own = data.names.get("covariates", ()), data.names["treatment"]
     exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=len(data), intercept=intercept)
-    treatments = independent_columns(exogenous, data.treatment, data.names["treatment"])
+    treatments = independent_columns(exogenous, data.treatment, own, role="treatment")
     outcome = scaled_outcome(data.outcome, exogenous)
     warn_of_offsets(outcome, data.names["outcome"])
-    instruments = Columns.of(exogenous, data.instruments)
+    p = len(exogenous.names)
     if instrumented:
-        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"])
-        check_relevance(treatments, instruments, exogenous, data.names["treatment"])
-        p = len(exogenous.names)
+        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"], role="instrument")
+        check_relevance(treatments, instruments, exogenous, own)
         fit = two_stage_least_squares(
             outcome.values[:, 0],
             regressors=treatments.basis,
@@ -185,44 +199,35 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
             exogenous=p,
         )
     else:
+        instruments = Columns.of(exogenous, data.instruments)
         fit = least_squares(outcome.values[:, 0], basis=treatments.basis, triangle=treatments.triangle)
-    warn_of_condition(fit, (*exogenous.names, *data.names["treatment"]))
-    first = ["Intercept"] if intercept else []
-    first += _unique(covariates, first)
-    own = _unique(data.names["treatment"], first)
+    warn_of_condition(fit, (*exogenous.names, *own))
+    first = [*["Intercept"] * intercept, *_unique(covariates, ["Intercept"] * intercept)]
+    names = _unique(own, first)
     fitted = fitted_regression(
         fit,
         outcome=outcome,
         columns=treatments,
         exogenous=exogenous,
-        names=(*first, *own),
+        names=(*first, *names),
         covariance=covariance,
         clusters=data.clusters,
     )
-    results: LinearResults = LeastSquaresResults(fitted)
-    if instrumented:
-        results = TwoStageResults(
-            fitted,
-            exogenous=exogenous,
-            treatments=treatments,
-            instruments=instruments,
-            treatment_names=tuple(own),
-            instrument_names=tuple(_unique(data.names["instruments"], first)),
-            treatment_columns=data.treatment,
-            covariance=covariance,
-            clusters=data.clusters,
-        )
-    table = results.table
-    values = results.params.to_numpy(dtype=np.float64)
-    constant = float(values[0]) if intercept else 0.0
-    component = LinearComponent(constant, values[len(first) :], values[int(intercept) : len(first)])
-    facts = {
-        "Covariance": _described(covariance, results),
-        "R-squared": results.rsquared,
-        "Coefficients": table.reset_index(names="column").to_dict("records"),
-    }
-    reduced_form = _ReducedForm(component, _FirstStage.of(data.treatment, instruments, exogenous), intercept)
-    return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
+    first_stage = LinearFirstStage.of(data.treatment, instruments, exogenous)
+    if not instrumented:
+        return LeastSquaresResults(fitted), first_stage
+    results = TwoStageResults(
+        fitted,
+        exogenous=exogenous,
+        treatments=treatments,
+        instruments=instruments,
+        treatment_names=tuple(names),
+        instrument_names=tuple(_unique(data.names["instruments"], first)),
+        treatment_columns=data.treatment,
+        covariance=covariance,
+        clusters=data.clusters,
+    )
+    return results, first_stage
 
 
 def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
@@ -242,44 +247,6 @@ def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
             f"{method} needs as many rows as its first stage has coefficients, {shared + instruments}, got {len(data)} rows: "
             "use fewer instruments"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _FirstStage:
-    """Least squares of the treatments on ``[E, Z]``, in scaled columns."""
-
-    columns: ScaledColumns
-    treatments: ScaledColumns
-    coefficients: Array
-
-    @classmethod
-    def of(cls, treatment: Array, instruments: Columns, exogenous: Exogenous) -> _FirstStage:
-        """Dependent columns, which least squares allows among instruments, get no weight."""
-        scaled = ScaledColumns.of(treatment, root=exogenous.root, centred=exogenous.centred)
-        kept = np.delete(np.arange(instruments.triangle.shape[1]), [found.column for found in instruments.dependent])
-        coefficients = np.zeros((instruments.triangle.shape[1], treatment.shape[1]))
-        left, right = np.linalg.qr(instruments.triangle[:, kept])
-        coefficients[kept] = linalg.solve_triangular(right, left.T @ (instruments.basis.T @ scaled.values))
-        return cls(instruments.scaled, scaled, coefficients)
-
-    def predict(self, columns: Array) -> Array:
-        """The treatments, in the user's units, at rows (m, columns) of ``[E, Z]``."""
-        scaled = self.columns.at(columns) @ self.coefficients
-        return np.asarray(np.ldexp(scaled * self.treatments.scales + self.treatments.centres, self.treatments.exponents))
-
-
-@dataclass(frozen=True, eq=False)
-class _ReducedForm:
-    """``E[h | Z, X]``: the structural function at the treatments that a linear first stage predicts."""
-
-    component: LinearComponent
-    first_stage: _FirstStage
-    intercept: bool
-
-    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        exogenous = exogenous_columns(covariates, rows=len(instruments), intercept=self.intercept)
-        predicted = self.first_stage.predict(np.concatenate([exogenous, instruments], axis=1))
-        return self.component.evaluate(predicted, covariates)
 
 
 def _described(covariance: Covariance, results: LinearResults) -> str:

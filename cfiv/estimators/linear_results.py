@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,97 +12,10 @@ import pandas as pd
 from scipy import stats
 
 from cfiv.data import Array
-from cfiv.errors import DataError, ParameterError, quoted
+from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.fitted_regression import OUT_OF_RANGE, FittedRegression, in_units
 from cfiv.checks import is_number
-from cfiv.estimators.wald import WaldTest
-
-
-@dataclass(frozen=True, eq=False)
-class Coefficients:
-    """Estimates and the root of their covariance, each row times a power of two of its own: no unit is too large or too small.
-
-    Parameters
-    ----------
-    names : tuple of k str
-    values : array (k,)
-        Coefficient j is ``2^powers_j values_j``.
-    root : array (k, k)
-        ``L``, likewise: the covariance is ``D L L' D`` with ``D = diag(2^powers)``.
-    powers : array (k,) of int
-    """
-
-    names: tuple[str, ...]
-    values: Array
-    root: Array
-    powers: Array
-
-    @property
-    def scaled_errors(self) -> Array:
-        """Standard errors before the powers of two, (k,)."""
-        return np.asarray(np.linalg.norm(self.root, axis=1))
-
-    def in_units(self, what: str, scaled: Array) -> pd.Series:
-        """``2^powers scaled`` by name.
-
-        Raises
-        ------
-        DataError
-            Where a number is too large for float64, or so small that it loses digits.
-        """
-        found = [in_units(number, power) for number, power in zip(scaled, self.powers, strict=True)]
-        lost = [name for name, number in zip(self.names, found, strict=True) if number is None]
-        if lost:
-            raise DataError(f"the {what} of {quoted(lost)} {OUT_OF_RANGE}")
-        return pd.Series(np.array(found, dtype=np.float64), index=list(self.names))
-
-
-OUT_OF_RANGE = "are too large or too small for float64 in these units: give the columns units nearer to one another"
-
-
-def in_units(scaled: Array, powers: Array) -> Array | None:
-    """``2^powers scaled``; None where that is out of the range of normal float64 numbers."""
-    with np.errstate(over="ignore", under="ignore"):
-        numbers = np.ldexp(scaled, powers)
-    tiny = (np.abs(numbers) < np.finfo(np.float64).tiny) & (scaled != 0)
-    return None if tiny.any() or not np.isfinite(numbers).all() else np.asarray(numbers)
-
-
-@dataclass(frozen=True, eq=False)
-class FittedRegression:
-    """A linear regression in numbers that no unit makes too large or too small.
-
-    Parameters
-    ----------
-    coefficients : Coefficients
-        Of ``[1, X, T]``.
-    residuals : array (n,)
-        ``2^-power (Y - D b)``.
-    outcome : array (n,)
-        ``2^-power Y - centre``.
-    centre : float
-        Weighted mean of the outcome where ``has_constant``, else zero.
-    power : int
-    root_weights : array (n,)
-        Roots of the row weights, which have a mean of one.
-    has_constant : bool
-        Whether a constant lies in the span of the regressors.
-    constant_column : int or None
-        Where the constant is a column of its own.
-    cov_type : {"robust", "unadjusted", "clustered", "kernel"}
-    cov_config : mapping
-        ``debiased``; of the kernel covariance ``kernel`` and the ``bandwidth`` that was used; ``clusters``.
-    """
-
-    coefficients: Coefficients
-    residuals: Array = field(repr=False)
-    outcome: Array = field(repr=False)
-    centre: float = field(repr=False)
-    power: int = field(repr=False)
-    root_weights: Array = field(repr=False)
-    has_constant: bool
-    constant_column: int | None
-    cov_type: str
-    cov_config: Mapping[str, Any] = field(repr=False)
+from cfiv.estimators.wald import WaldTest, read_numbers, read_restrictions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,10 +153,10 @@ class LinearResults(abc.ABC):
         if (restriction is None) == (formula is None):
             raise ParameterError("give either restriction=, an array of one row a restriction, or formula=")
         if formula is not None:
-            restriction, value = _read(formula, self.fitted.coefficients.names)
+            restriction, value = read_restrictions(formula, self.fitted.coefficients.names)
         estimates, roots, power = self._combined(restriction)
         if value is not None:
-            values = _numbers("value", value).ravel()
+            values = read_numbers("value", value).ravel()
             if values.shape != estimates.shape:
                 raise ParameterError(f"value must have one number a restriction, {len(estimates)}, got {len(values)}")
             estimates = estimates - np.ldexp(values, -power)
@@ -371,7 +283,7 @@ class LinearResults(abc.ABC):
 
     def _combined(self, weights: Any) -> tuple[Array, Array, int]:
         """``C b`` and ``C L`` with their power of two: shapes (m,) and (m, k)."""
-        matrix = np.atleast_2d(_numbers("weights", weights))
+        matrix = np.atleast_2d(read_numbers("weights", weights))
         size = len(self.fitted.coefficients.names)
         if matrix.ndim != 2 or matrix.shape[1] != size or not np.isfinite(matrix).all():
             raise ParameterError(f"weights must be {size} finite numbers a row, one a coefficient, got shape {matrix.shape}")
@@ -381,33 +293,6 @@ class LinearResults(abc.ABC):
         power = 0 if power == -(2**20) else power
         scaled = np.ldexp(mantissas, exponents - power)
         return scaled @ self.fitted.coefficients.values, scaled @ self.fitted.coefficients.root, power
-
-
-def _numbers(name: str, values: Any) -> Array:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ParameterError(f"{name} must be finite numbers, got {values!r}") from error
-
-
-def _read(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:
-    """Restrictions and their values from formulaic's notation, one or several; ``a = b = 0`` stands for two."""
-    from formulaic.errors import FormulaicError
-    from formulaic.utils.constraints import LinearConstraints
-
-    if not isinstance(formula, (str, list, Mapping)):
-        raise ParameterError(f"formula must be text such as 'x = 0, t = 2', a list of such or a mapping, got {formula!r}")
-    if isinstance(formula, str) and "`" not in formula:
-        formula = formula.split(",")
-    if isinstance(formula, list):
-        # Backticks may hold equations' signs, as in bs(x, df=4).
-        chains = [[text] if "`" in str(text) else str(text).split("=") for text in formula]
-        formula = [f"{side} = {chain[-1]}" for chain in chains for side in chain[:-1]] + [c[0] for c in chains if len(c) == 1]
-    try:
-        found = LinearConstraints.from_spec(formula, list(names))
-    except (FormulaicError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise ParameterError(f"formula={formula!r} is no restriction of {', '.join(names)}: {error}") from error
-    return np.asarray(found.constraint_matrix, dtype=np.float64), np.asarray(found.constraint_values, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

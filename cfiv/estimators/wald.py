@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import numpy as np
 from scipy import linalg, stats
 
 from cfiv.data import Array
-from cfiv.errors import SingularError
+from cfiv.errors import ParameterError, SingularError
 
 #: Smallest singular value of a covariance's root, relative to its rows, below which it cannot be inverted.
 SINGULAR = 1e-8
@@ -82,3 +83,31 @@ class WaldTest:
     def __str__(self) -> str:
         lines = [self.name, f"H0: {self.null}", f"Statistic: {self.stat:.4f}", f"P-value: {self.pval:.4f}"]
         return "\n".join([*lines, f"Distributed: {self.dist_name}", *[f"Note: {self.note}"] * bool(self.note)])
+
+
+def read_numbers(name: str, values: Any) -> Array:
+    """An argument as an array of float64; a ``ParameterError`` that names it where it is none."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be finite numbers, got {values!r}") from error
+
+
+def read_restrictions(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:
+    """Restrictions and their values from formulaic's notation, one or several; ``a = b = 0`` stands for two."""
+    from formulaic.errors import FormulaicError
+    from formulaic.utils.constraints import LinearConstraints
+
+    if not isinstance(formula, (str, list, Mapping)):
+        raise ParameterError(f"formula must be text such as 'x = 0, t = 2', a list of such or a mapping, got {formula!r}")
+    if isinstance(formula, str) and "`" not in formula:
+        formula = formula.split(",")
+    if isinstance(formula, list):
+        # Backticks may hold equations' signs, as in bs(x, df=4).
+        chains = [[text] if "`" in str(text) else str(text).split("=") for text in formula]
+        formula = [f"{side} = {chain[-1]}" for chain in chains for side in chain[:-1]] + [c[0] for c in chains if len(c) == 1]
+    try:
+        found = LinearConstraints.from_spec(formula, list(names))
+    except (FormulaicError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise ParameterError(f"formula={formula!r} is no restriction of {', '.join(names)}: {error}") from error
+    return np.asarray(found.constraint_matrix, dtype=np.float64), np.asarray(found.constraint_values, dtype=np.float64)

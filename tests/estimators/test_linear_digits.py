@@ -273,6 +273,7 @@ def test_dependent_columns_are_refused_with_their_names_by_estimators_and_diagno
     ("formula", "words"),
     [
         ("y ~ x + [t ~ z + I(1 - z)]", "'I(1 - z)' is a linear combination of 'z' and the constant"),
+        ("y ~ x + [t ~ z + x]", "'x (instrument)' is a linear combination of 'x': drop one of them"),
         ("y ~ x + [t ~ z + x3]", "'x3' is a linear combination of 'x' and the constant"),
     ],
 )
