@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MAY_USE = {
     "errors": set(),
     "checks": {"errors"},
-    "files": {"errors", "checks"},
+    "files": {"errors"},
     "interrupts": set(),
     "data": {"errors"},
     "numerics": {"errors", "checks"},

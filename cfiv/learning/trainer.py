@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cfiv.checks import (
     check_callable,
     check_choice,
+    check_file_name,
     check_flag,
     check_instance,
     check_number,
@@ -28,7 +29,7 @@ from cfiv.checks import (
     shown,
 )
 from cfiv.errors import DataError, NotFittedError, ParameterError
-from cfiv.files import check_place, file_place
+from cfiv.files import check_place
 from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.digest import digest
@@ -237,7 +238,9 @@ class LastLayerTrainer:
         every = check_whole("every", 1000 if every is None else every, least=1)
         if on_step is not None:
             check_callable("on_step", on_step, "a callable of the step and its loss, or None")
-        place = None if checkpoint is None else file_place("checkpoint", checkpoint)
+        place = None if checkpoint is None else check_file_name("checkpoint", checkpoint)
+        if place is not None and place.is_dir():
+            raise refusal("checkpoint", "the name of a file", checkpoint, why="this is a folder, so name a file in it")
         seed = fresh_seed(self.random_state) if place is None else check_repeatable(self.random_state)
         batches = source(data, size=self.batch_size, seed=seed, finite=False)
         total = _steps(batches, epochs=epochs, steps=steps)

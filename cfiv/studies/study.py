@@ -22,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import cfiv
-from cfiv.checks import check_number, check_whole
+from cfiv.checks import check_file_name, check_number, check_whole
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
@@ -436,9 +436,7 @@ def _named(what: str, given: Any) -> dict[str, Any]:
 
 def _place(ledger: object) -> Path:
     """Where a ledger is, whatever the current folder will be."""
-    if not isinstance(ledger, (str, os.PathLike)) or not Path(ledger).name:
-        raise ParameterError(f"ledger must be the name of a file, got {ledger!r}")
-    return Path(ledger).absolute()
+    return check_file_name("ledger", ledger).absolute()
 
 
 def check_setting(key: str, value: object) -> None:
