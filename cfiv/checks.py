@@ -7,8 +7,10 @@ the value back as Python's own, so that ``np.int64(3)`` and ``3`` are one argume
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,14 @@ def check_callable(name: str, value: object, what: str, *, why: str = "") -> Non
     """Something that can be called; ``what`` is that in words."""
     if not callable(value):
         raise refusal(name, what, value, kind=True, why=why)
+
+
+def check_file_name(name: str, value: Any) -> Path:
+    """The name of a file, whether there is one or not."""
+    named = isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str)
+    if not named or not Path(value).name or "\0" in str(value):
+        raise refusal(name, "the name of a file", value)
+    return Path(value)
 
 
 def several(given: Any) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfiv.checks import refusal
 from cfiv.errors import CfivError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -93,15 +92,6 @@ def replacing(target: Path) -> Iterator[Path]:
         raise
     except OSError as error:
         raise OutputError(unwritable(target, error)) from error
-
-
-def file_place(name: str, value: object) -> Path:
-    """Where a file is that an argument names; raises a ParameterError for what is no name, and for a folder."""
-    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str) or not Path(value).name:
-        raise refusal(name, "the name of a file", value)
-    if Path(value).is_dir():
-        raise refusal(name, "the name of a file", value, why="this is a folder, so name a file in it")
-    return Path(value)
 
 
 def check_place(target: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MAY_USE = {
     "errors": set(),
     "checks": {"errors"},
-    "files": {"errors", "checks"},
+    "files": {"errors"},
     "interrupts": set(),
     "terminal": set(),
     "memory": {"errors"},
@@ -29,7 +29,18 @@ MAY_USE = {
     "datasets": {"errors", "checks", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": {"errors", "checks", "files", "interrupts", "terminal", "rendering", "learning", "estimators", "datasets", "plots"},
+    "studies": {
+        "errors",
+        "checks",
+        "files",
+        "interrupts",
+        "terminal",
+        "rendering",
+        "learning",
+        "estimators",
+        "datasets",
+        "plots",
+    },
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
     "cli": {"errors", "files", "interrupts", "terminal", "memory", "demonstration", "datasets", "estimators", "cli_study"},
 }

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cfiv.checks import is_number
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.fitted_regression import OUT_OF_RANGE, FittedRegression, in_units
-from cfiv.checks import is_number
 from cfiv.estimators.wald import WaldTest, read_numbers, read_restrictions
 
 

@@ -8,11 +8,31 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cfiv.checks import is_within, shown
+from cfiv.checks import check_choice, check_number, is_within, shown
 from cfiv.errors import ParameterError
+from cfiv.learning.training import Schedule, Training
+
+#: From the steps done, and all of them, to a factor.
+Factor = Callable[[int, int], float]
 
 
-def checked(name: str, schedule: Callable[[float], float]) -> Callable[[int, int], float]:
+def lambda_factor(given: float | Callable[[float], float]) -> Factor:
+    """Of a last layer's penalty: a function's, or one that rises linearly from a number to 1."""
+    if callable(given):
+        return checked("lambda_schedule", given)
+    start = check_number("lambda_schedule", given, least=0.0, most=1.0, alternative="or a callable")
+    return Training(lambda_start=start).lambda_factor
+
+
+def rate_factor(given: Schedule | Callable[[float], float]) -> Factor:
+    """Of an optimiser's rates: a function's, or one with a name."""
+    if callable(given):
+        return checked("learning_rate_schedule", given)
+    check_choice("learning_rate_schedule", given, ("constant", "cosine"), alternative="or a callable")
+    return Training(learning_rate_schedule=given).rate_factor
+
+
+def checked(name: str, schedule: Callable[[float], float]) -> Factor:
     """From the steps done, and all of them, to a checked factor."""
 
     def factor(done: int, steps: int) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cfiv.checks import (
     check_callable,
     check_choice,
+    check_file_name,
     check_flag,
     check_instance,
     check_number,
@@ -29,7 +30,7 @@ from cfiv.checks import (
     shown,
 )
 from cfiv.errors import DataError, NotFittedError, ParameterError
-from cfiv.files import check_place, file_place
+from cfiv.files import check_place
 from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.digest import digest
@@ -40,12 +41,12 @@ from cfiv.learning.networks import seeded
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer, made_optimiser
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import check_batch_size
-from cfiv.learning.schedules import checked, places
+from cfiv.learning.schedules import lambda_factor, places, rate_factor
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
 from cfiv.learning.tasks import Classification, Regression, Task
-from cfiv.learning.training import Order, Schedule, Training
+from cfiv.learning.training import Order, Schedule
 from cfiv.memory import within_memory
 
 if TYPE_CHECKING:
@@ -163,28 +164,17 @@ class LastLayerTrainer:
             raise ParameterError(
                 "loss='cross-entropy' has no closed form: use last_layer=Gradient() and task='classification', or another loss"
             )
-        if not callable(lambda_schedule):
-            check_number("lambda_schedule", lambda_schedule, least=0.0, most=1.0, alternative="or a callable")
-        if not callable(learning_rate_schedule):
-            check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
+        self._lambda_factor, self._rate_factor = lambda_factor(lambda_schedule), rate_factor(learning_rate_schedule)
         if (callable(lambda_schedule) or lambda_schedule != 1.0) and not isinstance(self.last_layer, Proximal):
             raise ParameterError(f"lambda_schedule is for Proximal, got {type(self.last_layer).__name__}: leave it out")
         self.last_module, self.optimizer, self.order, self.loss = last_module, optimizer, order, loss
         self._backbone_optimizer = ADAM if optimizer is None else optimizer
-        classes = Classification(one_hot_scale)
+        classes = Classification(one_hot_scale)  # checked in any case
         self.task: Task = classes if task == "classification" else Regression()
         self.lambda_schedule, self.learning_rate_schedule = lambda_schedule, learning_rate_schedule
         self.batch_size, self.mixed_precision, self.random_state = batch_size, mixed_precision, random_state
         self.device = device
         resolve_device(device)
-        if callable(lambda_schedule):
-            self._lambda_factor = checked("lambda_schedule", lambda_schedule)
-        else:
-            self._lambda_factor = Training(lambda_start=lambda_schedule).lambda_factor
-        if callable(learning_rate_schedule):
-            self._rate_factor = checked("learning_rate_schedule", learning_rate_schedule)
-        else:
-            self._rate_factor = Training(learning_rate_schedule=learning_rate_schedule).rate_factor
 
     def fit(
         self,
@@ -252,7 +242,9 @@ class LastLayerTrainer:
         every = check_whole("every", 1000 if every is None else every, least=1)
         if on_step is not None:
             check_callable("on_step", on_step, "a callable of the step and its loss, or None")
-        place = None if checkpoint is None else file_place("checkpoint", checkpoint)
+        place = None if checkpoint is None else check_file_name("checkpoint", checkpoint)
+        if place is not None and place.is_dir():
+            raise refusal("checkpoint", "the name of a file", checkpoint, why="this is a folder, so name a file in it")
         seed = fresh_seed(self.random_state) if place is None else check_repeatable(self.random_state)
         batches = source(data, size=self.batch_size, seed=seed, finite=False)
         total = _steps(batches, epochs=epochs, steps=steps)

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import cfiv
-from cfiv.checks import check_number, check_whole
+from cfiv.checks import check_file_name, check_number, check_whole
 from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
@@ -437,16 +437,9 @@ def _named(what: str, given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def check_ledger(name: object) -> None:
-    """Raise a ParameterError where a ledger cannot be called that."""
-    if not isinstance(name, (str, os.PathLike)) or not Path(name).name or "\0" in str(name):
-        raise ParameterError(f"ledger must be the name of a file, got {name!r}")
-
-
 def _place(ledger: Any) -> Path:
     """Where a ledger is, whatever the current folder will be."""
-    check_ledger(ledger)
-    return Path(ledger).absolute()
+    return check_file_name("ledger", ledger).absolute()
 
 
 def check_setting(key: str, value: object) -> None:

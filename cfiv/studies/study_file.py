@@ -10,13 +10,14 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
+from cfiv.checks import check_file_name
 from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design, name_of
 from cfiv.studies.method import Method, made
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
-from cfiv.studies.study import Study, check_ledger, check_setting
+from cfiv.studies.study import Study, check_setting
 from cfiv.studies.study_text import Source, read_text
 
 #: Designs by the names that files use.
@@ -104,7 +105,7 @@ def _study(text: str, place: Path) -> Study:
             elif not isinstance(value, SETTINGS[key]) or isinstance(value, bool):
                 raise ParameterError(f"must be {_type_name(SETTINGS[key])}, got {value!r}")
             elif key == "ledger":
-                check_ledger(value)
+                check_file_name("ledger", value)
             else:
                 check_setting(key, value)
     for table in ("designs", "methods"):
