@@ -15,10 +15,8 @@ from filelock import FileLock, Timeout
 from cfiv.errors import LedgerError, OutputError
 from cfiv.files import from_here, replacing
 from cfiv.studies.ledger_file import COLUMNS, begin, checked_seal, damaged, digest, read_row, seal_anew, seal_text
-from cfiv.studies.ledger_log import check_log
+from cfiv.studies.ledger_log import PATIENCE, check_log
 
-#: Seconds to wait for another program that has the file for itself.
-PATIENCE = 30.0
 _ROW = f"SELECT {', '.join(COLUMNS)} FROM replications WHERE hash = ?"
 
 
