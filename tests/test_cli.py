@@ -299,6 +299,7 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["simulate", "demand", "--out", "x.csv", "--rho", "2"], ["rho must be", "got 2.0"]),
         (["simulate", "supply", "--out", "x.csv"], ["No such command 'supply'"]),
         (["demo", "--n", "0", "--out", "demo"], ["n must be", "got 0"]),
+        (["simulate", "demand", "--out", "x.csv", "--n", str(10**15)], ["there is not enough memory", "give fewer rows"]),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("train")

@@ -15,10 +15,8 @@ from filelock import FileLock, Timeout
 from cfiv.errors import LedgerError, OutputError
 from cfiv.files import from_here, replacing
 from cfiv.studies.ledger_file import COLUMNS, begin, checked_seal, damaged, digest, read_row, seal_anew, seal_text
-from cfiv.studies.ledger_log import check_log
+from cfiv.studies.ledger_log import PATIENCE, check_log
 
-#: Seconds to wait for another program that has the file for itself.
-PATIENCE = 30.0
 _ROW = f"SELECT {', '.join(COLUMNS)} FROM replications WHERE hash = ?"
 
 
@@ -70,20 +68,20 @@ class Ledger:
             If the place cannot be written to, now or when the disk is full; every row before stays.
         """
         path = from_here(path)
-        lock = FileLock(f"{path.resolve()}.lock")  # a link to the file is no other ledger
         try:
+            place = path.resolve()  # a link to the file is no other ledger
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not Path(lock.lock_file).exists():  # nor could it be made, as in /proc
+            lock = FileLock(f"{place}.lock", timeout=0)
+            lock.acquire()
+        except Timeout as taken:
+            if not Path(taken.lock_file).exists():  # nor could it be made, as in /proc
                 raise OutputError(f"the ledger '{path}' cannot be written there: choose another place") from None
             raise LedgerError(
                 f"another process is writing the ledger '{path}': wait for it, or give this study a ledger of its own"
             ) from None
-        except OSError as error:
-            raise OutputError(
-                f"the ledger '{path}' cannot be written ({error.strerror or error}): choose another place"
-            ) from error
+        except (OSError, RuntimeError) as error:  # the second, in older Pythons, of a link that leads to itself
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"the ledger '{path}' cannot be written ({reason}): choose another place") from error
         try:
             with _explained(path):
                 if not _is_there(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+import time
 from pathlib import Path
 
 from cfiv.errors import LedgerError
@@ -16,8 +17,10 @@ from cfiv.errors import LedgerError
 HEADER, FRAME = 32, 24
 #: The last bit says in which order of bytes its check sums are counted.
 MAGIC = 0x377F0682
-#: Looks at a log that another program begins anew meanwhile.
-LOOKS = 5
+#: Seconds to wait for another program that has the file for itself.
+PATIENCE = 30.0
+#: Looks at a log before it is called damaged.
+LOOKS = 2
 
 
 def check_log(path: Path, connection: sqlite3.Connection) -> None:
@@ -25,19 +28,24 @@ def check_log(path: Path, connection: sqlite3.Connection) -> None:
 
     Merges the log, which SQLite does of its own accord when it closes a file.
     """
-    for _ in range(LOOKS):
-        promised, salts = frames(Path(f"{path}-wal"))
+    log = Path(f"{path}-wal")
+    give_up = time.monotonic() + PATIENCE
+    looks = 0
+    while looks < LOOKS:
+        promised, salts = frames(log)
         if not promised:
             return
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        _, used, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        busy, used, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if used >= promised:
             return
-        if frames(Path(f"{path}-wal"))[1] == salts:  # nobody began it anew
-            break
+        if busy and time.monotonic() > give_up:
+            raise LedgerError(f"the ledger '{path}' is locked by another program: close it there")
+        looks += not busy and frames(log)[1] == salts  # while another program merges it or begins it anew, that says nothing
+        time.sleep(0.02)
     raise LedgerError(
-        f"the log '{path}-wal' of the ledger '{path}' is damaged, and rows in it cannot be read: move it away to go on with "
-        "what was there before it, or put back a copy of both files"
+        f"the log '{log}' of the ledger '{path}' is damaged, and rows in it cannot be read: move it away to go on with what "
+        "was there before it, or put back a copy of both files"
     )
 
 

@@ -59,8 +59,11 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     if not isinstance(path, (str, os.PathLike)):
         raise ParameterError(f"a study is read from a file by its name, got {type(path).__name__}: give its path")
     place = Path(path)
-    if not place.is_file() and Path(f"{path}.toml").is_file():
-        place = Path(f"{path}.toml")
+    try:
+        if not place.is_file() and Path(f"{path}.toml").is_file():
+            place = Path(f"{path}.toml")
+    except OSError as error:
+        raise StudyFileError(f"'{path}' cannot be read as text: {error}") from error
     if not place.exists() and str(path) in shipped():
         return _study(shipped_text(str(path)), Path(f"{path}.toml"))
     try:

@@ -313,7 +313,8 @@ def test_of_a_log_that_a_kill_left_damage_is_refused_and_a_last_frame_in_part_is
 @pytest.mark.contract
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place in (Path("/sys/l.sqlite"), tmp_path / "file" / "l.sqlite"):
+    (tmp_path / "loop-l.sqlite").symlink_to("loop-l.sqlite")
+    for place in (Path("/sys/l.sqlite"), tmp_path / "file" / "l.sqlite", tmp_path / "loop-l.sqlite"):
         with pytest.raises(OutputError, match=r"l\.sqlite' cannot be written .*: choose another place"):
             written(place)
     written(tmp_path / "new" / "folder" / "l.sqlite")

@@ -351,6 +351,8 @@ def test_a_file_that_is_not_there_is_said_with_the_nearest_study_that_ships(fold
     Path("s.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StudyFileError, match=r"'s.toml' cannot be read as text"):
         read_study("s.toml")
+    with pytest.raises(StudyFileError, match=r"cannot be read as text: .*File name too long"):
+        read_study("x" * 300)
     with pytest.raises(StudyFileError, match=r"cannot be read as text: embedded null"):
         read_study("a\0b")
     with pytest.raises(ParameterError, match=r"a study is read from a file by its name, got int: give its path"):
