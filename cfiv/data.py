@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from cfiv.arrays import Array as Array
+from cfiv.arrays import check_same_rows, label_codes, numeric_array
 from cfiv.errors import DataError, quoted
 
 if TYPE_CHECKING:
     import torch
 
-Array = npt.NDArray[Any]
 ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters")
 
 
@@ -70,17 +70,20 @@ class IVData:
     clusters: Any = None
     frame: pd.DataFrame | None = None
     names: Mapping[str, Sequence[str]] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.treatment is None:
             raise DataError("a treatment is needed, got None: IVData(treatment=...)")
-        for role in ROLES:
-            value = getattr(self, role)
-            if value is not None:
-                object.__setattr__(self, role, _role_array(role, value))
+        given = {role: getattr(self, role) for role in (*ROLES, "frame") if getattr(self, role) is not None}
+        labels = {role: column_labels(value) for role, value in given.items() if role != "frame"}
+        object.__setattr__(self, "columns", {role: names for role, names in labels.items() if names is not None})
+        for role in labels:
+            object.__setattr__(self, role, _role_array(role, given[role]))
         rows = {role: len(getattr(self, role)) for role in (*ROLES, "frame") if getattr(self, role) is not None}
         if len(set(rows.values())) > 1:
             raise DataError(f"all roles, and the frame, must have the same number of rows, got {rows}")
+        check_same_rows(given)
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:
@@ -211,22 +214,8 @@ def _from_narwhals(table: object) -> pd.DataFrame:
 
 def _role_array(role: str, value: object) -> Array:
     if role == "clusters":
-        return _cluster_codes(value)
-    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
-        raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
-    detach = getattr(value, "detach", None)
-    try:
-        array = np.asarray(detach().cpu() if detach is not None else value)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{role} makes no array ({reason}): give an array of numbers, its rows all of one shape") from None
-    if array.dtype == bool:
-        array = array.astype(np.uint8 if role == "treatment" and array.ndim > 2 else np.float64)
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{role} must be numeric, got dtype {array.dtype}: convert it, or name a column of a table with C(...)")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise DataError(f"{role} must be finite, got {bad} values that are infinite or missing: drop or fill those rows")
+        return label_codes(role, value)
+    array = numeric_array(role, value)
     if role in ("outcome", "weights"):
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
@@ -244,17 +233,12 @@ def _role_array(role: str, value: object) -> Array:
     return array
 
 
-def _cluster_codes(value: object) -> Array:
-    """Labels as whole numbers from 0, in the order of their first appearance."""
-    labels = np.asarray(value)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"clusters must be one label a row, shape (n,), got shape {labels.shape}")
-    codes, _ = pd.factorize(labels)
-    if (codes < 0).any():
-        raise DataError(f"clusters must label every row, got {int((codes < 0).sum())} rows without: drop them or fill them")
-    return np.asarray(codes)
+def column_labels(value: object) -> tuple[str, ...] | None:
+    """Names of the columns of a table that is given as an array; None where there is one column, or they have no names."""
+    columns = getattr(value, "columns", None)
+    if columns is None or isinstance(columns, pd.RangeIndex) or len(columns) < 2:
+        return None
+    return tuple(map(str, columns))
 
 
 def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from cfiv.data import Array
+from cfiv.arrays import Array, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted
 from cfiv.tables.terms import category_columns
 
@@ -54,31 +54,33 @@ def numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.D
             columns[name] = column.astype("category")
         elif name in allowed:
             columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
-        elif pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
-            if pd.api.types.is_complex_dtype(column.dtype):
-                raise DataError(f"column {name!r} holds complex numbers: take its real part or modulus first")
-            columns[name] = column.astype(np.float64)
-        elif pd.api.types.is_datetime64_any_dtype(column.dtype) or pd.api.types.is_timedelta64_dtype(column.dtype):
-            raise DataError(f"column {name!r} holds dates: convert it to a number, for instance days since a first date")
         else:
-            converted = pd.to_numeric(column, errors="coerce").astype(np.float64)
-            text = converted.isna().to_numpy()
-            if text.any() or any(isinstance(value, str) for value in column):
-                row = int(text.argmax()) if text.any() else 0
-                raise DataError(
-                    f"column {name!r} holds text ({column.iloc[row]!r} in row {row}) where numbers are needed: convert it with "
-                    f"pandas.to_numeric, or mark it as categories with C({name}) in the formula or astype('category')"
-                )
-            columns[name] = converted
-        if columns[name].dtype == np.float64:
-            # Before a transform learns from it: one infinity would make a whole centred column undefined.
-            infinite = np.isinf(columns[name].to_numpy())
-            if infinite.any():
-                raise DataError(
-                    f"column {name!r} is infinite in {int(infinite.sum())} of {len(infinite)} rows (first: row "
-                    f"{int(infinite.argmax())}): drop those rows or mend their values"
-                )
+            columns[name] = column_numbers(name, column)
     return pd.DataFrame(columns)
+
+
+def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
+    """A column of numbers as float64; raises a DataError for anything else, and for numbers that no float holds."""
+    dtype = column.dtype
+    numeric_dtype = pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype)
+    if numeric_dtype and not (pd.api.types.is_complex_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)):
+        with np.errstate(over="ignore"):  # what no float64 holds is infinite, and refused below
+            numbers = column.astype(np.float64)
+    else:
+        otherwise = (
+            f"convert it with pandas.to_numeric, or mark it as categories with C({name}) in the formula or astype('category')"
+        )
+        values = real_numbers(f"column {name!r}", column.astype(object).to_numpy(), otherwise=otherwise)
+        numbers = pd.Series(values, index=column.index)
+    # Before a transform learns from it: one infinity would make a whole centred column undefined.
+    bad = ~np.isfinite(numbers.to_numpy())
+    if bad.any():
+        what = "missing" if np.isnan(numbers.iloc[int(bad.argmax())]) else "infinite"
+        raise DataError(
+            f"column {name!r} is {what} in {int(bad.sum())} of {len(bad)} rows (first: row {int(bad.argmax())}): drop those "
+            "rows or mend their values"
+        )
+    return numbers
 
 
 def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
@@ -99,4 +101,4 @@ def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -
 
 def row_weights(frame: pd.DataFrame, name: str) -> Array:
     """A column of row weights as numbers, shape (n,)."""
-    return numeric(frame, (name,), f"`{name}`")[name].to_numpy(dtype=np.float64)
+    return column_numbers(name, frame[name]).to_numpy()

@@ -173,6 +173,11 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         raise DataError(
             f"the outcome {roles.outcome!r} must be one numeric column, got {outcome.shape[1]}: {states['outcome'].columns}"
         )
+    if states["outcome"].levels:  # of two categories one would be 0 and the other 1, whatever they stand for
+        raise DataError(
+            f"the outcome {roles.outcome!r} must be one numeric column, got the categories "
+            f"{quoted(next(iter(states['outcome'].levels.values())))}: convert it to numbers, with .astype(float) or .map(...)"
+        )
     data = IVData(
         outcome=outcome[:, 0],
         treatment=arrays["treatment"],
