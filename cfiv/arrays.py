@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Set
@@ -94,11 +95,13 @@ def real_numbers(name: str, values: Array, *, otherwise: str) -> Array:
     if values.dtype.kind in "Mm":  # as objects some would be whole numbers
         items = list(values.ravel()[:1])
     refused = {kind for kind in set(map(type, items)) if not _is_real(kind)}
-    for position, item in enumerate(items):
-        if type(item) in refused:
-            row = position // max(1, int(np.prod(values.shape[1:])))
-            what, remedy = _not_a_number(item, otherwise)
-            raise DataError(f"{name} holds {what} ({_short(item)} in row {row}) where numbers are needed: {remedy}")
+    if refused:
+        positions = [position for position, item in enumerate(items) if type(item) in refused]
+        # Rather the text that is no number, among numbers as text.
+        position = next((position for position in positions if not _reads_as_number(items[position])), positions[0])
+        row = position // max(1, math.prod(values.shape[1:]))
+        what, remedy = _not_a_number(items[position], otherwise)
+        raise DataError(f"{name} holds {what} ({_short(items[position])} in row {row}) where numbers are needed: {remedy}")
     if values.dtype.kind != "O":
         raise DataError(f"{name} must be numeric, got dtype {values.dtype}: {otherwise}")
     return np.array([_float(item) for item in items], dtype=np.float64).reshape(values.shape)
@@ -155,11 +158,12 @@ def check_same_rows(given: Mapping[str, object]) -> None:
     DataError
         Naming the first two whose labels differ.
     """
-    indices = {name: value.index for name, value in given.items() if isinstance(getattr(value, "index", None), pd.Index)}
+    found = {name: getattr(value, "index", None) for name, value in given.items()}
+    indices = {name: index for name, index in found.items() if isinstance(index, pd.Index)}  # a list has a method of that name
     for name, index in indices.items():
         first, expected = next(iter(indices.items()))
         if not index.equals(expected):
-            order = len(index) == len(expected) and index.symmetric_difference(expected, sort=False).empty
+            order = len(index) == len(expected) and set(index) == set(expected)
             raise DataError(
                 f"{name} and {first} have {'the same row labels in another order' if order else 'different row labels'} "
                 f"({_some(index)} and {_some(expected)}), so that it is not clear which rows belong together: bring them into "
@@ -238,6 +242,13 @@ def _masked(value: object) -> Array:
 def _is_real(kind: type) -> bool:
     """Whether values of a type are real numbers, or gaps among them."""
     return kind in GAPS or (issubclass(kind, (Real, Decimal, np.bool_)) and not issubclass(kind, np.timedelta64))
+
+
+def _reads_as_number(item: object) -> bool:
+    try:
+        return isinstance(item, str) and float(item) is not None
+    except ValueError:
+        return False
 
 
 def _float(item: Any) -> float:

@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from cfiv.arrays import Array as Array
-from cfiv.arrays import check_same_rows, label_codes, numeric_array
+from cfiv.arrays import as_array, check_same_rows, label_codes, numeric_array
 from cfiv.errors import DataError, quoted
 
 if TYPE_CHECKING:
     import torch
 
+#: Whole numbers up to this are floats exactly.
+EXACT = 2**53
 ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters")
 
 
@@ -162,7 +164,7 @@ def read_table(table: object) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If the object is no table, or has no rows or duplicate column names.
+        If the object is no table, or has no rows or duplicate column names, or is a mapping of Series with different indices.
     """
     if isinstance(table, IVData):
         if table.frame is None:
@@ -171,9 +173,11 @@ def read_table(table: object) -> pd.DataFrame:
             )
         table = table.frame
     if isinstance(table, Mapping):
+        check_same_rows({f"column {name!r}": column for name, column in table.items()})
+        columns = {name: _column(f"column {name!r}", column) for name, column in table.items()}
         try:
-            table = pd.DataFrame(dict(table))
-        except ValueError as error:
+            table = pd.DataFrame(columns)
+        except (TypeError, ValueError) as error:
             raise DataError(f"a mapping must hold columns of one length, got one that makes no table: {error}") from None
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
@@ -185,6 +189,22 @@ def read_table(table: object) -> pd.DataFrame:
     if len(frame) == 0:
         raise DataError("the table has no rows: give at least one")
     return frame
+
+
+def _column(name: str, values: Any) -> Any:
+    """A column for pandas, which would go by a Series' index and knows no gradients."""
+    if isinstance(values, pd.Series):
+        return values.array
+    if hasattr(values, "requires_grad"):
+        return as_array(name, values)
+    return _listed(values) if isinstance(values, (list, tuple)) else values
+
+
+def _listed(values: Sequence[Any]) -> Any:
+    """A column of what is in a list; whole numbers that pandas would round, since some are missing, are kept as objects."""
+    column = pd.Series(values)
+    rounded = column.dtype == np.float64 and any(isinstance(value, int) and abs(value) > EXACT for value in values)
+    return (pd.Series(values, dtype=object) if rounded else column).array
 
 
 def _from_narwhals(table: object) -> pd.DataFrame:
@@ -204,7 +224,9 @@ def _from_narwhals(table: object) -> pd.DataFrame:
     columns = {}
     for name in native.columns:
         column = native[name]
-        if column.dtype.is_numeric():
+        if column.dtype.is_integer() and column.null_count():
+            columns[name] = _listed(column.to_list())
+        elif column.dtype.is_numeric():
             columns[name] = column.to_numpy()
         else:
             categorical = column.dtype in (nw.Categorical, nw.Enum)

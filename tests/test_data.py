@@ -69,7 +69,7 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
     ("changes", "says"),
     [
         ({"treatment": None}, ["a treatment is needed", "got None", "IVData(treatment=...)"]),
-        ({"outcome": ["a"] * 5}, ["outcome must be numeric", "got dtype", "convert it", "C(...)"]),
+        ({"outcome": ["a"] * 5}, ["outcome holds text ('a' in row 0)", "numbers are needed", "convert it", "C(...)"]),
         (
             {"treatment": np.array([1.0, np.nan, 2.0, np.inf, 0.0])},
             ["treatment must be finite", "got 2 values", "drop"],

@@ -45,7 +45,7 @@ def values_by_column(name: str, given: Any, *, rows: Any) -> Any:
             check_same_rows({"the rows": labelled, f"{name} of {column!r}": values})
         return {column: _values(f"{name} of {column!r}", values) for column, values in given.items()}
     values = _values(name, given)
-    return values if np.ndim(values) == 0 else list(values)
+    return values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind not in "mM" else values
 
 
 def one_array(name: str, given: Any, *, shape: tuple[int, ...], columns: Sequence[str] | None) -> Array:
@@ -59,14 +59,14 @@ def one_array(name: str, given: Any, *, shape: tuple[int, ...], columns: Sequenc
     labels = given.index if isinstance(given, pd.Series) and not isinstance(given.index, pd.RangeIndex) else None
     if labels is not None and columns is not None and list(map(str, labels)) != list(columns):
         raise ParameterError(
-            f"{name} has the labels {quoted(labels)}, the treatment columns of training are {quoted(columns)}: give them in "
-            "that order, with .loc, or go by position, with .to_numpy()"
+            f"{name} has the labels {quoted(list(labels))}, the treatment columns of training are {quoted(columns)}: give them "
+            "in that order, with .loc, or go by position, with .to_numpy()"
         )
     one = numeric_array(name, given).astype(np.float64)
     if one.ndim == 0 and shape == (1,):
         one = one[None]
     if one.shape != shape:
-        raise ParameterError(f"a treatment must have shape {shape}, as in training, got {name} of shape {one.shape}")
+        raise ParameterError(f"a treatment must have shape {shape}, as in training, got one of shape {one.shape}")
     return one
 
 
@@ -109,4 +109,4 @@ def _values(name: str, given: Any) -> Any:
     gaps = np.atleast_1d(pd.isna(values))
     if gaps.any():
         raise DataError(f"{name} has gaps, got {shortened(given)}: give a value for each")
-    return values.item() if isinstance(values, np.ndarray) and values.ndim == 0 else values
+    return values[()] if isinstance(values, np.ndarray) and values.ndim == 0 else values  # .item() makes numbers of some dates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +27,19 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], *, needed_for: st
             raise DataError(f"{needed_for} need column {name!r}, which the table does not have: {hint}")
 
 
+def gaps_in(frame: pd.DataFrame) -> pd.DataFrame:
+    """Which values are missing; raises a DataError for a column whose values cannot be asked."""
+    try:
+        return frame.isna()
+    except (TypeError, ArithmeticError) as error:  # raw bytes, decimals that signal
+        raise DataError(
+            f"among {quoted(list(frame.columns))} is a column that holds neither numbers nor text: {error}"
+        ) from None
+
+
 def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> pd.DataFrame:
     """The rows without a gap in any column, with a warning that counts the others; raises where ``missing="raise"``."""
-    gaps = frame.isna()
+    gaps = gaps_in(frame)
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
         return frame.reset_index(drop=True)
@@ -44,18 +54,24 @@ def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> p
     return frame[~rows].reset_index(drop=True)
 
 
-def numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.DataFrame:
-    """The raw columns of a part as float64, or as categories where the part uses them as such."""
+def numeric(
+    frame: pd.DataFrame, variables: Sequence[str], formula: str, *, categories: Container[str] | None = None
+) -> pd.DataFrame:
+    """The raw columns of a part as float64, or as categories where the part uses them as such.
+
+    After a fit that is known, as ``categories``, and the type of new rows does not matter.
+    """
     allowed = category_columns(formula)
     columns: dict[str, Any] = {}
     for name in variables:
         column = frame[name]
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            columns[name] = column.astype("category")
-        elif name in allowed:
-            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
-        else:
+        declared = isinstance(column.dtype, pd.CategoricalDtype)
+        if not (declared or name in allowed if categories is None else name in categories):
             columns[name] = column_numbers(name, column)
+        elif declared:
+            columns[name] = column.astype("category")
+        else:
+            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
     return pd.DataFrame(columns)
 
 

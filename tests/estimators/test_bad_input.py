@@ -294,7 +294,10 @@ ASKING = [
         id="effect of too few rows",
     ),
     pytest.param(
-        lambda m, f: m.effect(f, treatment_from=0.0, treatment_to=np.nan), DataError, ["have gaps"], id="effect of nan"
+        lambda m, f: m.effect(f, treatment_from=0.0, treatment_to=np.nan),
+        DataError,
+        ["treatment_to has gaps", "got nan"],
+        id="effect of nan",
     ),
     pytest.param(
         lambda m, f: m.dose_response([[1.0, 2.0]]),
@@ -394,7 +397,7 @@ ASKING_OF_ARRAYS = [
         ["fitted to arrays, got DataFrame"],
         id="grid at a table",
     ),
-    pytest.param(lambda m, d: m.dose_response([[np.inf, 2.0]]), DataError, ["treatment must be finite"], id="grid of infinity"),
+    pytest.param(lambda m, d: m.dose_response([[np.inf, 2.0]]), DataError, ["the grid must be finite"], id="grid of infinity"),
 ]
 
 
