@@ -1,4 +1,4 @@
-"""Arrays as people have them, of any library: the numbers and the labels in them, right or refused in words."""
+"""Arrays as people have them, of any library: the numbers in them, right or refused in words."""
 
 from __future__ import annotations
 
@@ -91,9 +91,8 @@ def real_numbers(name: str, values: Array, *, otherwise: str) -> Array:
     """
     if values.dtype.kind == "b":
         return values.astype(np.uint8 if values.ndim > 2 else np.float64)
-    items = values.ravel().tolist() if values.dtype.kind == "O" else values.ravel()[:1].astype(object).tolist()
-    if values.dtype.kind in "Mm":  # as objects some would be whole numbers
-        items = list(values.ravel()[:1])
+    shown = values.ravel() if values.dtype.kind == "O" else values.ravel()[:1]
+    items: list[Any] = list(shown) if values.dtype.kind in "Mm" else shown.tolist()  # which makes whole numbers of some dates
     refused = {kind for kind in set(map(type, items)) if not _is_real(kind)}
     if refused:
         positions = [position for position, item in enumerate(items) if type(item) in refused]
@@ -104,71 +103,8 @@ def real_numbers(name: str, values: Array, *, otherwise: str) -> Array:
         raise DataError(f"{name} holds {what} ({_short(items[position])} in row {row}) where numbers are needed: {remedy}")
     if values.dtype.kind != "O":
         raise DataError(f"{name} must be numeric, got dtype {values.dtype}: {otherwise}")
-    return np.array([_float(item) for item in items], dtype=np.float64).reshape(values.shape)
-
-
-def label_codes(name: str, value: object) -> Array:
-    """Labels of rows as whole numbers from 0, in the order of their first appearance; equal ones get the same.
-
-    Parameters
-    ----------
-    name : str
-        What messages call them.
-    value : array-like (n,) or (n, 1)
-        Numbers, text, dates or anything hashable. Whole numbers are compared exactly, however large, and 1 is not "1".
-
-    Returns
-    -------
-    array (n,) of whole numbers
-
-    Raises
-    ------
-    DataError
-        If it is not one label a row, or some are missing or cannot be compared.
-    """
-    labels = as_array(name, value)
-    if isinstance(value, (list, tuple)) and labels.ndim == 1 and not any(map(_is_tensor, value)):
-        labels = np.empty(len(value), dtype=object)  # numpy would make text of 1 beside "1", and floats of large numbers
-        labels[:] = value
-    elif labels.dtype.kind in "fcVT" and labels.dtype.itemsize > 8:
-        labels = labels.astype(object)  # which pandas would round, or cannot compare
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"{name} must be one label a row, shape (n,), got shape {labels.shape}")
-    if labels.dtype.kind == "O" and any(map(_is_tensor, labels)):
-        raise DataError(f"{name} holds tensors one by one, which are never equal: give one tensor of all labels")
-    try:
-        codes, _ = pd.factorize(labels.astype(labels.dtype.newbyteorder("="), copy=False))
-    except TypeError as error:
-        raise DataError(f"{name} must be labels that can be compared ({error}): give numbers or text") from None
-    if (codes < 0).any():
-        raise DataError(
-            f"{name} must label every row, got {int((codes < 0).sum())} rows without (first: row {int((codes < 0).argmax())}): "
-            "drop them or fill them"
-        )
-    return np.asarray(codes)
-
-
-def check_same_rows(given: Mapping[str, object]) -> None:
-    """Raise unless all that has row labels, an index of pandas, has the same in the same order; arrays go by position.
-
-    Raises
-    ------
-    DataError
-        Naming the first two whose labels differ.
-    """
-    found = {name: getattr(value, "index", None) for name, value in given.items()}
-    indices = {name: index for name, index in found.items() if isinstance(index, pd.Index)}  # a list has a method of that name
-    for name, index in indices.items():
-        first, expected = next(iter(indices.items()))
-        if not index.equals(expected):
-            order = len(index) == len(expected) and set(index) == set(expected)
-            raise DataError(
-                f"{name} and {first} have {'the same row labels in another order' if order else 'different row labels'} "
-                f"({_some(index)} and {_some(expected)}), so that it is not clear which rows belong together: bring them into "
-                "one order with .loc or .reindex, or give .to_numpy() to go by position"
-            )
+    with np.errstate(over="ignore"):
+        return np.array([_float(item) for item in items], dtype=np.float64).reshape(values.shape)
 
 
 def _check_finite(name: str, array: Array) -> None:
@@ -196,22 +132,23 @@ def as_array(name: str, value: object) -> Array:
         raise DataError(f"{name} must be an array, got {type(value).__name__}: give an array or a list of its values in order")
     masked = _masked(value)
     if masked.any():
-        raise DataError(
-            f"{name} has {int(masked.sum())} masked values: drop or fill those rows (the first is row {int(masked.argmax())})"
-        )
+        first = int((masked > 0).argmax())
+        raise DataError(f"{name} has {int(masked.sum())} masked values: drop or fill those rows (the first is row {first})")
     try:
-        if isinstance(value, (list, tuple)) and any(_is_tensor(item) for item in value):
-            value = [_of_tensor(item) if _is_tensor(item) else item for item in value]
-        array: Array = _of_tensor(value) if _is_tensor(value) else np.asarray(value)
+        if isinstance(value, (list, tuple)) and any(is_tensor(item) for item in value):
+            value = [_of_tensor(item) if is_tensor(item) else item for item in value]
+        array: Array = _of_tensor(value) if is_tensor(value) else np.asarray(value)
     except Exception as error:  # whatever the library raises whose object it is
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = "its rows differ in length" if "inhomogeneous" in said else said
         raise DataError(f"{name} makes no array ({reason}): give an array of numbers, its rows all of one shape") from error
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(array[()], SCALARS):
         raise DataError(f"{name} must be an array, got {type(value).__name__}: give an array or a list of its values")
     return array
 
 
-def _is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> bool:
+    """Whether it is torch's; does not import it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -232,7 +169,9 @@ def _masked(value: object) -> Array:
     """How many values of each row are masked; also within lists, where numpy would take what is under the mask."""
     if isinstance(value, np.ma.MaskedArray):
         mask = np.atleast_1d(np.ma.getmaskarray(value))
-        return np.asarray(mask.reshape(len(mask), -1).sum(axis=1))
+        if mask.dtype.names is not None:  # records, of which any part may be masked
+            return np.array([any(record) for record in mask.ravel().tolist()], dtype=int)
+        return np.asarray(mask.sum(axis=tuple(range(1, mask.ndim))))
     if isinstance(value, (list, tuple)):
         nested = (list, tuple, np.ma.MaskedArray)
         return np.array([_masked(item).sum() if isinstance(item, nested) else 0 for item in value], dtype=int)
@@ -255,8 +194,7 @@ def _float(item: Any) -> float:
     if isinstance(item, GAPS):
         return float("nan")
     try:
-        with np.errstate(over="ignore"):
-            return float(item)
+        return float(item)
     except OverflowError:
         return float("inf") if item > 0 else float("-inf")
     except ValueError:  # a decimal that signals
@@ -283,7 +221,3 @@ def _not_a_number(item: Any, otherwise: str) -> tuple[str, str]:
 def _short(item: object) -> str:
     shown = repr(item)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
-
-
-def _some(index: pd.Index) -> str:
-    return ", ".join(_short(label) for label in index[:3]) + (", ..." if len(index) > 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from cfiv.arrays import Array as Array
-from cfiv.arrays import as_array, check_same_rows, label_codes, numeric_array
+from cfiv.arrays import as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
+from cfiv.labels import check_same_rows, label_codes
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,8 @@ class IVData:
     def __post_init__(self) -> None:
         if self.treatment is None:
             raise DataError("a treatment is needed, got None: IVData(treatment=...)")
+        if self.frame is not None and not isinstance(self.frame, pd.DataFrame):
+            object.__setattr__(self, "frame", read_table(self.frame))
         given = {role: getattr(self, role) for role in (*ROLES, "frame") if getattr(self, role) is not None}
         labels = {role: column_labels(value) for role, value in given.items() if role != "frame"}
         object.__setattr__(self, "columns", {role: names for role, names in labels.items() if names is not None})
@@ -195,7 +198,7 @@ def _column(name: str, values: Any) -> Any:
     """A column for pandas, which would go by a Series' index and knows no gradients."""
     if isinstance(values, pd.Series):
         return values.array
-    if hasattr(values, "requires_grad"):
+    if is_tensor(values):
         return as_array(name, values)
     return _listed(values) if isinstance(values, (list, tuple)) else values
 
@@ -263,8 +266,17 @@ def column_labels(value: object) -> tuple[str, ...] | None:
     return tuple(map(str, columns))
 
 
+def _texts(role: str, chosen: Any) -> tuple[str, ...]:
+    texts = (chosen,) if isinstance(chosen, str) else tuple(chosen) if np.iterable(chosen) else (chosen,)
+    if isinstance(chosen, (bytes, Set, Mapping)) or any(not isinstance(text, str) for text in texts):
+        raise DataError(f"names[{role!r}] must be text, or several in an order, got {chosen!r}")
+    return texts
+
+
 def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
-    given = data.names or {}
+    given = {} if data.names is None else data.names
+    if not isinstance(given, Mapping):
+        raise DataError(f"names must be a mapping from role to column names, got {type(given).__name__}")
     unknown = [role for role in given if role not in ROLES]
     if unknown:
         raise DataError(f"names has the unknown roles {quoted(unknown)}: the roles are {quoted(ROLES)}")
@@ -281,7 +293,7 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
         else:
             default = tuple(f"{role.removesuffix('s')}{i}" for i in range(width))
         chosen = given.get(role, default)
-        names[role] = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        names[role] = _texts(role, chosen)
         if len(names[role]) != len(default):
             raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
         if len(set(names[role])) < len(names[role]):

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfiv.arrays import check_same_rows, numeric_array
+from cfiv.arrays import numeric_array
 from cfiv.data import IVData
 from cfiv.errors import DataError
+from cfiv.labels import check_same_rows
 
 
 class Predicts(Protocol):

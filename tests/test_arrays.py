@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from cfiv import IVData
-from cfiv.arrays import check_same_rows, label_codes, numeric_array
+from cfiv.arrays import numeric_array
 from cfiv.errors import DataError
+from cfiv.labels import check_same_rows, label_codes
 
 HUGE = 10**400
 DAYS = pd.date_range("2020-01-31", periods=3, freq="MS")
@@ -90,6 +91,7 @@ DATES = ["holds dates", "in row 0", "days", "pandas.to_datetime(...)"]
         (pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [1.0, 2.0]}), ["the first is missing in row 1"]),
         (pl.Series([1, None]), ["the first is missing in row 1"]),
         ([Decimal("sNaN"), Decimal(1)], ["the first is missing in row 0"]),
+        (np.ma.array([(1.0,)], mask=[(True,)], dtype=[("a", float)]), ["has 1 masked values"]),
         (np.ma.masked_equal([1.0, 2.0], 2.0), ["has 1 masked values", "the first is row 1"]),
         ([1.0, np.ma.masked], ["has 1 masked values", "the first is row 1"]),
         ([np.ma.masked_equal([1.0, 3.0], 2.0), np.ma.masked_equal([2.0, 2.0], 2.0)], ["has 2 masked values", "row 1"]),
@@ -114,7 +116,7 @@ DATES = ["holds dates", "in row 0", "days", "pandas.to_datetime(...)"]
         (pd.Series([1, 2], dtype="category"), ["holds categories", ".astype(float)", "get_dummies"]),
         (pd.DataFrame({"a": pd.Series([1, 2], dtype="category")}), ["holds categories"]),
         (np.zeros(2, dtype=[("a", float)]), ["holds values of type tuple"]),
-        ([[1.0], [1.0, 2.0]], ["makes no array", "rows all of one shape"]),
+        ([[1.0], [1.0, 2.0]], ["makes no array (its rows differ in length)", "rows all of one shape"]),
         (torch.empty(2, device="meta"), ["makes no array", "meta"]),
         ({1.0, 2.0}, ["must be an array, got set"]),
         ({"a": 1.0}, ["must be an array, got dict"]),

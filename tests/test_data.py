@@ -201,3 +201,51 @@ def test_masked_values_are_refused_and_not_read_as_numbers() -> None:
     masked = np.ma.masked_equal([1.0, -999.0, 2.0], -999.0)
     with pytest.raises(DataError, match="treatment has 1 masked values: drop or fill those rows"):
         IVData(treatment=masked)
+
+
+LARGE = [2**60, None, 2**60 + 1, 2**60, 2**63, -(2**60)]
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        dict,
+        pl.DataFrame,
+        pa.table,
+        lambda columns: {"id": tuple(columns["id"])},
+        lambda columns: pd.DataFrame(columns, dtype=object),
+    ],
+    ids=["dict", "polars", "arrow", "tuple", "objects"],
+)
+def test_large_whole_numbers_keep_their_digits_where_some_are_missing(container: Any) -> None:
+    within = [value for value in LARGE if value is None or value < 2**63]
+    frame = read_table(container({"id": within}))
+    assert [None if pd.isna(value) else int(value) for value in frame["id"]] == within
+
+
+def test_large_whole_numbers_of_python_are_no_floats() -> None:
+    assert read_table({"id": LARGE})["id"].dropna().tolist() == [value for value in LARGE if value is not None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"y": {1.0, 2.0}}, "makes no table"),
+        ({"y": [1.0], "t": np.ones((1, 2))}, "makes no table"),
+        ({"y": torch.empty(2, device="meta")}, "column 'y' makes no array"),
+    ],
+)
+def test_a_mapping_of_anything_else_than_columns_is_refused(columns: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_table(columns)
+
+
+def test_tensors_with_gradients_are_columns() -> None:
+    assert read_table({"y": torch.tensor([1.0, 2.0], requires_grad=True)})["y"].tolist() == [1.0, 2.0]
+
+
+def test_what_the_caller_changes_afterwards_is_seen_for_arrays_are_kept_as_given() -> None:
+    treatment = np.array([1.0, 2.0])
+    data = IVData(treatment=treatment)
+    treatment[0] = 7.0
+    assert data.treatment[0, 0] == 7.0

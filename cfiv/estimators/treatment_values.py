@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfiv.arrays import Array, as_array, check_same_rows, numeric_array
+from cfiv.arrays import Array, as_array, numeric_array
 from cfiv.data import IVData, read_table
 from cfiv.errors import DataError, ParameterError, quoted
+from cfiv.labels import check_same_rows
 
 
 def values_by_column(name: str, given: Any, *, rows: Any) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.arrays import check_same_rows, numeric_array
+from cfiv.arrays import numeric_array
 from cfiv.errors import DataError, ParameterError, StudyError
+from cfiv.labels import check_same_rows
 
 #: A design's function: ``simulate(seed=..., **parameters) -> (data, truth)``.
 Simulate = Callable[..., tuple[Any, Any]]

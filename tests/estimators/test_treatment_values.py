@@ -77,7 +77,10 @@ def test_a_treatment_that_is_no_number_is_refused(value: Any, says: str) -> None
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ([np.nan, 0.0], "treatment_to must be finite, got 1 values that are infinite or missing (the first is missing in row 0)"),
+        (
+            [np.nan, 0.0],
+            "treatment_to must be finite, got 1 values that are infinite or missing (the first is missing in row 0)",
+        ),
         ([0.0, HUGE], "the first is infinite in row 1"),
         (np.ma.array([1.0, 2.0], mask=[False, True]), "treatment_to has 1 masked values"),
         (["3", "4"], "treatment_to holds text ('3' in row 0)"),
@@ -160,9 +163,7 @@ def test_columns_in_another_order_than_in_training_are_refused(tmp_path: Path) -
             message = refusal(ask, model)
             assert "the columns of treatment are 's', 't', those of training were 't', 's'" in message
             assert ".to_numpy() to go by position" in message
-        message = refusal(
-            model.effect, ARRAYS, treatment_from=[0.0, 0.0], treatment_to=pd.Series({"s": 5.0, "t": 1.0})
-        )
+        message = refusal(model.effect, ARRAYS, treatment_from=[0.0, 0.0], treatment_to=pd.Series({"s": 5.0, "t": 1.0}))
         assert "treatment_to has the labels 's', 't'" in message
         np.testing.assert_array_equal(
             model.predict(treatment=FRAME[["t", "s"]], covariates=FRAME["x"]),
@@ -193,9 +194,7 @@ def test_rows_of_arrays_that_do_not_belong_together_are_refused_in_questions_too
     )
     message = refusal(ONE.effect, FRAME, treatment_from={"t": FRAME["t"]}, treatment_to={"t": SHUFFLED["t"]})
     assert "treatment_to of 't' and the rows have the same row labels in another order" in message
-    message = refusal(
-        ONE.effect, IVData(treatment=FRAME["t"], frame=FRAME), treatment_from=0.0, treatment_to=SHUFFLED[["t"]]
-    )
+    message = refusal(ONE.effect, IVData(treatment=FRAME["t"], frame=FRAME), treatment_from=0.0, treatment_to=SHUFFLED[["t"]])
     assert "treatment_to of 't' and the rows" in message
 
 
