@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,15 +49,26 @@ class IVData:
     names : mapping from role to column names, optional
         How to call the columns in tables and figures; ``treatment0``, ``treatment1``, ... by default.
 
+    Attributes
+    ----------
+    columns : mapping from role to names
+        Of roles that were given as tables of several named columns. Later data that name theirs must have the same order.
+
     Raises
     ------
     DataError
-        If a role is not numeric, not finite, of the wrong dimension or length, or the weights are negative or all zero.
+        If a role holds anything but finite real numbers (dates, text, categories and masked or missing values are refused with
+        the first row), is of the wrong dimension or length, or the weights are negative or all zero; or if two roles, or a role
+        and the frame, have different row labels.
 
     Notes
     -----
-    Arrays are kept as given (an image may stay uint8) with a trailing axis added to one-dimensional ones; nothing is copied
-    unless needed.
+    Any array-like will do: of numpy, pandas, polars, Arrow or torch, and lists. Arrays are kept as given (an image may stay
+    uint8) with a trailing axis added to one-dimensional ones; nothing is copied unless needed, so that a fit sees what is
+    changed in an array afterwards. Numbers that torch does not have, such as long doubles and decimals, become float64.
+
+    Rows go by position. Where two roles have row labels, the index of a Series or DataFrame of pandas, these must be equal and
+    in the same order; what has none goes with anything of its length.
 
     Examples
     --------
@@ -206,7 +218,7 @@ def _column(name: str, values: Any) -> Any:
 def _listed(values: Sequence[Any]) -> Any:
     """A column of what is in a list; whole numbers that pandas would round, since some are missing, are kept as objects."""
     column = pd.Series(values)
-    rounded = column.dtype == np.float64 and any(isinstance(value, int) and abs(value) > EXACT for value in values)
+    rounded = column.dtype == np.float64 and any(isinstance(value, Integral) and abs(int(value)) > EXACT for value in values)
     return (pd.Series(values, dtype=object) if rounded else column).array
 
 

@@ -55,7 +55,11 @@ def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
             warnings.simplefilter("error", ParserWarning)
             options = {"index_col": False, "low_memory": False, **exact, **csv_options}
             frame = pd.read_csv(path, **options)
-        return _exact(frame, lambda names: pd.read_csv(path, usecols=names, dtype_backend="numpy_nullable", **options))
+        places = {name: place for place, name in enumerate(frame.columns)}  # a column without a name has none in the file
+        return _exact(
+            frame,
+            lambda names: pd.read_csv(path, usecols=[places[n] for n in names], dtype_backend="numpy_nullable", **options),
+        )
     except CfivError:
         raise
     except EmptyDataError:

@@ -83,6 +83,12 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
         ({"weights": np.zeros(5)}, ["weights are all zero", "give at least one row a weight > 0"]),
         ({"weights": [1.0, np.nan, 1.0, 1.0, 1.0]}, ["weights must be finite", "got 1 values"]),
         ({"names": {"covariates": ["x", "x"]}}, ["names['covariates'] must be different", "got ['x', 'x']"]),
+        ({"names": {"treatment": 3}}, ["names['treatment'] must be text", "got 3"]),
+        ({"names": {"treatment": [None]}}, ["names['treatment'] must be text", "got [None]"]),
+        ({"names": {"covariates": {"x", "w"}}}, ["names['covariates'] must be text, or several in an order"]),
+        ({"names": ["y"]}, ["names must be a mapping from role to column names", "got list"]),
+        ({"frame": "train.csv"}, ["a table is needed", "got str"]),
+        ({"frame": 5}, ["a table is needed", "got int"]),
         ({"names": {"covariates": ["only one"]}}, ["names['covariates'] must name 2 columns", "got ['only one']"]),
     ],
 )
@@ -90,6 +96,13 @@ def test_arrays_that_cannot_be_used_are_refused_with_what_was_got(changes: dict[
     with pytest.raises(DataError) as caught:
         arrays(**changes)
     assert [part for part in says if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("container", [dict, pl.DataFrame, pa.table])
+def test_a_frame_of_any_kind_stands_beside_its_arrays(container: Any) -> None:
+    data = arrays(frame=container({"a": [5, 6, 7, 8, 9]}), weights=[0, 1, 1, 1, 1]).with_positive_weight()
+    assert data.frame is not None
+    assert data.frame["a"].tolist() == [6, 7, 8, 9]
 
 
 def test_no_rows_are_refused() -> None:
@@ -203,7 +216,7 @@ def test_masked_values_are_refused_and_not_read_as_numbers() -> None:
         IVData(treatment=masked)
 
 
-LARGE = [2**60, None, 2**60 + 1, 2**60, 2**63, -(2**60)]
+LARGE = [np.int64(2**60), None, 2**60 + 1, 2**60, 2**63, -(2**60)]
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def test_large_whole_numbers_stay_apart_where_some_are_missing(tmp_path: Path, s
         pq.write_table(pa.table(columns), path)
     else:
         lines = [",".join("" if value is None else str(value) for value in row) for row in zip(*columns.values(), strict=True)]
-        path.write_text("\n".join([",".join(columns), *lines]))
+        path.write_text("\n".join([",".join(columns), *lines]).replace("shop", ""))
     frame = read_table_file(path)
-    assert [None if pd.isna(value) else int(value) for value in frame["shop"]] == LARGE
+    assert [None if pd.isna(value) else int(value) for value in frame.iloc[:, 0]] == LARGE
     assert frame[["few", "x"]].dtypes.tolist() == ["float64", "float64"]
     assert frame["x"].tolist()[::3] == [1e300, 2.0]

@@ -58,7 +58,7 @@ class DFIV(StructuralEstimator):
     ----------
     formula : str, optional
         ``"outcome ~ covariates + [treatment ~ instruments]"``. Covariates enter both stages by themselves.
-    outcome, treatment, instruments, covariates : str or list of str, optional
+    outcome, treatment, instruments, covariates : str or sequence, Index, array or Series of str, optional
         Column names instead of a formula. With neither, ``fit`` takes an IVData of arrays or images.
     weights : str, optional
         A column of row weights >= 0.

@@ -36,7 +36,7 @@ def values_by_column(name: str, given: Any, *, rows: Any) -> Any:
     ParameterError, DataError
         If it is none of that, has labels that are not the columns', or a gap.
     """
-    if isinstance(given, pd.Series) and not isinstance(given.index, pd.RangeIndex):
+    if _has_labels(given):
         given = given.to_dict()
     elif hasattr(given, "columns") and not isinstance(given, Mapping):
         given = dict((given if isinstance(given, pd.DataFrame) else read_table(given)).items())
@@ -57,7 +57,7 @@ def one_array(name: str, given: Any, *, shape: tuple[int, ...], columns: Sequenc
     ParameterError, DataError
         For other shapes, or labels in another order than ``columns``, and as :func:`cfiv.arrays.numeric_array`.
     """
-    labels = given.index if isinstance(given, pd.Series) and not isinstance(given.index, pd.RangeIndex) else None
+    labels = given.index if _has_labels(given) else None
     if labels is not None and columns is not None and list(map(str, labels)) != list(columns):
         raise ParameterError(
             f"{name} has the labels {quoted(list(labels))}, the treatment columns of training are {quoted(columns)}: give them "
@@ -97,6 +97,11 @@ def grid_table(grid: Any, *, columns: Sequence[str]) -> pd.DataFrame:
     if gaps.any():
         raise DataError(f"the grid has gaps in {int(gaps.sum())} of {len(gaps)} rows (first: row {int(gaps.argmax())})")
     return table
+
+
+def _has_labels(given: Any) -> bool:
+    """Whether it is a Series that names its values, by something else than their position."""
+    return isinstance(given, pd.Series) and not given.index.equals(pd.RangeIndex(len(given)))
 
 
 def _values(name: str, given: Any) -> Any:

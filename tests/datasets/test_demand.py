@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from cfiv.datasets import demand
@@ -98,6 +99,28 @@ def test_an_error_is_of_finite_numbers_that_stand_beside_their_rows(predict: Any
     model = type("Model", (), {"predict": staticmethod(predict)})()
     with pytest.raises(DataError, match=says):
         truth.error(model)
+
+
+@pytest.mark.parametrize("container", [dict, pl.DataFrame])
+def test_the_truth_takes_any_table(container: Any) -> None:
+    _, truth = demand.simulate(10)
+    np.testing.assert_array_equal(truth(container(truth.grid.to_dict("list"))), truth.grid["structural"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"price": pd.Timestamp("2020-01-01")}, "price holds dates"),
+        ({"time": np.nan}, "time must be finite"),
+        ({"emotion": "1"}, "emotion holds text"),
+    ],
+)
+def test_rows_without_numbers_have_no_structural_value(change: dict[str, Any], says: str) -> None:
+    _, truth = demand.simulate(10)
+    with pytest.raises(DataError, match=says):
+        truth(truth.grid.assign(**change))
+    with pytest.raises(DataError, match=r"the columns 'price', 'time', 'emotion', got a table without 'price'"):
+        truth(truth.grid.drop(columns="price"))
 
 
 def test_predictions_with_the_labels_of_the_grid_are_judged() -> None:
