@@ -11,36 +11,29 @@ import cfiv
 
 ROOT = Path(__file__).parents[1]
 
+#: What every room above the ground floor may use.
+LIBRARY = {"errors", "checks", "files", "memory", "arrays", "labels", "data", "numerics"}
 #: Rooms and the rooms that they may use, besides themselves.
 MAY_USE = {
     "errors": set(),
     "checks": {"errors"},
-    "files": {"errors"},
+    "files": {"errors", "checks"},
     "interrupts": set(),
     "terminal": set(),
     "memory": {"errors"},
-    "data": {"errors"},
+    "arrays": {"errors"},
+    "labels": {"errors", "arrays"},
+    "data": {"errors", "arrays", "labels"},
     "numerics": {"errors", "checks"},
-    "tables": {"errors", "checks", "data"},
-    "learning": {"errors", "checks", "files", "memory", "data", "numerics"},
+    "tables": {"errors", "checks", "arrays", "labels", "data"},
+    "learning": {"errors", "checks", "arrays", "files", "memory", "numerics"},
     "rendering": set(),
-    "estimators": {"errors", "checks", "files", "terminal", "memory", "rendering", "data", "numerics", "tables", "learning"},
-    "diagnostics": {"errors", "checks", "rendering", "data", "tables", "estimators"},
-    "datasets": {"errors", "checks", "data"},
+    "estimators": LIBRARY | {"terminal", "rendering", "tables", "learning"},
+    "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "tables", "estimators"},
+    "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": {
-        "errors",
-        "checks",
-        "files",
-        "interrupts",
-        "terminal",
-        "rendering",
-        "learning",
-        "estimators",
-        "datasets",
-        "plots",
-    },
+    "studies": LIBRARY | {"interrupts", "terminal", "rendering", "learning", "estimators", "datasets", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
     "cli": {"errors", "files", "interrupts", "terminal", "memory", "demonstration", "datasets", "estimators", "cli_study"},
 }

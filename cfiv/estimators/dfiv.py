@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import NoneType
@@ -19,7 +19,7 @@ from torch import Tensor
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -34,6 +34,7 @@ from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_st
 from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 from cfiv.terminal import progress_bar
 
 #: What "auto" stands for on images.
@@ -59,7 +60,7 @@ class DFIV(StructuralEstimator):
     ----------
     formula : str, optional
         ``"outcome ~ covariates + [treatment ~ instruments]"``. Covariates enter both stages by themselves.
-    outcome, treatment, instruments, covariates : str or list of str, optional
+    outcome, treatment, instruments, covariates : str or sequence, Index, array or Series of str, optional
         Column names instead of a formula. With neither, ``fit`` takes an IVData of arrays or images.
     weights : str, optional
         A column of row weights >= 0.
@@ -161,9 +162,9 @@ class DFIV(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         treatment_network: NetworkSpec = None,
@@ -310,7 +311,7 @@ class DFIV(StructuralEstimator):
         data : table or IVData
             As every estimator takes it.
         y : None
-            Ignored; there for scikit-learn.
+            As every estimator takes it.
         checkpoint : path, optional
             A folder, made where it does not exist, with a file for each of the fits that are averaged. A fit that has a file
             there goes on from it, with the very same numbers as if it had never stopped; on cuda, up to kernels that do not
@@ -336,6 +337,7 @@ class DFIV(StructuralEstimator):
         """
         # As in every estimator, and not through super(): warnings count the calls up to the user's line.
         started = time.perf_counter()
+        refuse_target(y)
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
         with within_memory("DFIV.fit", self._SMALLER):

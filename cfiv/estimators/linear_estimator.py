@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import pandas as pd
@@ -13,6 +12,7 @@ from cfiv.estimators.linear_regression import Covariance, CovarianceKind, linear
 from cfiv.estimators.linear_results import LinearResults
 from cfiv.numerics.score_covariance import Kernel
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 
 
 class LinearEstimator(StructuralEstimator):
@@ -25,9 +25,9 @@ class LinearEstimator(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         clusters: str | None = None,

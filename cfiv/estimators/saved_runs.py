@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from cfiv.checks import check_repeatable, check_whole
+from cfiv.data import ROLES
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
 from cfiv.learning.digest import digest
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
+from cfiv.tables.roles import column_names
 
 #: Hyper-parameters that change no number.
 WITHOUT_EFFECT = ("progress",)
@@ -59,7 +61,7 @@ class SavedRuns:
         except OSError as error:
             raise OutputError(unwritable(place, error)) from error
         parameters = {
-            name: without_addresses(value.item() if isinstance(value, np.generic) else value)
+            name: _described(name, value)
             for name, value in sorted(estimator.get_params(deep=False).items())
             if name not in WITHOUT_EFFECT
         }
@@ -73,3 +75,10 @@ class SavedRuns:
             "networks": [described(module) for module in networks],
         }
         return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})
+
+
+def _described(parameter: str, value: object) -> str:
+    """A hyper-parameter as text. Names in an Index, an array or a Series count as the list of them, whose repr leaves none out."""
+    if parameter in ROLES and not (value is None or isinstance(value, (str, list, tuple))):
+        value = column_names(parameter, value)
+    return without_addresses(value.item() if isinstance(value, np.generic) else value)

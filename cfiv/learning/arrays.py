@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.data import Array, numeric_array
+from cfiv.arrays import Array, numeric_array
 from cfiv.errors import DataError
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import KFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 
 import cfiv
 from cfiv import IVData
@@ -289,6 +289,19 @@ def test_parameters_can_be_read_set_and_cloned(kind: type) -> None:
     same(clone(model).fit(table()).predict(table()), fitted(kind).predict(table()))
     with pytest.raises(ValueError, match="Invalid parameter 'lambda_two'"):
         model.set_params(lambda_two=1.0)
+
+
+@pytest.mark.parametrize("container", [pd.Index, np.array, pd.Series, tuple], ids=lambda container: container.__name__)
+def test_names_in_any_container_give_the_same_bits_and_work_in_scikit_learn(kind: type, container: Any) -> None:
+    frame = table()
+    names = {"outcome": "y", "treatment": "t", "covariates": "x", "instruments": ["z", "w"]}
+    model = make(kind, None, **{**names, "instruments": container(["z", "w"])})
+    expected = make(kind, None, **names).fit(frame).predict(frame)
+    same(clone(model).fit(frame).predict(frame), expected)
+    assert "instruments=" in repr(clone(model))
+    choices = [["z", "w"], container(["z"])]
+    search = GridSearchCV(model, {"instruments": choices}, cv=KFold(2), error_score="raise").fit(frame)
+    assert list(search.best_params_["instruments"]) in (["z", "w"], ["z"])
 
 
 def test_cross_validation_scores_folds_of_a_frame(kind: type) -> None:
