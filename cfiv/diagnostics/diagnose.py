@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from cfiv.data import IVData
+import numpy as np
+
+from cfiv.data import ROLES, IVData
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
 from cfiv.diagnostics.curves import covariates
 from cfiv.diagnostics.endogeneity import endogeneity
@@ -15,11 +18,13 @@ from cfiv.diagnostics.linearity import is_strong, linearity
 from cfiv.diagnostics.overidentification import hansen_j, sargan
 from cfiv.diagnostics.rank import cragg_donald, kleibergen_paap
 from cfiv.diagnostics.report import Diagnostics
+from cfiv.diagnostics.results import ConfidenceSet, Unavailable
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
 from cfiv.estimators.parameters import check_whole, is_number
 from cfiv.estimators.two_sls import TwoStageLeastSquares
+from cfiv.estimators.units import check_units, exponents, in_unit
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder
 
@@ -103,9 +108,11 @@ def diagnose(
     encoder, arrays = _regression(roles, weights=weights, missing=missing, clusters=clusters).encode(data)
     arrays = arrays.with_positive_weight()
     arrays.check_fittable()
+    check_units(arrays, stacklevel=3)
     intercept = encoder.roles.intercept if isinstance(encoder, TableEncoder) else True
     chosen = covariance or _default_covariance(roles, arrays)
-    problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=Covariance(chosen))
+    # Tests do not see units, squares do.
+    problem = LinearProblem.from_data(_of_order_one(arrays), intercept=intercept, covariance=Covariance(chosen))
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
     strong = is_strong(problem, significance)
@@ -127,10 +134,42 @@ def diagnose(
         durbin=exogeneity["durbin"],
         wooldridge=exogeneity["wooldridge"],
         anderson_rubin=anderson_rubin(problem, significance=significance),
-        anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
+        anderson_rubin_sets=_in_users_unit(anderson_rubin_sets(problem, level=level), arrays),
         residual_prediction=linear,
         residual_prediction_curves=curved,
     )
+
+
+def _of_order_one(arrays: IVData) -> IVData:
+    """The same data, each column in a unit that is a power of two of the user's, without a change of digits."""
+    if arrays.treatment.ndim > 2:
+        return arrays  # refused where it is looked at
+    roles = {role: getattr(arrays, role) for role in ROLES}
+    roles |= {
+        role: in_unit(values, exponents(values))
+        for role, values in roles.items()
+        if role not in ("weights", "clusters") and values is not None
+    }
+    return IVData(**roles, names=arrays.names)
+
+
+def _in_users_unit(sets: Sequence[ConfidenceSet | Unavailable], arrays: IVData) -> tuple[ConfidenceSet | Unavailable, ...]:
+    """Sets of coefficients of columns of order one as those of the user's columns."""
+    units = exponents(arrays.outcome) - exponents(arrays.treatment)
+    return tuple(
+        one if isinstance(one, Unavailable) else _scaled(one, int(unit)) for one, unit in zip(sets, units, strict=True)
+    )
+
+
+def _scaled(one: ConfidenceSet, unit: int) -> ConfidenceSet | Unavailable:
+    ends = np.asarray(one.intervals, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        scaled = np.ldexp(ends, unit)
+    if (np.isfinite(ends) & ~np.isfinite(scaled)).any() or ((ends != 0) & (np.abs(scaled) < np.finfo(np.float64).tiny)).any():
+        return Unavailable(
+            one.name, "its ends are numbers that float64 does not hold: give outcome and treatment in other units"
+        )
+    return replace(one, intervals=tuple((float(lower), float(upper)) for lower, upper in scaled.reshape(-1, 2)))
 
 
 def _check(covariance: CovarianceKind | None, level: Any, random_state: Any) -> None:

@@ -108,7 +108,10 @@ class LinearProblem:
                 f"the instruments and covariates determine the treatment {quoted(fitted)} exactly, so it is exogenous itself "
                 "and needs no instruments: make it a covariate"
             )
-        if np.linalg.norm(_residual(np.linalg.qr(treatment)[0], outcome)) <= COLLINEAR * np.linalg.norm(root * data.outcome):
+        centred = data.outcome - np.average(data.outcome, weights=root**2) * intercept
+        rounding = 10 * np.finfo(np.float64).eps * np.linalg.norm(root * data.outcome)
+        nothing = COLLINEAR * np.linalg.norm(root * centred) + rounding
+        if np.linalg.norm(_residual(np.linalg.qr(treatment)[0], outcome)) <= nothing:
             raise DataError(
                 "the outcome is an exact linear function of treatment and covariates, so there are no errors to test: "
                 "check that it was not computed from them"

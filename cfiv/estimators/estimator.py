@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, NotFittedError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.estimators.units import exponents, in_unit
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
 from cfiv.tables.roles import Roles
@@ -163,10 +165,20 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 f"the outcome is the same in all {len(arrays)} rows, so no share of its variance can be explained: score "
                 "rows in which it varies"
             )
-        weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
-        centre = np.average(arrays.outcome, weights=weights)
-        errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
-        return float(1.0 - np.average(errors**2, weights=weights) / np.average((arrays.outcome - centre) ** 2, weights=weights))
+        weights = np.ones(len(arrays)) if arrays.weights is None else in_unit(arrays.weights, exponents(arrays.weights))
+        predicted = self._reduced_form(arrays.instruments, arrays.covariates)
+        unit = exponents(arrays.outcome)  # in which no square vanishes or overflows
+        outcome = in_unit(arrays.outcome, unit)
+        centre = np.average(outcome, weights=weights)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below
+            errors = outcome - in_unit(predicted, unit)
+            score = float(1.0 - np.average(errors**2, weights=weights) / np.average((outcome - centre) ** 2, weights=weights))
+        if not math.isfinite(score):
+            raise DataError(
+                f"the score is {score}: at these rows the predictions are not finite, or out of all proportion to the outcome; "
+                "score rows that resemble those of training"
+            )
+        return score
 
     def summary(self) -> Summary:
         """What was estimated, how, and from what; text in a terminal, a table in a notebook."""

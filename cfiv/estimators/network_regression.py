@@ -27,6 +27,7 @@ from cfiv.estimators.parameters import (
     per_network,
 )
 from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.last_layer import Proximal
@@ -178,6 +179,7 @@ class NetworkRegression(StructuralEstimator):
             batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        check_units(data, stacklevel=4)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         with tqdm(total=self.steps * (self.fits + 1), desc="Network", unit="step", disable=not self.progress) as bar:
