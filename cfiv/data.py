@@ -106,7 +106,7 @@ class IVData:
         if self.weights is not None:
             if (self.weights < 0).any():
                 raise DataError(f"weights must be >= 0, got a smallest of {self.weights.min():g}")
-            if not self.weights.sum() > 0:
+            if not self.weights.max() > 0:
                 raise DataError("weights are all zero: give at least one row a weight > 0")
         object.__setattr__(self, "names", _complete_names(self))
 
@@ -117,10 +117,10 @@ class IVData:
         """The rows whose weight is not zero, the largest weight scaled to one; the same data where there are no weights."""
         if self.weights is None:
             return self
-        kept = self.weights > 0
-        arrays = {role: getattr(self, role) for role in ROLES}
+        weights = self.weights / self.weights.max()  # of which the smallest may become zero
+        kept = weights > 0
+        arrays = {role: getattr(self, role) for role in ROLES} | {"weights": weights}
         arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
-        arrays["weights"] = arrays["weights"] / arrays["weights"].max()
         return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
 
     def check_observed(self, purpose: str) -> None:

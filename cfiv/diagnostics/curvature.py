@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 from scipy import linalg, stats
 
-from cfiv.data import Array
+from cfiv.data import ROLES, Array, IVData
 from cfiv.diagnostics.adequacy import ROWS_A_COLUMN, Sample
 from cfiv.diagnostics.curves import Curves, Variable, numbers, pairs, product
 from cfiv.diagnostics.linear_problem import LinearProblem, cluster_sums, is_invertible
@@ -208,9 +208,8 @@ def _with_columns(problem: LinearProblem, **added: Array) -> LinearProblem:
     assert data.names is not None
     wider = {role: np.concatenate([getattr(data, role), columns], axis=1) for role, columns in added.items()}
     names = {role: names for role, names in data.names.items() if role not in added}
-    return LinearProblem.from_data(
-        replace(data, **wider, names=names), intercept=problem.intercept, covariance=problem.covariance
-    )
+    data = IVData(**{role: wider.get(role, getattr(data, role)) for role in ROLES}, names=names)
+    return LinearProblem.from_data(data, intercept=problem.intercept, covariance=problem.covariance)
 
 
 def _regressors(problem: LinearProblem) -> Array:

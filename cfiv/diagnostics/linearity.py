@@ -30,8 +30,9 @@ def linearity(
     ====================================  =====================================================
     rejected                              reading of the first
     ====================================  =====================================================
-    the first alone, a curve is needed    covariates enter nonlinearly
-    the first alone, no curve is needed   which it is cannot be told
+    the first alone, a curve is needed,   covariates enter nonlinearly
+    beside a curve of the treatment too
+    the first alone otherwise             which it is cannot be told
     both                                  the treatment's effect is not linear; covariates are not either where they need a
                                           curve beside a curve of the treatment
     ====================================  =====================================================
@@ -109,7 +110,7 @@ def _what(
     if problem.data.covariates is None:
         return f"{rejected}: {_effect(problem)}"
     if isinstance(model, str) or isinstance(second, Unavailable):
-        reason = model if isinstance(model, str) else second.reason
+        reason = second.reason if isinstance(second, Unavailable) else model
         return f"{rejected}, and it cannot be told ({reason}) whether covariates enter nonlinearly, or {_effect(problem)}"
     if second.rejects(significance):
         rejected += ", with curves of the covariates too"
@@ -120,9 +121,11 @@ def _what(
             )
         return f"{rejected}: {_effect(problem)}; {_besides(model, significance)}"
     rejected += ", but no longer with curves of the covariates"
+    bent = curved_treatment(model)
     curved = model.needed(significance=significance)
-    if not curved:
-        return f"{rejected}, of which none stands out: whether they or the treatment enter nonlinearly cannot be told"
+    # What a curve of the treatment would explain as well is no evidence of one of the covariates.
+    if not curved or (bent is not None and not model.needed(bent, significance=significance)):
+        return f"{rejected}, of which none is needed for sure: whether they or the treatment enter nonlinearly cannot be told"
     speaks = "nothing speaks" if is_strong(model.problem, significance) else "instruments this weak say hardly anything"
     return (
         f"{rejected}: {_entering(curved)} ({model.advice(curved)} in the formula), and {speaks} against a linear effect of "

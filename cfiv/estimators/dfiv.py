@@ -23,6 +23,7 @@ from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_interce
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.networks import NetworkSpec
@@ -348,6 +349,7 @@ class DFIV(StructuralEstimator):
         return self._keep(estimate, encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
+        check_units(data, stacklevel=4)
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, NotFittedError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
@@ -177,15 +179,21 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 f"the outcome is the same in all {len(arrays)} rows, so no share of its variance can be explained: score "
                 "rows in which it varies"
             )
-        weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
+        weights = np.ones(len(arrays)) if arrays.weights is None else in_unit(arrays.weights, exponents(arrays.weights))
         with within_memory(f"{type(self).__name__}.score", "score fewer rows"):
             predicted = self._reduced_form(arrays.instruments, arrays.covariates)
-        # A power of two, exactly: squares of huge or tiny numbers would leave the range of float64.
-        power = np.frexp(np.abs(arrays.outcome).max())[1]
-        outcome, predicted = np.ldexp(arrays.outcome, -power), np.ldexp(predicted, -power)
+        unit = exponents(arrays.outcome)  # in which no square vanishes or overflows
+        outcome = in_unit(arrays.outcome, unit)
         centre = np.average(outcome, weights=weights)
-        left, total = (np.average((outcome - other) ** 2, weights=weights) for other in (predicted, centre))
-        return float(1.0 - left / total)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below
+            errors = outcome - in_unit(predicted, unit)
+            score = float(1.0 - np.average(errors**2, weights=weights) / np.average((outcome - centre) ** 2, weights=weights))
+        if not math.isfinite(score):
+            raise DataError(
+                f"the score is {score}: at these rows the predictions are not finite, or out of all proportion to the outcome; "
+                "score rows that resemble those of training"
+            )
+        return score
 
     def summary(self) -> Summary:
         """What was estimated, how, and from what; text in a terminal, a table in a notebook."""

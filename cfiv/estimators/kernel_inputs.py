@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cfiv.data import Array, IVData, to_tensor
 from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import exponents, in_unit
 from cfiv.numerics.kernel_two_stage import Moments, sample_moments
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.landmarks import KernelFeatures
@@ -109,4 +110,6 @@ def _outcome_scale(data: IVData, *, centred: bool) -> Standardiser:
     if centred:
         fitted = Standardiser.fit(data.outcome[:, None], data.weights)
         return Standardiser(fitted.mean[0], fitted.scale[0])
-    return Standardiser(np.zeros(()), np.sqrt(np.average(data.outcome**2, weights=data.weights)))
+    unit = exponents(data.outcome)
+    squares = in_unit(data.outcome, unit) ** 2
+    return Standardiser(np.zeros(()), np.ldexp(np.sqrt(np.average(squares, weights=data.weights)), unit))

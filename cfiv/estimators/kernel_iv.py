@@ -25,6 +25,7 @@ from cfiv.estimators.kernel_bandwidths import (
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
+from cfiv.estimators.units import check_units
 from cfiv.learning.samples import split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, cross_fitted, two_samples
 from cfiv.numerics.landmarks import KernelFeatures
@@ -195,6 +196,7 @@ class KernelIV(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         assert data.names is not None
+        check_units(data, stacklevel=4)
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
         self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)

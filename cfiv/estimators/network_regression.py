@@ -19,6 +19,7 @@ from cfiv.errors import DivergenceError, TrainingWarning
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.last_layer import Proximal
@@ -174,6 +175,7 @@ class NetworkRegression(StructuralEstimator):
         check_batch_size(self.batch_size)
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        check_units(data, stacklevel=4)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:

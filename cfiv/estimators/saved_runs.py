@@ -78,7 +78,7 @@ class SavedRuns:
 
 
 def _described(parameter: str, value: object) -> str:
-    """A hyper-parameter as text. Names in an Index, an array or a Series count as the list of them: no repr may leave some out."""
+    """A hyper-parameter as text. Names in an Index, an array or a Series count as the list of them, which leaves none out."""
     if parameter in ROLES and not (value is None or isinstance(value, (str, list, tuple))):
         value = column_names(parameter, value)
     return without_addresses(value.item() if isinstance(value, np.generic) else value)

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from cfiv.data import Array
+from cfiv.estimators.units import exponents, in_unit
 
 #: Values of images that are looked at together in float64.
 BLOCK_VALUES = 1_000_000
@@ -39,8 +40,10 @@ class Standardiser:
         """
         if values.ndim > 2:
             return cls._of_all_pixels(values)
-        scaler = StandardScaler().fit(values.astype(np.float64), sample_weight=weights)
-        return cls(scaler.mean_, scaler.scale_)
+        unit = exponents(values)  # in which no square vanishes or overflows
+        scaler = StandardScaler().fit(in_unit(values, unit), sample_weight=weights)
+        constant = values.min(axis=0) == values.max(axis=0)
+        return cls(np.ldexp(scaler.mean_, unit), np.where(constant, 1.0, np.ldexp(scaler.scale_, unit)))
 
     @classmethod
     def _of_all_pixels(cls, images: Array) -> Standardiser:
@@ -48,9 +51,9 @@ class Standardiser:
         rows = max(1, BLOCK_VALUES // math.prod(images.shape[1:]))
         blocks = [images[start : start + rows] for start in range(0, len(images), rows)]
         mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / images.size
-        scale = math.sqrt(
-            sum(float(np.square(np.subtract(block, mean, dtype=np.float64)).sum()) for block in blocks) / images.size
-        )
+        unit = int(max(exponents(block.reshape(-1)) for block in blocks))
+        squares = sum(float(np.square(in_unit(np.subtract(block, mean, dtype=np.float64), unit)).sum()) for block in blocks)
+        scale = math.ldexp(math.sqrt(squares / images.size), unit)
         rounding = 10 * np.finfo(np.float64).eps * abs(mean)
         return cls(np.asarray(mean), np.asarray(scale if scale > rounding else 1.0))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.data import Array, IVData, to_tensor
+from cfiv.errors import DataError
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.standardise import Standardiser
 from cfiv.learning.networks import Rescaled
@@ -65,6 +66,7 @@ class StandardisedData:
             else to_tensor(covariate_scale.apply(data.covariates), dtype=dtype, device=device),
             weights=None if weights is None else to_tensor(weights, dtype=torch.float64, device=device),
         )
+        _check_cast(data, sample)
         distinct = len(np.unique(data.instruments, axis=0))
         return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
 
@@ -136,6 +138,25 @@ class ReducedForm:
         x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
         predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
+
+
+def _check_cast(data: IVData, sample: Sample) -> None:
+    """Raise where float32 does not hold columns that are not standardised."""
+    for role in ("outcome", "treatment", "instruments", "covariates"):
+        values, cast = getattr(data, role), getattr(sample, role)
+        if values is None or values.ndim > 2:
+            continue
+        columns = values.reshape(len(values), -1)
+        cast = cast[:, : columns.shape[1]]
+        lost = (cast.amin(dim=0) == cast.amax(dim=0)).cpu().numpy() & (columns.min(axis=0) != columns.max(axis=0))
+        lost |= (~cast.isfinite().all(dim=0)).cpu().numpy()
+        if lost.any():
+            assert data.names is not None
+            name = data.names[role][int(lost.argmax())]
+            raise DataError(
+                f"{role} {name!r} ranges from {columns[:, lost].min():.3g} to {columns[:, lost].max():.3g}, which "
+                f"{cast.dtype} does not hold: use standardise=True, or give it in another unit"
+            )
 
 
 def _stacked(instruments: Array, covariates: Array | None) -> Array:

@@ -293,9 +293,16 @@ class StructuralFunction:
         return float(self._evaluate(same.treatment, same.covariates).mean())
 
     def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
-        with within_memory(f"{self.estimator}'s structural function", "give fewer rows at a time"):
+        whose = f"{self.estimator}'s structural function"
+        with within_memory(whose, "give fewer rows at a time"), np.errstate(over="ignore", invalid="ignore"):  # said below
             values = [component.evaluate(treatment, covariates) for component in self.components]
             mean: Array = np.mean(values, axis=0)
+        finite = np.isfinite(mean)
+        if not finite.all():
+            raise DataError(
+                f"{int((~finite).sum())} of {len(mean)} predictions are not finite (first: row {int((~finite).argmax())}): "
+                "their treatments or covariates are out of all proportion to those of training; predict at others"
+            )
         return mean
 
 

@@ -7,6 +7,8 @@ Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019,
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,6 +38,9 @@ def median_bandwidth(points: Tensor, *, generator: np.random.Generator) -> float
     Costs O(MEDIAN_ROWS^2 d). The fallback for ties is ours.
     """
     rows = points.double()
+    # In a unit, a power of two, in which no square vanishes or overflows.
+    unit = math.frexp(float(rows.abs().max()))[1]
+    rows = torch.ldexp(rows, torch.tensor(-unit))
     if len(rows) > MEDIAN_ROWS:
         drawn = rows[torch.from_numpy(np.sort(generator.choice(len(rows), MEDIAN_ROWS, replace=False)))]
         # Of a very rare category the draw may hold none.
@@ -43,6 +48,6 @@ def median_bandwidth(points: Tensor, *, generator: np.random.Generator) -> float
     distances = torch.pdist(rows)
     middle = float(np.median(distances.numpy())) if len(distances) else 0.0
     if middle > 0:
-        return middle
+        return math.ldexp(middle, unit)
     positive = distances[distances > 0]
-    return float(np.median(positive.numpy())) if len(positive) else 0.0
+    return math.ldexp(float(np.median(positive.numpy())), unit) if len(positive) else 0.0

@@ -1,0 +1,87 @@
+"""Units: columns far from one are computed with in another unit, a power of two of the user's, to the same digits."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from cfiv.data import Array, IVData
+from cfiv.errors import DataError, IllConditionedWarning
+
+ROLES = ("outcome", "treatment", "instruments", "covariates")
+#: Between these the largest magnitude of a column must be, so that neither its sums nor its standard deviation leave float64;
+#: pictures in float32 are not converted as wholes, and are held to what float32 has room for.
+LEAST, MOST = 1e-270, 1e270
+LEAST_SINGLE, MOST_SINGLE = 1e-35, 1e37
+#: Rounding steps at a column's largest magnitude that it must range over: fewer than the first are noise, fewer than the second
+#: leave less than five digits. Asked only where the range is less than ``SHARE`` of the magnitude, which is what costs digits.
+NOISE, FEW_DIGITS = 1e2, 1e5
+SHARE = 1e-3
+
+
+def exponents(columns: Array) -> Array:
+    """For each column (n, c) the whole number ``e`` for which ``columns / 2^e`` has a largest magnitude in [1/2, 1)."""
+    return np.asarray(np.frexp(np.maximum(np.abs(columns.max(axis=0)), np.abs(columns.min(axis=0))))[1])
+
+
+def in_unit(columns: Array, exponent: Array | int) -> Array:
+    """``columns / 2^exponent``, float64, without rounding: what is computed of it has the digits of the user's unit."""
+    return np.asarray(np.ldexp(columns.astype(np.float64, copy=False), -np.asarray(exponent)))
+
+
+def check_units(data: IVData, *, stacklevel: int) -> None:
+    """Refuse columns that float64 has no room around or has kept no differences of; warn where it has kept few digits.
+
+    Raises
+    ------
+    DataError
+        If a column's largest magnitude is not between ``LEAST`` and ``MOST``, or its values differ by rounding only.
+
+    Warns
+    -----
+    IllConditionedWarning
+        If differences within a column have less than five digits, as where an origin is far away.
+    """
+    assert data.names is not None
+    few = []
+    for role in ROLES:
+        values = getattr(data, role)
+        if values is None:
+            continue
+        # Of pictures all pixels together, which share a unit.
+        axis = None if values.ndim > 2 else 0
+        lows, highs = (np.atleast_1d(np.asarray(f(axis=axis), dtype=np.float64)) for f in (values.min, values.max))
+        for name, low, high in zip(data.names[role], lows, highs, strict=True):
+            if _digits_are_few(f"{role} {name!r}", low, high, values):
+                few.append(name)
+    if few:
+        warnings.warn(
+            f"{', '.join(map(repr, few))}: differences between rows have less than five digits beside the values themselves, "
+            "and so does what is computed of them: subtract a constant before the values are rounded, as a first year of dates",
+            IllConditionedWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _digits_are_few(what: str, low: float, high: float, values: Array) -> bool:
+    """Whether a column from ``low`` to ``high`` has few digits; raises where it has none."""
+    single = values.dtype == np.float32 and values.ndim > 2
+    least, most = (LEAST_SINGLE, MOST_SINGLE) if single else (LEAST, MOST)
+    magnitude = max(abs(low), abs(high))
+    if magnitude > most or 0.0 < magnitude < least:
+        raise DataError(
+            f"{what} has values of up to {magnitude:.3g}, and what is computed of them would not fit between {least:g} and "
+            f"{most:g}: give it in another unit"
+        )
+    if low == high or high - low > SHARE * magnitude:
+        return False
+    kind: Any = values.dtype if values.dtype.kind == "f" else np.float64
+    steps = (high - low) / (magnitude * float(np.finfo(kind).eps))
+    if steps < NOISE:
+        raise DataError(
+            f"{what} lies between {float(low)!r} and {float(high)!r}, which is {steps:.0f} steps of rounding: its differences "
+            "are noise, so subtract a constant before the values are rounded, or drop it"
+        )
+    return steps < FEW_DIGITS
