@@ -25,9 +25,12 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
+from cfiv.learning.draws import Draws
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
+from cfiv.learning.surroundings import ordinary_torch
+from cfiv.learning.threads import suitable_threads
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
@@ -332,10 +335,11 @@ class DFIV(StructuralEstimator):
         started = time.perf_counter()
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
-        encoder, arrays = self.encode(data)
-        arrays = arrays.with_positive_weight()
-        arrays.check_fittable()
-        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
+        with ordinary_torch(device=resolve_device(self.device)):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         problem = StandardisedData.prepare(
@@ -424,13 +428,14 @@ class DFIV(StructuralEstimator):
             report=self.report,
             training=options,
         )
-        with nets.seeded(int(network_generator.integers(2**62)), problem.device):
+        draws = Draws(int(network_generator.integers(2**62)), problem.device)
+        with draws.here(other_code=True):
             networks = self._networks(problem)
             if warn:
                 _warn_if_weak(problem.distinct_instruments, networks, problem.sample)
-            with nets.suitable_threads(networks.modules()):
-                saved = None if file is None else file(networks=networks.modules())
-                return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
+        with draws.here(*networks.modules()), suitable_threads(networks.modules()):
+            saved = None if file is None else file(networks=networks.modules())
+            return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
 
     def _networks(self, problem: StandardisedData) -> Networks:
         sample = problem.sample

@@ -17,6 +17,8 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, NotFittedError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.learning.devices import resolve_device
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
 from cfiv.tables.roles import Roles
@@ -96,10 +98,11 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """
         started = time.perf_counter()
         self._check_parameters()
-        encoder, arrays = self.encode(data)
-        arrays = arrays.with_positive_weight()
-        arrays.check_fittable()
-        return self._keep(self._estimate(arrays, intercept=has_intercept(encoder)), encoder, arrays, started)
+        with ordinary_torch(device=resolve_device(getattr(self, "device", "cpu"))):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            return self._keep(self._estimate(arrays, intercept=has_intercept(encoder)), encoder, arrays, started)
 
     def _keep(self, estimate: Estimate, encoder: TableEncoder | ArrayEncoder, arrays: IVData, started: float) -> Self:
         """Keep what later questions need."""
@@ -165,7 +168,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             )
         weights = np.ones(len(arrays)) if arrays.weights is None else arrays.weights
         centre = np.average(arrays.outcome, weights=weights)
-        errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
+        with ordinary_torch():
+            errors = arrays.outcome - self._reduced_form(arrays.instruments, arrays.covariates)
         return float(1.0 - np.average(errors**2, weights=weights) / np.average((arrays.outcome - centre) ** 2, weights=weights))
 
     def summary(self) -> Summary:

@@ -30,6 +30,7 @@ from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
 from cfiv.files import replacing
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import seeded
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.tables.encoding import PartState, TableEncoder
 from cfiv.tables.roles import Roles
@@ -84,7 +85,7 @@ def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> 
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         encoder = _encoder_from_data(header["encoder"], tensors)
         shapes = _input_shapes(encoder)
-        with seeded(0, torch.device("cpu")):  # layers draw weights before they get the file's
+        with ordinary_torch(), seeded(0, torch.device("cpu")):  # layers draw weights before they get the file's
             components = tuple(
                 _component_from_data(data, f"component{i}", tensors, networks, shapes)
                 for i, data in enumerate(header["components"])

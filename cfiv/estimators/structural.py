@@ -13,6 +13,7 @@ import pandas as pd
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
@@ -287,7 +288,8 @@ class StructuralFunction:
         return float(self._evaluate(same.treatment, same.covariates).mean())
 
     def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
-        values = [component.evaluate(treatment, covariates) for component in self.components]
+        with ordinary_torch():
+            values = [component.evaluate(treatment, covariates) for component in self.components]
         mean: Array = np.mean(values, axis=0)
         return mean
 

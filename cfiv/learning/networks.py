@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
+from cfiv.learning.draws import Draws
 
 #: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
 NetworkSpec = None | nn.Module | Callable[[Any], nn.Module]
@@ -306,37 +307,8 @@ def evaluate(network: nn.Module, inputs: Tensor) -> Tensor:
     return features
 
 
-#: Parameters of the largest network up to which training runs on one thread.
-SMALL_NETWORK = 200_000
-
-
-@contextmanager
-def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """One thread inside for small networks, as many as torch was set to for larger ones; unchanged outside.
-
-    Where a step is made of many small operations further threads only wait for each other: on a machine that is busy
-    otherwise, a fit of the demand design took ten times as long on two threads as on one. On one thread the numbers of such a
-    fit do not depend on the machine's cores either.
-    """
-    threads = torch.get_num_threads()
-    largest = max(sum(p.numel() for p in network.parameters()) for network in networks)
-    if largest > SMALL_NETWORK or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws of layers (initial weights, dropout) come from ``seed`` inside, and the global generators are untouched outside."""
-    # Not torch.manual_seed, which seeds the generators of all devices.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    """Draws of layers (initial weights, dropout) come from ``seed`` inside; see :class:`cfiv.learning.draws.Draws`."""
+    with Draws(seed, device).here(other_code=True):
         yield

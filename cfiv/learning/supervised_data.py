@@ -169,9 +169,9 @@ def source(data: Any, *, size: int | str | None, seed: int) -> Source:
 
 
 def as_tensor(values: Any) -> Tensor:
-    """A tensor of an array; copied where torch could not share its memory."""
+    """A tensor of an array; copied where torch could not share its memory, or the tensor was made in inference mode."""
     if isinstance(values, Tensor):
-        return values
+        return values.clone() if values.is_inference() else values  # which no gradient could be taken through
     array = np.asarray(values)
     # Torch has no read-only tensors, and none with negative strides.
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())

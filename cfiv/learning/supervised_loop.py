@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
+from cfiv.learning.draws import reseed
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
@@ -148,10 +149,7 @@ def endless(batches: Source, run: Run, plan: Plan) -> Iterator[tuple[Position, E
         generator.set_state(run.position.generator)
     while True:
         seed = int(np.random.SeedSequence([plan.seed, epoch]).generate_state(1)[0])
-        torch.default_generator.manual_seed(seed)
-        if plan.device.type == "cuda":
-            with torch.cuda.device(plan.device):
-                torch.cuda.manual_seed(seed)
+        reseed(seed, plan.device)
         at_start = None if generator is None else generator.get_state()
         passing, taken = iter(batches.epoch(epoch)), 0
         for taken, batch in enumerate(passing, start=1):

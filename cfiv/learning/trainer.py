@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.files import check_place
 from cfiv.learning.devices import resolve_device
+from cfiv.learning.draws import Draws
 from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
-from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
-from cfiv.learning.networks import seeded
+from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import Source, as_tensor, source
 from cfiv.learning.supervised_loop import Plan, train
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule, Training
 
@@ -211,33 +213,35 @@ class LastLayerTrainer:
         TrainingWarning
             Where a loss was not finite or training was interrupted: it stops there, with the last good state.
         """
-        batches = source(data, size=self.batch_size, seed=self.random_state)
-        total = _steps(batches, epochs=epochs, steps=steps)
-        _check_count("every", 1000 if every is None else every)
         device = resolve_device(self.device)
-        self.module.to(device)
-        with seeded(self.random_state, device):
-            probe = placed(batches.first().rows(slice(2)), self.module).inputs
-            head = last_linear_map(self.module, probe, name=self.last_module)
-        self.last_linear_map_ = head  # for whoever watches the steps
-        self._history: list[tuple[int, float]] = []
-        state = TrainerState(head, self._optimiser(head), Memory(head.weights))
-        file = None
-        if checkpoint is not None:
-            check_place(Path(checkpoint))
-            file = RunFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
-        plan = Plan(
-            steps=total,
-            seed=self.random_state,
-            device=device,
-            place=lambda batch: placed(batch, self.module),
-            recipe=self._recipe,
-            rate_factor=self._rate_factor,
-            on_step=on_step,
-            checkpoint=file,
-        )
-        with seeded(self.random_state, device), in_mode(self.module, training=True):
-            self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
+        with self._surroundings(device):
+            batches = source(data, size=self.batch_size, seed=self.random_state)
+            total = _steps(batches, epochs=epochs, steps=steps)
+            _check_count("every", 1000 if every is None else every)
+            trainable(self.module).to(device)
+            with Draws(self.random_state, device).here(self.module, other_code=True):
+                probe = placed(batches.first().rows(slice(2)), self.module).inputs
+                head = last_linear_map(self.module, probe, name=self.last_module)
+            self.last_linear_map_ = head  # for whoever watches the steps
+            self._history: list[tuple[int, float]] = []
+            state = TrainerState(head, self._optimiser(head), Memory(head.weights))
+            file = None
+            if checkpoint is not None:
+                check_place(Path(checkpoint))
+                file = RunFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
+            plan = Plan(
+                steps=total,
+                seed=self.random_state,
+                device=device,
+                place=lambda batch: placed(batch, self.module),
+                recipe=self._recipe,
+                rate_factor=self._rate_factor,
+                on_step=on_step,
+                checkpoint=file,
+            )
+            draws = Draws(self.random_state, device).here(self.module, other_code=True)
+            with draws, in_mode(self.module, training=True):
+                self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
     @property
@@ -268,14 +272,18 @@ class LastLayerTrainer:
         Tensor or array
             Whichever was given; a tensor on the device of ``inputs``.
         """
-        head, given = self._fitted(), as_tensor(inputs)
-        said = predictions(head, self.task, given).to(given.device)
+        head = self._fitted()
+        with self._surroundings(head.layer.weight.device):
+            given = as_tensor(inputs)
+            said = predictions(head, self.task, given).to(given.device)
         return said if isinstance(inputs, Tensor) else said.numpy()
 
     def evaluate(self, data: Any) -> Evaluation:
         """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode."""
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):  # loaders draw, be it only a seed
+        device = head.layer.weight.device
+        draws = Draws(self.random_state, device).here(self.module, other_code=True)  # loaders draw, be it only a seed
+        with self._surroundings(device), draws:
             return evaluation(head, self.task, source(data, size=None, seed=0).epoch(0))
 
     def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
@@ -289,9 +297,15 @@ class LastLayerTrainer:
             Ridge on the mean squared error.
         """
         head = self._fitted()
-        with seeded(self.random_state, head.layer.weight.device):
+        device = head.layer.weight.device
+        with self._surroundings(device), Draws(self.random_state, device).here(self.module, other_code=True):
             head.write(refitted(head, self.task, source(data, size=None, seed=0).epoch(0), beta=beta))
         return self
+
+    def _surroundings(self, device: torch.device) -> AbstractContextManager[None]:
+        """Whatever the caller has set in torch; a module in float64 may make tensors of the default dtype that fit it."""
+        floats = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return ordinary_torch(device=device, floats=floats)
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):
