@@ -26,6 +26,7 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.draws import Draws
+from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, hold_out, split_rows
@@ -452,7 +453,7 @@ class DFIV(StructuralEstimator):
             )
         networks = Networks(problem.on_stored(treatment), instrument, covariate)
         for module in networks.modules():
-            module.to(device=problem.device, dtype=sample.outcome.dtype)
+            cast(module, sample.outcome.dtype, device=problem.device)
         return networks
 
     def _split(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

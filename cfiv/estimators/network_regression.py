@@ -31,6 +31,7 @@ from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.draws import Draws
 from cfiv.learning.last_layer import Proximal
+from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.regression import (
     Features,
@@ -265,7 +266,7 @@ class NetworkRegression(StructuralEstimator):
         with draws.here(other_code=True):
             features = make(problem)
         for network in features.networks:
-            network.to(device=problem.device, dtype=sample.outcome.dtype)
+            cast(network, sample.outcome.dtype, device=problem.device)
         rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
         decays = per_network("weight_decay", self.weight_decay)
         places = (1,) if isinstance(features, InstrumentFeatures) else (0, 2)

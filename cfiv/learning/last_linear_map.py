@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from cfiv.errors import ParameterError
+from cfiv.learning.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -216,7 +217,15 @@ def _probe(module: nn.Module, probe: Tensor) -> Any:
 
 
 def trainable(module: nn.Module) -> nn.Module:
-    """The module; where it was made in inference mode, its tensors are replaced by ones that can learn."""
+    """The module; where it was made in inference mode, its tensors are replaced by ones that can learn.
+
+    Raises
+    ------
+    ParameterError
+        If it is on the meta device.
+    """
+    if any(tensor.is_meta for tensor in tensors_of(module).values()):
+        raise ParameterError("the module is on the meta device, where tensors have no values: make it on the cpu")
     new: dict[int, Tensor] = {}
     for part in module.modules():
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
 from cfiv.learning.draws import Draws
+from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
+from cfiv.learning.run_file import plain
 
 #: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
 NetworkSpec = None | nn.Module | Callable[[Any], nn.Module]
@@ -199,14 +202,14 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
     if spec is None:
         network = default(shape)
     elif isinstance(spec, nn.Module):
-        network = copy.deepcopy(spec)
+        network = copied(spec, role)
         for module in network.modules():
             if can_be_drawn_anew(module):
                 module.reset_parameters()  # type: ignore[operator]
     elif callable(spec):
         given = shape[0] if len(shape) == 1 else tuple(shape)
         try:
-            made = spec(given)
+            made: object = spec(given)
         except TypeError as error:
             what = "width" if len(shape) == 1 else "shape"
             raise ParameterError(
@@ -214,13 +217,63 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
                 "function of that one argument, or a module"
             ) from error
         # A copy, in case the factory hands out one and the same module.
-        network = copy.deepcopy(made)
+        if not isinstance(made, nn.Module):
+            raise ParameterError(f"the {role}_network factory must return a torch module, got {type(made).__name__}")
+        with suppress(RuntimeError, ValueError, TypeError):  # what is wrong with it is said below
+            made_ready(made, shape)  # torch cannot copy all lazy layers
+        network = copied(made, role)
     else:
         raise ParameterError(f"{role}_network must be None, a factory or a torch module, got {type(spec).__name__}")
-    if not isinstance(network, nn.Module):
-        raise ParameterError(f"the {role}_network factory must return a torch module, got {type(network).__name__}")
     check_network(network, shape=shape, role=role)
+    check_kept(network, f"{role}_network")
     return network
+
+
+def copied(network: nn.Module, role: str) -> nn.Module:
+    """A copy that shares nothing with a network of a user's.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot be copied, or has no values.
+    """
+    if any(tensor.is_meta for tensor in tensors_of(network).values()):
+        raise ParameterError(
+            f"the {role}_network is on the meta device, where tensors have no values: make it on the cpu, or give a factory"
+        )
+    try:
+        return copy.deepcopy(network)
+    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ParameterError(
+            f"the {role}_network cannot be copied ({str(error).splitlines()[0]}): two fits may not share one; keep what has no "
+            "copy (locks, open files, results of computations) out of the module"
+        ) from error
+
+
+def made_ready(network: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """The network, with layers that are lazy given the widths that inputs of this shape give them."""
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        evaluate(network, torch.zeros(2, *shape, dtype=real_dtype(network)))
+    return network
+
+
+def check_kept(network: nn.Module, what: str) -> None:
+    """Refuse networks that keep what no file of cfiv's could hold, before anything is trained.
+
+    Raises
+    ------
+    ParameterError
+        Which names the part.
+    """
+    for name, kept in extra_of(network).items():
+        try:
+            plain(kept, {})
+        except ParameterError as error:
+            raise ParameterError(
+                f"the {what} keeps an extra state in {name or type(network).__name__!r} that cannot be saved "
+                f"({str(error).split(':')[0]}): let its get_extra_state give tensors, numbers, text, None, and lists and dicts "
+                "of them"
+            ) from None
 
 
 def can_be_drawn_anew(layer: nn.Module) -> bool:
@@ -245,7 +298,7 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
     ParameterError
         Which names the layer that failed, with the shape it got and the one it takes.
     """
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    dtype = real_dtype(network) or torch.float32
     # A convolution takes (rows, height, width) for one picture of so many channels: with the right number of rows it may work.
     for rows in (5, 2) if len(shape) == 2 else (2,):
         probe = torch.zeros(rows, *shape, dtype=dtype)
@@ -260,6 +313,9 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
                 f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
                 f"{tuple(features.shape)} for {rows} rows: {remedy}"
             )
+        if not features.is_floating_point():
+            remedy = "take .real, .imag or .abs()" if features.is_complex() else "convert it with .float()"
+            raise ParameterError(f"the {role}_network must give real features, got {features.dtype}: {remedy} in its forward")
 
 
 def _failing_layer(network: nn.Module, probe: Tensor) -> str:

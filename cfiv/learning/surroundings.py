@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from cfiv.learning.threads import settle_threads
+
 #: Kinds of devices whose autocast a caller may have turned on.
 AUTOCAST = ("cpu", "cuda")
 S = TypeVar("S")
@@ -66,6 +68,7 @@ def ordinary_torch(*, device: torch.device | None = None, floats: torch.dtype = 
     The default dtype and the precision belong to the whole process: where the caller has changed one, all threads see the
     ordinary one until the last block is left.
     """
+    settle_threads()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
         for kind in AUTOCAST:

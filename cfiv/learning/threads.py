@@ -25,7 +25,7 @@ def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
     otherwise, a fit of the demand design took ten times as long on two threads as on one. On one thread the numbers of such a
     fit do not depend on the machine's cores either. Those of larger networks may, in the last digits.
     """
-    threads = torch.get_num_threads()
+    threads = settle_threads()
     largest = max(sum(p.numel() for p in network.parameters()) for network in networks)
     if largest > SMALL_NETWORK or threads == 1:
         yield
@@ -37,12 +37,18 @@ def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
         _set_threads_here(threads)
 
 
+def settle_threads() -> int:
+    """On how many threads this one computes: from now on so many, whatever other threads say."""
+    with _ONE_AT_A_TIME:
+        return torch.get_num_threads()
+
+
 def _set_threads_here(count: int) -> None:
     """Of the program's present thread alone.
 
     Torch holds the count of each thread, and beside it the one that a thread begins with; to set the first sets the second,
     and a thread that began during a fit would compute on one for the rest of its life. So the second is put back, which only
-    another thread can do without touching the first.
+    another thread can do without touching the first. A thread begins where torch is first asked to compute in it, or here.
     """
     with _ONE_AT_A_TIME:
         beginning = _elsewhere(torch.get_num_threads)

@@ -22,6 +22,7 @@ from cfiv.learning.draws import Draws
 from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
+from cfiv.learning.networks import check_kept
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import Source, as_tensor, source
@@ -228,6 +229,7 @@ class LastLayerTrainer:
             file = None
             if checkpoint is not None:
                 check_place(Path(checkpoint))
+                check_kept(self.module, "module")
                 file = RunFile(Path(checkpoint), every or 1000, self._configuration(batches, state, total))
             plan = Plan(
                 steps=total,
