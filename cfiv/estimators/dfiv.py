@@ -26,9 +26,13 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
+from cfiv.learning.draws import Draws
+from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
+from cfiv.learning.surroundings import ordinary_torch
+from cfiv.learning.threads import suitable_threads
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
@@ -341,7 +345,7 @@ class DFIV(StructuralEstimator):
         refuse_target(y)
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
-        with within_memory("DFIV.fit", self._SMALLER):
+        with within_memory("DFIV.fit", self._SMALLER), ordinary_torch(device=resolve_device(self.device)):
             encoder, arrays = self.encode(data)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
@@ -437,13 +441,14 @@ class DFIV(StructuralEstimator):
             report=self.report,
             training=options,
         )
-        with nets.seeded(int(network_generator.integers(2**62)), problem.device):
+        draws = Draws(int(network_generator.integers(2**62)), problem.device)
+        with draws.here(other_code=True):
             networks = self._networks(problem)
             if warn:
                 _warn_if_weak(problem, networks)
-            with nets.suitable_threads(networks.modules()):
-                saved = None if file is None else file(networks=networks.modules())
-                return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
+        with draws.here(*networks.modules()), suitable_threads(networks.modules()):
+            saved = None if file is None else file(networks=networks.modules())
+            return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
 
     def _networks(self, problem: StandardisedData) -> Networks:
         sample = problem.sample
@@ -460,7 +465,7 @@ class DFIV(StructuralEstimator):
             )
         networks = Networks(problem.on_stored(treatment), instrument, covariate)
         for module in networks.modules():
-            module.to(device=problem.device, dtype=sample.outcome.dtype)
+            cast(module, sample.outcome.dtype, device=problem.device)
         return networks
 
     def _split(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

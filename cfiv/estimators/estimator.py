@@ -20,6 +20,8 @@ from cfiv.errors import DataError, FormulaError, NotFittedError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.estimators.units import exponents, in_unit
+from cfiv.learning.devices import resolve_device
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.memory import within_memory
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
@@ -106,7 +108,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         started = time.perf_counter()
         refuse_target(y)
         self._check_parameters()
-        with within_memory(f"{type(self).__name__}.fit", self._SMALLER):
+        device = resolve_device(getattr(self, "device", "cpu"))
+        with within_memory(f"{type(self).__name__}.fit", self._SMALLER), ordinary_torch(device=device):
             encoder, arrays = self.encode(data)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
@@ -180,7 +183,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
                 "rows in which it varies"
             )
         weights = np.ones(len(arrays)) if arrays.weights is None else in_unit(arrays.weights, exponents(arrays.weights))
-        with within_memory(f"{type(self).__name__}.score", "score fewer rows"):
+        with within_memory(f"{type(self).__name__}.score", "score fewer rows"), ordinary_torch():
             predicted = self._reduced_form(arrays.instruments, arrays.covariates)
         unit = exponents(arrays.outcome)  # in which no square vanishes or overflows
         outcome = in_unit(arrays.outcome, unit)

@@ -1,13 +1,12 @@
 """Model files: safetensors with a JSON header. They hold numbers and names, nothing that can run.
 
 Layout of the header, under the metadata key ``cfiv``: format version, library version, estimator, outcome, facts, the
-encoder, and one entry a component. Tensors are named ``<component>/<what>/<parameter>``; complex numbers would have to be
-viewed as real.
+encoder, and one entry a component. Tensors are named ``<component>/<what>/<parameter>``; complex ones, whose names the header
+has, are viewed as real.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -30,7 +29,10 @@ from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction
 from cfiv.files import replacing
 from cfiv.learning.architecture import describe, rebuild
-from cfiv.learning.networks import seeded
+from cfiv.learning.module_state import ModuleState, cast, extra_of, misfit, put, tensors_of
+from cfiv.learning.networks import copied, made_ready, seeded
+from cfiv.learning.run_file import nested, plain
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.tables.encoding import PartState, TableEncoder
 from cfiv.tables.roles import Roles
@@ -85,7 +87,7 @@ def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> 
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         encoder = _encoder_from_data(header["encoder"], tensors)
         shapes = _input_shapes(encoder)
-        with seeded(0, torch.device("cpu")):  # layers draw weights before they get the file's
+        with ordinary_torch(), seeded(0, torch.device("cpu")):  # layers draw weights before they get the file's
             components = tuple(
                 _component_from_data(data, f"component{i}", tensors, networks, shapes)
                 for i, data in enumerate(header["components"])
@@ -128,8 +130,7 @@ def _component_to_data(component: Component, place: str, tensors: dict[str, Tens
         networks: dict[str, Any] = {}
         for role, network in (("treatment", component.treatment_network), ("covariate", component.covariate_network)):
             if network is not None:
-                tensors.update({f"{place}/{role}/{key}": value for key, value in network.state_dict().items()})
-                networks[role] = describe(network) or {"custom": f"{type(network).__module__}.{type(network).__qualname__}"}
+                networks[role] = _network_to_data(network, f"{place}/{role}/", tensors)
         for name in ("outcome_scale", "treatment_scale", "covariate_scale"):
             standardiser: Standardiser = getattr(component, name)
             tensors[f"{place}/{name}/mean"] = torch.from_numpy(np.array(standardiser.mean))
@@ -163,24 +164,21 @@ def _component_from_data(
         description = data["networks"].get(role)
         if description is None:
             return None
-        weights = {
-            key.removeprefix(f"{place}/{role}/"): value for key, value in tensors.items() if key.startswith(f"{place}/{role}/")
-        }
         if "custom" in description:
             module = _custom(role, description["custom"], given, shapes[role])
         else:
             module = rebuild(description)
         # Before the weights come in: a float32 module would round those of a float64 one.
-        module = module.to(torch.float64 if data["double"] else torch.float32)
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
+        module = cast(module, torch.float64 if data["double"] else torch.float32)
+        state = _state_from_data(description, f"{place}/{role}/", tensors)
+        wrong = misfit(module, state)
+        if wrong is not None:
             if "custom" not in description:
-                raise
+                raise ValueError(wrong)
             raise ModelFileError(
-                f"the {role} network given does not fit the file's weights: {str(error).splitlines()[-1].strip()}; give the "
-                "architecture that was trained"
-            ) from error
+                f"the {role} network given does not fit the file's weights: {wrong}; give the architecture that was trained"
+            )
+        put(module, state)
         return module.eval().requires_grad_(False)
 
     def scale(name: str) -> Standardiser:
@@ -200,6 +198,33 @@ def _component_from_data(
     )
 
 
+def _network_to_data(network: nn.Module, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """How to build it again, and besides its tensors what else it keeps; complex tensors as pairs of real numbers."""
+    weights = tensors_of(network, every_name=True)
+    tensors.update({place + name: torch.view_as_real(w) if w.is_complex() else w for name, w in weights.items()})
+    description = describe(network)
+    if description is not None:
+        return description
+    extra, parts = extra_of(network), dict[str, Tensor]()
+    data: dict[str, Any] = {"custom": f"{type(network).__module__}.{type(network).__qualname__}"}
+    if any(w.is_complex() for w in weights.values()):
+        data["complex"] = [name for name, w in weights.items() if w.is_complex()]
+    if extra:
+        data["extra"] = plain(extra, parts)
+        tensors.update({f"{place}extra/{name}": part for name, part in parts.items()})
+    return data
+
+
+def _state_from_data(data: Mapping[str, Any], place: str, tensors: Mapping[str, Tensor]) -> ModuleState:
+    """The state of a network that :func:`_network_to_data` wrote."""
+    found = {name.removeprefix(place): tensor for name, tensor in tensors.items() if name.startswith(place)}
+    weights = {name: tensor for name, tensor in found.items() if not name.startswith("extra/")}
+    for name in data.get("complex", ()):
+        weights[name] = torch.view_as_complex(weights[name])
+    parts = {name.removeprefix("extra/"): tensor for name, tensor in found.items() if name.startswith("extra/")}
+    return {"tensors": weights, "extra": nested(data["extra"], parts) if "extra" in data else {}}
+
+
 def _input_shapes(encoder: TableEncoder | ArrayEncoder) -> dict[str, tuple[int, ...]]:
     """The shape of one input of each network, as factories were given it in training."""
     if isinstance(encoder, ArrayEncoder):
@@ -216,21 +241,21 @@ def _custom(role: str, name: str, given: Mapping[str, Any], shape: tuple[int, ..
             f"networks={{{role!r}: factory}})"
         )
     specification = given[role]
-    if isinstance(specification, nn.Module):
-        return copy.deepcopy(specification)
     try:
+        if isinstance(specification, nn.Module):
+            return made_ready(copied(specification, role), shape)
         network = specification(shape[0] if len(shape) == 1 else shape) if callable(specification) else specification
+        if isinstance(network, nn.Module):
+            return made_ready(network, shape)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"networks[{role!r}] makes no network for inputs of shape {shape} ({type(error).__name__}: {error}): give the "
             f"{name} that was trained"
         ) from error
-    if not isinstance(network, nn.Module):
-        raise ModelFileError(
-            f"networks[{role!r}] must be a module or a factory of one, got {type(network).__name__}: give the {name} that "
-            "was trained"
-        )
-    return network
+    raise ModelFileError(
+        f"networks[{role!r}] must be a module or a factory of one, got {type(network).__name__}: give the {name} that "
+        "was trained"
+    )
 
 
 def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.devices import resolve_device
+from cfiv.learning.draws import Draws
 from cfiv.learning.last_layer import Proximal
+from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.regression import (
     Features,
@@ -33,6 +35,7 @@ from cfiv.learning.regression import (
     fit_regression,
 )
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
+from cfiv.learning.threads import suitable_threads
 from cfiv.learning.training import Training
 from cfiv.learning.two_stage import PerNetwork
 from cfiv.numerics.two_stage import Structure
@@ -257,25 +260,26 @@ class NetworkRegression(StructuralEstimator):
         if min(round(self.holdout * len(sample)), len(sample) - round(self.holdout * len(sample))) >= 2:
             held, kept = split_rows(len(sample), share=float(self.holdout), generator=split_generator)
             heldout, train = sample.rows(held), sample.rows(kept)
-        with nets.seeded(int(network_generator.integers(2**62)), problem.device):
+        draws = Draws(int(network_generator.integers(2**62)), problem.device)
+        with draws.here(other_code=True):
             features = make(problem)
-            for network in features.networks:
-                network.to(device=problem.device, dtype=sample.outcome.dtype)
-            rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
-            decays = per_network("weight_decay", self.weight_decay)
-            places = (1,) if isinstance(features, InstrumentFeatures) else (0, 2)
-            task = RegressionProblem(
-                train=train,
-                heldout=heldout,
-                layer=Proximal(float(self.proximal), beta=float(self.ridge)),
-                steps=int(self.steps) if steps is None else steps,
-                batch_size=batch_rows(self.batch_size, smallest_sample=len(train)),
-                learning_rates=tuple(rates[place] for place in places[: len(features.networks)]),
-                weight_decays=tuple(decays[place] for place in places[: len(features.networks)]),
-                training=Training(),
-            )
-            with nets.suitable_threads(features.networks):
-                fitted = fit_regression(task, features, generator=batch_generator, on_step=on_step)
+        for network in features.networks:
+            cast(network, sample.outcome.dtype, device=problem.device)
+        rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
+        decays = per_network("weight_decay", self.weight_decay)
+        places = (1,) if isinstance(features, InstrumentFeatures) else (0, 2)
+        task = RegressionProblem(
+            train=train,
+            heldout=heldout,
+            layer=Proximal(float(self.proximal), beta=float(self.ridge)),
+            steps=int(self.steps) if steps is None else steps,
+            batch_size=batch_rows(self.batch_size, smallest_sample=len(train)),
+            learning_rates=tuple(rates[place] for place in places[: len(features.networks)]),
+            weight_decays=tuple(decays[place] for place in places[: len(features.networks)]),
+            training=Training(),
+        )
+        with draws.here(*features.networks), suitable_threads(features.networks):
+            fitted = fit_regression(task, features, generator=batch_generator, on_step=on_step)
         for network in fitted.features.networks:
             network.cpu().requires_grad_(False)
         return replace(fitted, weights=fitted.weights.cpu())

@@ -15,6 +15,7 @@ from cfiv.data import IVData, column_labels, read_table
 from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.estimators.components import Component
 from cfiv.estimators.treatment_values import grid_table, one_array, values_by_column
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.memory import within_memory
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
@@ -294,7 +295,11 @@ class StructuralFunction:
 
     def _evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         whose = f"{self.estimator}'s structural function"
-        with within_memory(whose, "give fewer rows at a time"), np.errstate(over="ignore", invalid="ignore"):  # said below
+        with (
+            within_memory(whose, "give fewer rows at a time"),
+            ordinary_torch(),
+            np.errstate(over="ignore", invalid="ignore"),  # said below
+        ):
             values = [component.evaluate(treatment, covariates) for component in self.components]
             mean: Array = np.mean(values, axis=0)
         finite = np.isfinite(mean)

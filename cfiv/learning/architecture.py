@@ -37,6 +37,8 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
 
 def describe(network: nn.Module) -> dict[str, Any] | None:
     """The network as JSON-able data, or None where it is made of anything but plain layers and ``nn.Sequential``."""
+    if network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network):  # code, which may change its output
+        return None
     if type(network) is nn.Sequential:
         children = [describe(child) for child in network]
         return None if any(child is None for child in children) else {"layer": "Sequential", "children": children}

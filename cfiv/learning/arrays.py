@@ -43,7 +43,8 @@ def as_tensor(role: str, values: Any, *, finite: bool = True) -> Tensor:
         If they are no numbers, or not finite.
     """
     if isinstance(values, Tensor):
-        tensor = _dense(role, values)
+        # No gradient could be taken through one that was made in inference mode.
+        tensor = _dense(role, values.clone() if values.is_inference() else values)
     elif role == "inputs" and type(values) is np.ndarray and values.dtype in (np.complex64, np.complex128):
         tensor = torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("=")))
     else:

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from cfiv.learning.module_state import ModuleState
+
 L = TypeVar("L")
 
 
@@ -18,7 +20,7 @@ class Checkpoint(Generic[L]):
     ----------
     step : int
         After how many steps.
-    parameters : list of state dicts
+    parameters : list of ModuleState
         Of the networks, in their order.
     last_layers : L
         The solved weights as they would be reported, with their ridges.
@@ -27,7 +29,7 @@ class Checkpoint(Generic[L]):
     """
 
     step: int
-    parameters: list[dict[str, Tensor]]
+    parameters: list[ModuleState]
     last_layers: L
     losses: Tensor
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from cfiv.errors import CfivError, DataError, ParameterError
+from cfiv.learning.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -271,6 +273,28 @@ def _probe(module: nn.Module, probe: Tensor) -> Any:
     """The module's output in evaluation mode, without gradients; its mode is left as it was."""
     with torch.no_grad(), in_mode(module, training=False):
         return run(module, probe)
+
+
+def trainable(module: nn.Module) -> nn.Module:
+    """The module; where it was made in inference mode, its tensors are replaced by ones that can learn.
+
+    Raises
+    ------
+    ParameterError
+        If it is on the meta device.
+    """
+    if any(tensor.is_meta for tensor in tensors_of(module).values()):
+        raise ParameterError("the module is on the meta device, where tensors have no values: make it on the cpu")
+    new: dict[int, Tensor] = {}
+    for part in module.modules():
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            if not is_lazy(tensor) and tensor.is_inference():
+                learning = new.get(id(tensor), tensor.clone())
+                if isinstance(tensor, nn.Parameter) and id(tensor) not in new:
+                    learning = nn.Parameter(learning, tensor.requires_grad)
+                new[id(tensor)] = learning
+                setattr(part, name, learning)
+    return module
 
 
 @contextmanager

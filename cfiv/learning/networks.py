@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
+from cfiv.learning.draws import Draws
+from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
+from cfiv.learning.run_file import plain
 
 #: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
 NetworkSpec = None | nn.Module | Callable[[Any], nn.Module]
@@ -198,14 +202,14 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
     if spec is None:
         network = default(shape)
     elif isinstance(spec, nn.Module):
-        network = copy.deepcopy(spec)
+        network = copied(spec, role)
         for module in network.modules():
             if can_be_drawn_anew(module):
                 module.reset_parameters()  # type: ignore[operator]
     elif callable(spec):
         given = shape[0] if len(shape) == 1 else tuple(shape)
         try:
-            made = spec(given)
+            made: object = spec(given)
         except TypeError as error:
             what = "width" if len(shape) == 1 else "shape"
             raise ParameterError(
@@ -213,13 +217,63 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
                 "function of that one argument, or a module"
             ) from error
         # A copy, in case the factory hands out one and the same module.
-        network = copy.deepcopy(made)
+        if not isinstance(made, nn.Module):
+            raise ParameterError(f"the {role}_network factory must return a torch module, got {type(made).__name__}")
+        with suppress(RuntimeError, ValueError, TypeError):  # what is wrong with it is said below
+            made_ready(made, shape)  # torch cannot copy all lazy layers
+        network = copied(made, role)
     else:
         raise ParameterError(f"{role}_network must be None, a factory or a torch module, got {type(spec).__name__}")
-    if not isinstance(network, nn.Module):
-        raise ParameterError(f"the {role}_network factory must return a torch module, got {type(network).__name__}")
     check_network(network, shape=shape, role=role)
+    check_kept(network, f"{role}_network")
     return network
+
+
+def copied(network: nn.Module, role: str) -> nn.Module:
+    """A copy that shares nothing with a network of a user's.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot be copied, or has no values.
+    """
+    if any(tensor.is_meta for tensor in tensors_of(network).values()):
+        raise ParameterError(
+            f"the {role}_network is on the meta device, where tensors have no values: make it on the cpu, or give a factory"
+        )
+    try:
+        return copy.deepcopy(network)
+    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ParameterError(
+            f"the {role}_network cannot be copied ({str(error).splitlines()[0]}): two fits may not share one; keep what has no "
+            "copy (locks, open files, results of computations) out of the module"
+        ) from error
+
+
+def made_ready(network: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """The network, with layers that are lazy given the widths that inputs of this shape give them."""
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        evaluate(network, torch.zeros(2, *shape, dtype=real_dtype(network)))
+    return network
+
+
+def check_kept(network: nn.Module, what: str) -> None:
+    """Refuse networks that keep what no file of cfiv's could hold, before anything is trained.
+
+    Raises
+    ------
+    ParameterError
+        Which names the part.
+    """
+    for name, kept in extra_of(network).items():
+        try:
+            plain(kept, {})
+        except ParameterError as error:
+            raise ParameterError(
+                f"the {what} keeps an extra state in {name or type(network).__name__!r} that cannot be saved "
+                f"({str(error).split(':')[0]}): let its get_extra_state give tensors, numbers, text, None, and lists and dicts "
+                "of them"
+            ) from None
 
 
 def can_be_drawn_anew(layer: nn.Module) -> bool:
@@ -244,7 +298,7 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
     ParameterError
         Which names the layer that failed, with the shape it got and the one it takes.
     """
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    dtype = real_dtype(network) or torch.float32
     # A convolution takes (rows, height, width) for one picture of so many channels: with the right number of rows it may work.
     # So may a network that swaps rows and features.
     for rows in (5, 2) if len(shape) == 2 else (2, 5):
@@ -262,6 +316,9 @@ def check_network(network: nn.Module, *, shape: Sequence[int], role: str) -> Non
                 f"the {role}_network must map (rows, {', '.join(map(str, shape))}) to (rows, features), got output shape "
                 f"{tuple(features.shape)} for {rows} rows: {remedy}"
             )
+        if not features.is_floating_point():
+            remedy = "take .real, .imag or .abs()" if features.is_complex() else "convert it with .float()"
+            raise ParameterError(f"the {role}_network must give real features, got {features.dtype}: {remedy} in its forward")
 
 
 def _failing_layer(network: nn.Module, probe: Tensor) -> str:
@@ -319,37 +376,8 @@ def features_of(network: nn.Module, inputs: Tensor) -> Tensor:
     return features[None] if features.ndim == 1 and len(inputs) == 1 else features
 
 
-#: Parameters of the largest network up to which training runs on one thread.
-SMALL_NETWORK = 200_000
-
-
-@contextmanager
-def suitable_threads(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """One thread inside for small networks, as many as torch was set to for larger ones; unchanged outside.
-
-    Where a step is made of many small operations further threads only wait for each other: on a machine that is busy
-    otherwise, a fit of the demand design took ten times as long on two threads as on one. On one thread the numbers of such a
-    fit do not depend on the machine's cores either.
-    """
-    threads = torch.get_num_threads()
-    largest = max(sum(p.numel() for p in network.parameters()) for network in networks)
-    if largest > SMALL_NETWORK or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws of layers (initial weights, dropout) come from ``seed`` inside, and the global generators are untouched outside."""
-    # Not torch.manual_seed, which seeds the generators of all devices.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    """Draws of layers (initial weights, dropout) come from ``seed`` inside; see :class:`cfiv.learning.draws.Draws`."""
+    with Draws(seed, device).here(other_code=True):
         yield

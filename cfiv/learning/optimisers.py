@@ -1,9 +1,10 @@
-"""Optimisers that a user's callable makes: of the parameters it is given, and such as take a step from one gradient."""
+"""Optimisers: Adam in the form that fits its parameters, and those that a user's callable makes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,12 @@ from cfiv.errors import ParameterError
 
 #: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def adam(kind: type[torch.optim.Adam], groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """Fused, at a fraction of the time, unless there are complex parameters, which torch's fused ones do not take."""
+    fused = not any(parameter.is_complex() for group in groups for parameter in group["params"])
+    return kind(groups, fused=fused or None, **options)
 
 
 def check_optimizer(factory: object) -> None:

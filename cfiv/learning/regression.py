@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
+from cfiv.learning.module_state import put, state_of
 from cfiv.learning.networks import evaluate, features_of
+from cfiv.learning.optimisers import adam
 from cfiv.learning.samples import Sample, batches, joined
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunks, refit
@@ -220,7 +222,7 @@ def fit_regression(
     kept = trained.kept
     if kept is not None:
         for network, parameters in zip(features.networks, kept.parameters, strict=True):
-            network.load_state_dict(parameters)
+            put(network, parameters)
     for network in features.networks:
         network.eval()
     ridge = problem.layer.beta if kept is None else kept.last_layers.ridge
@@ -258,7 +260,7 @@ class _RegressionRun:
 def check(state: RegressionState, problem: RegressionProblem, done: int) -> Checkpoint[LastLayer]:
     """The state as it would be reported now, its ridge the one with the lowest held-out loss."""
     features = state.features
-    parameters = [{name: value.clone() for name, value in network.state_dict().items()} for network in features.networks]
+    parameters = [state_of(network) for network in features.networks]
     rows = problem.train.rows(slice(CHECK_ROWS))
     together = accumulate(
         moments(features=features(chunk, fixed=True), targets=chunk.outcome, weights=chunk.weights) for chunk in chunks(rows)
@@ -282,7 +284,7 @@ def _optimiser(problem: RegressionProblem, features: Features) -> torch.optim.Op
         for network, rate, decay in zip(features.networks, problem.learning_rates, problem.weight_decays, strict=True)
         if (parameters := [p for p in network.parameters() if p.requires_grad])
     ]
-    return torch.optim.AdamW(groups, fused=True) if groups else None
+    return adam(torch.optim.AdamW, groups) if groups else None
 
 
 def _apply(network: nn.Module, inputs: Tensor, *, fixed: bool) -> Tensor:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError, ParameterError
 from cfiv.files import replacing
+from cfiv.learning.module_state import tensors_of
 
 #: Raised whenever an older library could not continue what a newer one wrote.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def write_run(path: Path, values: Mapping[str, Any], *, configuration: Mapping[s
         If the place cannot be written to.
     """
     tensors: dict[str, Tensor] = {}
-    header = {"format": FORMAT_VERSION, "configuration": configuration, "values": _plain(values, tensors)}
+    header = {"format": FORMAT_VERSION, "configuration": configuration, "values": plain(values, tensors)}
     whole = save(tensors, {"cfiv-run": json.dumps(header)})
     with replacing(path) as temporary:
         temporary.write_bytes(whole)
@@ -84,7 +85,7 @@ def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
                 f"the checkpoint '{path}' belongs to another model or configuration ({'; '.join(different)}): give the same, "
                 "or another checkpoint file"
             )
-        values: dict[str, Any] = _nested(header["values"], tensors)
+        values: dict[str, Any] = nested(header["values"], tensors)
         return values
     except SafetensorError as error:
         raise ModelFileError(f"'{path}' is not a whole checkpoint ({error}): give another file, or delete it") from None
@@ -106,11 +107,6 @@ def restore_draws(draws: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(draws[1], device)
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, themselves and not copies. (A ``state_dict`` may hold things that are no tensors.)"""
-    return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-
-
 def described(module: nn.Module) -> dict[str, Any]:
     """What tells one module from another in a configuration: its layers, and its tensors' names, shapes and types."""
     return {
@@ -124,7 +120,7 @@ def without_addresses(value: object) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+def plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     """JSON in which tensors are names; dicts are lists of pairs, since their keys may be numbers."""
     if isinstance(value, Tensor):
         name = f"{len(tensors):06d}"
@@ -134,20 +130,23 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = copy.contiguous()
         return {"tensor": name, "complex": value.is_complex(), "strides": copy.stride()}
     if isinstance(value, Mapping):
-        return {"items": [[key, _plain(part, tensors)] for key, part in value.items()]}
+        return {"items": [[key, plain(part, tensors)] for key, part in value.items()]}
     if isinstance(value, (list, tuple)):
-        return [_plain(part, tensors) for part in value]
+        return [plain(part, tensors) for part in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ParameterError(f"a checkpoint holds tensors, numbers and text, got a {type(value).__name__}: use another optimizer")
+    raise ParameterError(
+        f"a file holds tensors, numbers and text, got a {type(value).__name__}: use another optimizer or module"
+    )
 
 
-def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of :func:`plain`."""
     if isinstance(value, list):
-        return [_nested(part, tensors) for part in value]
+        return [nested(part, tensors) for part in value]
     if isinstance(value, dict):
         if "items" in value:
-            return {key: _nested(part, tensors) for key, part in value["items"]}
+            return {key: nested(part, tensors) for key, part in value["items"]}
         tensor = tensors[value["tensor"]]
         # As it lay in memory: a product with the same numbers in another layout rounds otherwise.
         laid_out = torch.empty_strided(tensor.shape, value["strides"], dtype=tensor.dtype).copy_(tensor)

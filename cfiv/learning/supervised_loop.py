@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
+from cfiv.learning.draws import reseed
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
-from cfiv.learning.run_file import RunFile, draws_of, restore_draws, tensors_of
+from cfiv.learning.module_state import put, renew, state_of, tensors_of
+from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.supervised import Recipe, TrainerState, step
 from cfiv.learning.supervised_data import Examples, Source
 
@@ -77,7 +79,7 @@ class Run:
 def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) -> tuple[list[tuple[int, float]], Ended]:
     """Drive a run to its end, or to an earlier one: on Ctrl-C, or where a loss is not finite.
 
-    Call it with the module in training mode and inside :func:`cfiv.learning.networks.seeded`.
+    Call it with the module in training mode and in a block of :class:`cfiv.learning.draws.Draws`.
 
     Returns
     -------
@@ -148,10 +150,7 @@ def endless(batches: Source, run: Run, plan: Plan) -> Iterator[tuple[Position, E
         generator.set_state(run.position.generator)
     while True:
         seed = int(np.random.SeedSequence([plan.seed, epoch]).generate_state(1)[0])
-        torch.default_generator.manual_seed(seed)
-        if plan.device.type == "cuda":
-            with torch.cuda.device(plan.device):
-                torch.cuda.manual_seed(seed)
+        reseed(seed, plan.device)
         at_start = None if generator is None else generator.get_state()
         passing, taken = iter(batches.epoch(epoch)), 0
         for taken, batch in enumerate(passing, start=1):
@@ -174,15 +173,14 @@ class LastGood:
     """
 
     def __init__(self, head: LastLinearMap) -> None:
-        self._live = list(tensors_of(head.module).values())
-        self._kept = [[torch.empty_like(tensor) for tensor in self._live] for _ in range(2)]
+        self._module = head.module
+        self._kept = [state_of(head.module) for _ in range(2)]
         self._taken, self._inside = 0, False
 
     def before_step(self) -> None:
         """Keep the present."""
         self._kept.reverse()
-        for kept, live in zip(self._kept[0], self._live, strict=True):
-            kept.copy_(live)
+        renew(self._kept[0], self._module)
         self._taken, self._inside = self._taken + 1, True
 
     def after_step(self) -> None:
@@ -192,21 +190,17 @@ class LastGood:
     def undo(self) -> None:
         """Take back a step that was begun and not done."""
         if self._inside:
-            self._restore(0)
+            put(self._module, self._kept[0])
 
     def go_back(self) -> bool:
         """Return to the parameters of the last finite loss; False, and to those before this step, where there was none."""
         steps = 1 if self._inside else 0
-        self._restore(min(steps, self._taken - 1))
+        put(self._module, self._kept[min(steps, self._taken - 1)])
         return self._taken > steps
-
-    def _restore(self, which: int) -> None:
-        for kept, live in zip(self._kept[which], self._live, strict=True):
-            live.copy_(kept)
 
     def check(self) -> None:
         """Raise a DivergenceError where the last step has left a parameter that is not finite: no loss will speak of it."""
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self._live):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(self._module).values()):
             raise DivergenceError("it left parameters that are not finite")
 
 
@@ -229,7 +223,7 @@ def save(run: Run, file: RunFile, device: torch.device) -> None:
     """Write all that :func:`continued` needs."""
     state = run.state
     values = {
-        "module": tensors_of(state.head.module),
+        "module": state_of(state.head.module),
         "optimiser": None if state.optimiser is None else state.optimiser.state_dict(),
         "memory": [state.memory.weights, *state.memory.more],
         "position": [run.position.epoch, run.position.taken, run.position.generator],
@@ -242,9 +236,7 @@ def save(run: Run, file: RunFile, device: torch.device) -> None:
 
 def continued(values: Mapping[str, Any], fresh: TrainerState) -> Run:
     """The run that was saved, put into the module and the optimiser of a fresh state."""
-    live = tensors_of(fresh.head.module)
-    for name, tensor in values["module"].items():
-        live[name].copy_(tensor)
+    put(fresh.head.module, values["module"])
     if fresh.optimiser is not None:
         fresh.optimiser.load_state_dict(values["optimiser"])
     device = fresh.memory.weights.device

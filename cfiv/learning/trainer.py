@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import NoneType
@@ -34,10 +34,11 @@ from cfiv.files import check_place
 from cfiv.learning.arrays import as_tensor, columns_of
 from cfiv.learning.devices import resolve_device
 from cfiv.learning.digest import digest
+from cfiv.learning.draws import Draws
 from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
-from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map
-from cfiv.learning.networks import seeded
+from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
+from cfiv.learning.networks import check_kept
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer, made_optimiser
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import check_batch_size
@@ -45,6 +46,7 @@ from cfiv.learning.schedules import lambda_factor, places, rate_factor
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
+from cfiv.learning.surroundings import ordinary_torch
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule
 from cfiv.memory import within_memory
@@ -246,36 +248,38 @@ class LastLayerTrainer:
         if place is not None and place.is_dir():
             raise refusal("checkpoint", "the name of a file", checkpoint, why="this is a folder, so name a file in it")
         seed = fresh_seed(self.random_state) if place is None else check_repeatable(self.random_state)
-        batches = source(data, size=self.batch_size, seed=seed, finite=False)
-        total = _steps(batches, epochs=epochs, steps=steps)
-        self._check_schedules(total)
         device = resolve_device(self.device)
-        if isinstance(batches, ArraySource):
-            check_width(batches.everything, self.module)
-        self.module.to(device)
-        with seeded(seed, device):
-            first = batches.first()
-            head = last_linear_map(self.module, placed(first.rows(slice(3)), self.module).inputs, name=self.last_module)
-        state = TrainerState(head, self._optimiser(head), Memory(head.weights))
-        file = None
-        if place is not None:
-            check_place(place)
-            file = RunFile(place, every, self._configuration(batches, first, state, total))
-        self.last_linear_map_ = head  # for whoever watches the steps
-        self._history: list[tuple[int, float]] = []
-        self._seed, self._columns = seed, batches.columns
-        plan = Plan(
-            steps=total,
-            seed=seed,
-            device=device,
-            place=lambda batch: placed(batch, self.module),
-            recipe=self._recipe,
-            rate_factor=self._rate_factor,
-            on_step=on_step,
-            checkpoint=file,
-        )
-        with self._within_memory("fit"), seeded(seed, device), in_mode(self.module, training=True):
-            self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
+        with self._within_memory("fit"), self._surroundings(device):
+            batches = source(data, size=self.batch_size, seed=seed, finite=False)
+            total = _steps(batches, epochs=epochs, steps=steps)
+            self._check_schedules(total)
+            if isinstance(batches, ArraySource):
+                check_width(batches.everything, self.module)
+            trainable(self.module).to(device)
+            with Draws(seed, device).here(self.module, other_code=True):
+                first = batches.first()
+                head = last_linear_map(self.module, placed(first.rows(slice(3)), self.module).inputs, name=self.last_module)
+            state = TrainerState(head, self._optimiser(head), Memory(head.weights))
+            file = None
+            if place is not None:
+                check_place(place)
+                check_kept(self.module, "module")
+                file = RunFile(place, every, self._configuration(batches, first, state, total))
+            self.last_linear_map_ = head  # for whoever watches the steps
+            self._history: list[tuple[int, float]] = []
+            self._seed, self._columns = seed, batches.columns
+            plan = Plan(
+                steps=total,
+                seed=seed,
+                device=device,
+                place=lambda batch: placed(batch, self.module),
+                recipe=self._recipe,
+                rate_factor=self._rate_factor,
+                on_step=on_step,
+                checkpoint=file,
+            )
+            with Draws(seed, device).here(self.module, other_code=True), in_mode(self.module, training=True):
+                self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 
     @property
@@ -313,10 +317,10 @@ class LastLayerTrainer:
         """
         head = self._fitted()
         self._check_columns(columns_of(inputs))
-        given = as_tensor("inputs", inputs)
-        if given.ndim == 0 or len(given) == 0:
-            raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
-        with self._within_memory("predict"):
+        with self._within_memory("predict"), self._surroundings(head.layer.weight.device):
+            given = as_tensor("inputs", inputs)
+            if given.ndim == 0 or len(given) == 0:
+                raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
             said = predictions(head, self.task, given).to(given.device)
         if isinstance(inputs, Tensor):
             return said
@@ -331,8 +335,7 @@ class LastLayerTrainer:
             For data that ``fit`` would refuse, and where the module's outputs are not finite.
         """
         head = self._fitted()
-        # Loaders draw, be it only a seed.
-        with self._within_memory("evaluate"), seeded(self._seed, head.layer.weight.device):
+        with self._as_in_fit("evaluate", head):
             return evaluation(head, self.task, self._every_batch(data))
 
     def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
@@ -347,12 +350,24 @@ class LastLayerTrainer:
         """
         head = self._fitted()
         check_number("beta", beta, least=0.0)
-        with self._within_memory("refit"), seeded(self._seed, head.layer.weight.device):
+        with self._as_in_fit("refit", head):
             head.write(refitted(head, self.task, self._every_batch(data), beta=beta))
         return self
 
+    @contextmanager
+    def _as_in_fit(self, method: str, head: LastLinearMap) -> Iterator[None]:
+        device = head.layer.weight.device
+        draws = Draws(self._seed, device).here(self.module, other_code=True)  # loaders draw, be it only a seed
+        with self._within_memory(method), self._surroundings(device), draws:
+            yield
+
     def _within_memory(self, method: str) -> AbstractContextManager[None]:
         return within_memory(f"LastLayerTrainer.{method}", "choose a smaller batch_size or module, or give fewer rows")
+
+    def _surroundings(self, device: torch.device) -> AbstractContextManager[None]:
+        """Whatever the caller has set in torch; a module in float64 may make tensors of the default dtype that fit it."""
+        floats = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return ordinary_torch(device=device, floats=floats)
 
     def _fitted(self) -> LastLinearMap:
         if not hasattr(self, "last_linear_map_"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate, features_of
+from cfiv.learning.optimisers import adam
 from cfiv.learning.samples import Sample
 from cfiv.learning.training import Penalties, Training
 from cfiv.numerics.two_stage import (
@@ -113,7 +114,7 @@ def optimisers(networks: Networks, *, training: Training, learning_rate: PerNetw
     def make(module: nn.Module | None, rate: float, decay: float) -> torch.optim.Optimizer | None:
         parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
         groups = [{"params": parameters, "peak": rate}]
-        return kind(groups, lr=rate, weight_decay=decay, fused=True) if parameters else None
+        return adam(kind, groups, lr=rate, weight_decay=decay) if parameters else None
 
     modules = (networks.treatment, networks.instrument, networks.covariate)
     return Optimisers(*(make(*arguments) for arguments in zip(modules, learning_rate, weight_decay, strict=True)))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfiv.learning.early_stopping import Checkpoint, standard_errors_above_zero
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Progress, Trained, check_steps, train
+from cfiv.learning.module_state import ModuleState, put, state_of
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.samples import Sample, Split, batches
@@ -210,7 +211,7 @@ class _TwoStageRun:
         self._stage1 = batches(split.stage1, size=problem.batch_size, generator=stage1_generator)
         self._stage2 = batches(split.stage2, size=problem.batch_size, generator=stage2_generator)
         self._judged = EARLY_CHECKS | check_steps(problem.steps, problem.training.checks) if problem.gives_up else set()
-        self._instrument_features: dict[str, Tensor] | None = None
+        self._instrument_features: ModuleState | None = None
         self._stage1_heldout_loss = float("nan")
         self._seen: tuple[int, Seen] | None = None
 
@@ -247,7 +248,7 @@ class _TwoStageRun:
         """All that :meth:`restore` needs: the state, what the judgement of instrument features remembers, the generators."""
         state = self._state
         return {
-            "networks": [module.state_dict() for module in state.networks.modules()],
+            "networks": [state_of(module) for module in state.networks.modules()],
             "optimisers": [optimiser.state_dict() for optimiser in state.optimisers.those()],
             "last_layers": [state.first_stage, state.structural],
             "instrument_features": self._instrument_features,
@@ -259,7 +260,7 @@ class _TwoStageRun:
         """Go where the run was after ``done`` steps. Their batches are drawn again, one of each sample a step."""
         state = self._state
         for module, parameters in zip(state.networks.modules(), values["networks"], strict=True):
-            module.load_state_dict(parameters)
+            put(module, parameters)
         for optimiser, kept in zip(state.optimisers.those(), values["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         first, structural = (None if value is None else value.to(self.device) for value in values["last_layers"])
@@ -364,7 +365,7 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
     # The treatment features in ``seen`` may be older than the weights that are about to be kept.
     if not all(bool(torch.isfinite(p).all()) for module in networks.modules() for p in module.parameters()):
         raise DivergedError("the networks' weights are not finite")
-    parameters = [{name: value.clone() for name, value in module.state_dict().items()} for module in networks.modules()]
+    parameters = [state_of(module) for module in networks.modules()]
     first, structural = state.first_stage, state.structural
     assert first is not None
     assert structural is not None
@@ -396,8 +397,8 @@ def check(state: TwoStageState, problem: TwoStageProblem, done: int, *, seen: Se
 
 
 def best_instrument_features(
-    networks: Networks, problem: TwoStageProblem, earlier: dict[str, Tensor] | None, *, seen: Seen
-) -> tuple[dict[str, Tensor] | None, Tensor | None, float]:
+    networks: Networks, problem: TwoStageProblem, earlier: ModuleState | None, *, seen: Seen
+) -> tuple[ModuleState | None, Tensor | None, float]:
     """Go back to earlier instrument features where the present ones predict the treatment features clearly worse in sample 2.
 
     Stage 1 learns from sample 1 alone, so all rows of sample 2 are unseen by it. A first stage that fits the noise of its
@@ -412,14 +413,14 @@ def best_instrument_features(
     networks : Networks
         The instrument network is set to the better state.
     problem : TwoStageProblem
-    earlier : state dict, optional
+    earlier : ModuleState, optional
         The best instrument features so far.
     seen : Seen
         Rows with the present treatment features.
 
     Returns
     -------
-    features : state dict
+    features : ModuleState
         The best instrument features now; None where this is turned off.
     first_stage : Tensor (d + 1, m), optional
         V of the earlier features where training goes on from them; None where it goes on as it was.
@@ -434,15 +435,15 @@ def best_instrument_features(
     if not problem.gives_up or not problem.training.stage1_steps:
         return None, None, float("nan")
     network = networks.instrument
-    present = {name: value.clone() for name, value in network.state_dict().items()}
+    present = state_of(network)
     _, _, losses = _first_stage(networks, problem, seen)
     if earlier is None:
         return present, None, float(losses.mean())
-    network.load_state_dict(earlier)
+    put(network, earlier)
     earlier_first, _, earlier_losses = _first_stage(networks, problem, seen)
     if standard_errors_above_zero(losses - earlier_losses) > 4 * problem.training.tolerance:
         return earlier, earlier_first, float(earlier_losses.mean())
-    network.load_state_dict(present)
+    put(network, present)
     return (present if losses.mean() < earlier_losses.mean() else earlier), None, float(losses.mean())
 
 
@@ -459,7 +460,7 @@ def _report(trained: Trained[LastLayers], problem: TwoStageProblem, networks: Ne
     kept = trained.kept
     if kept is not None:
         for module, parameters in zip(networks.modules(), kept.parameters, strict=True):
-            module.load_state_dict(parameters)
+            put(module, parameters)
     _set_training(networks, False)
     if problem.report == "current" and kept is not None:
         first, structural = kept.last_layers.first_stage, kept.last_layers.structural

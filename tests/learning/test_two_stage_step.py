@@ -12,6 +12,7 @@ from torch import nn
 from cfiv.errors import DivergenceError, TrainingWarning
 from cfiv.learning import networks as nets
 from cfiv.learning import whole_sample
+from cfiv.learning.module_state import state_of
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, Optimisers, TwoStageState, optimisers, step
@@ -397,19 +398,19 @@ def test_instrument_features_that_predict_clearly_worse_in_sample_2_are_given_up
     assert kept is good
     assert first is not None
     assert kept_loss == loss
-    assert all(torch.equal(value, good[name]) for name, value in made.instrument.state_dict().items())
+    assert all(torch.equal(value, good["tensors"][name]) for name, value in made.instrument.state_dict().items())
 
 
 @pytest.mark.law
 def test_instrument_features_that_predict_better_take_the_place_of_earlier_ones() -> None:
     split = held_out(2000)
     made = Networks(networks().treatment, nets.FeatureNetwork(3, (16,), 4, carry=False), networks().covariate)
-    present = {name: value.clone() for name, value in made.instrument.state_dict().items()}
-    nothing = {name: torch.zeros_like(value) for name, value in present.items()}
+    present = state_of(made.instrument)
+    nothing = {"tensors": {name: torch.zeros_like(value) for name, value in present["tensors"].items()}, "extra": {}}
     best, first, _ = judged(made, split, nothing)
     assert first is None
     assert best is not None
-    assert all(torch.equal(best[name], present[name]) for name in present)
+    assert all(torch.equal(best["tensors"][name], value) for name, value in present["tensors"].items())
 
 
 @pytest.mark.law
