@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from cfiv.arrays import Array as Array
+from cfiv.arrays import as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
+from cfiv.labels import check_same_rows, label_codes
 
 if TYPE_CHECKING:
     import torch
 
-Array = npt.NDArray[Any]
+#: Whole numbers up to this are floats exactly.
+EXACT = 2**53
 ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters")
 
 
@@ -45,15 +49,26 @@ class IVData:
     names : mapping from role to column names, optional
         How to call the columns in tables and figures; ``treatment0``, ``treatment1``, ... by default.
 
+    Attributes
+    ----------
+    columns : mapping from role to names
+        Of roles that were given as tables of several named columns. Later data that name theirs must have the same order.
+
     Raises
     ------
     DataError
-        If a role is not numeric, not finite, of the wrong dimension or length, or the weights are negative or all zero.
+        If a role holds anything but finite real numbers (dates, text, categories and masked or missing values are refused with
+        the first row), is of the wrong dimension or length, or the weights are negative or all zero; or if two roles, or a role
+        and the frame, have different row labels.
 
     Notes
     -----
-    Arrays are kept as given (an image may stay uint8) with a trailing axis added to one-dimensional ones; nothing is copied
-    unless needed.
+    Any array-like will do: of numpy, pandas, polars, Arrow or torch, and lists. Arrays are kept as given (an image may stay
+    uint8) with a trailing axis added to one-dimensional ones; nothing is copied unless needed, so that a fit sees what is
+    changed in an array afterwards. Numbers that torch does not have, such as long doubles and decimals, become float64.
+
+    Rows go by position. Where two roles have row labels, the index of a Series or DataFrame of pandas, these must be equal and
+    in the same order; what has none goes with anything of its length.
 
     Examples
     --------
@@ -70,17 +85,22 @@ class IVData:
     clusters: Any = None
     frame: pd.DataFrame | None = None
     names: Mapping[str, Sequence[str]] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.treatment is None:
             raise DataError("a treatment is needed, got None: IVData(treatment=...)")
-        for role in ROLES:
-            value = getattr(self, role)
-            if value is not None:
-                object.__setattr__(self, role, _role_array(role, value))
+        if self.frame is not None and not isinstance(self.frame, pd.DataFrame):
+            object.__setattr__(self, "frame", read_table(self.frame))
+        given = {role: getattr(self, role) for role in (*ROLES, "frame") if getattr(self, role) is not None}
+        labels = {role: column_labels(value) for role, value in given.items() if role != "frame"}
+        object.__setattr__(self, "columns", {role: names for role, names in labels.items() if names is not None})
+        for role in labels:
+            object.__setattr__(self, role, _role_array(role, given[role]))
         rows = {role: len(getattr(self, role)) for role in (*ROLES, "frame") if getattr(self, role) is not None}
         if len(set(rows.values())) > 1:
             raise DataError(f"all roles, and the frame, must have the same number of rows, got {rows}")
+        check_same_rows(given)
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:
@@ -159,7 +179,7 @@ def read_table(table: object) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If the object is no table, or has no rows or duplicate column names.
+        If the object is no table, or has no rows or duplicate column names, or is a mapping of Series with different indices.
     """
     if isinstance(table, IVData):
         if table.frame is None:
@@ -168,9 +188,11 @@ def read_table(table: object) -> pd.DataFrame:
             )
         table = table.frame
     if isinstance(table, Mapping):
+        check_same_rows({f"column {name!r}": column for name, column in table.items()})
+        columns = {name: _column(f"column {name!r}", column) for name, column in table.items()}
         try:
-            table = pd.DataFrame(dict(table))
-        except ValueError as error:
+            table = pd.DataFrame(columns)
+        except (TypeError, ValueError) as error:
             raise DataError(f"a mapping must hold columns of one length, got one that makes no table: {error}") from None
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
@@ -182,6 +204,22 @@ def read_table(table: object) -> pd.DataFrame:
     if len(frame) == 0:
         raise DataError("the table has no rows: give at least one")
     return frame
+
+
+def _column(name: str, values: Any) -> Any:
+    """A column for pandas, which would go by a Series' index and knows no gradients."""
+    if isinstance(values, pd.Series):
+        return values.array
+    if is_tensor(values):
+        return as_array(name, values)
+    return _listed(values) if isinstance(values, (list, tuple)) else values
+
+
+def _listed(values: Sequence[Any]) -> Any:
+    """A column of what is in a list; whole numbers that pandas would round, since some are missing, are kept as objects."""
+    column = pd.Series(values)
+    rounded = column.dtype == np.float64 and any(isinstance(value, Integral) and abs(int(value)) > EXACT for value in values)
+    return (pd.Series(values, dtype=object) if rounded else column).array
 
 
 def _from_narwhals(table: object) -> pd.DataFrame:
@@ -201,7 +239,9 @@ def _from_narwhals(table: object) -> pd.DataFrame:
     columns = {}
     for name in native.columns:
         column = native[name]
-        if column.dtype.is_numeric():
+        if column.dtype.is_integer() and column.null_count():
+            columns[name] = _listed(column.to_list())
+        elif column.dtype.is_numeric():
             columns[name] = column.to_numpy()
         else:
             categorical = column.dtype in (nw.Categorical, nw.Enum)
@@ -211,22 +251,8 @@ def _from_narwhals(table: object) -> pd.DataFrame:
 
 def _role_array(role: str, value: object) -> Array:
     if role == "clusters":
-        return _cluster_codes(value)
-    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
-        raise DataError(f"{role} has {int(np.ma.getmaskarray(value).sum())} masked values: drop or fill those rows")
-    detach = getattr(value, "detach", None)
-    try:
-        array = np.asarray(detach().cpu() if detach is not None else value)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{role} makes no array ({reason}): give an array of numbers, its rows all of one shape") from None
-    if array.dtype == bool:
-        array = array.astype(np.uint8 if role == "treatment" and array.ndim > 2 else np.float64)
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{role} must be numeric, got dtype {array.dtype}: convert it, or name a column of a table with C(...)")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise DataError(f"{role} must be finite, got {bad} values that are infinite or missing: drop or fill those rows")
+        return label_codes(role, value)
+    array = numeric_array(role, value)
     if role in ("outcome", "weights"):
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
@@ -244,21 +270,25 @@ def _role_array(role: str, value: object) -> Array:
     return array
 
 
-def _cluster_codes(value: object) -> Array:
-    """Labels as whole numbers from 0, in the order of their first appearance."""
-    labels = np.asarray(value)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"clusters must be one label a row, shape (n,), got shape {labels.shape}")
-    codes, _ = pd.factorize(labels)
-    if (codes < 0).any():
-        raise DataError(f"clusters must label every row, got {int((codes < 0).sum())} rows without: drop them or fill them")
-    return np.asarray(codes)
+def column_labels(value: object) -> tuple[str, ...] | None:
+    """Names of the columns of a table that is given as an array; None where there is one column, or they have no names."""
+    columns = getattr(value, "columns", None)
+    if columns is None or isinstance(columns, pd.RangeIndex) or len(columns) < 2:
+        return None
+    return tuple(map(str, columns))
+
+
+def _texts(role: str, chosen: Any) -> tuple[str, ...]:
+    texts = (chosen,) if isinstance(chosen, str) else tuple(chosen) if np.iterable(chosen) else (chosen,)
+    if isinstance(chosen, (bytes, Set, Mapping)) or any(not isinstance(text, str) for text in texts):
+        raise DataError(f"names[{role!r}] must be text, or several in an order, got {chosen!r}")
+    return texts
 
 
 def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
-    given = data.names or {}
+    given = {} if data.names is None else data.names
+    if not isinstance(given, Mapping):
+        raise DataError(f"names must be a mapping from role to column names, got {type(given).__name__}")
     unknown = [role for role in given if role not in ROLES]
     if unknown:
         raise DataError(f"names has the unknown roles {quoted(unknown)}: the roles are {quoted(ROLES)}")
@@ -275,7 +305,7 @@ def _complete_names(data: IVData) -> dict[str, tuple[str, ...]]:
         else:
             default = tuple(f"{role.removesuffix('s')}{i}" for i in range(width))
         chosen = given.get(role, default)
-        names[role] = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        names[role] = _texts(role, chosen)
         if len(names[role]) != len(default):
             raise DataError(f"names[{role!r}] must name {len(default)} columns, got {list(names[role])}")
         if len(set(names[role])) < len(names[role]):

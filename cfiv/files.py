@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +45,7 @@ def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
     try:
         if kind == "parquet":
             frame: pd.DataFrame = pd.read_parquet(path, engine="pyarrow")
+            frame = _exact(frame, lambda names: pd.read_parquet(path, columns=names, dtype_backend="numpy_nullable"))
             return frame.reset_index() if any(name is not None for name in frame.index.names) else frame
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, na_filter=False).iloc[0]
         repeated = sorted({name for name in header[header.duplicated()] if name})
@@ -52,8 +53,13 @@ def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
             raise DataError(f"column names must be unique, got {', '.join(map(repr, repeated))} more than once in '{path}'")
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)
-            frame = pd.read_csv(path, index_col=False, low_memory=False, **exact, **csv_options)
-        return frame
+            options = {"index_col": False, "low_memory": False, **exact, **csv_options}
+            frame = pd.read_csv(path, **options)
+        places = {name: place for place, name in enumerate(frame.columns)}  # a column without a name has none in the file
+        return _exact(
+            frame,
+            lambda names: pd.read_csv(path, usecols=[places[n] for n in names], dtype_backend="numpy_nullable", **options),
+        )
     except CfivError:
         raise
     except EmptyDataError:
@@ -66,6 +72,16 @@ def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
         raise DataError(f"'{path}' is not a well-formed .{kind} file: {error}") from None
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror or error}") from None
+
+
+def _exact(frame: pd.DataFrame, again: Callable[[list[str]], pd.DataFrame]) -> pd.DataFrame:
+    """With whole numbers as such where pandas made floats of them, because of gaps, that cannot tell them apart."""
+    floats = frame.select_dtypes("float64")
+    large = [str(name) for name in floats.columns if (floats[name].abs() > 2**53).any()]
+    if not large:
+        return frame
+    whole = again(large).select_dtypes("integer")
+    return frame.assign(**{str(name): whole[name].array for name in whole.columns})
 
 
 def write_table_file(frame: pd.DataFrame, path: Path) -> None:

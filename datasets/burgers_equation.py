@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 
+from cfiv.arrays import as_array
 from cfiv.datasets.arguments import check_between, check_whole
 from cfiv.errors import DataError
 
@@ -92,7 +93,10 @@ def evolve(
     check_whole("modes", size, least=1)
     check_whole("steps", count, least=1)
 
-    given = np.asarray(initial, dtype=np.complex128)
+    given = as_array("initial", initial)
+    if given.dtype.kind not in "fiuc":
+        raise DataError(f"initial must be numbers, real or complex, got {given.dtype}: convert them")
+    given = given.astype(np.complex128)
     if given.ndim != 2 or not given.shape[1]:
         raise DataError(f"initial must be coefficients of shape (n, K + 1), a row a function, got shape {given.shape}")
     if not np.isfinite(given).all():

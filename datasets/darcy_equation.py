@@ -24,6 +24,7 @@ import numpy.typing as npt
 from scipy.sparse import csc_array
 from scipy.sparse.linalg import splu
 
+from cfiv.arrays import numeric_array
 from cfiv.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
@@ -60,16 +61,14 @@ def solve(permeability: npt.ArrayLike, *, source: npt.ArrayLike = 1.0) -> FloatA
     >>> round(float(u.max()), 3)  # of the exact solution 0.0737
     0.074
     """
-    a = np.asarray(permeability, dtype=np.float64)
+    a = numeric_array("permeability", permeability).astype(np.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or not a.size:
         raise DataError(f"permeability must be square, (points, points), got shape {a.shape}")
-    if not (np.isfinite(a) & (a > 0.0)).all():
-        raise DataError(f"permeability must be positive and finite, got values from {a.min():g} to {a.max():g}")
-    f = np.asarray(source, dtype=np.float64)
+    if not (a > 0.0).all():
+        raise DataError(f"permeability must be positive, got values from {a.min():g} to {a.max():g}")
+    f = numeric_array("source", source).astype(np.float64)
     if f.shape not in ((), a.shape):
         raise DataError(f"source must be a number or have the permeability's shape {a.shape}, got shape {f.shape}")
-    if not np.isfinite(f).all():
-        raise DataError("source must be finite, got infinite or missing values")
     right = np.broadcast_to(f / a.size, a.shape).ravel()
     # Positive definite: pivots on the diagonal are safe, and keep the ordering that is chosen for sparsity.
     factors = splu(_matrix(a), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})

@@ -30,10 +30,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfiv.data import IVData
+from cfiv.arrays import numeric_array
+from cfiv.data import IVData, read_table
 from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.truth import Truth
-from cfiv.errors import ParameterError
+from cfiv.errors import DataError, ParameterError, quoted
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -49,16 +50,25 @@ def seasonality(time: FloatArray) -> FloatArray:
 
 def structural(rows: pd.DataFrame) -> FloatArray:
     """``h(price, time, emotion)`` at the rows of a table, shape (n,)."""
-    price, time, emotion = (rows[name].to_numpy(dtype=np.float64) for name in ("price", "time", "emotion"))
+    price, time, emotion = _columns(rows, "price", "time", "emotion")
     values: FloatArray = 100.0 + (10.0 + price) * emotion * seasonality(time) - 2.0 * price
     return values
+
+
+def _columns(rows: object, *names: str) -> tuple[FloatArray, ...]:
+    """Columns of a table of any kind; raises a DataError where one is not there, or is not of finite numbers."""
+    table = read_table(rows)
+    absent = [name for name in names if name not in table]
+    if absent:
+        raise DataError(f"the demand design has the columns {quoted(names)}, got a table without {quoted(absent)}")
+    return tuple(numeric_array(name, table[name]).astype(np.float64) for name in names)
 
 
 def confounding_bias(
     rows: pd.DataFrame, *, rho: float, error_scale: float = 1.0, instrument_strength: float = 1.0
 ) -> FloatArray:
     """``E[m e | price, time, emotion]`` at the rows, shape (n,): what a perfect prediction of sales adds to ``h``."""
-    price, time = (rows[name].to_numpy(dtype=np.float64) for name in ("price", "time"))
+    price, time = _columns(rows, "price", "time")
     season = seasonality(time)
     bias: FloatArray = error_scale * rho * (price - 25.0 - 3.0 * season) / (1.0 + (instrument_strength * season) ** 2)
     return bias

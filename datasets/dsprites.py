@@ -37,6 +37,7 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 import pandas as pd
 
+from cfiv.arrays import as_array
 from cfiv.data import IVData
 from cfiv.datasets.arguments import check_whole, is_number
 from cfiv.datasets.dsprites_archive import held_latents, load
@@ -83,7 +84,7 @@ class OriginalFunction:
             return
         if isinstance(matrix, str | Path):
             matrix = _read_matrix(Path(matrix))
-        given = _array("the matrix A", matrix)
+        given = as_array("the matrix A", matrix)
         if given.shape != (PIXELS, COLUMNS) or given.dtype.kind not in "fiu":
             raise DataError(
                 f"the matrix A must hold numbers in shape {(PIXELS, COLUMNS)}, a row a pixel, got shape {given.shape} of "
@@ -270,7 +271,7 @@ def _check_finite(name: str, value: Any) -> None:
 
 
 def _flat(images: npt.ArrayLike) -> FloatArray:
-    array = _array("images", images)
+    array = as_array("images", images)
     if array.ndim < 2 or math.prod(array.shape[1:]) != PIXELS:
         raise DataError(f"images must have {SIDE} x {SIDE} pixels a row, got shape {array.shape}")
     if array.dtype.kind not in "bfiu":
@@ -291,10 +292,3 @@ def _read_matrix(path: Path) -> npt.NDArray[np.generic]:
     except (OSError, ValueError) as error:
         raise DataError(f"the matrix A could not be read from {path}: {error}") from error
     return matrix
-
-
-def _array(what: str, given: npt.ArrayLike) -> npt.NDArray[np.generic]:
-    try:
-        return np.asarray(given)
-    except ValueError as error:
-        raise DataError(f"{what} must be an array, got rows that differ in length") from error

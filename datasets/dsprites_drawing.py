@@ -40,6 +40,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cfiv.arrays import as_array
 from cfiv.errors import DataError, ParameterError
 
 FloatArray = npt.NDArray[np.float64]
@@ -117,10 +118,7 @@ def render(latents: npt.ArrayLike, shape: str = "heart") -> ImageArray:
 def checked_latents(latents: npt.ArrayLike) -> npt.NDArray[np.integer]:
     """Indices (n, 4) as an array; raises a DataError where :func:`render` does."""
     names = ", ".join(LATENTS)
-    try:
-        indices = np.asarray(latents)
-    except ValueError as error:
-        raise DataError(f"latents must have shape (n, 4), columns {names}, got rows that differ in length") from error
+    indices = as_array("latents", latents)
     if indices.ndim != 2 or indices.shape[1] != len(LATENTS):
         raise DataError(f"latents must have shape (n, 4), columns {names}, got shape {indices.shape}")
     if not np.issubdtype(indices.dtype, np.integer):

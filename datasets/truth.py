@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfiv.arrays import numeric_array
 from cfiv.data import IVData
 from cfiv.errors import DataError
+from cfiv.labels import check_same_rows
 
 
 class Predicts(Protocol):
@@ -47,9 +49,9 @@ class Truth:
         Raises
         ------
         DataError
-            If the predictions are not one number a row.
+            If the predictions are not one finite number a row, or have row labels other than the grid's.
         """
-        return _mean_squared_error(model.predict(self.grid.drop(columns="structural")), self.grid["structural"].to_numpy())
+        return _mean_squared_error(model.predict(self.grid.drop(columns="structural")), self.grid)
 
 
 #: A structural function of images (n, ..., 64, 64), shape (n,).
@@ -84,13 +86,14 @@ class ImageTruth:
         Raises
         ------
         DataError
-            If the predictions are not one number a row.
+            If the predictions are not one finite number a row, or have row labels other than the grid's.
         """
-        return _mean_squared_error(model.predict(IVData(treatment=self.images)), self.grid["structural"].to_numpy())
+        return _mean_squared_error(model.predict(IVData(treatment=self.images)), self.grid)
 
 
-def _mean_squared_error(predicted: npt.ArrayLike, structural: npt.NDArray[np.float64]) -> float:
-    predictions = np.asarray(predicted)
+def _mean_squared_error(predicted: npt.ArrayLike, grid: pd.DataFrame) -> float:
+    check_same_rows({"the grid": grid, "the predictions": predicted})
+    predictions, structural = numeric_array("predictions", predicted), grid["structural"].to_numpy()
     if predictions.shape != structural.shape:
         # A column of predictions less a row of truths would be a table, and its mean a number that looks right.
         raise DataError(f"predictions must be one number a row, shape {structural.shape}, got shape {predictions.shape}")

@@ -69,7 +69,7 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
     ("changes", "says"),
     [
         ({"treatment": None}, ["a treatment is needed", "got None", "IVData(treatment=...)"]),
-        ({"outcome": ["a"] * 5}, ["outcome must be numeric", "got dtype", "convert it", "C(...)"]),
+        ({"outcome": ["a"] * 5}, ["outcome holds text ('a' in row 0)", "numbers are needed", "convert it", "C(...)"]),
         (
             {"treatment": np.array([1.0, np.nan, 2.0, np.inf, 0.0])},
             ["treatment must be finite", "got 2 values", "drop"],
@@ -83,6 +83,12 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
         ({"weights": np.zeros(5)}, ["weights are all zero", "give at least one row a weight > 0"]),
         ({"weights": [1.0, np.nan, 1.0, 1.0, 1.0]}, ["weights must be finite", "got 1 values"]),
         ({"names": {"covariates": ["x", "x"]}}, ["names['covariates'] must be different", "got ['x', 'x']"]),
+        ({"names": {"treatment": 3}}, ["names['treatment'] must be text", "got 3"]),
+        ({"names": {"treatment": [None]}}, ["names['treatment'] must be text", "got [None]"]),
+        ({"names": {"covariates": {"x", "w"}}}, ["names['covariates'] must be text, or several in an order"]),
+        ({"names": ["y"]}, ["names must be a mapping from role to column names", "got list"]),
+        ({"frame": "train.csv"}, ["a table is needed", "got str"]),
+        ({"frame": 5}, ["a table is needed", "got int"]),
         ({"names": {"covariates": ["only one"]}}, ["names['covariates'] must name 2 columns", "got ['only one']"]),
     ],
 )
@@ -90,6 +96,13 @@ def test_arrays_that_cannot_be_used_are_refused_with_what_was_got(changes: dict[
     with pytest.raises(DataError) as caught:
         arrays(**changes)
     assert [part for part in says if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("container", [dict, pl.DataFrame, pa.table])
+def test_a_frame_of_any_kind_stands_beside_its_arrays(container: Any) -> None:
+    data = arrays(frame=container({"a": [5, 6, 7, 8, 9]}), weights=[0, 1, 1, 1, 1]).with_positive_weight()
+    assert data.frame is not None
+    assert data.frame["a"].tolist() == [6, 7, 8, 9]
 
 
 def test_no_rows_are_refused() -> None:
@@ -201,3 +214,51 @@ def test_masked_values_are_refused_and_not_read_as_numbers() -> None:
     masked = np.ma.masked_equal([1.0, -999.0, 2.0], -999.0)
     with pytest.raises(DataError, match="treatment has 1 masked values: drop or fill those rows"):
         IVData(treatment=masked)
+
+
+LARGE = [np.int64(2**60), None, 2**60 + 1, 2**60, 2**63, -(2**60)]
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        dict,
+        pl.DataFrame,
+        pa.table,
+        lambda columns: {"id": tuple(columns["id"])},
+        lambda columns: pd.DataFrame(columns, dtype=object),
+    ],
+    ids=["dict", "polars", "arrow", "tuple", "objects"],
+)
+def test_large_whole_numbers_keep_their_digits_where_some_are_missing(container: Any) -> None:
+    within = [value for value in LARGE if value is None or value < 2**63]
+    frame = read_table(container({"id": within}))
+    assert [None if pd.isna(value) else int(value) for value in frame["id"]] == within
+
+
+def test_large_whole_numbers_of_python_are_no_floats() -> None:
+    assert read_table({"id": LARGE})["id"].dropna().tolist() == [value for value in LARGE if value is not None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"y": {1.0, 2.0}}, "makes no table"),
+        ({"y": [1.0], "t": np.ones((1, 2))}, "makes no table"),
+        ({"y": torch.empty(2, device="meta")}, "column 'y' makes no array"),
+    ],
+)
+def test_a_mapping_of_anything_else_than_columns_is_refused(columns: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_table(columns)
+
+
+def test_tensors_with_gradients_are_columns() -> None:
+    assert read_table({"y": torch.tensor([1.0, 2.0], requires_grad=True)})["y"].tolist() == [1.0, 2.0]
+
+
+def test_what_the_caller_changes_afterwards_is_seen_for_arrays_are_kept_as_given() -> None:
+    treatment = np.array([1.0, 2.0])
+    data = IVData(treatment=treatment)
+    treatment[0] = 7.0
+    assert data.treatment[0, 0] == 7.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from cfiv.arrays import numeric_array
 from cfiv.data import Array
 from cfiv.diagnostics.inversion import Intervals, quadratic_set, ratio_set
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
+from cfiv.errors import DataError
 
 
 def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *, significance: float) -> Diagnostic:
@@ -41,7 +43,9 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
     if problem.singular:
         return Unavailable(name, problem.singular)
     _, k, q = problem.shape
-    values = np.zeros(k) if coefficients is None else np.asarray(coefficients, dtype=np.float64)
+    values = np.zeros(k) if coefficients is None else numeric_array("coefficients", coefficients).astype(np.float64)
+    if values.shape != (k,):
+        raise DataError(f"coefficients must be one number a treatment, shape ({k},), got shape {values.shape}")
     left = problem.outcome - problem.treatment @ values
     moments, noise = problem.instruments.T @ left, problem.noise(left)
     covariance = problem.moment_covariance(noise, noise)

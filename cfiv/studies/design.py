@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.errors import ParameterError, StudyError
+from cfiv.arrays import numeric_array
+from cfiv.errors import DataError, ParameterError, StudyError
+from cfiv.labels import check_same_rows
 
 #: A design's function: ``simulate(seed=..., **parameters) -> (data, truth)``.
 Simulate = Callable[..., tuple[Any, Any]]
@@ -178,14 +180,23 @@ class PointwiseTruth:
         Raises
         ------
         StudyError
-            If the predictions are not one number a row.
+            If the predictions are not one finite number a row, or have row labels other than the data's.
         """
-        predicted = np.asarray(model.predict(self.data))
+        predicted = _of_rows("predictions", model.predict(self.data), self.data)
         if predicted.shape != self.structural.shape:
             raise StudyError(
                 f"predictions must be one number a row, shape {self.structural.shape}, got shape {predicted.shape}"
             )
         return float(np.mean((predicted - self.structural) ** 2))
+
+
+def _of_rows(name: str, given: Any, rows: Any) -> np.ndarray[Any, Any]:
+    """Finite numbers that stand beside the rows of data, by position, or by row labels that both have."""
+    try:
+        check_same_rows({"the data": rows, name: given})
+        return numeric_array(name, given)
+    except DataError as error:
+        raise StudyError(f"a design's rows are judged by numbers of their own: {error}") from error
 
 
 def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tuple[Any, Any]:
@@ -213,12 +224,7 @@ def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tu
     structural = truth(rows) if callable(truth) else truth
     wanted = f"the truth of a design must be one number a row of its data, shape ({len(rows)},)"
     remedy = "return an array of that shape, a function of rows, or an object with error(model)"
-    try:
-        values = np.asarray(structural, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"{wanted}, got {type(structural).__name__} ({error}): {remedy}") from error
+    values = _of_rows("the truth", structural, rows).astype(np.float64)
     if values.shape != (len(rows),):
         raise StudyError(f"{wanted}, got shape {values.shape}: {remedy}")
-    if not np.isfinite(values).all():
-        raise StudyError(f"{wanted}, got {(~np.isfinite(values)).sum()} that are not finite: every error would be nan")
     return data, PointwiseTruth(rows, values, truth if callable(truth) else None)

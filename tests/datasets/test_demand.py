@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from cfiv.datasets import demand
-from cfiv.errors import ParameterError
+from cfiv.errors import DataError, ParameterError
 
 
 def psi(t: float) -> float:
@@ -80,6 +81,52 @@ def test_the_error_of_the_truth_is_zero_and_of_a_shifted_truth_the_square_of_the
     grid = truth.grid["structural"].to_numpy()
     assert truth.error(Constant(3.0)) == pytest.approx(np.mean((grid - 3.0) ** 2), rel=1e-12)
     np.testing.assert_array_equal(truth(truth.grid), grid)
+
+
+@pytest.mark.parametrize(
+    ("predict", "says"),
+    [
+        (lambda rows: pd.Series(demand.structural(rows), index=rows.index)[::-1], "same row labels in another order"),
+        (lambda rows: np.ma.masked_less(demand.structural(rows), 0.0), "predictions has [0-9]+ masked values"),
+        (lambda rows: np.full(len(rows), np.nan), "predictions must be finite, got 2800 values"),
+        (lambda rows: ["3"] * len(rows), r"predictions holds text \('3' in row 0\)"),
+        (lambda rows: demand.structural(rows)[:, None], "one number a row"),
+    ],
+    ids=["other labels", "masked", "nan", "text", "column"],
+)
+def test_an_error_is_of_finite_numbers_that_stand_beside_their_rows(predict: Any, says: str) -> None:
+    _, truth = demand.simulate(10)
+    model = type("Model", (), {"predict": staticmethod(predict)})()
+    with pytest.raises(DataError, match=says):
+        truth.error(model)
+
+
+@pytest.mark.parametrize("container", [dict, pl.DataFrame])
+def test_the_truth_takes_any_table(container: Any) -> None:
+    _, truth = demand.simulate(10)
+    np.testing.assert_array_equal(truth(container(truth.grid.to_dict("list"))), truth.grid["structural"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"price": pd.Timestamp("2020-01-01")}, "price holds dates"),
+        ({"time": np.nan}, "time must be finite"),
+        ({"emotion": "1"}, "emotion holds text"),
+    ],
+)
+def test_rows_without_numbers_have_no_structural_value(change: dict[str, Any], says: str) -> None:
+    _, truth = demand.simulate(10)
+    with pytest.raises(DataError, match=says):
+        truth(truth.grid.assign(**change))
+    with pytest.raises(DataError, match=r"the columns 'price', 'time', 'emotion', got a table without 'price'"):
+        truth(truth.grid.drop(columns="price"))
+
+
+def test_predictions_with_the_labels_of_the_grid_are_judged() -> None:
+    _, truth = demand.simulate(10)
+    model = type("Model", (), {"predict": staticmethod(lambda rows: pd.Series(demand.structural(rows), index=rows.index))})()
+    assert truth.error(model) == 0.0
 
 
 @pytest.mark.law

@@ -266,7 +266,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], says: str) -> None
             "the matrix A must hold numbers in shape (4096, 10), a row a pixel, got shape (4096, 10) of <U1",
         ),
         (np.ones((4096, 10), dtype=complex), "of complex128"),
-        ([[1.0, 2.0], [3.0]], "the matrix A must be an array, got rows that differ in length"),
+        ([[1.0, 2.0], [3.0]], "the matrix A makes no array (its rows differ in length)"),
         (np.full((4096, 10), np.nan), "the matrix A must be finite, got infinite or missing entries"),
         (np.where(np.arange(40960).reshape(4096, 10) == 7, np.inf, 1.0), "the matrix A must be finite"),
     ],
@@ -300,7 +300,7 @@ def test_a_matrix_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         (np.zeros(4096), "got shape (4096,)"),
         (np.float64(0), "got shape ()"),
         (np.zeros((0, 32, 32)), "got shape (0, 32, 32)"),
-        ([[0.0, 1.0], [0.0]], "images must be an array, got rows that differ in length"),
+        ([[0.0, 1.0], [0.0]], "images makes no array (its rows differ in length)"),
         (np.full((1, 64, 64), "0"), "images must hold numbers, got <U1"),
         (np.full((1, 64, 64), np.nan), "images must be finite, got infinite or missing pixels"),
         (

@@ -147,7 +147,7 @@ def test_no_latents_make_no_pictures_and_latents_are_left_alone() -> None:
     [
         ([0, 0, 0, 0], "latents must have shape (n, 4), columns scale, orientation, posX, posY, got shape (4,)"),
         ([[0, 0, 0]], "got shape (1, 3)"),
-        ([[0, 0, 0, 0], [0, 0]], "got rows that differ in length"),
+        ([[0, 0, 0, 0], [0, 0]], "latents makes no array (its rows differ in length)"),
         (
             [[1.0, 0.0, 0.5, 0.5]],
             "latents must be integers, the indices of scale, orientation, posX, posY and not their values",

@@ -118,19 +118,24 @@ def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_number
         (lambda seed: (problems.line(5, seed=seed)[0], lambda rows: 3.0), "shape (5,), got shape (): return an array"),
         (
             lambda seed: (problems.line(5, seed=seed)[0], "sin"),
-            "shape (5,), got str (could not convert string to float: 'sin')",
+            "the truth must be an array, got str: give an array or a list of its values in order",
         ),
         (
             lambda seed: (problems.line(5, seed=seed)[0], [1.0, np.nan, 3.0, np.inf, 5.0]),
-            "shape (5,), got 2 that are not finite",
+            "the truth must be finite, got 2 values that are infinite or missing (the first is missing in row 1)",
         ),
+        (
+            lambda seed: (frame := problems.line(5, seed=seed)[0], frame["x"][::-1]),
+            "the truth and the data have the same row labels in another order",
+        ),
+        (lambda seed: (problems.line(5, seed=seed)[0], np.ma.masked_less(np.arange(5.0), 1)), "the truth has 1 masked values"),
         (lambda seed: ({"x": np.zeros(5)}, np.zeros(5)), "needs data with rows, a table or an array, got dict: return a truth"),
         (
             lambda seed: (None, np.zeros(5)),
             "needs data with rows, a table or an array, got NoneType: return a truth with error",
         ),
     ],
-    ids=["no pair", "short", "a column", "a number", "text", "not finite", "a dict", "no data"],
+    ids=["no pair", "short", "a column", "a number", "text", "not finite", "other labels", "masked", "a dict", "no data"],
 )
 def test_a_design_that_is_none_stops_its_study_and_says_what_it_should_return(tmp_path: Path, design: Any, said: str) -> None:
     made = study(tmp_path / "s.sqlite", designs={"d": design}, replications=50)
