@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
+from cfiv.data import IVData, read_table
 from cfiv.errors import CfivError, DataError, FormulaError, MissingRowsWarning, ParameterError
 from cfiv.tables.encoding import TableEncoder, fit_encoder
 from cfiv.tables.roles import Roles
@@ -100,6 +106,19 @@ def test_names_make_the_roles_that_the_formula_makes() -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [pd.Index(["z", "w"]), np.array(["z", "w"]), pd.Series(["z", "w"], index=[5, 5]), ("z", np.str_("w")),
+     pl.Series(["z", "w"]), np.array(["z", "w"], dtype=object), pd.Series(["z", "w"], dtype="category")],
+    ids=lambda names: type(names).__name__,
+)  # fmt: skip
+def test_names_are_taken_in_any_container_that_has_an_order(names: Any) -> None:
+    roles = {"outcome": "y", "treatment": "t", "covariates": "x"}
+    assert Roles.from_names(**roles, instruments=names) == Roles.from_names(**roles, instruments=["z", "w"])
+    assert Roles.from_names(**{**roles, "outcome": names[:1]}, instruments="v").outcome == "`z`"
+    assert Roles.from_names(**roles, instruments=np.array("z")).instruments == "`z`"
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"treatment": None}, ["no treatment named", "treatment=[...]"]),
@@ -107,6 +126,20 @@ def test_names_make_the_roles_that_the_formula_makes() -> None:
         ({"outcome": None}, ["no outcome named", "outcome=..."]),
         ({"covariates": [1]}, ["covariates must be column names", "got [1]"]),
         ({"outcome": "a`b"}, ["outcome must be column names", "without backticks"]),
+        ({"instruments": 3}, ["instruments must be column names", "got 3"]),
+        ({"instruments": ["z", None]}, ["got ['z', None]"]),
+        ({"instruments": [["z", "w"]]}, ["got [['z', 'w']]"]),
+        ({"instruments": {"z": 1}}, ["must be column names (text without backticks, one or a list of them), got {'z': 1}"]),
+        ({"instruments": {"z"}}, ["got {'z'}"]),
+        ({"instruments": b"z"}, ["got b'z'"]),
+        ({"instruments": np.array([1, 2])}, ["got array([1, 2])"]),
+        ({"instruments": pd.DataFrame({"z": [1.0]})}, ["arrays of values go into IVData(instruments=...)"]),
+        ({"instruments": pd.Series([0.5, 1.5])}, ["arrays of values go into IVData(instruments=...)"]),
+        ({"instruments": (name for name in "zw")}, ["got <generator"]),
+        ({"instruments": pd.Index([])}, ["no instruments named"]),
+        ({"outcome": 0}, ["outcome must be column names", "got 0"]),
+        ({"covariates": ""}, ["covariates must be column names", "got ''"]),
+        ({"treatment": ["t", "s"], "covariates": ["s"]}, ["'s' is both treatment and covariate", "one of the two roles"]),
     ],
 )
 def test_names_that_are_missing_or_no_names_are_refused(changes: dict[str, Any], says: list[str]) -> None:
@@ -124,6 +157,8 @@ def test_names_that_are_missing_or_no_names_are_refused(changes: dict[str, Any],
         ("y ~ [t ~ z + I(t**2)]", ["column 't' is both treatment and instrument"]),
         ("y ~ x + [t ~ x]", ["instruments 'x' is made of covariates only", "name instruments besides them"]),
         ("y ~ t + [t ~ z]", ["treatment 't' is made of covariates only", "name a treatment besides them"]),
+        ("y ~ x + [t + x ~ z + flag]", ["'x' is both treatment and covariate", "give it one of the two roles"]),
+        ("y ~ x:flag + [t + flag:x ~ z + flag]", ["'flag:x' is both treatment and covariate"]),
         ("1 ~ [t ~ z]", ["outcome '1' uses no column"]),
         ("C(region) ~ [t ~ z]", ["the outcome 'C(region)' must be one numeric column", "got 2"]),
     ],
@@ -315,6 +350,16 @@ def test_gaps_are_refused_where_that_is_asked_for_or_nothing_is_left(missing: An
         (["1.5"] * 40, ["column 'x' holds text ('1.5' in row 0)", "pandas.to_numeric"]),
         (pd.date_range("2020-01-01", periods=40), ["column 'x' holds dates", "convert it to a number"]),
         (np.ones(40) * 1j, ["column 'x' holds complex numbers", "take its real part or modulus"]),
+        (pd.Series([1j] * 40, dtype=object), ["column 'x' holds complex numbers (1j in row 0)"]),
+        (pd.Series([2, "1"] * 20, dtype=object), ["column 'x' holds text ('1' in row 1)"]),
+        ([b"1.5"] * 40, ["column 'x' holds values of type bytes"]),
+        ([[1.0]] * 40, ["column 'x' holds values of type list"]),
+        ([datetime.time(1)] * 40, ["column 'x' holds values of type time"]),
+        ([10**400] + [0] * 39, ["column 'x' is infinite in 1 of 40 rows (first: row 0)"]),
+        ([0] * 39 + [Decimal("1e400")], ["column 'x' is infinite in 1 of 40 rows (first: row 39)"]),
+        (np.array(["1e400"] + ["0"] * 39, dtype=np.longdouble), ["column 'x' is infinite in 1 of 40 rows (first: row 0)"]),
+        (pd.Series([np.ma.masked] + [0.0] * 39, dtype=object), ["column 'x' is missing in 1 of 40 rows (first: row 0)"]),
+        ([Decimal("sNaN")] * 40, ["'x' is a column that holds neither numbers nor text"]),
         ([np.inf] + [0.0] * 39, ["column 'x' is infinite in 1 of 40 rows (first: row 0)", "drop those rows"]),
     ],
 )
@@ -322,6 +367,121 @@ def test_gaps_are_refused_where_that_is_asked_for_or_nothing_is_left(missing: An
 def test_a_numeric_term_refuses_a_column_of_anything_else(column: Any, says: list[str], term: str) -> None:
     message = refusal(encoder, f"y ~ {term} + [t ~ z]", table().assign(x=column))
     assert [part for part in says if part not in message] == []
+
+
+MONTHS = pd.period_range("2020-01", periods=40, freq="M")
+DAYS = MONTHS.to_timestamp()
+
+
+def days_since_the_first(when: Any) -> Any:
+    """What the messages say of dates, ``when = pandas.to_datetime(...)``."""
+    return (when - when.min()) / pd.Timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("column", "remedy"),
+    [
+        (DAYS, pd.to_datetime),
+        (DAYS.tz_localize("Asia/Tokyo"), pd.to_datetime),
+        ([day.date() for day in DAYS], pd.to_datetime),
+        (pd.Series(list(DAYS), dtype=object), pd.to_datetime),
+        (pd.Series(DAYS, dtype=pd.ArrowDtype(pa.date32())), pd.to_datetime),
+        (pd.Series(DAYS, dtype=pd.ArrowDtype(pa.timestamp("us"))), pd.to_datetime),
+        (DAYS.strftime("%Y-%m-%d"), pd.to_datetime),
+        (MONTHS, lambda column: pd.PeriodIndex(column).to_timestamp()),
+        (pd.Series(list(MONTHS), dtype=object), lambda column: pd.PeriodIndex(column).to_timestamp()),
+    ],
+    ids=["datetime", "tokyo", "date", "Timestamp", "arrow date", "arrow timestamp", "text", "period", "Period"],
+)
+def test_dates_are_refused_with_a_remedy_that_works(column: Any, remedy: Any) -> None:
+    frame = table().assign(x=column)
+    message = refusal(encoder, "y ~ x + [t ~ z]", frame)
+    assert "column 'x' holds dates" in message
+    assert "(when - when.min()) / pandas.Timedelta(days=1) where when = pandas." in message
+    mended = frame.assign(x=days_since_the_first(remedy(frame["x"])))
+    expected = [float((day - DAYS[0]).days) for day in DAYS]
+    assert covariates("x", mended, mended)[:, 0].tolist() == expected
+    assert IVData(treatment=remedy_of_an_array(column, remedy)).treatment[:, 0].tolist() == expected
+
+
+def remedy_of_an_array(column: Any, remedy: Any) -> Any:
+    assert "treatment holds dates" in refusal(lambda: IVData(treatment=column))
+    return days_since_the_first(remedy(column))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        DAYS - DAYS[0],
+        [datetime.timedelta(int(days)) for days in (DAYS - DAYS[0]).days],
+        pd.Series(DAYS - DAYS[0], dtype=pd.ArrowDtype(pa.duration("s"))),
+    ],
+    ids=["dtype", "objects", "arrow"],
+)
+def test_durations_are_refused_with_a_remedy_that_works(column: Any) -> None:
+    frame = table().assign(x=column)
+    message = refusal(encoder, "y ~ x + [t ~ z]", frame)
+    assert "column 'x' holds durations" in message
+    assert "pandas.to_timedelta(...) / pandas.Timedelta(days=1)" in message
+    mended = frame.assign(x=pd.to_timedelta(frame["x"]) / pd.Timedelta(days=1))
+    assert covariates("x", mended, mended)[:, 0].tolist() == [float((day - DAYS[0]).days) for day in DAYS]
+
+
+@pytest.mark.parametrize("kind", [pl.Date, pl.Datetime, pl.Duration])
+def test_dates_of_polars_are_refused_as_dates(kind: Any) -> None:
+    frame = pl.DataFrame(table()[["y", "t", "z"]].to_dict("list")).with_columns(x=pl.int_range(40).cast(kind))
+    assert f"column 'x' holds {'durations' if kind is pl.Duration else 'dates'}" in refusal(
+        encoder, "y ~ x + [t ~ z]", read_table(frame)
+    )
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "dtype",
+    ["Int64", "Float64", "boolean", "Float32", "bool", "float16", "float32", "uint64", ">i4", ">f8", object, np.longdouble,
+     pd.ArrowDtype(pa.int8()), pd.ArrowDtype(pa.bool_()), pd.SparseDtype("float64", 0.0), pd.SparseDtype("int64", 0)],
+    ids=str,
+)  # fmt: skip
+def test_a_column_of_numbers_means_the_same_in_every_type(dtype: Any) -> None:
+    frame = table().assign(x=np.arange(40) % 2)
+    as_type = frame.assign(x=pd.Series(frame["x"].to_numpy(), dtype=dtype))
+    np.testing.assert_array_equal(covariates("x", as_type, as_type)[:, 0], np.arange(40) % 2)
+
+
+@pytest.mark.oracle
+def test_decimals_and_fractions_are_the_nearest_floats() -> None:
+    frame = table()
+    for exact in (lambda value: Decimal(repr(value)), Fraction):
+        np.testing.assert_array_equal(covariates("x", frame.assign(x=frame["x"].map(exact)), frame), frame[["x"]])
+
+
+@pytest.mark.parametrize("levels", [[10, 20], ["no", "yes"], [True, False]])
+def test_an_outcome_of_two_categories_is_no_number_whatever_its_values(levels: list[Any]) -> None:
+    message = refusal(encoder, "y ~ [t ~ z]", table().assign(y=pd.Categorical(levels * 20)))
+    assert "the outcome 'y' must be one numeric column, got the categories" in message
+    assert ".astype(float)" in message
+
+
+def test_weights_in_a_category_are_its_values_and_text_is_refused() -> None:
+    weighted = Roles.from_formula("y ~ [t ~ z]", weights="w")
+    data = fit_encoder(table().assign(w=pd.Categorical([10, 30] * 20)), weighted)[1]
+    assert data.weights.tolist() == [10.0, 30.0] * 20
+    assert "column 'w' holds text ('a' in row 0)" in refusal(
+        fit_encoder, table().assign(w=pd.Categorical(["a", "b"] * 20)), weighted
+    )
+
+
+@pytest.mark.parametrize("levels", [[0.5, 2.0], [10, 20]])
+def test_a_number_stays_a_number_in_new_rows_that_declare_categories(levels: list[float]) -> None:
+    frame = table()
+    new = pd.DataFrame({"t": 0.0, "x": pd.Categorical(levels)})
+    assert covariates("x", frame, new)[:, 0].tolist() == levels
+
+
+def test_categories_by_dtype_are_known_in_new_rows_of_text() -> None:
+    frame = table()
+    declared = frame.astype({"region": "category"})
+    np.testing.assert_array_equal(covariates("region", declared, frame), covariates("C(region)", frame, frame))
 
 
 def test_numbers_kept_as_objects_are_numbers() -> None:

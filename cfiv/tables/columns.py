@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from cfiv.data import Array
+from cfiv.arrays import Array, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted
 from cfiv.tables.terms import category_columns
 
@@ -27,9 +27,19 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], *, needed_for: st
             raise DataError(f"{needed_for} need column {name!r}, which the table does not have: {hint}")
 
 
+def gaps_in(frame: pd.DataFrame) -> pd.DataFrame:
+    """Which values are missing; raises a DataError for a column whose values cannot be asked."""
+    try:
+        return frame.isna()
+    except (TypeError, ArithmeticError) as error:  # raw bytes, decimals that signal
+        raise DataError(
+            f"among {quoted(list(frame.columns))} is a column that holds neither numbers nor text: {error}"
+        ) from None
+
+
 def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> pd.DataFrame:
     """The rows without a gap in any column, with a warning that counts the others; raises where ``missing="raise"``."""
-    gaps = frame.isna()
+    gaps = gaps_in(frame)
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
         return frame.reset_index(drop=True)
@@ -44,41 +54,49 @@ def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> p
     return frame[~rows].reset_index(drop=True)
 
 
-def numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.DataFrame:
-    """The raw columns of a part as float64, or as categories where the part uses them as such."""
+def numeric(
+    frame: pd.DataFrame, variables: Sequence[str], formula: str, *, categories: Container[str] | None = None
+) -> pd.DataFrame:
+    """The raw columns of a part as float64, or as categories where the part uses them as such.
+
+    After a fit that is known, as ``categories``, and the type of new rows does not matter.
+    """
     allowed = category_columns(formula)
     columns: dict[str, Any] = {}
     for name in variables:
         column = frame[name]
-        if isinstance(column.dtype, pd.CategoricalDtype):
+        declared = isinstance(column.dtype, pd.CategoricalDtype)
+        if not (declared or name in allowed if categories is None else name in categories):
+            columns[name] = column_numbers(name, column)
+        elif declared:
             columns[name] = column.astype("category")
-        elif name in allowed:
-            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
-        elif pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
-            if pd.api.types.is_complex_dtype(column.dtype):
-                raise DataError(f"column {name!r} holds complex numbers: take its real part or modulus first")
-            columns[name] = column.astype(np.float64)
-        elif pd.api.types.is_datetime64_any_dtype(column.dtype) or pd.api.types.is_timedelta64_dtype(column.dtype):
-            raise DataError(f"column {name!r} holds dates: convert it to a number, for instance days since a first date")
         else:
-            converted = pd.to_numeric(column, errors="coerce").astype(np.float64)
-            text = converted.isna().to_numpy()
-            if text.any() or any(isinstance(value, str) for value in column):
-                row = int(text.argmax()) if text.any() else 0
-                raise DataError(
-                    f"column {name!r} holds text ({column.iloc[row]!r} in row {row}) where numbers are needed: convert it with "
-                    f"pandas.to_numeric, or mark it as categories with C({name}) in the formula or astype('category')"
-                )
-            columns[name] = converted
-        if columns[name].dtype == np.float64:
-            # Before a transform learns from it: one infinity would make a whole centred column undefined.
-            infinite = np.isinf(columns[name].to_numpy())
-            if infinite.any():
-                raise DataError(
-                    f"column {name!r} is infinite in {int(infinite.sum())} of {len(infinite)} rows (first: row "
-                    f"{int(infinite.argmax())}): drop those rows or mend their values"
-                )
+            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
     return pd.DataFrame(columns)
+
+
+def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
+    """A column of numbers as float64; raises a DataError for anything else, and for numbers that no float holds."""
+    dtype = column.dtype
+    numeric_dtype = pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype)
+    if numeric_dtype and not (pd.api.types.is_complex_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)):
+        with np.errstate(over="ignore"):  # what no float64 holds is infinite, and refused below
+            numbers = column.astype(np.float64)
+    else:
+        otherwise = (
+            f"convert it with pandas.to_numeric, or mark it as categories with C({name}) in the formula or astype('category')"
+        )
+        values = real_numbers(f"column {name!r}", column.astype(object).to_numpy(), otherwise=otherwise)
+        numbers = pd.Series(values, index=column.index)
+    # Before a transform learns from it: one infinity would make a whole centred column undefined.
+    bad = ~np.isfinite(numbers.to_numpy())
+    if bad.any():
+        what = "missing" if np.isnan(numbers.iloc[int(bad.argmax())]) else "infinite"
+        raise DataError(
+            f"column {name!r} is {what} in {int(bad.sum())} of {len(bad)} rows (first: row {int(bad.argmax())}): drop those "
+            "rows or mend their values"
+        )
+    return numbers
 
 
 def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
@@ -99,4 +117,4 @@ def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -
 
 def row_weights(frame: pd.DataFrame, name: str) -> Array:
     """A column of row weights as numbers, shape (n,)."""
-    return numeric(frame, (name,), f"`{name}`")[name].to_numpy(dtype=np.float64)
+    return column_numbers(name, frame[name]).to_numpy()

@@ -18,7 +18,7 @@ from formulaic.errors import FormulaicError
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
-from cfiv.tables.columns import Missing, categorised, numeric, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import Missing, categorised, gaps_in, numeric, require_columns, row_weights, without_gaps
 from cfiv.tables.roles import Roles
 from cfiv.tables.terms import category_columns, factor_columns, is_category, part_factors, raw_columns
 
@@ -47,7 +47,7 @@ class PartState:
         """The part's columns at the rows of ``frame``, shape (n, len(columns))."""
         variables = raw_columns(self.formula)
         require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
-        ready = categorised(numeric(frame, variables, self.formula), self.levels)
+        ready = categorised(numeric(frame, variables, self.formula, categories=self.levels), self.levels)
         return _materialise(self.formula, ready, self.transform_state)[0]
 
 
@@ -91,7 +91,7 @@ class TableEncoder:
             For missing columns, gaps, infinities, text, or categories that training did not see.
         """
         require_columns(frame, self.columns, needed_for="predictions")
-        gaps = frame[list(self.columns)].isna().any(axis=1).to_numpy()
+        gaps = gaps_in(frame[list(self.columns)]).any(axis=1).to_numpy()
         if gaps.any():
             raise DataError(
                 f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(self.columns)} (first: row "
@@ -172,6 +172,11 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     if outcome.shape[1] != 1:
         raise DataError(
             f"the outcome {roles.outcome!r} must be one numeric column, got {outcome.shape[1]}: {states['outcome'].columns}"
+        )
+    if states["outcome"].levels:  # of two categories one would be 0 and the other 1, whatever they stand for
+        raise DataError(
+            f"the outcome {roles.outcome!r} must be one numeric column, got the categories "
+            f"{quoted(next(iter(states['outcome'].levels.values())))}: convert it to numbers, with .astype(float) or .map(...)"
         )
     data = IVData(
         outcome=outcome[:, 0],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from formulaic import Formula
 from formulaic.errors import FormulaicError
@@ -17,6 +18,13 @@ from formulaic.parser import DefaultFormulaParser
 
 from cfiv.errors import FormulaError
 from cfiv.tables.terms import term_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+#: Names of columns as people have them: one, or several in an order.
+Names: TypeAlias = "str | Sequence[str] | pd.Index[Any] | pd.Series[Any] | np.ndarray[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Roles:
         treatment = [term_text(term) for term in endogenous if str(term) != "1"]
         instruments = list(dict.fromkeys(term_text(term) for stage in right.deps for term in stage.rhs if str(term) != "1"))
         covariates = [term for term in exogenous if term != "1"]
+        _check_distinct(endogenous, [term for term in endogenous if str(term) != "1" and term in right.root])
         if not treatment or not instruments:
             raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
         return cls(
@@ -109,32 +118,64 @@ class Roles:
         cls,
         *,
         outcome: str | None,
-        treatment: str | Sequence[str] | None,
-        instruments: str | Sequence[str] | None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None,
+        instruments: Names | None,
+        covariates: Names | None = None,
         weights: str | None = None,
         clusters: str | None = None,
     ) -> Roles:
         """Roles from plain column names, which may hold any character but a backtick."""
-        parts: dict[str, str | None] = {}
+        named: dict[str, list[str]] = {}
         for role, given in (
             ("outcome", outcome),
             ("treatment", treatment),
             ("instruments", instruments),
             ("covariates", covariates),
         ):
-            names: list[Any] = [given] if isinstance(given, str) else list(given or ())
+            names = column_names(role, given)
             if not names and role != "covariates":
                 raise FormulaError(f"no {role} named: give a formula, or {role}={'...' if role == 'outcome' else '[...]'}")
-            if any(not isinstance(name, str) or "`" in name for name in names):
-                raise FormulaError(f"{role} must be column names (text without backticks), got {names!r}")
             reserved = [name for name in names if name in ("0", "1", "Intercept")]
             if reserved:
                 raise FormulaError(
                     f"{role} has a column named {reserved[0]!r}, which stands for the constant: rename that column"
                 )
-            parts[role] = " + ".join(f"`{name}`" for name in names) or None
-        assert parts["outcome"]
-        assert parts["treatment"]
-        assert parts["instruments"]
-        return cls(parts["outcome"], parts["treatment"], parts["instruments"], parts["covariates"], weights, clusters=clusters)
+            named[role] = names
+        _check_distinct(named["treatment"], [name for name in named["treatment"] if name in named["covariates"]])
+        parts = {role: " + ".join(f"`{name}`" for name in names) for role, names in named.items()}
+        return cls(
+            outcome=parts["outcome"],
+            treatment=parts["treatment"],
+            instruments=parts["instruments"],
+            covariates=parts["covariates"] or None,
+            weights=weights,
+            clusters=clusters,
+        )
+
+
+def column_names(role: str, given: Any) -> list[str]:
+    """The names in text, a list, a tuple, an array, an Index or a Series of it; none in None.
+
+    Raises
+    ------
+    FormulaError
+        If it is anything else, or holds anything else.
+    """
+    listed = getattr(given, "tolist", getattr(given, "to_list", None))
+    names = list(given) if isinstance(given, (list, tuple)) else [] if given is None else listed() if listed else given
+    names = names if isinstance(names, list) else [names]
+    if any(not isinstance(name, str) or not name or "`" in name for name in names):
+        raise FormulaError(
+            f"{role} must be column names (text without backticks, one or a list of them), got {shortened(given)}; arrays of "
+            f"values go into IVData({role}=...)"
+        )
+    return names
+
+
+def _check_distinct(treatment: Sequence[object], among_covariates: Sequence[object]) -> None:
+    """Raise where some treatments, not all, are covariates too: they would count as exogenous and as endogenous at once."""
+    if among_covariates and len(among_covariates) < len(treatment):
+        raise FormulaError(
+            f"{str(among_covariates[0])!r} is both treatment and covariate: a covariate is exogenous, a treatment is not, so "
+            "give it one of the two roles"
+        )
