@@ -170,7 +170,7 @@ def _regression(
         )
     own = {"weights": roles.weights, "clusters": getattr(roles, "clusters", None)}
     for name, given in (("weights", weights), ("clusters", clusters)):
-        if given is not None and own[name] is not None and given != own[name]:
+        if isinstance(given, str) and own[name] is not None and given != own[name]:
             raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own[name]!r}: leave it out")
     if missing != "drop" and missing != roles.missing:
         raise ParameterError(f"missing={missing!r} is given, but the estimator has missing={roles.missing!r}: leave it out")

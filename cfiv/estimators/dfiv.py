@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target
 from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -33,6 +33,7 @@ from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 
 #: What "auto" stands for on images.
 IMAGE_UNPREDICTED_PENALTY = 1.0
@@ -57,7 +58,7 @@ class DFIV(StructuralEstimator):
     ----------
     formula : str, optional
         ``"outcome ~ covariates + [treatment ~ instruments]"``. Covariates enter both stages by themselves.
-    outcome, treatment, instruments, covariates : str or list of str, optional
+    outcome, treatment, instruments, covariates : str or sequence, Index, array or Series of str, optional
         Column names instead of a formula. With neither, ``fit`` takes an IVData of arrays or images.
     weights : str, optional
         A column of row weights >= 0.
@@ -157,9 +158,9 @@ class DFIV(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         treatment_network: NetworkSpec = None,
@@ -306,7 +307,7 @@ class DFIV(StructuralEstimator):
         data : table or IVData
             As every estimator takes it.
         y : None
-            Ignored; there for scikit-learn.
+            As every estimator takes it.
         checkpoint : path, optional
             A folder, made where it does not exist, with a file for each of the fits that are averaged. A fit that has a file
             there goes on from it, with the very same numbers as if it had never stopped; on cuda, up to kernels that do not
@@ -330,6 +331,7 @@ class DFIV(StructuralEstimator):
         """
         # As in every estimator, and not through super(): warnings count the calls up to the user's line.
         started = time.perf_counter()
+        refuse_target(y)
         self._check_parameters()
         runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
         encoder, arrays = self.encode(data)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Any, Self
 
 import numpy as np
@@ -14,12 +15,12 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, FormulaError, NotFittedError
+from cfiv.errors import DataError, FormulaError, NotFittedError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
-from cfiv.tables.roles import Roles
+from cfiv.tables.roles import Names, Roles
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +60,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
     formula: str | None
     outcome: str | None
-    treatment: str | Sequence[str] | None
-    instruments: str | Sequence[str] | None
-    covariates: str | Sequence[str] | None
+    treatment: Names | None
+    instruments: Names | None
+    covariates: Names | None
     weights: str | None
     missing: Missing
 
@@ -81,7 +82,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             A pandas, polars or other narwhals-readable table for estimators with a formula or column names; an IVData of arrays
             for those without.
         y : None
-            Ignored; there for scikit-learn.
+            There for scikit-learn, which gives None where it has no targets; the outcome is one of the roles in ``data``.
 
         Returns
         -------
@@ -95,6 +96,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             For bad data, roles or hyper-parameters, before anything is computed.
         """
         started = time.perf_counter()
+        refuse_target(y)
         self._check_parameters()
         encoder, arrays = self.encode(data)
         arrays = arrays.with_positive_weight()
@@ -143,12 +145,16 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         ----------
         data : table or IVData
             Rows with all roles that the fit did not see.
+        y : None
+            As for :meth:`fit`.
         """
+        refuse_target(y)
         encoder = self._fitted().encoder
         if isinstance(encoder, TableEncoder):
             arrays = encoder.observations(read_table(data), missing=self.missing)
         elif isinstance(data, IVData):
             encoder.inputs(data)
+            encoder.check_columns("instruments", data.columns.get("instruments"))
             arrays = data
         else:
             raise DataError(f"the estimator was fitted to arrays: score an IVData, got {type(data).__name__}")
@@ -206,8 +212,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         if roles is None:
             if not isinstance(data, IVData):
                 raise FormulaError(
-                    f"{type(self).__name__} does not know the roles of the columns: give it a formula such as "
-                    "'outcome ~ covariates + [treatment ~ instruments]', or column names, or fit an IVData of arrays"
+                    f"{type(self).__name__} does not know the roles of the columns: fit an IVData(outcome=..., treatment=..., "
+                    "instruments=...) of arrays, or give it a formula such as 'outcome ~ covariates + [treatment ~ "
+                    "instruments]', or column names, for a table"
                 )
             return ArrayEncoder.fit(data), data
         for role in ("weights", "clusters"):
@@ -241,7 +248,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             )
         for role, column in (("weights", self.weights), ("clusters", clusters)):
             if column is not None and not isinstance(column, str):
-                raise FormulaError(f"{role} must be the name of one column, got {column!r}: combine several into one column")
+                raise FormulaError(
+                    f"{role} must be the name of one column, got {shortened(column)}: combine several into one column of the "
+                    f"table, or give IVData({role}=...) with arrays"
+                )
         if self.formula is None and not named:
             for role, column in (("weights", self.weights), ("clusters", clusters)):
                 if column is not None:
@@ -259,6 +269,15 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         if function is None:
             raise NotFittedError(f"this {type(self).__name__} has not been fitted: call fit(data) first")
         return function
+
+
+def refuse_target(y: object) -> None:
+    """Raise a ParameterError for targets beside the data, as scikit-learn's regressors take them: they would be ignored."""
+    if y is not None:
+        raise ParameterError(
+            f"the outcome is one of the roles of the data, got it as y besides ({type(y).__name__}): fit an IVData(outcome=y, "
+            "treatment=..., instruments=...) of arrays, or a table that has it as a column, by a formula or outcome='column'"
+        )
 
 
 def has_intercept(encoder: TableEncoder | ArrayEncoder) -> bool:

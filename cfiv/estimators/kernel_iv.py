@@ -29,6 +29,7 @@ from cfiv.learning.samples import split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, cross_fitted, two_samples
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 
 
 class KernelIV(StructuralEstimator):
@@ -128,9 +129,9 @@ class KernelIV(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         bandwidths: Bandwidths | None = None,

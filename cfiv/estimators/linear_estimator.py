@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -11,6 +10,7 @@ from cfiv.data import IVData
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind, Kernel, linear_regression
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 
 
 class LinearEstimator(StructuralEstimator):
@@ -23,9 +23,9 @@ class LinearEstimator(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         clusters: str | None = None,

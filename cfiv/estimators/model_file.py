@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import cfiv
+from cfiv.data import EXACT
 from cfiv.errors import CfivError, ModelFileError
 from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent
 from cfiv.estimators.standardise import Standardiser
@@ -242,11 +243,12 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
             "treatment_shape": list(encoder.treatment_shape),
             "covariates": encoder.covariates,
             "pixels": pixels,
+            "columns": {role: list(names) for role, names in encoder.columns.items()},
         }
     reference: list[dict[str, Any]] = []
     for i, name in enumerate(encoder.reference.columns):
         column = encoder.reference[name]
-        if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+        if _is_float(column):
             tensors[f"reference/{i}"] = torch.from_numpy(column.to_numpy(dtype=np.float64, copy=True))
             reference.append({"name": name, "categories": None})
         else:
@@ -263,12 +265,20 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
     }
 
 
+def _is_float(column: pd.Series[Any]) -> bool:
+    """Whether a column is the same as float64; whole numbers beyond 2**53, which name things, are not."""
+    if not (pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)):
+        return False
+    return not (pd.api.types.is_integer_dtype(column.dtype) and bool((column.abs() > EXACT).any()))
+
+
 def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TableEncoder | ArrayEncoder:
     if data["kind"] == "array":
         reference = tensors["reference"].numpy() if "reference" in tensors else None
         pixels = data.get("pixels")  # not in files written before it was remembered
         grey = None if pixels is None else (float(pixels[0]), float(pixels[1]))
-        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference, grey)
+        names = {role: tuple(labels) for role, labels in data.get("columns", {}).items()}  # nor in older files
+        return ArrayEncoder(tuple(data["treatment_shape"]), data["covariates"], reference, grey, names)
     columns = {}
     for i, column in enumerate(data["reference"]):
         values = tensors[f"reference/{i}"].numpy()

@@ -44,6 +44,7 @@ from cfiv.learning.training import Training
 from cfiv.learning.two_stage import PerNetwork
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
+from cfiv.tables.roles import Names
 
 
 class NetworkRegression(StructuralEstimator):
@@ -114,9 +115,9 @@ class NetworkRegression(StructuralEstimator):
         formula: str | None = None,
         *,
         outcome: str | None = None,
-        treatment: str | Sequence[str] | None = None,
-        instruments: str | Sequence[str] | None = None,
-        covariates: str | Sequence[str] | None = None,
+        treatment: Names | None = None,
+        instruments: Names | None = None,
+        covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
         treatment_network: NetworkSpec = None,

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from cfiv.data import ROLES
 from cfiv.errors import OutputError, ParameterError
 from cfiv.estimators.parameters import check_whole, is_whole
 from cfiv.files import unwritable
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
+from cfiv.tables.roles import column_names
 
 #: Hyper-parameters that change no number.
 WITHOUT_EFFECT = ("progress",)
@@ -62,7 +64,8 @@ class SavedRuns:
         except OSError as error:
             raise OutputError(unwritable(place, error)) from error
         parameters = {
-            name: without_addresses(value)
+            # Names in an Index, an array or a Series count as the list of them: their own repr leaves some out.
+            name: without_addresses(column_names(name, value) if _is_names(name, value) else value)
             for name, value in sorted(estimator.get_params(deep=False).items())
             if name not in WITHOUT_EFFECT
         }
@@ -72,6 +75,10 @@ class SavedRuns:
         """That of one fit, which knows the sample and the networks that it belongs to."""
         about = {"fit": name, "data": digest(sample), "networks": [described(module) for module in networks]}
         return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})
+
+
+def _is_names(parameter: str, value: object) -> bool:
+    return parameter in ROLES and not (value is None or isinstance(value, (str, list, tuple)))
 
 
 def digest(sample: Sample) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, ParameterError
+from cfiv.arrays import Array, numeric_array
+from cfiv.data import IVData, column_labels, read_table
+from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.estimators.components import Component
+from cfiv.estimators.treatment_values import grid_table, one_array, values_by_column
 from cfiv.rendering import shown
 from cfiv.tables.encoding import TableEncoder
 
@@ -35,12 +37,15 @@ class ArrayEncoder:
         Rows of the training covariates to average over.
     pixels : (float, float), optional
         The least and the greatest value of the training images; None where treatments are columns.
+    columns : mapping from role to names
+        Of the columns of the roles that were given as tables of several columns.
     """
 
     treatment_shape: tuple[int, ...]
     covariates: int
     reference: Array | None
     pixels: tuple[float, float] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, data: IVData) -> ArrayEncoder:
@@ -50,7 +55,7 @@ class ArrayEncoder:
             stride = max(1, -(-len(data) // TableEncoder.REFERENCE_ROWS))
             reference = np.array(data.covariates[::stride], dtype=np.float64)
         width = 0 if data.covariates is None else data.covariates.shape[1]
-        return cls(tuple(data.treatment.shape[1:]), width, reference, _range(data.treatment))
+        return cls(tuple(data.treatment.shape[1:]), width, reference, _range(data.treatment), data.columns)
 
     def inputs(self, data: IVData) -> tuple[Array, Array | None]:
         """Treatment and covariate arrays, checked against those of training.
@@ -58,7 +63,8 @@ class ArrayEncoder:
         Raises
         ------
         DataError
-            For treatments of another shape, images in another unit, or another number of covariate columns.
+            For treatments of another shape, images in another unit, another number of covariate columns, or columns that are
+            named in another order.
         """
         if tuple(data.treatment.shape[1:]) != self.treatment_shape:
             raise DataError(
@@ -71,7 +77,18 @@ class ArrayEncoder:
                 f"training had {self.covariates} covariate columns, got {width}: give covariates=array of shape (n, "
                 f"{self.covariates})"
             )
+        for role, columns in data.columns.items():
+            self.check_columns(role, columns)
         return data.treatment, data.covariates
+
+    def check_columns(self, role: str, columns: Sequence[str] | None) -> None:
+        """Raise a DataError where both these columns and those of training have names, and not the same in the same order."""
+        trained = self.columns.get(role)
+        if columns is not None and trained is not None and list(columns) != list(trained):
+            raise DataError(
+                f"the columns of {role} are {quoted(columns)}, those of training were {quoted(trained)}: give them in that "
+                "order, or .to_numpy() to go by position"
+            )
 
     def check_unit(self, treatment: Array) -> None:
         """Raise where images are in another unit than those of training; one grey alone says nothing of its unit.
@@ -154,9 +171,10 @@ class StructuralFunction:
         ----------
         rows : table or IVData
             Where the covariates are; its treatment columns are replaced and may be absent.
-        treatment_from, treatment_to : number, sequence or mapping
-            One number for one treatment, one number each for several, or a mapping from column to number. For arrays, one
-            treatment of the training shape.
+        treatment_from, treatment_to : number, sequence, mapping, Series or table
+            One number for one treatment, one number each for several, or a mapping from column to number, or to one number a
+            row. For arrays, one treatment of the training shape. Labels of a Series are heeded: those of columns, and those of
+            rows, which must be the labels of ``rows``.
 
         Returns
         -------
@@ -168,7 +186,8 @@ class StructuralFunction:
         ParameterError, DataError
             Where a treatment is not covered, and as in :meth:`predict`.
         """
-        return self._at(rows, treatment_to) - self._at(rows, treatment_from)
+        at_to = self._at(rows, "treatment_to", treatment_to)
+        return at_to - self._at(rows, "treatment_from", treatment_from)
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """The structural function against treatment, averaged over covariates: ``mean_i h(t, X_i)`` for each t, unweighted.
@@ -192,7 +211,8 @@ class StructuralFunction:
             Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
         """
         if isinstance(self.encoder, ArrayEncoder):
-            values = np.asarray(grid)
+            self.encoder.check_columns("treatment", column_labels(grid))
+            values = numeric_array("the grid", grid)
             values = values[:, None] if values.ndim == 1 else values
             if values.ndim == 0 or len(values) == 0 or tuple(values.shape[1:]) != self.encoder.treatment_shape:
                 raise ParameterError(
@@ -206,25 +226,10 @@ class StructuralFunction:
             names = ["treatment"] if flat.shape[1] == 1 else [f"treatment{i}" for i in range(flat.shape[1])]
             table = pd.DataFrame(flat, columns=names) if values.ndim == 2 else pd.DataFrame({"treatment": range(len(values))})
             return table.assign(estimate=estimates)
-        columns = self.encoder.treatment_columns
-        if isinstance(grid, Mapping) or (hasattr(grid, "columns") and hasattr(grid, "__getitem__")):
-            table = read_table(grid)
-        else:
-            values = np.asarray(grid)
-            if values.ndim == 1:
-                values = values[:, None]
-            if values.ndim != 2 or values.shape[1] != len(columns):
-                raise ParameterError(
-                    f"the grid must give a value for each of {list(columns)}, got an array of shape {np.shape(grid)}"
-                )
-            table = pd.DataFrame(values, columns=list(columns))
-        if set(table.columns) != set(columns) or table.empty:
-            raise ParameterError(
-                f"the grid must have rows and the columns {list(columns)}, got {list(table.columns)} with {len(table)} rows"
-            )
+        table = grid_table(grid, columns=self.encoder.treatment_columns)
         frame = self.encoder.reference if rows is None else read_table(rows)
         points = table.to_dict("records")
-        return table.assign(estimate=[float(self._at(frame, point).mean()) for point in points])
+        return table.assign(estimate=[float(self._at(frame, "the grid", point).mean()) for point in points])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a model file (safetensors with a JSON header; nothing executable). See :func:`load`.
@@ -265,20 +270,17 @@ class StructuralFunction:
             return self.encoder.inputs(rows)
         return self.encoder.inputs(read_table(rows))
 
-    def _at(self, rows: Any, value: Any) -> Array:
-        """``h`` at the rows' covariates and one treatment value."""
+    def _at(self, rows: Any, name: str, value: Any) -> Array:
+        """``h`` at the rows' covariates and one treatment value, the argument ``name``."""
         if isinstance(self.encoder, ArrayEncoder):
             if not isinstance(rows, IVData):
                 raise DataError(f"the estimator was fitted to arrays: give an IVData, got {type(rows).__name__}")
-            one = np.asarray(value, dtype=np.float64)
-            if one.ndim == 0 and self.encoder.treatment_shape == (1,):
-                one = one[None]
-            if one.shape != self.encoder.treatment_shape:
-                raise ParameterError(
-                    f"a treatment must have shape {self.encoder.treatment_shape}, as in training, got one of shape {one.shape}"
-                )
+            columns = self.encoder.columns.get("treatment")
+            one = one_array(name, value, shape=self.encoder.treatment_shape, columns=columns)
             same = np.broadcast_to(one, (len(rows), *one.shape))
+            self.encoder.check_columns("covariates", rows.columns.get("covariates"))
             return self._evaluate(*self.encoder.inputs(IVData(treatment=same, covariates=rows.covariates)))
+        value = values_by_column(name, value, rows=rows)
         return self._evaluate(*self.encoder.inputs(self.encoder.with_treatment(read_table(rows), value)))
 
     def _average(self, value: Array, covariates: Array | None) -> float:

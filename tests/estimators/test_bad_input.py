@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import cross_val_score
 
 import cfiv
 from cfiv import (
@@ -210,6 +211,26 @@ def test_rows_with_gaps_are_dropped_with_a_count_or_refused(kind: type) -> None:
 
 
 @EVERY
+def test_targets_beside_the_data_are_refused_and_not_ignored(kind: type) -> None:
+    frame = table()
+    for call in (
+        lambda: make(kind).fit(frame, frame["time"]),
+        lambda: make(kind, None).fit(frame[["price"]].to_numpy(), frame["sales"]),
+        lambda: make(kind).fit(frame).score(frame, frame["sales"]),
+        lambda: cross_val_score(make(kind), frame, frame["sales"], error_score="raise"),
+    ):
+        says = ["the outcome is one of the roles of the data", "as y besides (Series)", "IVData(outcome=y, treatment=..."]
+        assert absent(refusal(ParameterError, call), says) == []
+
+
+@EVERY
+@pytest.mark.parametrize("change", [lambda f: f, lambda f: f[["price"]].to_numpy()], ids=["table", "array"])
+def test_without_roles_the_way_of_arrays_is_named_first(kind: type, change: Change) -> None:
+    message = refusal(FormulaError, make(kind, None).fit, change(table()))
+    assert 0 < message.index("IVData(outcome=..., treatment=..., instruments=...)") < message.index("a formula")
+
+
+@EVERY
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
@@ -294,7 +315,10 @@ ASKING = [
         id="effect of too few rows",
     ),
     pytest.param(
-        lambda m, f: m.effect(f, treatment_from=0.0, treatment_to=np.nan), DataError, ["have gaps"], id="effect of nan"
+        lambda m, f: m.effect(f, treatment_from=0.0, treatment_to=np.nan),
+        DataError,
+        ["treatment_to has gaps", "got nan"],
+        id="effect of nan",
     ),
     pytest.param(
         lambda m, f: m.dose_response([[1.0, 2.0]]),
@@ -394,7 +418,7 @@ ASKING_OF_ARRAYS = [
         ["fitted to arrays, got DataFrame"],
         id="grid at a table",
     ),
-    pytest.param(lambda m, d: m.dose_response([[np.inf, 2.0]]), DataError, ["treatment must be finite"], id="grid of infinity"),
+    pytest.param(lambda m, d: m.dose_response([[np.inf, 2.0]]), DataError, ["the grid must be finite"], id="grid of infinity"),
 ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -194,3 +195,17 @@ def test_a_place_that_takes_no_folder_and_a_file_that_is_no_run_are_refused(tmp_
     (tmp_path / "fit-1.safetensors").write_text("no run")
     with pytest.raises(cfiv.ModelFileError, match="not a whole checkpoint"):
         cfiv.DFIV(FORMULA, **QUIET).fit(columns(), checkpoint=tmp_path)
+
+
+def test_names_in_another_container_are_the_same_configuration(tmp_path: Path) -> None:
+    def fitted(instruments: Any) -> Any:
+        model = cfiv.DFIV(outcome="sales", treatment="price", instruments=instruments, **{**QUIET, "steps": 3})
+        return model.fit(columns(), checkpoint=tmp_path).predict(columns())
+
+    expected = fitted(["fuel", "time"])
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for container in (pd.Index, np.array, pd.Series):
+        np.testing.assert_array_equal(fitted(container(["fuel", "time"])), expected)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files  # nothing was fitted again
+    with pytest.raises(cfiv.ModelFileError, match="instruments was"):
+        fitted(pd.Index(["time", "fuel"]))

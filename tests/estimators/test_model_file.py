@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -371,3 +372,29 @@ def test_a_saved_file_has_the_permissions_that_a_new_file_gets(saved: Path) -> N
     ordinary = saved.with_name("ordinary")
     ordinary.touch()
     assert saved.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_large_whole_numbers_that_name_categories_are_saved_to_the_last_digit(path: Path) -> None:
+    frame = table().assign(shop=2**60 + np.arange(80) // 20)  # as floats all the same
+    few = frame.assign(shop=np.arange(80) // 20)
+    model, plain = (TwoStageLeastSquares("y ~ C(shop) + [t ~ z]").fit(rows) for rows in (frame, few))
+    model.save(path)
+    loaded = cfiv.load(path)
+    expected = plain.dose_response([0.0, 1.0])["estimate"]
+    np.testing.assert_array_equal(model.dose_response([0.0, 1.0])["estimate"], expected)
+    np.testing.assert_array_equal(loaded.dose_response([0.0, 1.0])["estimate"], expected)
+    np.testing.assert_array_equal(loaded.predict(frame), plain.predict(few))
+
+
+@pytest.mark.parametrize("container", [pd.DataFrame, pl.DataFrame, dict], ids=["pandas", "polars", "dict"])
+def test_large_whole_numbers_label_clusters_also_where_some_are_missing(container: Any) -> None:
+    frame = table()
+    few = [None, *(np.arange(79) // 8).tolist()]
+    large = [None if label is None else 2**60 + label for label in few]
+    covariances = []
+    for labels in (few, large):
+        columns = {**frame.to_dict("list"), "shop": pd.array(labels, dtype="Int64") if container is pd.DataFrame else labels}
+        with pytest.warns(cfiv.MissingRowsWarning):
+            fit = TwoStageLeastSquares(FORMULA, clusters="shop", covariance="clustered").fit(container(columns))
+        covariances.append(fit.coefficients_["std_error"].tolist())
+    assert covariances[0] == covariances[1]
