@@ -128,7 +128,8 @@ def as_array(name: str, value: object) -> Array:
     Raises
     ------
     DataError
-        If it makes no array, has masked values, has no order or can be read only once.
+        If it makes no array, has masked values, has no order or can be read only once, or is a list of Series that differ in
+        their labels.
     """
     if value is None or isinstance(value, (Set, Mapping, Iterator, str, bytes, bytearray)):
         raise DataError(f"{name} must be an array, got {type(value).__name__}: give an array or a list of its values in order")
@@ -136,6 +137,9 @@ def as_array(name: str, value: object) -> Array:
     if masked.any():
         first = int((masked > 0).argmax())
         raise DataError(f"{name} has {int(masked.sum())} masked values: drop or fill those rows (the first is row {first})")
+    labels = [item.index for item in value if isinstance(item, pd.Series)] if isinstance(value, (list, tuple)) else []
+    if any(not index.equals(labels[0]) for index in labels):
+        raise DataError(f"{name} is a list of Series with different labels: give pandas.DataFrame(...) of it, or .to_numpy()")
     try:
         if isinstance(value, (list, tuple)) and any(is_tensor(item) for item in value):
             value = [_of_tensor(item) if is_tensor(item) else item for item in value]

@@ -123,6 +123,7 @@ DATES = ["holds dates", "in row 0", "days", "pandas.to_datetime(...)"]
         ((float(i) for i in range(2)), ["must be an array, got generator"]),
         ("12", ["must be an array, got str"]),
         (b"12", ["must be an array, got bytes"]),
+        ([pd.Series({"a": 1, "b": 2}), pd.Series({"b": 2, "a": 1})], ["list of Series with different labels"]),
         (len, ["must be an array, got builtin"]),
         (None, ["must be an array, got NoneType"]),
     ],

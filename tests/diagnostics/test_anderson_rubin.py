@@ -259,3 +259,18 @@ def test_the_set_of_one_of_two_weakly_identified_coefficients_covers_at_least_it
         covered += confidence_set(replace(base, outcome=0.9 * u + 0.4 * noise, treatment=treatment)).contains(0.0)
     # At least 95 %, within 2.326 binomial standard errors (99 %, one-sided).
     assert covered / 1000 > 0.95 - 2.326 * math.sqrt(0.05 * 0.95 / 1000), covered
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "says"),
+    [
+        (["2"], "coefficients holds text"),
+        ([np.nan], "coefficients must be finite"),
+        (np.ma.array([2.0], mask=[True]), "coefficients has 1 masked values"),
+        ([1.0, 2.0], r"one number a treatment, shape \(1,\), got shape \(2,\)"),
+        (2.0, r"shape \(1,\), got shape \(\)"),
+    ],
+)
+def test_coefficients_that_are_none_are_refused(coefficients: Any, says: str) -> None:
+    with pytest.raises(cfiv.DataError, match=says):
+        anderson_rubin(problem("y ~ x + [t ~ z]", table()), coefficients, significance=SIGNIFICANCE)
