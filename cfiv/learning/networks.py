@@ -52,11 +52,6 @@ class FeatureNetwork(nn.Module):
         features: Tensor = self.layers(x)
         return torch.cat([x, features], dim=1) if self.carry else features
 
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """What it takes to build the same network again."""
-        return {"inputs": self.inputs, "hidden": list(self.hidden), "outputs": self.outputs, "carry": self.carry}
-
 
 def treatment_network(shape: Sequence[int]) -> nn.Module:
     """Default ``psi``: the treatment itself and one learned feature; of an image, :func:`image_network`.
