@@ -1,4 +1,7 @@
-"""Components: the functions that a structural function averages. Each is plain data with a way to evaluate it."""
+"""Components: the functions that a structural function averages. Each is plain data with a way to evaluate it.
+
+Their arrays and tensors are in memory of their own, so that one that is read from a file rounds as the one that was saved.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import Structure, structural_features
+from cfiv.tensor_file import owned
 
 
 class Component(Protocol):
@@ -32,6 +36,10 @@ class LinearComponent:
     constant: float
     treatment: Array
     covariates: Array
+
+    def __post_init__(self) -> None:
+        for name in ("treatment", "covariates"):
+            object.__setattr__(self, name, np.array(getattr(self, name)))
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,)."""
@@ -63,6 +71,9 @@ class NetworkComponent:
     treatment_scale: Standardiser
     covariate_scale: Standardiser
     double: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "structural", owned(self.structural))
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); in evaluation mode, in chunks."""
@@ -97,6 +108,10 @@ class KernelComponent:
 
     expansion: KernelExpansion
     outcome_scale: Standardiser
+
+    def __post_init__(self) -> None:
+        parts = {name: owned(part) for name, part in vars(self.expansion).items()}
+        object.__setattr__(self, "expansion", KernelExpansion(**parts))
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); kernels of a block of rows at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,42 +11,42 @@ from torch import nn
 from cfiv.learning.networks import FeatureNetwork
 
 _POOLING = ("kernel_size", "stride", "padding", "ceil_mode")
-_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 #: Layers that carry nothing but these constructor arguments besides their tensors.
-_LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
-    "FeatureNetwork": (FeatureNetwork, lambda layer: layer.configuration),
-    "Linear": (nn.Linear, lambda layer: _picked(layer, "in_features", "out_features") | {"bias": layer.bias is not None}),
-    "BatchNorm1d": (nn.BatchNorm1d, lambda layer: _picked(layer, *_BATCH_NORM)),
-    "AvgPool2d": (nn.AvgPool2d, lambda layer: _picked(layer, *_POOLING, "count_include_pad", "divisor_override")),
-    "MaxPool2d": (nn.MaxPool2d, lambda layer: _picked(layer, *_POOLING, "dilation", "return_indices")),
-    "Conv2d": (nn.Conv2d, lambda layer: _picked(layer, *_CONVOLUTION) | {"bias": layer.bias is not None}),
-    "BatchNorm2d": (nn.BatchNorm2d, lambda layer: _picked(layer, *_BATCH_NORM)),
-    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, lambda layer: _picked(layer, "output_size")),
-    "Unflatten": (nn.Unflatten, lambda layer: _picked(layer, "dim", "unflattened_size")),
-    "LayerNorm": (nn.LayerNorm, lambda layer: {"normalized_shape": list(layer.normalized_shape), "eps": layer.eps}),
-    "Dropout": (nn.Dropout, lambda layer: _picked(layer, "p")),
-    "Flatten": (nn.Flatten, lambda layer: _picked(layer, "start_dim", "end_dim")),
-    "GELU": (nn.GELU, lambda layer: _picked(layer, "approximate")),
-    "LeakyReLU": (nn.LeakyReLU, lambda layer: _picked(layer, "negative_slope")),
-    "ELU": (nn.ELU, lambda layer: _picked(layer, "alpha")),
-    "Softplus": (nn.Softplus, lambda layer: _picked(layer, "beta", "threshold")),
-    **{kind.__name__: (kind, lambda layer: {}) for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish)},
+_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "FeatureNetwork": (FeatureNetwork, ("inputs", "hidden", "outputs", "carry")),
+    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "BatchNorm1d": (nn.BatchNorm1d, _BATCH_NORM),
+    "AvgPool2d": (nn.AvgPool2d, (*_POOLING, "count_include_pad", "divisor_override")),
+    "MaxPool2d": (nn.MaxPool2d, (*_POOLING, "dilation", "return_indices")),
+    "Conv2d": (nn.Conv2d, _CONVOLUTION),
+    "BatchNorm2d": (nn.BatchNorm2d, _BATCH_NORM),
+    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "Unflatten": (nn.Unflatten, ("dim", "unflattened_size")),
+    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps")),
+    "Dropout": (nn.Dropout, ("p",)),
+    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
+    "GELU": (nn.GELU, ("approximate",)),
+    "LeakyReLU": (nn.LeakyReLU, ("negative_slope",)),
+    "ELU": (nn.ELU, ("alpha",)),
+    "Softplus": (nn.Softplus, ("beta", "threshold")),
+    **{kind.__name__: (kind, ()) for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish)},
 }
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:
     """The network as JSON-able data, or None where it is made of anything but plain layers and ``nn.Sequential``."""
-    if network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network):  # code, which may change its output
+    if _is_altered(network):
         return None
     if type(network) is nn.Sequential:
         children = [describe(child) for child in network]
         return None if any(child is None for child in children) else {"layer": "Sequential", "children": children}
     name = type(network).__name__
     known = _LAYERS.get(name)
-    if known is None or type(network) is not known[0] or getattr(network, "parametrizations", None):
+    if known is None or type(network) is not known[0]:
         return None
-    arguments = known[1](network)
+    arguments = {argument: _argument(network, argument) for argument in known[1]}
     # A layer built with arguments that the description leaves out (an affine-free norm, say) has other tensors: refuse it.
     with torch.device("meta"):  # shapes only: no memory, and no draw from the global generator
         shapes = {key: value.shape for key, value in known[0](**arguments).state_dict().items()}
@@ -59,13 +59,27 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
 
     Raises
     ------
-    KeyError, TypeError
+    KeyError, TypeError, ValueError
         If the description is not one of describe's.
     """
     if description["layer"] == "Sequential":
         return nn.Sequential(*(rebuild(child) for child in description["children"]))
-    return _LAYERS[description["layer"]][0](**description["arguments"])
+    kind, names = _LAYERS[description["layer"]]
+    arguments = description["arguments"]
+    if set(arguments) != set(names):  # no device, for one
+        raise ValueError(f"a {description['layer']} has the arguments {', '.join(names)}, got {', '.join(arguments)}")
+    return kind(**arguments)
 
 
-def _picked(layer: nn.Module, *names: str) -> dict[str, Any]:
-    return {name: getattr(layer, name) for name in names}
+def _is_altered(network: nn.Module) -> bool:
+    """Whether it computes something else than its class says: parametrised, with hooks, or with a ``forward`` of its own."""
+    hooks = network._forward_hooks or network._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(network) or bool(getattr(network, "parametrizations", None))
+
+
+def _argument(layer: nn.Module, name: str) -> Any:
+    """What a layer was built with, as it keeps it."""
+    value = getattr(layer, name)
+    if name == "bias":
+        return value is not None
+    return list(value) if isinstance(value, tuple) else value

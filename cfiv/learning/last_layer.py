@@ -222,6 +222,16 @@ class Gradient:
             check_optimizer(self.optimizer)
 
 
+def remembered_shapes(layer: ClosedForm | Gradient, weights: Tensor) -> list[tuple[int, ...]] | None:
+    """Of :attr:`Memory.more` after a step with weights of this shape (d, k); None for a layer that is not of this module."""
+    rows, columns = weights.shape
+    if isinstance(layer, Kalman):
+        return [] if layer.reset else [(rows, rows)]
+    if isinstance(layer, MovingAverage):
+        return [(rows, rows), (rows, columns), ()]
+    return [] if isinstance(layer, (Ridge, Proximal, Gradient)) else None
+
+
 @dataclass(frozen=True)
 class Held:
     """The previous weights themselves; what the backbone-first order differentiates at. Solves once where there are none."""

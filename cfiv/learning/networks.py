@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from cfiv.errors import ParameterError
 from cfiv.learning.draws import Draws
 from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
-from cfiv.learning.run_file import plain
+from cfiv.tensor_file import UnsavableError, check_savable
 
 #: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
 NetworkSpec = None | nn.Module | Callable[[Any], nn.Module]
@@ -55,11 +55,6 @@ class FeatureNetwork(nn.Module):
         x = x.flatten(start_dim=1)
         features: Tensor = self.layers(x)
         return torch.cat([x, features], dim=1) if self.carry else features
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """What it takes to build the same network again."""
-        return {"inputs": self.inputs, "hidden": list(self.hidden), "outputs": self.outputs, "carry": self.carry}
 
 
 def treatment_network(shape: Sequence[int]) -> nn.Module:
@@ -267,11 +262,11 @@ def check_kept(network: nn.Module, what: str) -> None:
     """
     for name, kept in extra_of(network).items():
         try:
-            plain(kept, {})
-        except ParameterError as error:
+            check_savable(kept)
+        except UnsavableError as error:
             raise ParameterError(
                 f"the {what} keeps an extra state in {name or type(network).__name__!r} that cannot be saved "
-                f"({str(error).split(':')[0]}): let its get_extra_state give tensors, numbers, text, None, and lists and dicts "
+                f"(it has {error}): let its get_extra_state give tensors, numbers, text, None, and lists and dicts "
                 "of them"
             ) from None
 

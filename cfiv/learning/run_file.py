@@ -1,29 +1,38 @@
 """A run on disk: everything that it takes to continue with the very same numbers, in a file that holds nothing executable.
 
-Safetensors with a JSON header: tensors by name, and beside them the shape of the nested values that they came from. The file
-takes the place of the one before only once it is whole, so a kill at any moment leaves one that can be continued.
+See :mod:`cfiv.tensor_file` for how it lies there. The file takes the place of the one before only once it is whole, so a kill
+at any moment leaves one that can be continued, and two processes may run the same run beside one another.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError, ParameterError
-from cfiv.files import replacing
+from cfiv.file_values import fields
 from cfiv.learning.module_state import tensors_of
+from cfiv.tensor_file import TensorFile, nested, short
 
-#: Raised whenever an older library could not continue what a newer one wrote.
+#: Runs of another version are not continued.
 FORMAT_VERSION = 2
+RUN_FILE = TensorFile(
+    key="cfiv-run",
+    version=FORMAT_VERSION,
+    digested=2,
+    noun="checkpoint",
+    remedy="give another file, or delete it",
+    otherwise="use another optimizer or module",
+    unsavable=ParameterError,
+)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,16 @@ class RunFile:
         """:func:`write_run`."""
         write_run(self.path, values, configuration=self.configuration)
 
-    def read(self) -> dict[str, Any] | None:
-        """:func:`read_run`; None where there is no file yet."""
-        return read_run(self.path, configuration=self.configuration) if self.path.exists() else None
+    def read(self, restore: Callable[[dict[str, Any]], R]) -> R | None:
+        """What ``restore`` makes of :func:`read_run`; None where there is no file yet.
+
+        What it raises because of values that it does not expect becomes a ModelFileError about this file.
+        """
+        if not self.path.exists():
+            return None
+        values = read_run(self.path, configuration=self.configuration)
+        with RUN_FILE.reading(self.path):
+            return restore(values)
 
 
 def write_run(path: Path, values: Mapping[str, Any], *, configuration: Mapping[str, Any]) -> None:
@@ -53,11 +69,7 @@ def write_run(path: Path, values: Mapping[str, Any], *, configuration: Mapping[s
     OutputError
         If the place cannot be written to.
     """
-    tensors: dict[str, Tensor] = {}
-    header = {"format": FORMAT_VERSION, "configuration": configuration, "values": plain(values, tensors)}
-    whole = save(tensors, {"cfiv-run": json.dumps(header)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(whole)
+    RUN_FILE.write(path, {"configuration": configuration, "values": values})
 
 
 def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,15 +80,17 @@ def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
     ModelFileError
         If the file is no run, of another model or configuration (the message names what differs), or cannot be read.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["cfiv-run"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if header["format"] != FORMAT_VERSION:
-            raise ModelFileError(f"the checkpoint '{path}' has format {header['format']}, this cfiv continues {FORMAT_VERSION}")
-        there, here = header["configuration"], json.loads(json.dumps(configuration))
+    version, header, tensors = RUN_FILE.read(path)
+    with RUN_FILE.reading(path):
+        if version != FORMAT_VERSION:
+            raise ModelFileError(
+                f"the checkpoint '{path}' has format {version}, this cfiv continues {FORMAT_VERSION}: delete it, or go on "
+                "with the cfiv that wrote it"
+            )
+        found = fields(nested(header, tensors), "configuration", "values")
+        there, here = found["configuration"], json.loads(json.dumps(configuration))
         different = [
-            f"{key} was {_short(there.get(key))}, is {_short(here.get(key))}"
+            f"{key} was {short(repr(there.get(key)))}, is {short(repr(here.get(key)))}"
             for key in sorted({*there, *here})
             if there.get(key) != here.get(key)
         ]
@@ -85,14 +99,8 @@ def read_run(path: Path, *, configuration: Mapping[str, Any]) -> dict[str, Any]:
                 f"the checkpoint '{path}' belongs to another model or configuration ({'; '.join(different)}): give the same, "
                 "or another checkpoint file"
             )
-        values: dict[str, Any] = nested(header["values"], tensors)
+        values: dict[str, Any] = found["values"]
         return values
-    except SafetensorError as error:
-        raise ModelFileError(f"'{path}' is not a whole checkpoint ({error}): give another file, or delete it") from None
-    except OSError as error:
-        raise ModelFileError(f"the checkpoint '{path}' cannot be read: {error.strerror or error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"'{path}' is not a checkpoint of a training run: give another file") from error
 
 
 def draws_of(device: torch.device) -> list[Tensor]:
@@ -118,42 +126,3 @@ def described(module: nn.Module) -> dict[str, Any]:
 def without_addresses(value: object) -> str:
     """Its repr, the same in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def plain(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON in which tensors are names; dicts are lists of pairs, since their keys may be numbers."""
-    if isinstance(value, Tensor):
-        name = f"{len(tensors):06d}"
-        # Copies: safetensors refuses memory that two tensors share, and complex numbers of some widths.
-        bare = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        copy = bare.detach().cpu().clone()
-        tensors[name] = copy.contiguous()
-        return {"tensor": name, "complex": value.is_complex(), "strides": copy.stride()}
-    if isinstance(value, Mapping):
-        return {"items": [[key, plain(part, tensors)] for key, part in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [plain(part, tensors) for part in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ParameterError(
-        f"a file holds tensors, numbers and text, got a {type(value).__name__}: use another optimizer or module"
-    )
-
-
-def nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The reverse of :func:`plain`."""
-    if isinstance(value, list):
-        return [nested(part, tensors) for part in value]
-    if isinstance(value, dict):
-        if "items" in value:
-            return {key: nested(part, tensors) for key, part in value["items"]}
-        tensor = tensors[value["tensor"]]
-        # As it lay in memory: a product with the same numbers in another layout rounds otherwise.
-        laid_out = torch.empty_strided(tensor.shape, value["strides"], dtype=tensor.dtype).copy_(tensor)
-        return torch.view_as_complex(laid_out) if value["complex"] else laid_out
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

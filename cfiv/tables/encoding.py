@@ -46,10 +46,14 @@ class PartState:
 
     def matrix(self, frame: pd.DataFrame) -> Array:
         """The part's columns at the rows of ``frame``, shape (n, len(columns))."""
+        return self.materialise(frame)[0]
+
+    def materialise(self, frame: pd.DataFrame) -> tuple[Array, tuple[str, ...], Mapping[str, Any]]:
+        """Those columns, their names, and what transforms have learned, which is more than before if they had not learned."""
         variables = raw_columns(self.formula)
         require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
         ready = categorised(numeric(frame, variables, self.formula, categories=self.levels), self.levels)
-        return _materialise(self.formula, ready, self.transform_state)[0]
+        return _materialise(self.formula, ready, self.transform_state)
 
 
 @dataclass(frozen=True, eq=False)

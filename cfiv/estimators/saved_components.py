@@ -1,0 +1,258 @@
+"""Components as nested values of a model file, and back: compared with what the file's encoder and networks call for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cfiv.errors import ModelFileError
+from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent
+from cfiv.estimators.standardise import Standardiser
+from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
+from cfiv.learning.architecture import describe, rebuild
+from cfiv.learning.module_state import cast, extra_of, misfit, put, tensors_of
+from cfiv.learning.networks import copied, evaluate, made_ready
+from cfiv.numerics.kernels import KernelExpansion
+from cfiv.numerics.two_stage import structural_features
+
+#: Numbers of one treatment, and of one layer's output for it, beyond which a file is not believed.
+LARGEST = 2**28
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a structural function is asked at.
+
+    Parameters
+    ----------
+    treatment : tuple of int
+        Shape of one treatment.
+    covariates : int
+        Number of covariate columns.
+    """
+
+    treatment: tuple[int, ...]
+    covariates: int
+
+    @property
+    def width(self) -> int:
+        """Numbers of one treatment, flat, with its covariates."""
+        return math.prod(self.treatment) + self.covariates
+
+    def of(self, role: str) -> tuple[int, ...]:
+        """The shape of one input of a network, as factories were given it in training."""
+        return self.treatment if role == "treatment" else (self.covariates,)
+
+
+def component_to_values(component: Component) -> dict[str, Any]:
+    """All that :func:`component_from_values` needs but the code of networks of one's own."""
+    if isinstance(component, LinearComponent):
+        return {
+            "kind": "linear",
+            "constant": float(component.constant),
+            "treatment": component.treatment,
+            "covariates": component.covariates,
+        }
+    if isinstance(component, KernelComponent):
+        expansion = component.expansion
+        return {
+            "kind": "kernel",
+            "points": expansion.points,
+            "bandwidths": expansion.bandwidths,
+            "coefficients": expansion.coefficients,
+            "outcome_scale": _scale_to_values(component.outcome_scale),
+        }
+    if isinstance(component, NetworkComponent):
+        networks = {"treatment": component.treatment_network, "covariate": component.covariate_network}
+        return {
+            "kind": "network",
+            "structure": component.structure,
+            "double": component.double,
+            "structural": component.structural,
+            "networks": {role: None if network is None else _network_to_values(network) for role, network in networks.items()},
+            "outcome_scale": _scale_to_values(component.outcome_scale),
+            "treatment_scale": _scale_to_values(component.treatment_scale),
+            "covariate_scale": _scale_to_values(component.covariate_scale),
+        }
+    raise ModelFileError(f"components of type {type(component).__name__} cannot be saved")
+
+
+def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any]) -> Component:
+    """A component for such inputs.
+
+    Parameters
+    ----------
+    values : dict
+    inputs : Inputs
+        Of the file's encoder.
+    given : mapping
+        Factories or modules of networks of one's own, by role.
+
+    Raises
+    ------
+    ModelFileError
+        If a network of one's own is needed, or what was given does not fit.
+    Exception
+        One of :data:`cfiv.tensor_file.DAMAGE`, for values that do not fit the inputs or one another.
+    """
+    kind = values["kind"]
+    if kind == "linear":
+        fields(values, "kind", "constant", "treatment", "covariates")
+        (columns,) = inputs.treatment
+        covariates = numbers(values["covariates"], (inputs.covariates,))
+        return LinearComponent(number(values["constant"]), numbers(values["treatment"], (columns,)), covariates)
+    if kind == "kernel":
+        fields(values, "kind", "points", "bandwidths", "coefficients", "outcome_scale")
+        rows = len(values["points"])
+        expansion = KernelExpansion(
+            points=tensor_of(values["points"], (rows, inputs.width), torch.float64),
+            bandwidths=tensor_of(values["bandwidths"], (inputs.width,), torch.float64),
+            coefficients=tensor_of(values["coefficients"], (rows,), torch.float64),
+        )
+        if not bool((expansion.bandwidths > 0).all()):
+            raise ValueError("a bandwidth is not positive")
+        return KernelComponent(expansion, _scale_from_values(values["outcome_scale"], ()))
+    choice(kind, ("network",))
+    return _network_component(values, inputs, given)
+
+
+def _network_component(values: dict[str, Any], inputs: Inputs, given: Mapping[str, Any]) -> NetworkComponent:
+    scales = ("outcome_scale", "treatment_scale", "covariate_scale")
+    fields(values, "kind", "structure", "double", "structural", "networks", *scales)
+    structure, double = choice(values["structure"], ("product", "additive")), flag(values["double"])
+    fields(values["networks"], "treatment", "covariate")
+    if (values["networks"]["covariate"] is None) != (inputs.covariates == 0):
+        raise ValueError(f"a covariate network for {inputs.covariates} covariates")
+    networks: dict[str, nn.Module] = {}
+    features: dict[str, Tensor] = {}
+    for role, described in values["networks"].items():
+        if described is not None:
+            networks[role], features[role] = _network(role, described, inputs.of(role), given, double=double)
+    together = structural_features(
+        treatment_features=features["treatment"], covariate_features=features.get("covariate"), structure=structure
+    )
+    columns = inputs.treatment if len(inputs.treatment) == 1 else ()
+    return NetworkComponent(
+        treatment_network=networks["treatment"],
+        covariate_network=networks.get("covariate"),
+        structural=tensor_of(values["structural"], (together.shape[1], 1), torch.float64),
+        structure=structure,
+        outcome_scale=_scale_from_values(values["outcome_scale"], (1,)),
+        treatment_scale=_scale_from_values(values["treatment_scale"], columns),
+        covariate_scale=_scale_from_values(values["covariate_scale"], (inputs.covariates,)),
+        double=double,
+    )
+
+
+def _network_to_values(network: nn.Module) -> dict[str, Any]:
+    own = f"{type(network).__module__}.{type(network).__qualname__}"
+    state = {"tensors": tensors_of(network, every_name=True), "extra": extra_of(network)}
+    return {"description": describe(network) or {"custom": own}, "state": state}
+
+
+def _network(
+    role: str, values: Any, shape: tuple[int, ...], given: Mapping[str, Any], *, double: bool
+) -> tuple[nn.Module, Tensor]:
+    """A network with its weights, and its features of one input, without their values."""
+    fields(values, "description", "state")
+    description, state, dtype = values["description"], values["state"], torch.float64 if double else torch.float32
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"inputs of shape {shape}")
+    fields(state, "tensors", "extra")
+    if "custom" in description:
+        module = cast(_custom(role, text(fields(description, "custom")["custom"]), given, shape), dtype)
+        _load(module, state, role)
+        return module.eval().requires_grad_(False), _features(module, torch.zeros(1, *shape, dtype=dtype))
+    # In no memory, until all sizes are known to be those of the file's tensors.
+    with torch.device("meta"):
+        module = rebuild(description).to(dtype).eval()
+    expected = module.state_dict()
+    fields(state["extra"])
+    fields(state["tensors"], *expected)
+    for name, weights in expected.items():
+        tensor_of(state["tensors"][name], weights.shape, weights.dtype)
+    with _bounded(module):
+        features = _features(module, torch.zeros(1, *shape, dtype=dtype, device="meta"))
+    module.load_state_dict(state["tensors"], assign=True)
+    return module.requires_grad_(False), features
+
+
+def _load(module: nn.Module, state: Any, role: str) -> None:
+    """Values into the memory that the module has made, which is laid out as it was in training."""
+    wrong = misfit(module, state)
+    if wrong is not None:
+        raise ModelFileError(
+            f"the {role} network given does not fit the file's weights: {wrong}; give the architecture that was trained"
+        )
+    put(module, state)
+    for name, weights in tensors_of(module, every_name=True).items():
+        if name in state["tensors"]:
+            tensor_of(state["tensors"][name], weights.shape, weights.dtype, finite=False)
+
+
+def _features(module: nn.Module, probe: Tensor) -> Tensor:
+    features = evaluate(module, probe)
+    if features.ndim != 2 or len(features) != 1:
+        raise ValueError(f"features of shape {tuple(features.shape)} of one row")
+    return features.to("meta")
+
+
+@contextmanager
+def _bounded(module: nn.Module) -> Iterator[None]:
+    """Refuse a layer whose output for one input would take more memory than any that was trained."""
+
+    def check(layer: nn.Module, given: Any, made: Tensor) -> None:
+        if made.numel() > LARGEST:
+            raise ValueError(f"a layer {type(layer).__name__} with an output of shape {tuple(made.shape)}")
+
+    handles = [layer.register_forward_hook(check) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _custom(role: str, name: str, given: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    """A network of the user's own, with weights still to come."""
+    if role not in given:
+        raise ModelFileError(
+            f"the file's {role} network is a {name}, whose code it does not hold: give load(path, "
+            f"networks={{{role!r}: factory}})"
+        )
+    specification = given[role]
+    try:
+        if isinstance(specification, nn.Module):
+            return made_ready(copied(specification, role), shape)
+        network = specification(shape[0] if len(shape) == 1 else shape) if callable(specification) else specification
+        if isinstance(network, nn.Module):
+            return made_ready(network, shape)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"networks[{role!r}] makes no network for inputs of shape {shape} ({type(error).__name__}: {error}): give the "
+            f"{name} that was trained"
+        ) from error
+    raise ModelFileError(
+        f"networks[{role!r}] must be a module or a factory of one, got {type(network).__name__}: give the {name} that "
+        "was trained"
+    )
+
+
+def _scale_to_values(scale: Standardiser) -> dict[str, Any]:
+    return {"mean": np.asarray(scale.mean, dtype=np.float64), "scale": np.asarray(scale.scale, dtype=np.float64)}
+
+
+def _scale_from_values(values: Any, columns: tuple[int, ...]) -> Standardiser:
+    """Of columns, or of none in particular."""
+    fields(values, "mean", "scale")
+    mean, scale = (numbers(values[name], (), columns) for name in ("mean", "scale"))
+    if mean.shape != scale.shape or not (scale > 0).all():
+        raise ValueError("scales are not positive numbers, one for each mean")
+    return Standardiser(mean, scale)

@@ -1,0 +1,123 @@
+"""What a run may find in its file: states of generators and optimisers, compared with what this run would have written.
+
+Torch takes some of them without a look, and fails, or ends the process, in the middle of a later step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfiv.file_values import fields, like, listed, tensor_of
+from cfiv.learning.module_state import ModuleState, extra_of, tensors_of
+
+#: A generator of the processor: its seed, the words left, whether it is seeded, the next word, and all words.
+_MERSENNE, _WORDS = struct.Struct("<QiiQ624Q"), 624
+
+
+def check_generator(value: Any, device: torch.device) -> Tensor:
+    """The state of a generator of this device.
+
+    Raises
+    ------
+    Exception
+        One of :data:`cfiv.tensor_file.DAMAGE`, for anything that no generator has been in.
+    """
+    own = torch.Generator(device)
+    state = tensor_of(value, own.get_state().shape, torch.uint8)
+    if device.type == "cpu":
+        _, left, seeded, following, *words = _MERSENNE.unpack(state.numpy().tobytes()[: _MERSENNE.size])
+        # Torch looks at each alone, and reads beyond the words where they do not go together.
+        together = (left, following) == (1, 0) or (1 <= left <= _WORDS and left + following == _WORDS + 1)
+        if seeded != 1 or not together or max(words) >= 2**32:
+            raise ValueError("a state that no generator has been in")
+    own.set_state(state)
+    if not torch.equal(own.get_state(), state):
+        raise ValueError("a state that no generator has been in")
+    return state
+
+
+def check_draws(states: Any, device: torch.device) -> list[Tensor]:
+    """As :func:`cfiv.learning.run_file.draws_of` gives them, on this or on another kind of device."""
+    first, *others = listed(states)
+    check_generator(first, torch.device("cpu"))
+    if device.type == "cuda" and others:
+        (other,) = others
+        check_generator(other, device)
+    return [first, *others]
+
+
+def check_module(values: Any, module: nn.Module) -> ModuleState:
+    """A state of this module: its tensors, of the shapes and types that it has, and what its parts keep besides.
+
+    Of another shape, or not there yet, may be buffers only that it makes on its way.
+
+    Raises
+    ------
+    Exception
+        One of :data:`cfiv.tensor_file.DAMAGE`, for the state of another module.
+    """
+    state: Any = fields(values, "tensors", "extra")
+    live, given = tensors_of(module), dict.copy(state["tensors"])
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for name, own in live.items():
+        kept = given.pop(name)
+        place, _, last = name.rpartition(".")
+        shape = kept.shape if last in parts[place]._buffers else own.shape
+        tensor_of(kept, shape, own.dtype, finite=False)
+    for name, kept in given.items():
+        if name.rpartition(".")[0] not in parts:
+            raise ValueError(f"the module has no part for {name!r}")
+        tensor_of(kept, kept.shape, kept.dtype, finite=False)
+    fields(state["extra"], *extra_of(module))
+    found: ModuleState = state
+    return found
+
+
+def check_optimiser(values: Any, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimiser of the same making, its options those that it has now, but for the rates.
+
+    What torch's own optimisers keep of a parameter has the shapes and types of what they keep of it after a first step. Others
+    may change their options and keep more with time: of theirs the kinds are compared.
+    """
+    fields(values, "state", "param_groups")
+    own = type(optimiser).__module__.startswith("torch.optim.")
+    present = optimiser.state_dict()["param_groups"]
+    groups = []
+    for group, options in zip(listed(values["param_groups"], count=len(present)), present, strict=True):
+        fields(group, *options)
+        groups.append({name: like(group[name], option, equal=own and name != "lr") for name, option in options.items()})
+        if not float(groups[-1].get("lr", 0.0)) >= 0:
+            raise ValueError(f"a rate of {groups[-1]['lr']}")
+    first = _kept_after_a_step(optimiser) if own else None
+    for parameter, kept in dict.items(values["state"]):
+        if not any(parameter in group["params"] for group in groups):
+            raise ValueError(f"what was kept of the parameter {parameter!r}, which is none")
+        if first is not None:
+            like(kept, first[parameter])
+            if "step" in kept and not 0 <= float(kept["step"]) < math.inf:
+                raise ValueError(f"an optimiser after {float(kept['step'])} steps")
+    return {"state": values["state"], "param_groups": groups}
+
+
+def _kept_after_a_step(optimiser: torch.optim.Optimizer) -> dict[int, Any] | None:
+    """What it keeps of every parameter after a step: that of a copy, on parameters and gradients of zero.
+
+    None where it takes no such gradients, as SparseAdam.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    zeros = {id(parameter): nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters}
+    copied = copy.deepcopy(optimiser, dict(zeros))
+    for zero in zeros.values():
+        zero.grad = torch.zeros_like(zero)
+    try:
+        copied.step()
+    except RuntimeError:
+        return None
+    kept: dict[int, Any] = copied.state_dict()["state"]
+    return kept
