@@ -86,7 +86,7 @@ class IVData:
         if self.weights is not None:
             if (self.weights < 0).any():
                 raise DataError(f"weights must be >= 0, got a smallest of {self.weights.min():g}")
-            if not self.weights.sum() > 0:
+            if not (self.weights > 0).any():
                 raise DataError("weights are all zero: give at least one row a weight > 0")
         object.__setattr__(self, "names", _complete_names(self))
 
