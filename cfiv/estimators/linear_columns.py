@@ -59,7 +59,8 @@ class Exogenous:
     ) -> Exogenous:
         """``[1, X]``, or ``X`` where there is no ``intercept``."""
         columns = exogenous_columns(covariates, rows=rows, intercept=intercept)
-        root = np.ones(rows) if weights is None else np.sqrt(weights / weights.max() / (weights / weights.max()).mean())
+        shares = np.ones(rows) if weights is None else weights / weights.max()
+        root = np.sqrt(shares / shares.mean())
         return cls(columns, (*[CONSTANT] * intercept, *names), root, constant_in_span(columns))
 
     @property
@@ -78,7 +79,7 @@ class Columns:
     basis : array (n, p + k)
         ``Q``, whose first p columns are a basis of ``E``.
     triangle : array (p + k, p + k)
-        ``R``.
+        ``R``; of fewer rows where the data have fewer.
     dependent : tuple of Dependence
         Columns that depend on those before them; then the factorisation is of all of them all the same.
     """
@@ -91,15 +92,11 @@ class Columns:
     @classmethod
     def of(cls, exogenous: Exogenous, columns: Array) -> Columns:
         """Scale and factorise."""
-        needless = np.ones(columns.shape[1], dtype=bool)
-        centred = np.zeros(0, dtype=bool)
-        if exogenous.constant is not None:
-            centred = np.concatenate([exogenous.constant == 0, needless])
-        scaled = ScaledColumns.of(
-            np.concatenate([exogenous.columns, columns], axis=1),
-            root=exogenous.root,
-            centred=centred if len(centred) else False,
-        )
+        centred: Array | bool = False
+        if exogenous.constant is not None:  # the columns that make the constant up stay as they are
+            centred = np.concatenate([exogenous.constant == 0, np.ones(columns.shape[1], dtype=bool)])
+        both = np.concatenate([exogenous.columns, columns], axis=1)
+        scaled = ScaledColumns.of(both, root=exogenous.root, centred=centred)
         basis, triangle = np.linalg.qr(scaled.values)
         return cls(scaled, basis, triangle, dependences(triangle, scaled.lengths))
 
@@ -143,7 +140,7 @@ def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[st
     found = Columns.of(exogenous, columns)
     every = (*exogenous.names, *(f"{name} ({role})" if name in exogenous.names else name for name in names))
     if found.dependent:
-        raise DataError(_said(found, every, exogenous))
+        raise DataError(_said(found, every))
     warn_of_offsets(found.scaled, every)
     return found
 
@@ -237,7 +234,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, IllConditionedWarning, stacklevel=level)
 
 
-def _said(found: Columns, names: Sequence[str], exogenous: Exogenous) -> str:
+def _said(found: Columns, names: Sequence[str]) -> str:
     """The message about dependent columns."""
     culprits = quoted([names[dependence.column] for dependence in found.dependent])
     scaled, shift = found.scaled, found.scaled.centres / found.scaled.scales

@@ -206,7 +206,7 @@ def test_nists_data_keep_the_digits_of_a_scaled_qr(name: str) -> None:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("scale", [1e-300, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e307])
 def test_only_ratios_of_weights_matter_also_where_they_are_far_from_one(scale: float) -> None:
     frame = table()
     for kind in (TwoStageLeastSquares, LeastSquares):
