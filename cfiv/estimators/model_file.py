@@ -31,11 +31,13 @@ from cfiv.files import replacing
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import seeded
 from cfiv.numerics.kernels import KernelExpansion
-from cfiv.tables.encoding import PartState, TableEncoder
+from cfiv.tables.encoding import TableEncoder
+from cfiv.tables.levels import plain_level
+from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 
 #: Raised whenever an older library could not read what a newer one writes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 KERNEL_TENSORS = ("points", "bandwidths", "coefficients")
 
@@ -243,17 +245,19 @@ def _encoder_to_data(encoder: TableEncoder | ArrayEncoder, tensors: dict[str, Te
             "covariates": encoder.covariates,
             "pixels": pixels,
         }
+    parts = {role: getattr(encoder, role) for role in ("outcome", "treatment", "instruments", "covariates")}
+    categories = {name for part in parts.values() if part is not None for name in part.levels}
     reference: list[dict[str, Any]] = []
     for i, name in enumerate(encoder.reference.columns):
         column = encoder.reference[name]
-        if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+        number = pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)
+        if number and name not in categories:  # as floats, which hold no whole number of more than 53 bits
             tensors[f"reference/{i}"] = torch.from_numpy(column.to_numpy(dtype=np.float64, copy=True))
             reference.append({"name": name, "categories": None})
         else:
-            codes, categories = pd.factorize(column.astype(object), sort=False)
+            codes, distinct = pd.factorize(column.astype(object), sort=False)
             tensors[f"reference/{i}"] = torch.from_numpy(codes.astype(np.int64))
-            reference.append({"name": name, "categories": [_json(value) for value in categories], "dtype": str(column.dtype)})
-    parts = {role: getattr(encoder, role) for role in ("outcome", "treatment", "instruments", "covariates")}
+            reference.append({"name": name, "categories": [_json(plain_level(value, name)) for value in distinct]})
     return {
         "kind": "table",
         "roles": asdict(encoder.roles),
@@ -275,8 +279,8 @@ def _encoder_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         if column["categories"] is None:
             columns[column["name"]] = pd.Series(values)
         else:
-            levels = pd.Series(np.array(column["categories"], dtype=object)[values])
-            columns[column["name"]] = levels.astype("category") if column["dtype"] == "category" else levels
+            distinct = [_unjson(level) for level in column["categories"]]
+            columns[column["name"]] = pd.Series([distinct[code] for code in values], dtype=object)
     parts = data["parts"]
     return TableEncoder(
         roles=Roles(**data["roles"]),
@@ -295,6 +299,8 @@ def _part_to_data(part: PartState) -> dict[str, Any]:
         "columns": list(part.columns),
         "transform_state": _json(dict(part.transform_state)),
         "levels": [[name, [_json(level) for level in levels]] for name, levels in part.levels.items()],
+        "intercept": part.intercept,
+        "beside": part.beside,
     }
 
 
@@ -303,7 +309,9 @@ def _part_from_data(data: Mapping[str, Any]) -> PartState:
         formula=data["formula"],
         columns=tuple(data["columns"]),
         transform_state=_unjson(data["transform_state"]),
-        levels={name: tuple(levels) for name, levels in data["levels"]},
+        levels={name: tuple(_unjson(level) for level in levels) for name, levels in data["levels"]},
+        intercept=data.get("intercept", True),  # files of format 2 had all parts beside a constant alone
+        beside=data.get("beside"),
     )
 
 
@@ -315,6 +323,8 @@ def _json(value: Any) -> Any:
         return {"array": value.tolist()}
     if isinstance(value, (list, tuple)):
         return [_json(item) for item in value]
+    if isinstance(value, pd.Interval):
+        return {"interval": [value.left, value.right, value.closed]}
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -328,6 +338,8 @@ def _unjson(value: Any) -> Any:
     if isinstance(value, dict):
         if "array" in value:
             return np.array(value["array"])
+        if "interval" in value:
+            return pd.Interval(*value["interval"])
         return {_unjson(key): _unjson(item) for key, item in value["pairs"]}
     if isinstance(value, list):
         return [_unjson(item) for item in value]

@@ -211,13 +211,15 @@ class StructuralFunction:
             table = read_table(grid)
         else:
             values = np.asarray(grid)
+            if values.dtype.kind in "USO":  # as they are: numpy makes text of numbers beside text
+                values = np.asarray(grid, dtype=object)
             if values.ndim == 1:
                 values = values[:, None]
             if values.ndim != 2 or values.shape[1] != len(columns):
                 raise ParameterError(
                     f"the grid must give a value for each of {list(columns)}, got an array of shape {np.shape(grid)}"
                 )
-            table = pd.DataFrame(values, columns=list(columns))
+            table = pd.DataFrame(values, columns=list(columns)).infer_objects()
         if set(table.columns) != set(columns) or table.empty:
             raise ParameterError(
                 f"the grid must have rows and the columns {list(columns)}, got {list(table.columns)} with {len(table)} rows"

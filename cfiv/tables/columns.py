@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,6 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.errors import DataError, MissingRowsWarning, quoted
-from cfiv.tables.terms import category_columns
 
 Missing = Literal["drop", "raise"]
 
@@ -44,17 +43,17 @@ def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> p
     return frame[~rows].reset_index(drop=True)
 
 
-def numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.DataFrame:
-    """The raw columns of a part as float64, or as categories where the part uses them as such."""
-    allowed = category_columns(formula)
+def numeric(frame: pd.DataFrame, variables: Sequence[str], categories: Container[str] = ()) -> pd.DataFrame:
+    """The raw columns of a part as float64, those used as categories as they are."""
     columns: dict[str, Any] = {}
     for name in variables:
         column = frame[name]
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            columns[name] = column.astype("category")
-        elif name in allowed:
-            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
-        elif pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
+        if name in categories:
+            columns[name] = column
+            continue
+        if isinstance(column.dtype, pd.CategoricalDtype):  # numbers in training: read by what they are
+            column = column.astype(object)
+        if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
             if pd.api.types.is_complex_dtype(column.dtype):
                 raise DataError(f"column {name!r} holds complex numbers: take its real part or modulus first")
             columns[name] = column.astype(np.float64)
@@ -81,22 +80,6 @@ def numeric(frame: pd.DataFrame, variables: Sequence[str], formula: str) -> pd.D
     return pd.DataFrame(columns)
 
 
-def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
-    """Columns used as categories, with the categories of training; unseen ones are refused."""
-    for name, known in levels.items():
-        # By equality of values, whatever their type: a category True may come back as 1, or 2 as 2.0.
-        positions = {level: position for position, level in enumerate(known)}
-        codes = [positions.get(level, -1) for level in frame[name].tolist()]
-        unseen = list(dict.fromkeys(level for level, code in zip(frame[name].tolist(), codes, strict=True) if code < 0))
-        if unseen:
-            raise DataError(
-                f"column {name!r} has {len(unseen)} categories that training did not see ({quoted(unseen)}); known are "
-                f"{quoted(known)}: drop those rows or train with them"
-            )
-        frame = frame.assign(**{name: pd.Categorical.from_codes(codes, categories=pd.Index(list(known)))})
-    return frame
-
-
 def row_weights(frame: pd.DataFrame, name: str) -> Array:
     """A column of row weights as numbers, shape (n,)."""
-    return numeric(frame, (name,), f"`{name}`")[name].to_numpy(dtype=np.float64)
+    return numeric(frame, (name,))[name].to_numpy(dtype=np.float64)
