@@ -74,6 +74,10 @@ class CfivWarning(UserWarning):
     """Anything that cfiv does but that its user should know of."""
 
 
+class FormulaWarning(CfivWarning):
+    """A formula says something else than it seems to."""
+
+
 class MissingRowsWarning(CfivWarning):
     """Rows with gaps were dropped."""
 

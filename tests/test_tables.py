@@ -497,8 +497,8 @@ def test_a_term_undefined_in_some_rows_is_refused_with_their_number() -> None:
 
 
 def test_a_term_that_cannot_be_evaluated_says_which() -> None:
-    message = refusal(encoder, "y ~ poly(x, 'two') + [t ~ z]", table())
-    assert "the term(s) \"poly(x, 'two')\" cannot be evaluated" in message
+    message = refusal(encoder, "y ~ bs(x, df=4, extrapolation='no') + [t ~ z]", table())
+    assert "the term(s) \"bs(x, df=4, extrapolation='no')\" cannot be evaluated" in message
 
 
 def test_a_single_category_is_refused() -> None:

@@ -12,6 +12,7 @@ from scipy import linalg
 from cfiv.data import Array, IVData
 from cfiv.tables.columns import numeric
 from cfiv.tables.encoding import TableEncoder
+from cfiv.tables.levels import categorised
 from cfiv.tables.terms import raw_columns
 
 #: What the columns before leave of a column, relative to its length, below which it adds nothing.
@@ -84,7 +85,7 @@ def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
     if not isinstance(encoder, TableEncoder) or encoder.covariates is None or data.frame is None:
         return numbers(data.names["covariates"], data.covariates)
     part = encoder.covariates
-    table = numeric(data.frame, raw_columns(part.formula), part.formula)
+    table = categorised(numeric(data.frame, raw_columns(part.formula), part.levels), part.levels)
     return tuple(
         Variable(name, centred(np.column_stack([table[name] == level for level in part.levels[name][1:]])), category=True)
         if name in part.levels

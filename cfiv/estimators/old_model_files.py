@@ -25,7 +25,7 @@ def values_of_old(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
         encoder["roles"] = {"intercept": True, "weights": None, "clusters": None} | encoder["roles"]
         encoder["parts"] = {role: None if part is None else _part(part) for role, part in encoder["parts"].items()}
         encoder["reference"] = [
-            {"dtype": "float64", **column, "values": owned[f"reference/{i}"].numpy()}
+            {"name": column["name"], "categories": column["categories"], "values": owned[f"reference/{i}"].numpy()}
             for i, column in enumerate(encoder["reference"])
         ]
     components = [_component(values, f"component{i}/", owned) for i, values in enumerate(header["components"])]
@@ -53,7 +53,8 @@ def _component(values: Mapping[str, Any], place: str, tensors: Mapping[str, Tens
 
 
 def _part(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {**values, "transform_state": _learned(values["transform_state"])}
+    # They were all coded beside a constant, and beside nothing else.
+    return {**values, "transform_state": _learned(values["transform_state"]), "intercept": True, "beside": None}
 
 
 def _learned(value: Any) -> Any:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cfiv.data import EXACT, ROLES
+from cfiv.data import ROLES
 from cfiv.estimators.saved_components import Inputs
 from cfiv.estimators.structural import ArrayEncoder
-from cfiv.file_values import choice, fields, flag, like, listed, number, numbers, scalar, text, texts, whole
-from cfiv.tables.encoding import PartState, TableEncoder
+from cfiv.file_values import choice, fields, flag, like, listed, number, numbers, text, texts, whole
+from cfiv.tables.encoding import TableEncoder
+from cfiv.tables.levels import plain_level
+from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
-from cfiv.tables.terms import category_columns, raw_columns
+from cfiv.tables.terms import raw_columns
 
+#: What marks an interval in a file.
+INTERVAL = "interval"
 PARTS = ("outcome", "treatment", "instruments", "covariates")
 
 
@@ -32,12 +37,14 @@ def encoder_to_values(encoder: TableEncoder | ArrayEncoder) -> dict[str, Any]:
             "columns": encoder.columns,
         }
     parts = {role: getattr(encoder, role) for role in PARTS}
+    categories = {name for part in parts.values() if part is not None for name in part.levels}
+    columns = [(name, encoder.reference[name]) for name in encoder.reference.columns]
     return {
         "kind": "table",
         "roles": asdict(encoder.roles),
         "parts": {role: None if part is None else _part_to_values(part) for role, part in parts.items()},
         "treatment_columns": encoder.treatment_columns,
-        "reference": [_column_to_values(name, encoder.reference[name]) for name in encoder.reference.columns],
+        "reference": [_column_to_values(name, column, category=name in categories) for name, column in columns],
     }
 
 
@@ -124,27 +131,25 @@ def _part_to_values(part: PartState) -> dict[str, Any]:
     return {
         "formula": part.formula,
         "columns": part.columns,
-        "transform_state": part.transform_state,
-        "levels": [[name, list(levels)] for name, levels in part.levels.items()],
+        "transform_state": _learned_to_values(part.transform_state),
+        "levels": [[name, _learned_to_values(levels)] for name, levels in part.levels.items()],
+        "intercept": part.intercept,
+        "beside": part.beside,
     }
 
 
 def _part(values: Any, formula: str) -> PartState:
-    fields(values, "formula", "columns", "transform_state", "levels")
+    fields(values, "formula", "columns", "transform_state", "levels", "intercept", "beside")
     if text(values["formula"]) != formula:
         raise ValueError(f"a part {values['formula']!r} for the role {formula!r}")
-    variables, columns = raw_columns(formula), texts(values["columns"])
     levels: dict[str, tuple[Any, ...]] = {}
     for name, seen in (listed(pair, count=2) for pair in listed(values["levels"])):
-        levels[text(name)] = tuple(scalar(level) for level in listed(seen))
-        if len(set(levels[name])) < max(2, len(seen)):
-            raise ValueError(f"categories {seen} of {name!r}")
-    if not category_columns(formula) <= set(levels) <= set(variables) or not columns:
-        raise ValueError(f"categories of {list(levels)} for {formula!r}")
-    state = values["transform_state"]
+        levels[text(name)] = tuple(_level(level, name) for level in listed(seen))
+    state = _learned(values["transform_state"])
     if not isinstance(state, dict) or not all(isinstance(term, str) and isinstance(kept, dict) for term, kept in state.items()):
         raise TypeError("transforms that have learned nothing by name")
-    return PartState(formula, columns, state, levels)
+    beside = None if values["beside"] is None else text(values["beside"])
+    return PartState(formula, texts(values["columns"]), state, levels, flag(values["intercept"]), beside)
 
 
 def _check_parts(encoder: TableEncoder) -> None:
@@ -153,37 +158,55 @@ def _check_parts(encoder: TableEncoder) -> None:
         if part is None:
             continue
         learned = copy.deepcopy(dict(part.transform_state))
-        _, columns, state = part.materialise(encoder.reference)
-        if columns != part.columns:
-            raise ValueError(f"{part.formula!r} makes the columns {columns}, got {part.columns}")
-        like(state, learned)
+        made = part.materialise(encoder.reference)
+        if made.columns != part.columns:
+            raise ValueError(f"{part.formula!r} makes the columns {made.columns}, got {part.columns}")
+        like(made.transform_state, learned)
 
 
-def _column_to_values(name: str, column: pd.Series[Any]) -> dict[str, Any]:
-    if _is_float(column):
-        return {"name": name, "values": column.to_numpy(dtype=np.float64, copy=True), "categories": None, "dtype": "float64"}
-    codes, categories = pd.factorize(column.astype(object), sort=False)
-    return {"name": name, "values": codes.astype(np.int64), "categories": list(categories), "dtype": str(column.dtype)}
+def _learned_to_values(value: Any) -> Any:
+    """What transforms learned, with an interval as a dict of its ends."""
+    if isinstance(value, Mapping):
+        return {_learned_to_values(key): _learned_to_values(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_learned_to_values(part) for part in value]
+    if isinstance(value, pd.Interval):
+        return {INTERVAL: [value.left, value.right, value.closed]}
+    return value
 
 
-def _is_float(column: pd.Series[Any]) -> bool:
-    """Whether a column is the same as float64; whole numbers beyond 2**53, which name things, are not."""
-    if not (pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)):
-        return False
-    return not (pd.api.types.is_integer_dtype(column.dtype) and bool((column.abs() > EXACT).any()))
+def _learned(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_learned(part) for part in value]
+    if isinstance(value, dict):
+        if set(value) == {INTERVAL}:
+            left, right, closed = listed(value[INTERVAL], count=3)
+            return pd.Interval(left, right, choice(closed, ("left", "right", "both", "neither")))
+        return {_learned(key): _learned(part) for key, part in value.items()}
+    return value
+
+
+def _level(value: Any, name: str) -> Any:
+    return plain_level(_learned(value), name)
+
+
+def _column_to_values(name: str, column: pd.Series[Any], *, category: bool) -> dict[str, Any]:
+    """Numbers as floats, which hold no whole number beyond 2**53; the distinct values of a category, and which is where."""
+    if not category:
+        return {"name": name, "values": column.to_numpy(dtype=np.float64, copy=True), "categories": None}
+    codes, distinct = pd.factorize(column.astype(object), sort=False)
+    levels = [_learned_to_values(plain_level(value, name)) for value in distinct]
+    return {"name": name, "values": codes.astype(np.int64), "categories": levels}
 
 
 def _column(values: Any) -> tuple[str, pd.Series[Any]]:
-    fields(values, "name", "values", "categories", "dtype")
+    fields(values, "name", "values", "categories")
     name, found = text(values["name"]), values["values"]
     if values["categories"] is None:
-        choice(values["dtype"], ("float64",))
         return name, pd.Series(numbers(found, (len(found),)))
-    categories = np.empty(len(listed(values["categories"])), dtype=object)
-    categories[:] = [scalar(category) for category in values["categories"]]
+    categories = [_level(category, name) for category in listed(values["categories"])]
     if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1:
         raise TypeError(f"numbers of the categories of {name!r}")
     if len(found) and not 0 <= found.min() <= found.max() < len(categories):
         raise ValueError(f"numbers of the categories of {name!r} from {found.min()} to {found.max()}")
-    column = pd.Series(categories[found])
-    return name, column.astype("category") if text(values["dtype"]) == "category" else column
+    return name, pd.Series([categories[code] for code in found], dtype=object)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,6 @@ import pandas as pd
 
 from cfiv.arrays import Array, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted
-from cfiv.tables.terms import category_columns
 
 Missing = Literal["drop", "raise"]
 
@@ -54,25 +53,9 @@ def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> p
     return frame[~rows].reset_index(drop=True)
 
 
-def numeric(
-    frame: pd.DataFrame, variables: Sequence[str], formula: str, *, categories: Container[str] | None = None
-) -> pd.DataFrame:
-    """The raw columns of a part as float64, or as categories where the part uses them as such.
-
-    After a fit that is known, as ``categories``, and the type of new rows does not matter.
-    """
-    allowed = category_columns(formula)
-    columns: dict[str, Any] = {}
-    for name in variables:
-        column = frame[name]
-        declared = isinstance(column.dtype, pd.CategoricalDtype)
-        if not (declared or name in allowed if categories is None else name in categories):
-            columns[name] = column_numbers(name, column)
-        elif declared:
-            columns[name] = column.astype("category")
-        else:
-            columns[name] = column.astype(object) if not pd.api.types.is_numeric_dtype(column.dtype) else column
-    return pd.DataFrame(columns)
+def numeric(frame: pd.DataFrame, variables: Sequence[str], categories: Container[str] = ()) -> pd.DataFrame:
+    """The raw columns of a part as float64, those used as categories as they are, whatever the type of the rows."""
+    return pd.DataFrame({name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables})
 
 
 def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
@@ -97,22 +80,6 @@ def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
             "rows or mend their values"
         )
     return numbers
-
-
-def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
-    """Columns used as categories, with the categories of training; unseen ones are refused."""
-    for name, known in levels.items():
-        # By equality of values, whatever their type: a category True may come back as 1, or 2 as 2.0.
-        positions = {level: position for position, level in enumerate(known)}
-        codes = [positions.get(level, -1) for level in frame[name].tolist()]
-        unseen = list(dict.fromkeys(level for level, code in zip(frame[name].tolist(), codes, strict=True) if code < 0))
-        if unseen:
-            raise DataError(
-                f"column {name!r} has {len(unseen)} categories that training did not see ({quoted(unseen)}); known are "
-                f"{quoted(known)}: drop those rows or train with them"
-            )
-        frame = frame.assign(**{name: pd.Categorical.from_codes(codes, categories=pd.Index(list(known)))})
-    return frame
 
 
 def row_weights(frame: pd.DataFrame, name: str) -> Array:

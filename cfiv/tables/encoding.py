@@ -1,59 +1,25 @@
 """The fitted encoding: what turns a training table into arrays, and new rows into the same columns.
 
-formulaic materialises the terms; what is ours is the joint dropping of rows with gaps *before* any transform learns its state,
-checks of what comes out, and a state that can be saved.
+What is ours, beside formulaic's terms, is the joint dropping of rows with gaps *before* any transform learns its state, and the
+checks that every column has one role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import Formula, ModelSpec
-from formulaic.errors import FormulaicError
 
 from cfiv.checks import check_choice
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
-from cfiv.tables.columns import Missing, categorised, gaps_in, numeric, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
+from cfiv.tables.parts import PartState, fit_part
 from cfiv.tables.roles import Roles
-from cfiv.tables.terms import category_columns, factor_columns, is_category, part_factors, raw_columns
-
-
-@dataclass(frozen=True)
-class PartState:
-    """A formula part fitted to a table: what it takes to build the same columns from new rows.
-
-    Parameters
-    ----------
-    formula : str
-    columns : tuple of str
-        Names of the matrix's columns, without the constant.
-    transform_state : mapping
-        What ``center``, ``bs``, ``poly``, ... learned, by term.
-    levels : mapping from raw column to its categories
-        For the columns used as categories.
-    """
-
-    formula: str
-    columns: tuple[str, ...]
-    transform_state: Mapping[str, Any]
-    levels: Mapping[str, tuple[Hashable, ...]]
-
-    def matrix(self, frame: pd.DataFrame) -> Array:
-        """The part's columns at the rows of ``frame``, shape (n, len(columns))."""
-        return self.materialise(frame)[0]
-
-    def materialise(self, frame: pd.DataFrame) -> tuple[Array, tuple[str, ...], Mapping[str, Any]]:
-        """Those columns, their names, and what transforms have learned, which is more than before if they had not learned."""
-        variables = raw_columns(self.formula)
-        require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
-        ready = categorised(numeric(frame, variables, self.formula, categories=self.levels), self.levels)
-        return _materialise(self.formula, ready, self.transform_state)
+from cfiv.tables.terms import raw_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +137,10 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     frame = without_gaps(frame[list(dict.fromkeys(used))], missing, stacklevel=5)
     states, arrays = {}, {}
     for role, part in parts.items():
-        states[role], arrays[role] = _fit_part(frame, part)
+        # Outcomes are no sum of columns. Treatment and instruments enter regressions beside the constant and the covariates.
+        beside = roles.covariates if role in ("treatment", "instruments") else None
+        intercept = roles.intercept or role == "outcome"
+        states[role], arrays[role] = fit_part(frame, part, role=role, intercept=intercept, covariates=beside)
     outcome = arrays["outcome"]
     if outcome.shape[1] != 1:
         raise DataError(
@@ -224,53 +193,3 @@ def _check_roles(variables: Mapping[str, Sequence[str]], roles: Roles) -> None:
                 f"the {role} {getattr(roles, role)!r} is made of covariates only: covariates enter both stages by themselves, "
                 f"so name {'a treatment' if role == 'treatment' else 'instruments'} besides them"
             )
-
-
-def _fit_part(frame: pd.DataFrame, formula: str) -> tuple[PartState, Array]:
-    variables = raw_columns(formula)
-    ready = numeric(frame, variables, formula)
-    levels = {
-        name: tuple(sorted(ready[name].unique().tolist(), key=lambda level: (str(type(level)), level)))
-        for name in variables
-        if isinstance(ready[name].dtype, pd.CategoricalDtype) or name in category_columns(formula)
-    }
-    for name, seen in levels.items():
-        as_number = [f.expr for f in part_factors(formula) if name in factor_columns(f) and not is_category(f)]
-        if as_number and not isinstance(ready[name].dtype, pd.CategoricalDtype):
-            raise FormulaError(
-                f"column {name!r} is both C({name}) and a number in {formula!r}: copy it to a second column for one of the two"
-            )
-        if len(seen) < 2:
-            raise DataError(f"column {name!r} has the single category {seen[0]!r} and distinguishes nothing: drop it")
-    matrix, columns, state = _materialise(formula, categorised(ready, levels), {})
-    return PartState(formula, columns, state, levels), matrix
-
-
-def _materialise(
-    formula: str, frame: pd.DataFrame, state: Mapping[str, Any]
-) -> tuple[Array, tuple[str, ...], Mapping[str, Any]]:
-    """formulaic's model matrix without its constant (which it needs to code categories), with a check for finite values."""
-    spec = ModelSpec(formula=Formula(f"1 + {formula}"), transform_state=dict(state), na_action="ignore")
-    try:
-        # A bad value shows below as a value that is not finite; numpy's warning about it says less.
-        with np.errstate(all="ignore"):
-            table = spec.get_model_matrix(frame, context={})
-    except (FormulaicError, ValueError, TypeError, ArithmeticError) as error:
-        if "extrapolation" in str(error) and state:
-            raise DataError(
-                f"the spline(s) in {formula!r} got values beyond those of training: write bs(..., extrapolation='clip') or "
-                "'extend' in the formula, or drop those rows"
-            ) from None
-        raise FormulaError(f"the term(s) {formula!r} cannot be evaluated: {str(error).splitlines()[0]}") from None
-    fitted = table.model_spec
-    table = pd.DataFrame(table).drop(columns="Intercept")
-    matrix = table.to_numpy(dtype=np.float64, copy=True)
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        column = int((~finite).any(axis=0).argmax())
-        bad = ~finite[:, column]
-        raise DataError(
-            f"{table.columns[column]!r} is infinite or undefined in {int(bad.sum())} of {len(bad)} rows (first: row "
-            f"{int(bad.argmax())}): drop those rows or choose another transform"
-        )
-    return matrix, tuple(str(name) for name in table.columns), fitted.transform_state

@@ -7,16 +7,14 @@ and on the treatment ``price``, for which ``fuel`` is the instrument. formulaic 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from formulaic import Formula
-from formulaic.errors import FormulaicError
-from formulaic.parser import DefaultFormulaParser
-
-from cfiv.errors import FormulaError
+from cfiv.errors import FormulaError, FormulaWarning
+from cfiv.tables.grammar import UNREADABLE, check_bounds, read_formula, reason
 from cfiv.tables.terms import term_text
 
 if TYPE_CHECKING:
@@ -61,24 +59,29 @@ class Roles:
         ------
         FormulaError
             If it cannot be parsed, has no or empty brackets, or calls what formulas may not call.
+
+        Warns
+        -----
+        FormulaWarning
+            Of terms that vanish by the conventions of formulas, such as ``t**2``.
         """
         hint = "write 'outcome ~ covariates + [treatment ~ instruments]'"
         if not isinstance(formula, str):
             raise FormulaError(f"a formula is text, got {type(formula).__name__}: {hint}")
+        check_bounds(formula)
         reserved = re.search(r"`[01]`|(?<![\w.])Intercept(?![\w.])", formula)
         if reserved:
             raise FormulaError(
                 f"the formula {formula!r} uses {reserved.group()!r}, which stands for the constant: rename that column"
             )
-        if re.search(r"\[[^\]]*\[", re.sub(r"`[^`]*`", "", formula)):
-            raise FormulaError(f"the formula {formula!r} has brackets within brackets: {hint}, all treatments in one pair")
         try:
-            parser = DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
-            parsed = Formula(formula, _parser=parser)
+            parsed, vanishing = read_formula(formula)
             left, right = parsed.lhs, parsed.rhs
-        except (FormulaicError, AttributeError, IndexError, SyntaxError, NotImplementedError) as error:
-            reason = "it needs an outcome and a '~'" if isinstance(error, AttributeError) else str(error).splitlines()[0]
-            raise FormulaError(f"the formula {formula!r} cannot be read: {reason}; {hint}") from None
+        except FormulaError as error:
+            raise FormulaError(f"the formula {formula[:200]!r} cannot be read: {error}") from None
+        except UNREADABLE as error:
+            why = "it needs an outcome and a '~'" if isinstance(error, AttributeError) else reason(error)
+            raise FormulaError(f"the formula {formula[:200]!r} cannot be read: {why}; {hint}") from None
         if not getattr(right, "deps", None):
             raise FormulaError(f"the formula {formula!r} names no instruments: {hint}")
         if len(left) != 1:
@@ -103,6 +106,13 @@ class Roles:
         _check_distinct(endogenous, [term for term in endogenous if str(term) != "1" and term in right.root])
         if not treatment or not instruments:
             raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
+        if vanishing:
+            warnings.warn(
+                f"in {formula!r} terms vanish, since * and : and ** make interactions and - takes terms away in formulas: "
+                f"{'; '.join(vanishing)}",
+                FormulaWarning,
+                stacklevel=5,
+            )
         return cls(
             outcome=term_text(next(iter(left))),
             treatment=" + ".join(treatment),

@@ -1,43 +1,57 @@
-"""Terms: what a part of a formula is made of, and what it may call.
+"""Terms: what a part of a formula is made of, and what it may hold.
 
-Terms may use columns, arithmetic and the transforms in :data:`TRANSFORMS`, nothing else, so that a formula read from a model
-file cannot run code of its author's choosing.
+Terms may use columns, arithmetic and the functions in :mod:`cfiv.tables.transforms`, nothing else, so that a formula read from
+a model file can neither run code of its author's choosing nor compute without end.
 """
 
 from __future__ import annotations
 
 import ast
 import keyword
+import math
+import operator
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
-from formulaic import Formula
-from formulaic.errors import FormulaicError
-from formulaic.formula import SimpleFormula
 from formulaic.parser.types import Factor, Term
 
 from cfiv.errors import FormulaError, quoted
+from cfiv.tables.grammar import UNREADABLE, part_terms
+from cfiv.tables.transforms import CONTRASTS, TRANSFORMS, arguments, check_size
 
-#: The functions that a formula may call.
-TRANSFORMS = frozenset(
-    # Without exp10, which formulaic 1.2 computes as x ** 10.
-    {"C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp2", "log", "log10", "log2", "poly", "scale"}
-    | {f"np.{name}" for name in ("abs", "clip", "cos", "exp", "log", "log1p", "maximum", "minimum", "sign", "sin", "sqrt")}
-)
-_CODE = (
-    *(ast.Expression, ast.Call, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Load, ast.keyword),
-    *(ast.operator, ast.unaryop, ast.cmpop, ast.Tuple, ast.List),
-)
+#: Arithmetic on columns; matrix products would mix rows, and shifts make numbers without bound.
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float] | None] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.BitAnd: None,  # of comparisons, never of constants
+    ast.BitOr: None,
+    ast.BitXor: None,
+}
 #: Text in a term, such as extrapolation='clip': plain words. Quotes, backslashes and backticks inside text mean one thing to
 #: our check and another to formulaic, which pastes them into code, so that a term could hide what it runs.
-_PLAIN_TEXT = re.compile(r"'[\w .-]*'|\"[\w .-]*\"")
+_PLAIN_TEXT = re.compile(r"'[\w .,:;/&%+-]*'|\"[\w .,:;/&%+-]*\"")
 _QUOTED_NAME = re.compile(r"`([^`]*)`")
 
 
+@lru_cache(maxsize=256)
 def raw_columns(formula: str) -> tuple[str, ...]:
     """Raw columns that a part uses, in the order of their first use."""
     factors = part_factors(formula)
     names = tuple(dict.fromkeys(name for factor in factors for name in factor_columns(factor)))
+    for function in dict.fromkeys(function for factor in factors for function in _functions(factor)):
+        if function.split(".")[0] in names:
+            raise FormulaError(
+                f"{formula!r} calls {function}() beside a column named {function.split('.')[0]!r}, which would take the "
+                "function's place: rename that column"
+            )
     in_code = {name for factor in factors if factor.eval_method is Factor.EvalMethod.PYTHON for name in factor_columns(factor)}
     for name in sorted(in_code):
         clashing = [
@@ -48,9 +62,10 @@ def raw_columns(formula: str) -> tuple[str, ...]:
     return names
 
 
-def category_columns(formula: str) -> set[str]:
+@lru_cache(maxsize=256)
+def category_columns(formula: str) -> frozenset[str]:
     """Raw columns that a part uses as categories, by ``C(...)``."""
-    return {name for factor in part_factors(formula) if is_category(factor) for name in factor_columns(factor)}
+    return frozenset(name for factor in part_factors(formula) if is_category(factor) for name in factor_columns(factor))
 
 
 def is_category(factor: Factor) -> bool:
@@ -59,50 +74,185 @@ def is_category(factor: Factor) -> bool:
 
 
 def part_factors(formula: str) -> list[Factor]:
-    """The distinct factors of a part's terms, without the constant."""
-    try:
-        parsed = Formula(f"1 + {formula}")
-    except (FormulaicError, IndexError, SyntaxError) as error:
-        raise FormulaError(f"{formula!r} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(parsed, SimpleFormula):
-        raise FormulaError(f"{formula!r} must be a sum of terms without '~' and '|'")
-    factors = {factor.expr: factor for term in parsed for factor in term.factors}
+    """The distinct factors of a part's terms, without literal numbers."""
+    factors = {factor.expr: factor for term in part_terms(formula) for factor in term.factors}
     return [factor for factor in factors.values() if factor.eval_method is not Factor.EvalMethod.LITERAL]
 
 
 def factor_columns(factor: Factor) -> list[str]:
-    """Columns in one factor; raises unless it is built from columns, arithmetic and TRANSFORMS."""
+    """Columns in one factor.
+
+    Raises
+    ------
+    FormulaError
+        Unless it is built from columns, arithmetic and TRANSFORMS, of sizes within their bounds.
+    """
     if factor.eval_method is Factor.EvalMethod.LOOKUP:
         return [factor.expr]
     tree, original = _parsed(factor.expr)
-    functions: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            if called not in TRANSFORMS:
-                raise FormulaError(
-                    f"formulas may not call {called!r}, got {factor.expr!r}: compute that column first, or use one of "
-                    f"{', '.join(sorted(TRANSFORMS))}"
-                )
-            functions.update(id(inner) for inner in ast.walk(node.func))
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in functions:
-            continue
-        if not isinstance(node, _CODE) or (isinstance(node, ast.Constant) and not _is_plain(node.value)):
-            raise FormulaError(
-                f"formulas may use columns, arithmetic and transforms, got {factor.expr!r}: compute that column first"
-            )
-        if isinstance(node, ast.Name):
-            found.append(original.get(node.id, node.id))
+    check = _Check(factor.expr)
+    try:
+        check.number(tree.body)
+    except RecursionError:
+        raise FormulaError(f"the term {factor.expr[:200]!r} is nested too deeply: compute that column first") from None
+    return [original.get(name, name) for name in check.columns]
+
+
+def named_levels(factor: Factor) -> dict[str, list[Any]]:
+    """The categories that a factor names: ``levels`` of C, and ``base`` or ``reference`` of its contrasts."""
+    if not is_category(factor):
+        return {}
+    found: dict[str, list[Any]] = {}
+    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
+        signature = {**TRANSFORMS, **CONTRASTS}.get(ast.unparse(call.func))
+        for name, node in () if signature is None else arguments(call, signature, factor.expr):
+            if name in ("levels", "base", "reference"):
+                nodes = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
+                found[name] = [n.value if isinstance(n, ast.Constant) else _constant(n, factor.expr) for n in nodes]
     return found
 
 
-def _is_plain(value: object) -> bool:
-    """Numbers, and text without quotes: within triple quotes they pass as pairs of plain ones."""
-    return (
-        value is None or isinstance(value, (int, float)) or (isinstance(value, str) and "'" not in value and '"' not in value)
-    )
+def factor_width(factor: Factor) -> int:
+    """An upper bound of the columns that the calls in a factor make of one column."""
+    if factor.eval_method is not Factor.EvalMethod.PYTHON:
+        return 1
+    width = 1
+    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
+        signature = TRANSFORMS.get(ast.unparse(call.func))
+        if signature is not None and signature.sizes:
+            given = arguments(call, signature, factor.expr)
+            sizes = [_constant(node, factor.expr) or 0 for name, node in given if name in signature.sizes]
+            lists = [len(node.elts) for _, node in given if isinstance(node, (ast.List, ast.Tuple))]
+            width *= int(sum(sizes) + sum(lists)) + 4  # a spline's degree is 3 where nothing is said
+    return width
+
+
+class _Check:
+    """One walk over a factor's code, which collects its columns and raises for whatever else it may not hold."""
+
+    def __init__(self, term: str) -> None:
+        self.term = term
+        self.columns: list[str] = []
+
+    def number(self, node: ast.expr) -> None:
+        """Something that arithmetic may be done with."""
+        if isinstance(node, ast.Name):
+            self.columns.append(node.id)
+        elif isinstance(node, ast.UnaryOp):
+            self.number(node.operand)
+        elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            self.number(node.left)
+            self.number(node.right)
+            _constant(node, self.term)  # raises where it is too large
+        elif isinstance(node, ast.Compare):
+            before = len(self.columns)
+            for side in (node.left, *node.comparators):
+                self.argument(side)
+            if len(self.columns) == before:
+                self.refuse("a comparison needs a column")
+        elif isinstance(node, ast.Call):
+            self.call(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+            _constant(node, self.term)
+        else:
+            self.refuse("formulas may use columns, arithmetic and transforms")
+
+    def argument(self, node: ast.expr) -> None:
+        """A number, a plain text or None."""
+        plain = isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str))
+        # Without quotes in it: within triple quotes they pass as pairs of plain ones.
+        if not plain or (isinstance(node, ast.Constant) and re.search("['\"]", str(node.value))):
+            self.number(node)
+
+    def constants(self, node: ast.expr) -> None:
+        """A list of constants, or of such lists."""
+        if isinstance(node, (ast.List, ast.Tuple)):
+            for element in node.elts:
+                self.constants(element)
+        else:
+            before = len(self.columns)
+            self.argument(node)
+            if len(self.columns) > before:
+                self.refuse("lists hold constants")
+
+    def call(self, node: ast.Call) -> None:
+        """A call of one of TRANSFORMS, at least one of whose arguments holds a column."""
+        called = ast.unparse(node.func)
+        if called not in TRANSFORMS:
+            hint = f"give {called} as the second argument of C()" if called in CONTRASTS else "compute that column first"
+            raise FormulaError(
+                f"formulas may not call {called!r} there, got {self.term!r}: {hint}, or use one of "
+                f"{', '.join(sorted(TRANSFORMS))}"
+            )
+        signature, before = TRANSFORMS[called], len(self.columns)
+        for name, value in arguments(node, signature, self.term):
+            none = isinstance(value, ast.Constant) and value.value is None
+            if name in signature.sizes and not none:
+                self.argument(value)
+                size = _constant(value, self.term)
+                check_size(f"{name} of {called}()", size, signature.sizes[name], self.term)
+            elif isinstance(value, (ast.List, ast.Tuple)) and name in signature.lists:
+                self.constants(value)
+            elif name == "contrasts":
+                self.contrasts(value)
+            else:
+                self.argument(value)
+        if len(self.columns) == before:
+            self.refuse(f"{called}() needs a column")
+
+    def contrasts(self, node: ast.expr) -> None:
+        """The coding of a category: one of CONTRASTS, called with constants or by its name alone."""
+        called = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+        if called not in CONTRASTS:
+            raise FormulaError(
+                f"a category is coded by one of {', '.join(CONTRASTS)}, got {called!r} in {self.term!r}: use one of these, or "
+                "compute the columns first"
+            )
+        if isinstance(node, ast.Call):
+            for _, value in arguments(node, CONTRASTS[called], self.term):
+                self.constants(value)
+
+    def refuse(self, what: str) -> None:
+        raise FormulaError(f"{what}, got {self.term!r}: compute that column first")
+
+
+def _constant(node: ast.expr, term: str) -> float | None:
+    """The value of arithmetic among constants, or None where there is a column.
+
+    Raises
+    ------
+    FormulaError
+        If it, or a part of it, is no float: Python's whole numbers have no bound, and so no end.
+    """
+    try:
+        value: Any
+        if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+            value = float(node.value)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            inside = _constant(node.operand, term)
+            return inside if inside is None or isinstance(node.op, ast.UAdd) else -inside
+        elif isinstance(node, ast.BinOp):
+            left, right = _constant(node.left, term), _constant(node.right, term)
+            compute = _ARITHMETIC.get(type(node.op))
+            if left is None or right is None:
+                return None
+            value = math.nan if compute is None else compute(left, right)
+        else:
+            return None
+    except ArithmeticError:
+        value = math.nan
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise FormulaError(f"the constant {ast.unparse(node)[:50]} in {term[:200]!r} is no finite number: write its value")
+    return value
+
+
+def _functions(factor: Factor) -> list[str]:
+    """The functions that a factor uses, those of CONTRASTS included that C is given without a call."""
+    if factor.eval_method is not Factor.EvalMethod.PYTHON:
+        return []
+    calls = [node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)]
+    handed = [value for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords))]
+    return [name for name in map(ast.unparse, (*(call.func for call in calls), *handed)) if name in {*TRANSFORMS, *CONTRASTS}]
 
 
 def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
@@ -129,8 +279,8 @@ def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
     source = _QUOTED_NAME.sub(lambda match: f" {_identifier(match.group(1))} ", expression)
     try:
         return ast.parse(source.strip(), mode="eval"), original
-    except (SyntaxError, ValueError):
-        raise FormulaError(f"the term {expression!r} cannot be read: quote unusual column names with backticks") from None
+    except UNREADABLE:
+        raise FormulaError(f"the term {expression[:200]!r} cannot be read: quote unusual column names with backticks") from None
 
 
 def _identifier(name: str) -> str:
