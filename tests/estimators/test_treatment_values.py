@@ -15,6 +15,7 @@ import torch
 
 import cfiv
 from cfiv import CfivError, DataError, IVData, LeastSquares, ParameterError, TwoStageLeastSquares
+from cfiv.learning.run_file import without_addresses
 
 HUGE = 10**400
 
@@ -68,7 +69,7 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> str:
         ({"t": {1.0}}, "treatment_to of 't' must be an array, got set"),
         ([], "treatment values must cover 't'"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_a_treatment_that_is_no_number_is_refused(value: Any, says: str) -> None:
     assert says in refusal(ONE.effect, FRAME, treatment_from=0.0, treatment_to=value)
@@ -88,7 +89,7 @@ def test_a_treatment_that_is_no_number_is_refused(value: Any, says: str) -> None
         (3.0, "a treatment must have shape (2,)"),
         (None, "treatment_to must be an array, got NoneType"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_a_treatment_of_arrays_that_is_no_number_is_refused(value: Any, says: str) -> None:
     assert says in refusal(BY_ARRAY.effect, ARRAYS, treatment_from=[0.0, 0.0], treatment_to=value)
@@ -124,7 +125,7 @@ def test_a_treatment_means_the_same_in_every_container(value: Any) -> None:
         ([], "the grid must have rows"),
         ({"t": []}, "the table has no rows"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_a_grid_of_anything_but_numbers_is_refused(grid: Any, says: str) -> None:
     assert says in refusal(ONE.dose_response, grid)

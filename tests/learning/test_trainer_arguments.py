@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cfiv import DataError, Gradient, LastLayerTrainer, ParameterError, Ridge
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.networks import seeded
+from cfiv.learning.run_file import without_addresses
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = X.prod(dim=1, keepdim=True)
@@ -49,7 +50,7 @@ def ended(**options: object) -> Tensor:
         {"learning_rate_schedule": lambda share: np.array(1)},
         {"device": torch.device("cpu")},
     ],
-    ids=repr,
+    ids=without_addresses,
 )
 def test_other_forms_of_the_same_argument_give_the_same_numbers(options: dict[str, object]) -> None:
     assert torch.equal(ended(**options), ended())
