@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, warn_of_learned_constant
 from cfiv.estimators.parameters import check_choice, check_random_state, check_whole, is_number, learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -338,6 +338,8 @@ class DFIV(StructuralEstimator):
         return self._keep(self._estimate(arrays, intercept=has_intercept(encoder), runs=runs), encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
+        if not intercept:
+            warn_of_learned_constant(self)
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )

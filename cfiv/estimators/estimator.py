@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,7 +15,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, FormulaError, NotFittedError
+from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.tables.columns import Missing
@@ -259,6 +260,21 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         if function is None:
             raise NotFittedError(f"this {type(self).__name__} has not been fitted: call fit(data) first")
         return function
+
+
+def warn_of_learned_constant(estimator: object) -> None:
+    """Warn that a formula without a constant does not take it from learned features; two calls below the user's line.
+
+    Warns
+    -----
+    FormulaWarning
+    """
+    warnings.warn(
+        f"the formula takes the constant away, but the features of {type(estimator).__name__} carry one all the same; only "
+        "TwoStageLeastSquares and LeastSquares fit without one",
+        FormulaWarning,
+        stacklevel=4,
+    )
 
 
 def has_intercept(encoder: TableEncoder | ArrayEncoder) -> bool:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.parameters import (
     check_choice,
     check_number,
@@ -178,6 +178,8 @@ class NetworkRegression(StructuralEstimator):
             batch_rows(self.batch_size, smallest_sample=max(self.batch_size, 1))
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        if not intercept:
+            warn_of_learned_constant(self)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         with tqdm(total=self.steps * (self.fits + 1), desc="Network", unit="step", disable=not self.progress) as bar:

@@ -51,7 +51,9 @@ def read_formula(text: str) -> tuple[Any, list[str]]:
             if opened > 1:
                 raise FormulaError("it has brackets within brackets, so put all treatments in one pair")
     if operators > MOST_OPERATORS:
-        raise FormulaError(f"a formula may have up to {MOST_OPERATORS:,} operators, got {operators:,}")
+        raise FormulaError(
+            f"a formula may have up to {MOST_OPERATORS:,} operators, got {operators:,}: name the columns instead"
+        )
     resolver = _Resolver()
     parser = DefaultFormulaParser(operator_resolver=resolver, feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
     return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
@@ -109,7 +111,7 @@ def _shown(text: str) -> str:
 
 
 def _sum_of_names(text: str) -> list[Term] | None:
-    """The terms of ``a + b + ...``, of which wide tables have thousands, for formulaic's time is quadratic in them; else None."""
+    """The terms of ``a + b + ...``, of which wide tables have thousands (formulaic's time is quadratic in them); else None."""
     tokens = list(tokenize(text))
     if len(tokens) % 2 and all(
         token.token == "+" if i % 2 else bool(token.token) and token.kind is Token.Kind.NAME for i, token in enumerate(tokens)

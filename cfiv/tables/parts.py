@@ -189,7 +189,7 @@ def _check_named_levels(formula: str, levels: Mapping[str, Sequence[Hashable]]) 
 def _covariates_beside(formula: str, covariates: str | None, frame: pd.DataFrame) -> str | None:
     """The covariate terms that a part's categories have to be coded beside.
 
-    These are the ones of the same numbers: beside ``x`` the categories of ``C(shop):x`` are one less, beside ``w`` they are not.
+    Those of the same numbers: beside ``x`` the categories of ``C(shop):x`` are one less, beside ``w`` they are not.
     """
 
     def split(term: Term) -> tuple[frozenset[str], bool]:

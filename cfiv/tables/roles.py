@@ -32,7 +32,8 @@ class Roles:
     clusters : str or None
         The name of a column that labels groups of rows with correlated errors.
     intercept : bool
-        False where the formula says ``0 +`` or ``- 1``. It concerns linear estimators: learned features carry a constant.
+        False where the formula says ``0 +`` or ``- 1``. Then one of its categories has a column for each level, and linear
+        estimators have no constant; learned features carry one all the same.
     """
 
     outcome: str
