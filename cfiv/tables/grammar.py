@@ -150,9 +150,8 @@ class _Resolver(DefaultOperatorResolver):  # type: ignore[misc]  # formulaic shi
             _check_size(sides, power)
         terms = plain(*sides, context=context)
         if symbol == "-":
-            gone = [term for term in sides[-1] if _numbers(term)]
-            if len(sides) == 2:
-                gone = [term for term in gone if term not in set(sides[0])]
+            there = set(sides[0]) if len(sides) == 2 else set()
+            gone = [term for term in sides[-1] if _numbers(term) and term not in there]
             self.notes += [
                 f"'- {_arithmetic(term)}' takes away a term that is not there (write I(x - w) for a difference, I(-x) for a "
                 "negative)"

@@ -100,8 +100,8 @@ class Roles:
             raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
         if vanishing:
             warnings.warn(
-                f"in {formula!r} terms vanish, since * and : and ** make interactions and - takes terms away in formulas: "
-                f"{'; '.join(vanishing)}",
+                f"in {formula[:200]!r} terms vanish, since * and : and ** make interactions and - takes terms away in "
+                f"formulas: {'; '.join(vanishing[:5])}",
                 FormulaWarning,
                 stacklevel=5,
             )
