@@ -216,10 +216,11 @@ def predict(model: Path, grid: Path, out: Path) -> None:
     """
     _check_distinct(out, model, grid)
     check_table_place(out)
-    frame = read_table_file(grid)
+    function = cfiv.load(model)
+    frame = read_table_file(grid, dtype=dict.fromkeys(function.text_columns, str))  # categories such as 007
     if "estimate" in frame.columns:
         raise DataError(f"'{grid}' already has a column 'estimate', which the output would overwrite: rename or drop it")
-    estimate = cfiv.load(model).predict(frame)
+    estimate = function.predict(frame)
     if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
         frame = read_table_file(grid, dtype=str, na_filter=False)
     write_table_file(frame.assign(estimate=estimate), out)

@@ -244,9 +244,17 @@ def _from_narwhals(table: object) -> pd.DataFrame:
         elif column.dtype.is_numeric():
             columns[name] = column.to_numpy()
         else:
-            categorical = column.dtype in (nw.Categorical, nw.Enum)
-            columns[name] = pd.Series(column.to_list(), dtype="category" if categorical else None)
+            columns[name] = pd.Series(column.to_list(), dtype=_categorical(column.dtype))
     return pd.DataFrame(columns)
+
+
+def _categorical(dtype: Any) -> pd.CategoricalDtype | None:
+    """The categories of a narwhals type, in the order that it declares; None for other types."""
+    import narwhals as nw
+
+    if isinstance(dtype, nw.Enum):
+        return pd.CategoricalDtype(list(dtype.categories))
+    return pd.CategoricalDtype() if dtype == nw.Categorical else None
 
 
 def _role_array(role: str, value: object) -> Array:

@@ -144,6 +144,17 @@ def test_predict_leaves_the_columns_of_a_csv_file_as_they_are_written(run: Run, 
     assert exact("out.csv")["estimate"].tolist() == cfiv.load("model.safetensors").predict(rows).tolist()
 
 
+def test_predict_reads_digits_as_text_where_training_had_text(run: Run, train: Path) -> None:
+    """Among other codes pandas read the code 2 as text, alone it would read a number."""
+    frame = exact(train).assign(code=pd.Series(["02", "2", "A1", "3"] * 50))
+    frame.to_csv("coded.csv", index=False)
+    written(run, "fit", "coded.csv", f"{demand.FORMULA} + C(code)", "--estimator", "2sls", "--out", "model")
+    rows = frame[:2].drop(columns="sales")
+    rows.to_csv("rows.csv", index=False)
+    written(run, "predict", "model", "rows.csv", "--out", "out.csv")
+    assert exact("out.csv")["estimate"].tolist() == cfiv.load("model").predict(rows).tolist()
+
+
 def test_predict_reads_one_format_and_writes_the_other(run: Run, train: Path) -> None:
     fitted(run)
     written(run, "predict", "model.safetensors", "grid.csv", "--out", "a.parquet")

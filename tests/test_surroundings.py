@@ -97,7 +97,7 @@ def of_an_estimator(kind: str, seed: int, folder: Path | None = None) -> list[np
 
 def of_the_trainer(seed: int, data: Any = None) -> list[np.ndarray]:
     given = x_and_y() if data is None else data
-    trainer = cfiv.LastLayerTrainer(module(seed), cfiv.Proximal(0.5, 1e-3), batch_size=10, random_state=seed)
+    trainer = cfiv.LastLayerTrainer(module(seed), cfiv.Proximal(0.5, beta=1e-3), batch_size=10, random_state=seed)
     trainer.fit(given, steps=6)
     said = [trainer.predict(x_and_y()[0]), torch.tensor(trainer.evaluate(given).loss)]
     said.append(trainer.refit(given, beta=1e-3).predict(x_and_y()[0]))
@@ -209,7 +209,7 @@ def test_what_is_set_in_torch_changes_no_number_of_the_trainer_and_stays_set(
 ) -> None:
     def fit() -> list[np.ndarray]:
         given = torch.device("cpu"), torch.float32
-        trainer = cfiv.LastLayerTrainer(networks.pop(), cfiv.Proximal(0.5, 1e-3), batch_size=10, device="cpu")
+        trainer = cfiv.LastLayerTrainer(networks.pop(), cfiv.Proximal(0.5, beta=1e-3), batch_size=10, device="cpu")
         data = arrays if program is of_the_trainer else DataLoader(batches, batch_size=None)
         trainer.fit(data, steps=6)
         said = trainer.predict(arrays[0])

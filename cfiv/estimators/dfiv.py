@@ -19,7 +19,7 @@ from torch import Tensor
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -354,6 +354,8 @@ class DFIV(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         check_units(data, stacklevel=4)
+        if not intercept:
+            warn_of_learned_constant(self)
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )

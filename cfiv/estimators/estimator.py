@@ -6,6 +6,7 @@ import abc
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as shortened
@@ -16,7 +17,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, FormulaError, NotFittedError, ParameterError
+from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.estimators.units import exponents, in_unit
@@ -302,6 +303,21 @@ def refuse_target(y: object) -> None:
             f"the outcome is one of the roles of the data, got it as y besides ({type(y).__name__}): fit an IVData(outcome=y, "
             "treatment=..., instruments=...) of arrays, or a table that has it as a column, by a formula or outcome='column'"
         )
+
+
+def warn_of_learned_constant(estimator: object) -> None:
+    """Warn that a formula without a constant does not take it from learned features; two calls below the user's line.
+
+    Warns
+    -----
+    FormulaWarning
+    """
+    warnings.warn(
+        f"the formula takes the constant away, but the features of {type(estimator).__name__} carry one all the same; only "
+        "TwoStageLeastSquares and LeastSquares fit without one",
+        FormulaWarning,
+        stacklevel=4,
+    )
 
 
 def has_intercept(encoder: TableEncoder | ArrayEncoder) -> bool:

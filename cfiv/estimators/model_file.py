@@ -61,6 +61,11 @@ def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> 
     unknown = set(networks) - {"treatment", "covariate"}
     if unknown:
         raise ModelFileError(f"networks takes the keys 'treatment' and 'covariate', got {sorted(unknown)}")
+    with ordinary_torch():
+        return _read(path, networks)
+
+
+def _read(path: str | os.PathLike[str], networks: Mapping[str, Any]) -> StructuralFunction:
     version, header, tensors = MODEL_FILE.read(path)
     with MODEL_FILE.reading(path):
         values = values_of_old(header, tensors) if version < 3 else nested(header, tensors)
@@ -68,7 +73,7 @@ def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> 
         fields(values, "estimator", "outcome", "facts", "encoder", "components")
         encoder = encoder_from_values(values["encoder"])
         inputs = inputs_of(encoder)
-        with ordinary_torch(), seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
+        with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
             components = tuple(component_from_values(part, inputs, networks) for part in listed(values["components"]))
             function = StructuralFunction(
                 estimator=text(values["estimator"]),

@@ -16,7 +16,7 @@ from torch import Tensor
 from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
@@ -179,6 +179,8 @@ class NetworkRegression(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         check_units(data, stacklevel=4)
+        if not intercept:
+            warn_of_learned_constant(self)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:

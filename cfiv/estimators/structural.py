@@ -139,6 +139,11 @@ class StructuralFunction:
     outcome: str = "outcome"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns whose categories were text in training: from a file they are to be read as text, or 007 would be 7."""
+        return self.encoder.text_columns if isinstance(self.encoder, TableEncoder) else ()
+
     def predict(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
         """``h`` at given treatments and covariates; neither instruments nor an outcome are needed.
 
@@ -176,9 +181,9 @@ class StructuralFunction:
         rows : table or IVData
             Where the covariates are; its treatment columns are replaced and may be absent.
         treatment_from, treatment_to : number, sequence, mapping, Series or table
-            One number for one treatment, one number each for several, or a mapping from column to number, or to one number a
-            row. For arrays, one treatment of the training shape. Labels of a Series are heeded: those of columns, and those of
-            rows, which must be the labels of ``rows``.
+            One number (or category) for one treatment, one each for several, or a mapping from column to number, or to one
+            number a row. For arrays, one treatment of the training shape. Labels of a Series are heeded: those of columns, and
+            those of rows, which must be the labels of ``rows``.
 
         Returns
         -------

@@ -53,6 +53,13 @@ class TableEncoder:
         """The raw columns that prediction needs."""
         return tuple(self.reference.columns)
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Those of them that training knew as text, which a file may hold as digits."""
+        parts = [part for part in (self.treatment, self.covariates) if part is not None]
+        levels = {name: known for part in parts for name, known in part.levels.items()}
+        return tuple(name for name, known in levels.items() if all(isinstance(level, str) for level in known))
+
     def inputs(self, frame: pd.DataFrame) -> tuple[Array, Array | None]:
         """Treatment and covariate arrays at new rows.
 

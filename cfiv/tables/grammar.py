@@ -51,7 +51,9 @@ def read_formula(text: str) -> tuple[Any, list[str]]:
             if opened > 1:
                 raise FormulaError("it has brackets within brackets, so put all treatments in one pair")
     if operators > MOST_OPERATORS:
-        raise FormulaError(f"a formula may have up to {MOST_OPERATORS:,} operators, got {operators:,}")
+        raise FormulaError(
+            f"a formula may have up to {MOST_OPERATORS:,} operators, got {operators:,}: name the columns instead"
+        )
     resolver = _Resolver()
     parser = DefaultFormulaParser(operator_resolver=resolver, feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
     return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
@@ -148,9 +150,8 @@ class _Resolver(DefaultOperatorResolver):  # type: ignore[misc]  # formulaic shi
             _check_size(sides, power)
         terms = plain(*sides, context=context)
         if symbol == "-":
-            gone = [term for term in sides[-1] if _numbers(term)]
-            if len(sides) == 2:
-                gone = [term for term in gone if term not in set(sides[0])]
+            there = set(sides[0]) if len(sides) == 2 else set()
+            gone = [term for term in sides[-1] if _numbers(term) and term not in there]
             self.notes += [
                 f"'- {_arithmetic(term)}' takes away a term that is not there (write I(x - w) for a difference, I(-x) for a "
                 "negative)"

@@ -63,9 +63,10 @@ def plain_level(value: Any, name: str) -> Hashable:
         return value
     if isinstance(value, str):
         level = str.__str__(value)
-        if len(level) <= LONGEST:
+        unicode = not any("\ud800" <= character <= "\udfff" for character in level)  # halves, which no file can hold
+        if len(level) <= LONGEST and unicode:
             return level
-        what = f"text of {len(level):,} characters"
+        what = f"text of {len(level):,} characters" if unicode else "text that is no Unicode"
     elif isinstance(value, int):
         level = int(value)
         if level.bit_length() <= LONGEST:

@@ -71,6 +71,8 @@ class PartState:
     beside: str | None = None
 
     def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.formula, self.beside or "")):
+            raise FormulaError(f"a part is text, got {self.formula!r} beside {self.beside!r}: fit again")
         variables = raw_columns(self._joint)
         if not isinstance(self.transform_state, Mapping):
             raise FormulaError(f"the part {self.formula!r} has a state of the wrong type: fit again")

@@ -40,7 +40,8 @@ class Roles:
     clusters : str or None
         The name of a column that labels groups of rows with correlated errors.
     intercept : bool
-        False where the formula says ``0 +`` or ``- 1``. It concerns linear estimators: learned features carry a constant.
+        False where the formula says ``0 +`` or ``- 1``. Then one of its categories has a column for each level, and linear
+        estimators have no constant; learned features carry one all the same.
     """
 
     outcome: str
@@ -108,8 +109,8 @@ class Roles:
             raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
         if vanishing:
             warnings.warn(
-                f"in {formula!r} terms vanish, since * and : and ** make interactions and - takes terms away in formulas: "
-                f"{'; '.join(vanishing)}",
+                f"in {formula[:200]!r} terms vanish, since * and : and ** make interactions and - takes terms away in "
+                f"formulas: {'; '.join(vanishing[:5])}",
                 FormulaWarning,
                 stacklevel=5,
             )

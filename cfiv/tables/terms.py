@@ -70,7 +70,7 @@ def category_columns(formula: str) -> frozenset[str]:
 
 def is_category(factor: Factor) -> bool:
     """Whether a factor is a call of ``C``."""
-    return str(factor.expr).startswith("C(")
+    return factor.eval_method is Factor.EvalMethod.PYTHON and str(factor.expr).startswith("C(")
 
 
 def part_factors(formula: str) -> list[Factor]:
@@ -173,7 +173,7 @@ class _Check:
             before = len(self.columns)
             self.argument(node)
             if len(self.columns) > before:
-                self.refuse("lists hold constants")
+                self.refuse("lists, and what a transform is told besides its column, are constants")
 
     def call(self, node: ast.Call) -> None:
         """A call of one of TRANSFORMS, at least one of whose arguments holds a column."""
@@ -195,6 +195,8 @@ class _Check:
                 self.constants(value)
             elif name == "contrasts":
                 self.contrasts(value)
+            elif signature.learns and name != signature.positional[0] and not isinstance(value, (ast.List, ast.Tuple)):
+                self.constants(value)
             else:
                 self.argument(value)
         if len(self.columns) == before:

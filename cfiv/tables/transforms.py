@@ -30,12 +30,15 @@ class Signature:
         Whole numbers that decide the cost, and the largest allowed.
     lists : tuple of str
         Parameters that may be a list of constants.
+    learns : bool
+        Whether it learns from the rows of training: then all but the first argument are constants, for it would learn them too.
     """
 
     positional: tuple[str, ...]
     named: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     lists: tuple[str, ...] = ()
+    learns: bool = False
 
 
 _COLUMN = Signature(("x",))
@@ -45,18 +48,20 @@ _CUBIC = Signature(
     ("extrapolation",),
     {"df": MOST_COLUMNS},
     ("knots", "constraints"),
+    learns=True,
 )
 #: The functions that a formula may call. Without exp10, which formulaic 1.2 computes as x ** 10.
 TRANSFORMS: Mapping[str, Signature] = {
-    "C": Signature(("data", "contrasts"), ("levels", "spans_intercept"), lists=("contrasts", "levels")),
+    "C": Signature(("data", "contrasts"), ("levels", "spans_intercept"), lists=("contrasts", "levels"), learns=True),
     "bs": Signature(
         ("x", "df", "knots", "degree", "include_intercept", "lower_bound", "upper_bound", "extrapolation"),
         sizes={"df": MOST_COLUMNS, "degree": HIGHEST_DEGREE},
         lists=("knots",),
+        learns=True,
     ),
     **dict.fromkeys(("cc", "cr", "cs"), _CUBIC),
-    "poly": Signature(("x", "degree", "raw"), sizes={"degree": HIGHEST_DEGREE}),
-    "scale": Signature(("data", "center", "scale", "ddof")),
+    "poly": Signature(("x", "degree", "raw"), sizes={"degree": HIGHEST_DEGREE}, learns=True),
+    "scale": Signature(("data", "center", "scale", "ddof"), learns=True),
     # One argument: numpy would write its result into a second one, which may be a column.
     **dict.fromkeys(("I", "center", "exp", "exp2", "log", "log10", "log2"), _COLUMN),
     **dict.fromkeys(("np.abs", "np.cos", "np.exp", "np.log", "np.log1p", "np.sign", "np.sin", "np.sqrt"), _COLUMN),

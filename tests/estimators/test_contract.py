@@ -222,10 +222,12 @@ def test_the_numbers_of_a_table_matter_and_not_its_container(kind: type, disguis
 
 def test_categories_by_dtype_are_categories_by_formula(kind: type) -> None:
     frame = table()
-    # With an order of levels and a level that no row has.
-    levels = frame.assign(region=pd.Categorical(frame["region"], categories=["d", "none", "<c>", "a & b"]))
-    by_dtype = make(kind, "y ~ x + region + [t ~ z]").fit(levels)
-    same(by_dtype.predict(levels), make(kind, "y ~ x + C(region) + [t ~ z]").fit(frame).predict(frame))
+    # With an order of levels and a level that no row has; then in the order that text has.
+    declared = frame.assign(region=pd.Categorical(frame["region"], categories=["d", "none", "<c>", "a & b"]))
+    by_order = frame.assign(region=pd.Categorical(frame["region"], categories=["<c>", "a & b", "d", "none"]))
+    for levels, other in ((declared, declared), (by_order, frame)):
+        by_dtype = make(kind, "y ~ x + region + [t ~ z]").fit(levels)
+        same(by_dtype.predict(levels), make(kind, "y ~ x + C(region) + [t ~ z]").fit(other).predict(frame))
 
 
 def test_roles_by_name_by_formula_and_by_array_give_the_same_numbers(kind: type) -> None:

@@ -48,6 +48,7 @@ FORMS: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {
     "nested lists": lambda a: a.tolist(),
     "float32": lambda a: a.astype(np.float32),
     "float16": lambda a: a.astype(np.float16),
+    "objects": lambda a: a.astype(object),
     "tensor": torch.from_numpy,
     "tensor on a graph": lambda a: 1.0 * torch.from_numpy(a).requires_grad_(),
     "parameter": lambda a: nn.Parameter(torch.from_numpy(a)),
@@ -109,7 +110,7 @@ def test_complex_inputs_are_for_modules_that_take_them() -> None:
     with pytest.raises(DataError, match=r"does not take inputs of shape \(2, 2\) and type torch.complex128"):
         fitted((X + 0j, Y))
     for targets in (Y + 0j, torch.from_numpy(Y + 0j)):
-        with pytest.raises(DataError, match=r"targets must be .*complex128"):
+        with pytest.raises(DataError, match=r"targets (must be real numbers, got torch.complex128|holds complex numbers)"):
             fitted((X, targets))
 
 
@@ -126,10 +127,13 @@ BAD: dict[str, tuple[Callable[[np.ndarray[Any, Any]], Any], str]] = {
     "nan in a tensor": (lambda a: torch.from_numpy(holed(a, np.nan)), "must be finite, got 1 values"),
     "nan in a table": (lambda a: pd.DataFrame(holed(a, np.nan)), "must be finite, got 1 values"),
     "null of polars": (lambda a: pl.DataFrame({"a": [None, *a.flat[1:].tolist()]}), "must be finite"),
-    "text": (lambda a: a.astype(str), "must be numeric, got dtype <U"),
-    "objects": (lambda a: a.astype(object), "must be numeric, got dtype object"),
-    "dates": (lambda a: a.astype("M8[D]"), "must be numeric, got dtype datetime64"),
-    "categories": (lambda a: pd.Series(list("ab" * 12), dtype="category"), "must be numeric"),
+    "text": (lambda a: a.astype(str), r"holds text .* where numbers are needed"),
+    "objects": (
+        lambda a: np.array([object()] * len(a)),
+        r"holds values of type object|must be numeric, got dtype object|where numbers",
+    ),
+    "dates": (lambda a: a.astype("M8[D]"), r"holds dates .* where numbers are needed"),
+    "categories": (lambda a: pd.Series(list("ab" * 12), dtype="category"), "holds categories"),
     "ragged lists": (lambda a: [[1.0], [1.0, 2.0]] * 12, "makes no array"),
     "a sparse tensor": (lambda a: torch.from_numpy(a).to_sparse(), "must be a dense tensor"),
     "a nested tensor": (
@@ -172,7 +176,7 @@ def test_what_ivdata_refuses_the_trainer_refuses(name: str, role: str) -> None:
         (0 * W, r"positive sum, got 0"),
         (W[:-1], r"must have shape \(24,\)"),
         (np.stack([W, W], axis=1), r"must have shape \(24,\)"),
-        (W + 0j, "row weights must be numeric"),
+        (W + 0j, "row weights holds complex numbers"),
     ],
 )
 def test_weights_that_weigh_nothing_are_refused(weights: object, message: str) -> None:
