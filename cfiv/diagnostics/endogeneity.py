@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
+from cfiv.diagnostics.linear_problem import EXACT, SINGULAR_REASON, LinearProblem
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
 from cfiv.errors import IllConditionedWarning, SingularError
 from cfiv.estimators.linear_regression import linear_regression
@@ -41,7 +42,8 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
     Returns
     -------
     dict
-        ``wu_hausman``, ``durbin`` and ``wooldridge``: a TestResult each, or Unavailable where treatments are not identified.
+        ``wu_hausman``, ``durbin`` and ``wooldridge``: a TestResult each, or Unavailable where treatments are not identified, or
+        treatments and first-stage residuals leave nothing of the outcome.
 
     Notes
     -----
@@ -53,8 +55,9 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
     Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., section 6.3.1. Hausman, "Specification tests in
     econometrics", *Econometrica* 46, 1978.
     """
-    if problem.unidentified:
-        return {key: Unavailable(name, problem.unidentified) for key, (name, _) in TESTS.items()}
+    reason = problem.unidentified or _exact(problem)
+    if reason:
+        return {key: Unavailable(name, reason) for key, (name, _) in TESTS.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IllConditionedWarning)  # of coefficients, which are not used
         regression = linear_regression(
@@ -67,6 +70,15 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
         except SingularError:
             found[key] = Unavailable(name, SINGULAR_REASON)
     return found
+
+
+def _exact(problem: LinearProblem) -> str | None:
+    """Why there are no errors to hold a difference against; None where there are some."""
+    basis = np.linalg.qr(np.column_stack([problem.treatment, problem.noise(problem.treatment)]))[0]
+    left = problem.outcome - basis @ (basis.T @ problem.outcome)
+    if np.linalg.norm(left) > EXACT * np.linalg.norm(problem.outcome):
+        return None
+    return "treatments and first-stage residuals leave nothing of the outcome, so there are no errors to test with"
 
 
 def _called(test: Callable[[], Any] | Any) -> Any:

@@ -155,7 +155,7 @@ def _check_cast(data: IVData, sample: Sample) -> None:
             name = data.names[role][int(lost.argmax())]
             raise DataError(
                 f"{role} {name!r} ranges from {columns[:, lost].min():.3g} to {columns[:, lost].max():.3g}, which "
-                f"{cast.dtype} does not hold: use standardise=True, or give it in another unit"
+                f"{str(cast.dtype).removeprefix('torch.')} does not hold: use standardise=True, or give it in another unit"
             )
 
 

@@ -119,6 +119,16 @@ def test_few_rows_or_clusters_are_said() -> None:
     assert found.reading == "Not available: it needs at least 20 clusters, got 10."
 
 
+def test_a_model_that_fits_the_mean_of_each_value_cannot_be_tested() -> None:
+    frame = table().assign(z=lambda f: f["z"] > 0)
+    found = residual_prediction(problem("y ~ [t ~ z]", frame), significance=SIGNIFICANCE, random_state=0)
+    assert isinstance(found, Unavailable)
+    assert "take 2 values together and the model has 2 coefficients" in found.reading
+    assert isinstance(
+        residual_prediction(problem("y ~ x + [t ~ z]", frame), significance=SIGNIFICANCE, random_state=0), TestResult
+    )
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_a_nonlinear_effect_is_found_with_as_many_instruments_as_treatments_and_a_linear_one_is_not(covariance: str) -> None:
@@ -128,7 +138,7 @@ def test_a_nonlinear_effect_is_found_with_as_many_instruments_as_treatments_and_
         residual_prediction(problem("y ~ x + [t ~ z]", nonlinear, covariance=covariance), significance=0.05, random_state=0)
     )
     assert found.rejects(0.001)
-    assert "a nonlinear estimator such as DFIV is needed, unless an instrument is invalid" in found.reading
+    assert found.reading == "At 5 %, the linear model is rejected."
     kept = result(
         residual_prediction(problem("y ~ x + [t ~ z]", frame, covariance=covariance), significance=0.05, random_state=0)
     )

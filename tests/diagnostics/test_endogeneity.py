@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from linearmodels.datasets import mroz
+from scipy import stats
 
 from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.results import TestResult
@@ -67,6 +69,43 @@ def test_confounding_is_found_and_its_absence_is_not() -> None:
         found, absent = confounded[name], exogenous[name]
         assert isinstance(found, TestResult)
         assert isinstance(absent, TestResult)
-        assert "the treatment is endogenous, or the linear model is wrong" in found.reading
+        assert "the treatment is endogenous, the linear model is wrong, or an instrument is invalid" in found.reading
         assert found.rejects(0.001)
         assert not absent.rejects(0.01)
+
+
+@pytest.mark.law
+def test_durbin_and_wooldridge_are_score_and_wald_tests_of_the_first_stage_residuals() -> None:
+    found = problem("y ~ x + [t ~ z + q]", table(), covariance="robust")
+    n, residuals = 300, found.noise(found.treatment)
+    regressors = np.column_stack([found.treatment, residuals])
+
+    def left(columns: np.ndarray) -> np.ndarray:
+        return found.outcome - columns @ np.linalg.lstsq(columns, found.outcome, rcond=None)[0]
+
+    restricted, full = left(found.treatment), left(regressors)
+    ours = endogeneity(found, significance=SIGNIFICANCE)
+    durbin, wooldridge = ours["durbin"], ours["wooldridge"]
+    assert isinstance(durbin, TestResult)
+    assert isinstance(wooldridge, TestResult)
+    assert durbin.statistic == pytest.approx(n * (1 - full @ full / (restricted @ restricted)), rel=SAME)
+    bread = np.linalg.inv(regressors.T @ regressors)
+    covariance = bread @ ((regressors * full[:, None] ** 2).T @ regressors) @ bread
+    coefficient = (bread @ regressors.T @ found.outcome)[1]
+    assert wooldridge.statistic == pytest.approx(coefficient**2 / covariance[1, 1], rel=SAME)
+    for test in (durbin, wooldridge):
+        assert (test.distribution, test.p_value) == ("chi2(1)", pytest.approx(stats.chi2.sf(test.statistic, 1), rel=SAME))
+
+
+def test_weak_instruments_are_said_where_least_squares_is_not_rejected() -> None:
+    frame = table().assign(y=lambda f: 2 * f["t"] + f["q"])
+    for strong, words in ((True, "by more than noise."), (False, "noise, which says little with instruments this weak.")):
+        found = endogeneity(problem("y ~ x + [t ~ z]", frame), significance=SIGNIFICANCE, strong=strong)["durbin"]
+        assert found.reading.endswith(words)
+
+
+def test_an_outcome_without_errors_beside_the_first_stage_residuals_cannot_be_tested() -> None:
+    z, u = np.random.default_rng(0).normal(size=(2, 100))
+    found = endogeneity(problem("y ~ [t ~ z]", pd.DataFrame({"z": z, "t": z + u, "y": 2 * z + u})), significance=SIGNIFICANCE)
+    for result in found.values():
+        assert "leave nothing of the outcome" in result.reading

@@ -11,9 +11,10 @@ import pytest
 from ivmodels.tests import rank_test
 
 from cfiv import FewClustersWarning
+from cfiv.diagnostics.anderson_rubin import anderson_rubin_sets
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, effective_f_critical, partial_f
 from cfiv.diagnostics.rank import STOCK_YOGO_SIZE_10, cragg_donald, kleibergen_paap
-from cfiv.diagnostics.results import TestResult, Unavailable
+from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
 
 
@@ -205,3 +206,25 @@ def test_the_effective_f_exceeds_its_critical_value_in_five_percent_of_tables_at
     size = (statistics > critical).mean()
     # 1000 tables: 5 % within 2.576 binomial standard errors (99 %) is 3.2 to 6.8 %.
     assert abs(size - 0.05) < 2.576 * np.sqrt(0.05 * 0.95 / 1000), size
+
+
+@pytest.mark.law
+def test_instruments_are_called_what_their_effective_f_says() -> None:
+    """Irrelevant exactly where the Anderson-Rubin set has no bounds; the values are those of Montiel Olea and Pflueger."""
+    z, u, v = np.random.default_rng(1).normal(size=(3, 400))
+    words = {
+        0.0: "they are irrelevant, or as good as, so that a two-stage estimate says nothing",
+        0.1: "so the instruments are weak: prefer",
+        0.17: "so the instruments may be weak: prefer",
+        1.0: "so the instruments are not weak.",
+    }
+    for strength, expected in words.items():
+        found = problem("y ~ [t ~ z]", pd.DataFrame({"y": v, "t": strength * z + u, "z": z}), covariance="robust")
+        result = effective_f(found, significance=SIGNIFICANCE)
+        assert isinstance(result, TestResult)
+        assert expected in result.reading, result
+        (interval,) = anderson_rubin_sets(found, level=1 - SIGNIFICANCE)
+        assert isinstance(interval, ConfidenceSet)
+        assert interval.is_bounded == ("irrelevant" not in result.reading)
+        thirty, ten = (value.value for value in (result.critical_values[3], result.critical_values[1]))
+        assert ("may be weak" in result.reading) == (thirty < result.statistic <= ten)

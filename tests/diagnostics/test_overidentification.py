@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from ivmodels.tests import j_test
 from linearmodels.datasets import mroz
-from linearmodels.iv import IVGMM
+from linearmodels.iv import IV2SLS, IVGMM
+from scipy import stats
 
+from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.overidentification import hansen_j, sargan, two_stage_least_squares
+from cfiv.diagnostics.rank import kleibergen_paap
 from cfiv.diagnostics.results import TestResult, Unavailable
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
 
@@ -106,3 +110,54 @@ def test_an_invalid_instrument_is_found_and_valid_ones_are_not() -> None:
         assert not result(test(problem("y ~ x + [t + s ~ z + q + r]", frame, covariance="robust"), significance=0.05)).rejects(
             0.01
         )
+
+
+def panel(units: int, seed: int) -> pd.DataFrame:
+    """Two periods of exogenous treatment, with an effect of two and a level for each unit."""
+    generator = np.random.default_rng(seed)
+    z, q, r, u, v = generator.normal(size=(5, 2 * units))
+    unit = np.repeat(np.arange(units), 2)
+    level = generator.normal(size=units)[unit]
+    t = z + q + r + v + level
+    return pd.DataFrame({"y": 2 * t + u + level, "t": t, "z": z, "q": q, "r": r, "group": unit})
+
+
+@pytest.mark.law
+def test_rows_that_dummies_absorb_do_not_count() -> None:
+    """Sargan and Durbin are those of linearmodels on deviations from unit means, counting half of the rows."""
+    frame = panel(30, seed=0)
+    deviations = frame - frame.groupby("group").transform("mean").assign(group=0)
+    theirs = IV2SLS(deviations["y"], None, deviations[["t"]], deviations[["z", "q", "r"]]).fit(cov_type="unadjusted")
+    found = problem("y ~ C(group) + [t ~ z + q + r]", frame)
+    ours = result(sargan(found, significance=SIGNIFICANCE))
+    assert ours.statistic == pytest.approx(theirs.sargan.stat / 2, rel=SAME)
+    assert ours.p_value == pytest.approx(stats.chi2.sf(ours.statistic, 2), rel=SAME)
+    note = "(counting 30 rows, since covariates absorb 30 of 60)"
+    assert note in ours.reading
+    durbin = result(endogeneity(found, significance=SIGNIFICANCE)["durbin"])
+    assert durbin.statistic == pytest.approx(theirs.durbin().stat / 2, rel=SAME)
+    assert note in durbin.reading
+    assert note in kleibergen_paap(found, significance=SIGNIFICANCE)[0].reading
+    assert "counting" not in endogeneity(found, significance=SIGNIFICANCE)["wu_hausman"].reading
+    clustered = problem("y ~ C(group) + [t ~ z + q + r]", frame, covariance="clustered")
+    assert "counting" not in hansen_j(clustered, significance=SIGNIFICANCE).reading, (
+        "dummies of clusters cost their sums nothing"
+    )
+    assert note in sargan(clustered, significance=SIGNIFICANCE).reading, "which is homoskedastic all the same"
+    few = problem("y ~ C(group) + [t ~ z + q + r]", panel(30, 0).assign(group=lambda f: f["group"] % 5))
+    assert "counting" not in sargan(few, significance=SIGNIFICANCE).reading
+
+
+@pytest.mark.statistical
+@pytest.mark.slow
+def test_with_a_dummy_for_every_two_rows_tests_keep_their_level() -> None:
+    rejected = dict.fromkeys(("Sargan", "Hansen J", "Durbin", "Wooldridge regression"), 0)
+    for seed in range(200):
+        found = problem("y ~ C(group) + [t ~ z + q + r]", panel(100, seed), covariance="robust")
+        tests = [f(found, significance=SIGNIFICANCE) for f in (sargan, hansen_j)]
+        tests += list(endogeneity(found, significance=SIGNIFICANCE).values())
+        for test in tests:
+            if test.name in rejected:
+                rejected[test.name] += result(test).rejects(SIGNIFICANCE)
+    # 200 at 5 %: more than 20 has probability 0.001; counting all rows some 40 are rejected.
+    assert all(count <= 20 for count in rejected.values()), rejected

@@ -661,6 +661,19 @@ def test_instruments_with_enough_values_are_not_warned_of(levels: int, network: 
     quick(treatment_network=network).fit(frame)  # warnings are errors
 
 
+@pytest.mark.parametrize(("values", "levels", "words"), [(2, 2, None), (3, 3, None), (3, 2, "but the treatment takes 3:")])
+def test_as_many_values_of_instruments_as_of_the_treatment_are_enough(values: int, levels: int, words: str | None) -> None:
+    """A function on two values is known at both, and has no shape between; there are sixteen features."""
+    frame = curve()
+    frame = frame.assign(z=pd.qcut(frame["z"], levels, labels=False), t=pd.qcut(frame["t"], values, labels=False))
+    model = quick(treatment_network=lambda inputs: FeatureNetwork(inputs, (4,), 15))
+    if words is None:
+        model.fit(frame)  # warnings are errors
+    else:
+        with pytest.warns(WeakIdentificationWarning, match=words):
+            model.fit(frame)
+
+
 def test_distinct_values_of_several_instruments_count_together() -> None:
     frame = curve().assign(z=lambda f: (f["z"] > 0).astype(float), q=lambda f: (f["x"] > 0).astype(float))
     quick("y ~ x + [t ~ z + q]").fit(frame)
