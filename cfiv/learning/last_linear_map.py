@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from cfiv.errors import ParameterError
+from cfiv.learning.draws import run
 from cfiv.learning.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -75,7 +76,7 @@ class LastLinearMap:
         """Run the module, in the mode that it is in."""
         seen: list[Tensor] = []
         with _hooked(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
-            output = self.module(inputs)
+            output = run(self.module, inputs)
         features = seen[-1]
         if features.dtype in (torch.float16, torch.bfloat16):  # under autocast
             features = features.float()

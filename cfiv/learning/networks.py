@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
-from cfiv.learning.draws import Draws
+from cfiv.learning.draws import Draws, run
 from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
 from cfiv.learning.run_file import plain
 
@@ -357,7 +357,7 @@ def evaluate(network: nn.Module, inputs: Tensor) -> Tensor:
     network.eval()
     try:
         with torch.no_grad():
-            features: Tensor = network(inputs)
+            features: Tensor = run(network, inputs)
     finally:
         network.train(mode)
     return features

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfiv.errors import DivergenceError
+from cfiv.learning.draws import running_again, watched
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.supervised_data import Examples
@@ -88,7 +89,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
         # The extremes are NaN where anything is, and need no mask as large as the features.
         if not all(bool(torch.isfinite(extreme)) for values in (features, targets) for extreme in values.aminmax()):
             raise DivergenceError("features or targets are not finite")
-        return layer.update(state.memory, features=features, targets=targets, weights=weights)
+        with watched(layer):
+            return layer.update(state.memory, features=features, targets=targets, weights=weights)
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":
@@ -130,8 +132,10 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
     if optimiser is None or not loss.requires_grad:
         return
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-    optimiser.step()
+    with running_again():
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+    with watched(optimiser):
+        optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
 

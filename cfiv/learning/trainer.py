@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.files import check_place
 from cfiv.learning.devices import resolve_device
-from cfiv.learning.draws import Draws
+from cfiv.learning.draws import Draws, watched
 from cfiv.learning.evaluation import Evaluation, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, OptimizerFactory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
@@ -80,7 +80,8 @@ class LastLayerTrainer:
     device : str
         "auto" is cuda where there is one. The module is moved there by ``fit``, and stays there.
     random_state : int
-        Source of the batches' order and of the module's own draws, such as dropout. Global generators are left as they were.
+        Source of the batches' order, of the module's own draws, such as dropout, and of those of loaders that would draw from
+        torch's global generator, which is left alone.
 
     Attributes
     ----------
@@ -185,9 +186,9 @@ class LastLayerTrainer:
         checkpoint : path, optional
             A file that is written after every ``every`` steps and at the end. Where it exists, the run continues from it, with
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
-            DataLoader whose order and augmentation come from torch's global generator or the loader's own, and which otherwise
-            yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over. On cuda,
-            up to kernels that do not give the same numbers twice.
+            DataLoader whose order and augmentation torch draws, without a generator or with the loader's own, and which
+            otherwise yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over.
+            On cuda, up to kernels that do not give the same numbers twice.
         every : int, optional
             1000 by default.
         on_step : callable, optional
@@ -241,7 +242,7 @@ class LastLayerTrainer:
                 on_step=on_step,
                 checkpoint=file,
             )
-            draws = Draws(self.random_state, device).here(self.module, other_code=True)
+            draws = Draws(self.random_state, device).here(self.module)
             with draws, in_mode(self.module, training=True):
                 self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
@@ -353,7 +354,8 @@ def _factor(schedule: Callable[[float], float]) -> Callable[[int, int], float]:
     """From the steps done, and all of them, to a checked factor."""
 
     def factor(done: int, steps: int) -> float:
-        value = float(schedule(done / steps))
+        with watched():
+            value = float(schedule(done / steps))
         if not 0.0 <= value < math.inf:
             raise ParameterError(f"a schedule must give factors that are finite and >= 0, got {value} at {done / steps:g}")
         return value

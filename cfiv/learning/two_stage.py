@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from cfiv.learning.draws import run, running_again
 from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate
 from cfiv.learning.optimisers import adam
@@ -46,7 +47,7 @@ class Networks:
         """``xi(X)``, or None where there are no covariates; ``fixed`` in evaluation mode and without gradients."""
         if self.covariate is None or covariates is None:
             return None
-        features: Tensor = evaluate(self.covariate, covariates) if fixed else self.covariate(covariates)
+        features: Tensor = evaluate(self.covariate, covariates) if fixed else run(self.covariate, covariates)
         return features
 
 
@@ -142,7 +143,7 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     loss1 = treatment_stage1.new_zeros(())
     for _ in range(training.stage1_steps):
         loss1, _ = first_stage_loss(
-            instrument_features_stage1=networks.instrument(batch.stage1.instruments),
+            instrument_features_stage1=run(networks.instrument, batch.stage1.instruments),
             treatment_features_stage1=treatment_stage1,
             solve=(Held(stage1) if backbone_first else stage1).after(state.first_stage),
             weights_stage1=batch.stage1.weights,
@@ -197,7 +198,7 @@ def step(batch: Batch, state: TwoStageState, *, training: Training, structure: S
     def both_stages(layer: LastLayer) -> tuple[Tensor, Tensor, Tensor]:
         if not training.stage2_steps:  # psi and xi rest: nothing of theirs moves, batch statistics included
             return second_stage(treatment_stage1, layer, covariates_fixed=True)
-        return second_stage(networks.treatment(batch.stage1.treatment), layer, covariates_fixed=learns_alone)
+        return second_stage(run(networks.treatment, batch.stage1.treatment), layer, covariates_fixed=learns_alone)
 
     solved = None
     for _ in range(training.stage2_steps):
@@ -216,7 +217,8 @@ def _descend(loss: Tensor, learners: Iterable[torch.optim.Optimizer | None]) -> 
     parameters = [p for optimiser in active for group in optimiser.param_groups for p in group["params"]]
     if not parameters or not loss.requires_grad:
         return
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with running_again():
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     for optimiser in active:
