@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import cfiv
 from cfiv.estimators.structural import StructuralFunction
-from cfiv.learning.draws import MAY_DRAW, Draws, may_draw
+from cfiv.learning.draws import MAY_DRAW, Draws, may_draw, run
+from cfiv.learning.last_layer import Memory
 from cfiv.learning.threads import SMALL_NETWORK, suitable_threads
 
 pytestmark = pytest.mark.contract
@@ -269,14 +270,14 @@ def test_a_module_in_float64_keeps_the_default_dtype_that_its_own_tensors_need()
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_eight_fits_in_threads_give_the_numbers_of_each_alone_and_draw_nothing_of_the_programs(program: str) -> None:
-    run = PROGRAMS[program]
+    whole = PROGRAMS[program]
     alone = [undisturbed(program, seed) for seed in range(8)]
     torch.manual_seed(5)
     mine = torch.rand(200)
     torch.manual_seed(5)
     drawn: list[Tensor] = []
     with ThreadPoolExecutor(8) as pool:
-        together = [pool.submit(run, seed) for seed in range(8)]
+        together = [pool.submit(whole, seed) for seed in range(8)]
         while len(drawn) < 200:  # the program's own draws, in the midst of it
             drawn.append(torch.rand(1))
             if not all(fit.done() for fit in together):
@@ -399,16 +400,58 @@ def test_a_layer_that_is_computed_again_for_its_gradient_draws_again_what_it_dre
             return checkpoint(super().forward, x, use_reentrant=False)
 
     data = table()
-    kinds = [
-        cfiv.DFIV(FORMULA, steps=3, treatment_network=kind, progress=False, random_state=0) for kind in (Dropping, Recomputed)
-    ]
-    same(*([kind.fit(data).predict(data)] for kind in kinds))
+    for kind in (cfiv.DFIV, cfiv.NetworkRegression):
+        options = {"steps": 3, "progress": False, "random_state": 0}
+        plain, again = (kind(FORMULA, treatment_network=network, **options) for network in (Dropping, Recomputed))
+        same([again.fit(data).predict(data)], [plain.fit(data).predict(data)])
+
+
+def test_all_code_of_a_users_that_runs_in_the_trainer_draws_from_its_seed() -> None:
+    class Shaken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.add_(0.01 * torch.randn_like(parameter))
+            return super().step(closure)
+
+    class Drawn:
+        def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+            return Memory(memory.weights + 0.01 * torch.randn_like(memory.weights))
+
+    def fit() -> list[np.ndarray]:
+        factory = partial(Shaken, lr=1e-3)
+        trainer = cfiv.LastLayerTrainer(
+            module(), Drawn(), optimizer=factory, learning_rate_schedule=lambda done: float(torch.rand(())), batch_size=10
+        )
+        trainer.fit(x_and_y(), steps=5, on_step=lambda *_: torch.rand(3))
+        return [trainer.predict(x_and_y()[0]).numpy()]
+
+    before, alone = torch.get_rng_state(), fit()
+    torch.rand(1)
+    moved = torch.get_rng_state()
+    same(fit(), alone)
+    assert torch.equal(torch.get_rng_state(), moved)
+    assert not torch.equal(before, moved)
+
+
+def test_an_interrupt_in_the_midst_of_a_layer_leaves_no_mode_behind() -> None:
+    class Interrupting(Dropping):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    before = state()
+    with pytest.raises(KeyboardInterrupt):
+        cfiv.DFIV(FORMULA, treatment_network=Interrupting, progress=False).fit(table())
+    assert state() == before
+    assert torch.overrides._get_current_function_mode_stack() == []
 
 
 def test_modules_that_torch_has_made_code_of_draw_from_their_seed_too() -> None:
     def draws(seed: int, network: nn.Module) -> list[np.ndarray]:
         with Draws(seed, CPU).here(network):
-            return [network(torch.ones(50)).numpy() for _ in range(9)]
+            return [run(network, torch.ones(50)).numpy() for _ in range(9)]
 
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         scripted = torch.jit.script(nn.Dropout(0.5))

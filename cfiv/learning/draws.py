@@ -15,89 +15,40 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Functions of torch's and methods of tensors that may draw, by name, besides all of ``torch.nn.init``.
-MAY_DRAW = frozenset(
-    [
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "normal",
-        "bernoulli",
-        "multinomial",
-        "poisson",
-        "binomial",
-        "_standard_gamma",
-        "_sample_dirichlet",
-        "uniform_",
-        "normal_",
-        "bernoulli_",
-        "random_",
-        "exponential_",
-        "cauchy_",
-        "geometric_",
-        "log_normal_",
-        "dropout",
-        "dropout_",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "feature_dropout",
-        "feature_dropout_",
-        "native_dropout",
-        "_fused_dropout",
-        "alpha_dropout",
-        "alpha_dropout_",
-        "feature_alpha_dropout",
-        "feature_alpha_dropout_",
-        "rrelu",
-        "rrelu_",
-        "rrelu_with_noise",
-        "rrelu_with_noise_",
-        "rrelu_with_noise_functional",
-        "gumbel_softmax",
-        "fractional_max_pool2d",
-        "fractional_max_pool3d",
-        "fractional_max_pool2d_with_indices",
-        "fractional_max_pool3d_with_indices",
-        "scaled_dot_product_attention",
-        "multi_head_attention_forward",
-        "lstm",
-        "gru",
-        "rnn_tanh",
-        "rnn_relu",
-        "svd_lowrank",
-        "pca_lowrank",
-        "get_approximate_basis",
-        "lobpcg",
-    ]
-)
-#: In these, code of the network's may run a second time, which draws again what it drew.
-BACKWARD = frozenset({"backward", "grad"})
-#: Torch's layers that draw in training: always, or where the attribute of this name is not zero.
+MAY_DRAW = frozenset({
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli", "multinomial",
+    "poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "uniform_", "normal_", "bernoulli_", "random_",
+    "exponential_", "cauchy_", "geometric_", "log_normal_", "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d",
+    "feature_dropout", "feature_dropout_", "native_dropout", "_fused_dropout", "alpha_dropout", "alpha_dropout_",
+    "feature_alpha_dropout", "feature_alpha_dropout_", "rrelu", "rrelu_", "rrelu_with_noise", "rrelu_with_noise_",
+    "rrelu_with_noise_functional", "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d",
+    "fractional_max_pool2d_with_indices", "fractional_max_pool3d_with_indices", "scaled_dot_product_attention",
+    "multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu", "svd_lowrank", "pca_lowrank",
+    "get_approximate_basis", "lobpcg",
+})  # fmt: skip
+#: Torch's layers that draw in training, where the attribute of this name is not zero.
 DRAWING_LAYERS: dict[type[nn.Module], str] = {
     nn.modules.dropout._DropoutNd: "p",
     nn.MultiheadAttention: "dropout",
     nn.RNNBase: "dropout",
-    nn.RReLU: "training",
-    nn.FractionalMaxPool2d: "training",
-    nn.FractionalMaxPool3d: "training",
+    nn.RReLU: "upper",
+    nn.FractionalMaxPool2d: "kernel_size",
+    nn.FractionalMaxPool3d: "kernel_size",
 }
 #: Where classes are at home that draw nothing but by such layers.
-KNOWN = ("torch.nn.", "cfiv.learning.")
+KNOWN = ("torch.nn.", "torch.optim.", "cfiv.learning.")
 
 
 class _Here(threading.local):
-    """The generator that this thread draws from in place of the global one; whether anyone has asked for its state."""
+    """Of this thread: the generator that stands in for the global one, networks that may draw, who has asked for its state."""
 
     generator: torch.Generator | None = None
+    networks: frozenset[int] = frozenset()
     asked = False
 
 
@@ -127,23 +78,54 @@ class Draws:
         Parameters
         ----------
         networks : Module
-            That run inside. Where they are known to draw nothing, nothing is watched.
+            That :func:`run` inside. Those known to draw nothing are not watched.
         other_code : bool
-            Whether other code that may draw runs too: factories, loaders, whoever looks on.
+            Whether other code that may draw runs too, such as factories: all is watched then. Otherwise say where it does,
+            by :func:`watched`.
 
         Notes
         -----
+        To watch costs a microsecond for each of torch's functions, in a step some hundred.
+
         Compiled and scripted modules, and layers on cuda, draw where no mode reaches. They get the global generators, whose
         states are put back: such blocks are entered by one thread after the other.
         """
         if self._on_cuda is not None or any(_out_of_reach(part) for network in networks for part in network.modules()):
-            with _borrowed(self._own, self._on_cuda), _drawing_from(None):
+            with _borrowed(self._own, self._on_cuda), _drawing_from(None, ()):
                 yield
             return
         with ExitStack() as stack:
-            stack.enter_context(_drawing_from(self._own))
-            if other_code or any(may_draw(network) for network in networks):
-                stack.enter_context(_OwnGenerator())
+            stack.enter_context(_drawing_from(self._own, filter(may_draw, networks)))
+            if other_code:
+                stack.enter_context(watched())
+            yield
+
+
+def run(network: nn.Module, inputs: Tensor) -> Any:
+    """What a network gives; in a block of :class:`Draws` that names it, it draws from the block's stream."""
+    if id(network) not in _HERE.networks:
+        return network(inputs)
+    with watched():
+        return network(inputs)
+
+
+@contextmanager
+def running_again() -> Iterator[None]:
+    """Gradients of what ran: layers that keep no activations (``torch.utils.checkpoint``) run again, and draw as they did."""
+    if _HERE.generator is None or not _HERE.asked:
+        yield
+    else:
+        with _HandOver():  # type: ignore[no-untyped-call]  # torch has no type for it
+            yield
+
+
+@contextmanager
+def watched(thing: object = None) -> Iterator[None]:
+    """In a block of :class:`Draws`: code that draws from the block's stream, unless it is that of a thing which is known."""
+    if _HERE.generator is None or (thing is not None and type(thing).__module__.startswith(KNOWN)):
+        yield
+    else:
+        with _OwnGenerator():
             yield
 
 
@@ -181,8 +163,7 @@ class _OwnGenerator(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "").partition(".")[0]
-        drawing = name in MAY_DRAW or getattr(func, "__module__", None) == "torch.nn.init"
-        if drawing or (name in BACKWARD and _HERE.asked):
+        if name in MAY_DRAW or getattr(func, "__module__", None) == "torch.nn.init":
             with _HandOver():  # type: ignore[no-untyped-call]  # torch has no type for it
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -231,15 +212,15 @@ _SPOKEN = _Spoken()
 
 
 @contextmanager
-def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
-    before = _HERE.generator, _HERE.asked
-    _HERE.generator, _HERE.asked = generator, False
+def _drawing_from(generator: torch.Generator | None, networks: Iterable[nn.Module]) -> Iterator[None]:
+    before = _HERE.generator, _HERE.networks, _HERE.asked
+    _HERE.generator, _HERE.networks, _HERE.asked = generator, frozenset(map(id, networks)), False
     _SPOKEN.add(1)
     try:
         yield
     finally:
         _SPOKEN.add(-1)
-        _HERE.generator, _HERE.asked = before
+        _HERE.generator, _HERE.networks, _HERE.asked = before
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from cfiv.errors import CfivError, DataError, ParameterError
+from cfiv.learning.draws import run
 from cfiv.learning.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -81,7 +82,7 @@ class LastLinearMap:
         """Run the module, in the mode that it is in."""
         seen: list[Tensor] = []
         with _hooked(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
-            output = run(self.module, inputs)
+            output = output_of(self.module, inputs)
         features = seen[-1]
         if len(inputs) == 1:  # a module that squeezes loses the axis of the examples where there is one of them
             if features.ndim == len(self.order) - 1:
@@ -188,7 +189,7 @@ def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None
     return LastLinearMap(module, layer, name, order, growing[0], axes)
 
 
-def run(module: nn.Module, inputs: Tensor) -> Any:
+def output_of(module: nn.Module, inputs: Tensor) -> Any:
     """The module's output, in the mode that it is in.
 
     Raises
@@ -197,7 +198,7 @@ def run(module: nn.Module, inputs: Tensor) -> Any:
         If it does not take such inputs.
     """
     try:
-        return module(inputs)
+        return run(module, inputs)
     except (CfivError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -272,7 +273,7 @@ def _is_linear(part: nn.Module) -> bool:
 def _probe(module: nn.Module, probe: Tensor) -> Any:
     """The module's output in evaluation mode, without gradients; its mode is left as it was."""
     with torch.no_grad(), in_mode(module, training=False):
-        return run(module, probe)
+        return output_of(module, probe)
 
 
 def trainable(module: nn.Module) -> nn.Module:

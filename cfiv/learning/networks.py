@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
-from cfiv.learning.draws import Draws
+from cfiv.learning.draws import Draws, run
 from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
 from cfiv.tensor_file import UnsavableError, check_savable
 
@@ -365,7 +365,7 @@ def features_of(network: nn.Module, inputs: Tensor) -> Tensor:
 
     A network that squeezes loses the axis of the rows where there is one of them; here it gets it back.
     """
-    features: Tensor = network(inputs)
+    features: Tensor = run(network, inputs)
     if not isinstance(features, Tensor):
         raise TypeError(f"it gives a {type(features).__name__} and not a tensor of features")
     return features[None] if features.ndim == 1 and len(inputs) == 1 else features

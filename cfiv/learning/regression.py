@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cfiv.learning.draws import running_again
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
@@ -182,7 +183,8 @@ def step(batch: Sample, state: RegressionState, *, layer: Proximal) -> tuple[Reg
     )
     if state.optimiser is not None and loss.requires_grad:
         state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        with running_again():
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         state.optimiser.step()
     return replace(state, weights=weights), loss.detach()
 

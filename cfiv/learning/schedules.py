@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cfiv.checks import check_choice, check_number, is_within, shown
 from cfiv.errors import ParameterError
+from cfiv.learning.draws import watched
 from cfiv.learning.training import Schedule, Training
 
 #: From the steps done, and all of them, to a factor.
@@ -37,7 +38,8 @@ def checked(name: str, schedule: Callable[[float], float]) -> Factor:
 
     def factor(done: int, steps: int) -> float:
         try:
-            value: Any = schedule(done / steps)
+            with watched():
+                value: Any = schedule(done / steps)
         except TypeError as error:
             raise ParameterError(f"{name} could not be called with a share of the steps: {error}") from error
         if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:

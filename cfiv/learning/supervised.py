@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from cfiv.checks import check_instance
 from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.arrays import is_finite
+from cfiv.learning.draws import running_again, watched
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.supervised_data import Examples
@@ -91,7 +92,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     def updated(features: Tensor) -> Memory:
         if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
-        memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
+        with watched(layer):
+            memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
         check_instance("what last_layer.update gives", memory, Memory, "a Memory")
         if memory.weights.shape != state.memory.weights.shape:
             shapes = [tuple(part.weights.shape) for part in (state.memory, memory)]
@@ -138,9 +140,11 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
     if optimiser is None or not loss.requires_grad:
         return
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+    with running_again():
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
     try:
-        optimiser.step()
+        with watched(optimiser):
+            optimiser.step()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
 from cfiv.file_values import fields, listed, tensor_of, whole
-from cfiv.learning.draws import reseed
+from cfiv.learning.draws import reseed, watched
 from cfiv.learning.last_layer import Memory, remembered_shapes
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
@@ -154,8 +154,8 @@ def endless(batches: Source, run: Run, plan: Plan) -> Iterator[tuple[Position, E
         seed = int(np.random.SeedSequence([plan.seed, epoch]).generate_state(1)[0])
         reseed(seed, plan.device)
         at_start = None if generator is None else generator.get_state()
-        passing, taken = iter(batches.epoch(epoch)), 0
-        for taken, batch in enumerate(passing, start=1):
+        taken = 0
+        for taken, batch in enumerate(_drawn(batches, epoch), start=1):
             if taken > skip:
                 yield Position(epoch, taken, at_start), batch
             elif taken == skip and run.draws is not None:
@@ -166,6 +166,18 @@ def endless(batches: Source, run: Run, plan: Plan) -> Iterator[tuple[Position, E
                 "yields its batches in every pass anew"
             )
         epoch, skip = epoch + 1, 0
+
+
+def _drawn(batches: Source, epoch: int) -> Iterator[Examples]:
+    """The batches of a pass; a loader draws as it begins, and while it looks for the next."""
+    with watched():
+        passing = batches.epoch(epoch)
+    while True:
+        with watched():
+            batch = next(passing, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class LastGood:
@@ -217,7 +229,8 @@ def observe(plan: Plan, done: int, loss: float) -> None:
     """Tell whoever watches; what they draw is undrawn."""
     if plan.on_step is not None:
         draws = draws_of(plan.device)
-        plan.on_step(done, loss)
+        with watched():
+            plan.on_step(done, loss)
         restore_draws(draws, plan.device)
 
 

@@ -103,9 +103,9 @@ class LastLayerTrainer:
     device : str
         "auto" is cuda where there is one. The module is moved there by ``fit``, and stays there.
     random_state : int, Generator or None
-        Source of the batches' order and of the module's own draws, such as dropout: a whole number below 2^64 for the same
-        numbers in every call of ``fit``, a numpy Generator for the next ones that it gives, None for others every time. Global
-        generators are left as they were.
+        Source of the batches' order, of the module's own draws, such as dropout, and of those of loaders that would draw from
+        torch's global generator, which is left alone: a whole number below 2^64 for the same numbers in every call of ``fit``,
+        a numpy Generator for the next ones that it gives, None for others every time.
 
     Attributes
     ----------
@@ -204,10 +204,10 @@ class LastLayerTrainer:
         checkpoint : path, optional
             A file that is written after every ``every`` steps and at the end. Where it exists, the run continues from it, with
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
-            DataLoader whose order and augmentation come from torch's global generator or the loader's own, and which otherwise
-            yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over. On cuda,
-            up to kernels that do not give the same numbers twice. Needs a whole number as ``random_state``. Other data are
-            refused: arrays, lists of batches, and DataLoaders of a TensorDataset or of a Subset of one, for any value that
+            DataLoader whose order and augmentation torch draws, without a generator or with the loader's own, and which
+            otherwise yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over.
+            On cuda, up to kernels that do not give the same numbers twice. Needs a whole number as ``random_state``. Other data
+            are refused: arrays, lists of batches, and DataLoaders of a TensorDataset or of a Subset of one, for any value that
             differs; other loaders for another kind, length, batch size or order, or another first batch. So is another module,
             last layer, optimiser, schedule or torch, another set of trained parameters, or another number of steps; the
             module's code and its weights are not compared.
@@ -278,7 +278,7 @@ class LastLayerTrainer:
                 on_step=on_step,
                 checkpoint=file,
             )
-            with Draws(seed, device).here(self.module, other_code=True), in_mode(self.module, training=True):
+            with Draws(seed, device).here(self.module), in_mode(self.module, training=True):
                 self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
         return self
 

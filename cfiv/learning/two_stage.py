@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from cfiv.learning.draws import running_again
 from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.optimisers import adam
@@ -216,7 +217,8 @@ def _descend(loss: Tensor, learners: Iterable[torch.optim.Optimizer | None]) -> 
     parameters = [p for optimiser in active for group in optimiser.param_groups for p in group["params"]]
     if not parameters or not loss.requires_grad:
         return
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with running_again():
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     for optimiser in active:
