@@ -252,13 +252,13 @@ class LastLayerTrainer:
         with self._within_memory("fit"), self._surroundings(device):
             batches = source(data, size=self.batch_size, seed=seed, finite=False)
             total = _steps(batches, epochs=epochs, steps=steps)
-            self._check_schedules(total)
             if isinstance(batches, ArraySource):
                 check_width(batches.everything, self.module)
             trainable(self.module).to(device)
             with Draws(seed, device).here(self.module, other_code=True):
                 first = batches.first()
                 head = last_linear_map(self.module, placed(first.rows(slice(3)), self.module).inputs, name=self.last_module)
+                self._check_schedules(total)
             state = TrainerState(head, self._optimiser(head), Memory(head.weights))
             file = None
             if place is not None:

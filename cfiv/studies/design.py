@@ -215,7 +215,7 @@ def _of_rows(name: str, given: Any, rows: Any) -> np.ndarray[Any, Any]:
         check_same_rows({"the data": rows, name: given})
         return numeric_array(name, given)
     except DataError as error:
-        raise StudyError(f"a design's rows are judged by numbers of their own: {error}") from error
+        raise StudyError(str(error)) from error
 
 
 def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tuple[Any, Any]:
