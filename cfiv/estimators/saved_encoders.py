@@ -14,8 +14,10 @@ from cfiv.estimators.structural import ArrayEncoder
 from cfiv.file_values import choice, fields, flag, like, listed, number, numbers, scalar, text, texts, whole
 from cfiv.tables.encoding import PartState, TableEncoder
 from cfiv.tables.roles import Roles
-from cfiv.tables.terms import category_columns, raw_columns
+from cfiv.tables.terms import category_columns, columns_asked_for, raw_columns
 
+#: Columns of a spline that its constraints may take away.
+SPARE = 4
 PARTS = ("outcome", "treatment", "instruments", "covariates")
 
 
@@ -138,6 +140,8 @@ def _part(values: Any, formula: str) -> PartState:
             raise ValueError(f"categories {seen} of {name!r}")
     if not category_columns(formula) <= set(levels) <= set(variables) or not columns:
         raise ValueError(f"categories of {list(levels)} for {formula!r}")
+    if columns_asked_for(formula) > len(columns) + SPARE:
+        raise ValueError(f"{formula!r} for {len(columns)} columns")
     state = values["transform_state"]
     if not isinstance(state, dict) or not all(isinstance(term, str) and isinstance(kept, dict) for term, kept in state.items()):
         raise TypeError("transforms that have learned nothing by name")

@@ -24,6 +24,8 @@ TRANSFORMS = frozenset(
     {"C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp2", "log", "log10", "log2", "poly", "scale"}
     | {f"np.{name}" for name in ("abs", "clip", "cos", "exp", "log", "log1p", "maximum", "minimum", "sign", "sin", "sqrt")}
 )
+#: Those that make as many columns as they are asked for.
+_SPLINES_AND_POLYNOMIALS = frozenset({"bs", "cc", "cr", "cs", "poly"})
 _CODE = (
     *(ast.Expression, ast.Call, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Load, ast.keyword),
     *(ast.operator, ast.unaryop, ast.cmpop, ast.Tuple, ast.List),
@@ -68,6 +70,21 @@ def part_factors(formula: str) -> list[Factor]:
         raise FormulaError(f"{formula!r} must be a sum of terms without '~' and '|'")
     factors = {factor.expr: factor for term in parsed for factor in term.factors}
     return [factor for factor in factors.values() if factor.eval_method is not Factor.EvalMethod.LITERAL]
+
+
+def columns_asked_for(formula: str) -> int:
+    """The largest degree, or number of columns, that a part asks a spline or a polynomial for: what it costs to evaluate."""
+    asked = [0]
+    for factor in part_factors(formula):
+        if factor.eval_method is not Factor.EvalMethod.PYTHON:
+            continue
+        for call in ast.walk(_parsed(factor.expr)[0]):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in _SPLINES_AND_POLYNOMIALS:
+                # bs(x, df, knots, degree), poly(x, degree); bounds of a column may be any numbers.
+                named = [keyword.value for keyword in call.keywords if keyword.arg in ("df", "degree")]
+                given = [*call.args[1:2], *call.args[3:4], *named]
+                asked += [node.value for node in given if isinstance(node, ast.Constant) and isinstance(node.value, int)]
+    return max(asked)
 
 
 def factor_columns(factor: Factor) -> list[str]:
