@@ -24,6 +24,8 @@ from cfiv.estimators.structural import ArrayEncoder
 from cfiv.tensor_file import _content, digest
 
 FORMULA = "y ~ x + r + [t ~ z]"
+#: Written, with the predictions, by the last cfiv whose model files had format 2.
+OLD_FILES = Path(__file__).parent / "old_files"
 
 
 def table(n: int = 80, seed: int = 0) -> pd.DataFrame:
@@ -557,10 +559,10 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(saved: Path,
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", ["linear", "kernel", "network", "arrays", "images"])
 def test_a_file_of_format_2_is_read_and_predicts_what_the_cfiv_that_wrote_it_predicted(name: str) -> None:
-    folder = Path(__file__).parent / "old_files"  # written by the last commit with that format
-    assert json.loads(split((folder / f"{name}.safetensors").read_bytes())[0]["__metadata__"]["cfiv"])["format"] == 2
-    loaded = cfiv.load(folder / f"{name}.safetensors")
-    expected = json.loads((folder / "predictions.json").read_text())[name]
+    file = OLD_FILES / f"{name}.safetensors"
+    assert json.loads(split(file.read_bytes())[0]["__metadata__"]["cfiv"])["format"] == 2
+    loaded = cfiv.load(file)
+    expected = json.loads((OLD_FILES / "predictions.json").read_text())[name]
     if isinstance(loaded.encoder, ArrayEncoder):
         shape = loaded.encoder.treatment_shape
         treatment = np.arange(5 * np.prod(shape)).reshape(5, *shape) % 7
@@ -572,7 +574,7 @@ def test_a_file_of_format_2_is_read_and_predicts_what_the_cfiv_that_wrote_it_pre
 
 @pytest.mark.parametrize("name", ["linear", "kernel", "network", "images"])
 def test_a_damaged_file_of_format_2_has_no_digest_and_is_compared_all_the_same(name: str, path: Path) -> None:
-    content = (Path(__file__).parent / "old_files" / f"{name}.safetensors").read_bytes()
+    content = (OLD_FILES / f"{name}.safetensors").read_bytes()
     header, tensors = split(content)
     for entry in [entry for entry in header if entry != "__metadata__"]:
         path.write_bytes(joined({key if key != entry else "renamed": value for key, value in header.items()}, tensors))
