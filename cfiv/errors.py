@@ -43,7 +43,7 @@ class TooLargeError(CfivError, MemoryError):
 
 
 class ModelFileError(CfivError, ValueError):
-    """A model file that is truncated, foreign, or from a newer version."""
+    """A model file or a checkpoint that is damaged, foreign, or from a newer version; or a model that no file can hold."""
 
 
 class OutputError(CfivError, OSError):

@@ -26,9 +26,10 @@ def fields(value: Any, *names: Hashable) -> dict[Any, Any]:
 
 
 def text(value: Any) -> str:
-    """A text."""
+    """A text, in characters that Unicode has."""
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {short(value)}")
+    value.encode()
     return value
 
 
@@ -74,8 +75,8 @@ def number(value: Any, *, finite: bool = True) -> float:
 
 def scalar(value: Any) -> Any:
     """A number, a text, True, False or None."""
-    if value is not None and not isinstance(value, (bool, int, float, str)):
-        raise TypeError(f"expected a number or a text, got {short(value)}")
+    if value is not None and not isinstance(value, (bool, int, float)):
+        return text(value)
     return value
 
 

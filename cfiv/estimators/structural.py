@@ -248,6 +248,8 @@ class StructuralFunction:
 
         Raises
         ------
+        ModelFileError
+            If the function holds something that no file can.
         OutputError
             If the place cannot be written to. An existing file is replaced only once the new one is whole.
         """
@@ -363,7 +365,7 @@ def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = N
     Raises
     ------
     ModelFileError
-        If the file is missing, truncated, foreign, from a newer version, or needs ``networks``.
+        If the file is missing, damaged in any bit, foreign, from a newer version, or needs ``networks``.
     """
     from cfiv.estimators.model_file import read_model
 

@@ -86,7 +86,7 @@ def check_optimiser(values: Any, optimiser: torch.optim.Optimizer) -> dict[str, 
     may change their options and keep more with time: of theirs the kinds are compared.
     """
     fields(values, "state", "param_groups")
-    own = type(optimiser).__module__.startswith("torch.optim.")
+    own = f"{type(optimiser).__module__}.".startswith("torch.optim.")
     present = optimiser.state_dict()["param_groups"]
     groups = []
     for group, options in zip(listed(values["param_groups"], count=len(present)), present, strict=True):

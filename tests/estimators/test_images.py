@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from cfiv.datasets import dsprites
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
-from tests.estimators.test_model_file import rewrite
+from tests.estimators.test_model_file import OLD_FILES, rewrite
 
 #: Standardised in float32 or in float64, then a few steps of training in float32.
 SINGLE = 1e-3
@@ -330,25 +331,17 @@ def test_images_of_several_sizes_make_no_treatment() -> None:
 
 
 @pytest.mark.law
-def test_a_file_from_before_the_range_was_remembered_is_read_and_holds_images_to_no_unit(
-    bytes_and_shares: dict[str, Any], tmp_path: Path
-) -> None:
-    model, images = bytes_and_shares["bytes"]
-    model.save(tmp_path / "model")
-    rewrite(tmp_path / "model", lambda header: header["encoder"].pop("pixels"))
-    loaded = cfiv.load(tmp_path / "model")
-    np.testing.assert_array_equal(loaded.predict(treatment=images), model.predict(treatment=images))
-    assert np.isfinite(loaded.predict(treatment=images / 255)).all()
-
-
-@pytest.mark.law
-def test_a_file_of_columns_from_before_the_range_was_remembered_is_read(tmp_path: Path) -> None:
-    z = np.random.default_rng(0).normal(size=(80, 2))
-    data = IVData(outcome=z.sum(axis=1), treatment=z, instruments=z)
-    model = cfiv.TwoStageLeastSquares().fit(data)
-    model.save(tmp_path / "model")
-    rewrite(tmp_path / "model", lambda header: header["encoder"].pop("pixels"))
-    np.testing.assert_array_equal(cfiv.load(tmp_path / "model").predict(data), model.predict(data))
+@pytest.mark.parametrize("name", ["images", "arrays"])
+def test_a_file_from_before_the_range_was_remembered_is_read_and_holds_images_to_no_unit(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes((OLD_FILES / f"{name}.safetensors").read_bytes())
+    rows = cfiv.load(file).encoder
+    treatment = np.arange(3 * math.prod(rows.treatment_shape)).reshape(3, *rows.treatment_shape) % 5
+    expected = cfiv.load(file).predict(treatment=treatment, covariates=rows.reference[:3])
+    rewrite(file, lambda header: header["encoder"].pop("pixels"), signed=False)
+    loaded = cfiv.load(file)
+    np.testing.assert_array_equal(loaded.predict(treatment=treatment, covariates=rows.reference[:3]), expected)
+    assert np.isfinite(loaded.predict(treatment=treatment / 255, covariates=rows.reference[:3])).all()
 
 
 @pytest.mark.parametrize("pixels", [[1], ["black", "white"], 3, {}])
