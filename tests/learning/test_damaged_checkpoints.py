@@ -48,8 +48,8 @@ def kill(step: int, loss: float) -> None:
 LAYERS: dict[str, tuple[Any, Any]] = {
     "ridge, Adam": (Ridge(0.1), torch.optim.Adam),
     "proximal, momentum": (Proximal(0.5), partial(torch.optim.SGD, lr=0.01, momentum=0.9)),
-    "Kalman, Adafactor": (Kalman(0.1, 1.0), torch.optim.Adafactor),
-    "moving average, RMSprop": (MovingAverage(0.9, 1e-3), torch.optim.RMSprop),
+    "Kalman, Adafactor": (Kalman(0.1, observation_noise=1.0), torch.optim.Adafactor),
+    "moving average, RMSprop": (MovingAverage(0.9, beta=1e-3), torch.optim.RMSprop),
     "gradient, AdamW": (Gradient(), partial(torch.optim.AdamW, lr=0.01, amsgrad=True)),
 }
 
