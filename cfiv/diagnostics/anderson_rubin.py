@@ -103,7 +103,7 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     if problem.covariance.kind == "unadjusted":
         numerator = q - k + 1
         critical = float(stats.f.ppf(level, numerator, problem.dof)) * numerator / problem.dof
-        return tuple(ConfidenceSet(name, level, _shadow(problem, j, critical)) for j, name in enumerate(names))
+        return tuple(_set(name, level, _shadow(problem, j, critical)) for j, name in enumerate(names))
     if k > 1:
         reason = "for several treatments it is computed with covariance='unadjusted' only"
         return tuple(Unavailable(name, reason) for name in names)
@@ -121,20 +121,24 @@ def anderson_rubin_sets(problem: LinearProblem, *, level: float) -> tuple[Confid
     )
     intervals = ratio_set(moments[0], moments[1], covariances, critical)
     unit = lengths[0] / lengths[1]
-    return (ConfidenceSet(names[0], level, _scaled(intervals, unit, problem.powers[0])),)
+    return (_set(names[0], level, _scaled(intervals, unit, problem.powers[0])),)
 
 
-def _scaled(intervals: Intervals, unit: float, power: int) -> Intervals:
-    """Ends times ``2^power unit``; a ``DataError`` where float64 has no such numbers."""
+def _set(name: str, level: float, intervals: Intervals | None) -> ConfidenceSet | Unavailable:
+    return Unavailable(name, f"its ends {OUT_OF_RANGE}") if intervals is None else ConfidenceSet(name, level, intervals)
+
+
+def _scaled(intervals: Intervals, unit: float, power: int) -> Intervals | None:
+    """Ends times ``2^power unit``; None where float64 has no such numbers."""
     ends = np.array(intervals).reshape(-1, 2) * unit
     finite = np.isfinite(ends)
     numbers = in_units(np.where(finite, ends, 0.0), np.asarray(power))
     if numbers is None:
-        raise DataError(f"the ends of the Anderson-Rubin set {OUT_OF_RANGE}")
+        return None
     return tuple((float(lower), float(upper)) for lower, upper in np.where(finite, numbers, ends))
 
 
-def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals:
+def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals | None:
     """Values of coefficient j for which some values of the others satisfy ``|Q'u|^2 <= critical |(I - QQ')u|^2``."""
     order = [j, *(i for i in range(problem.shape[1]) if i != j)]
     columns = np.column_stack([problem.treatment[:, order], problem.outcome])

@@ -52,10 +52,10 @@ def check_draws(states: Any, device: torch.device) -> list[Tensor]:
     return [first, *others]
 
 
-def check_module(values: Any, module: nn.Module) -> ModuleState:
+def check_module(values: Any, module: nn.Module, *, finite: bool = False) -> ModuleState:
     """A state of this module: its tensors, of the shapes and types that it has, and what its parts keep besides.
 
-    Of another shape, or not there yet, may be buffers only that it makes on its way.
+    Of another shape, or not there yet, may be buffers only that it makes on its way; not finite too, with ``finite``.
 
     Raises
     ------
@@ -68,8 +68,8 @@ def check_module(values: Any, module: nn.Module) -> ModuleState:
     for name, own in live.items():
         kept = given.pop(name)
         place, _, last = name.rpartition(".")
-        shape = kept.shape if last in parts[place]._buffers else own.shape
-        tensor_of(kept, shape, own.dtype, finite=False)
+        buffer = last in parts[place]._buffers
+        tensor_of(kept, kept.shape if buffer else own.shape, own.dtype, finite=finite and not buffer)
     for name, kept in given.items():
         if name.rpartition(".")[0] not in parts:
             raise ValueError(f"the module has no part for {name!r}")

@@ -258,7 +258,7 @@ def checked(values: Any, fresh: TrainerState, batches: Source, plan: Plan) -> di
         One of :data:`cfiv.tensor_file.DAMAGE`, for others.
     """
     fields(values, "module", "optimiser", "memory", "position", "draws", "epochs", "losses")
-    check_module(values["module"], fresh.head.module)
+    check_module(values["module"], fresh.head.module, finite=True)
     optimiser = None
     if fresh.optimiser is not None or values["optimiser"] is not None:
         assert fresh.optimiser is not None

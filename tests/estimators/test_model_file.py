@@ -500,7 +500,7 @@ def test_numbers_that_no_fit_gives_are_refused_whatever_the_digest(saved: Path) 
 
     for name, value in (
         ("components/0/structural", np.nan),
-        ("components/0/networks/treatment/state/layers.0.weight", np.inf),
+        ("components/0/networks/treatment/state/tensors/layers.0.weight", np.inf),
         ("components/0/outcome_scale/scale", 0.0),
         ("components/1/covariate_scale/scale", -1.0),
         ("encoder/reference/0/values", np.nan),

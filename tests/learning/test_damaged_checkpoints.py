@@ -111,10 +111,14 @@ ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "nothing left": lambda v: v.clear(),
     "more": lambda v: v.update(more=1),
     "no weights": lambda v: v["module"].popitem(),
-    "weights of another shape": lambda v: v["module"].update({"0.weight": v["module"]["0.weight"].mT.clone()}),
-    "weights of another type": lambda v: v["module"].update({"0.weight": v["module"]["0.weight"].double()}),
-    "weights that are not finite": lambda v: v["module"]["0.weight"].fill_(torch.nan),
-    "weights that are a number": lambda v: v["module"].update({"0.weight": 1.0}),
+    "weights of another shape": lambda v: v["module"]["tensors"].update(
+        {"0.weight": v["module"]["tensors"]["0.weight"].mT.clone()}
+    ),
+    "weights of another type": lambda v: v["module"]["tensors"].update(
+        {"0.weight": v["module"]["tensors"]["0.weight"].double()}
+    ),
+    "weights that are not finite": lambda v: v["module"]["tensors"]["0.weight"].fill_(torch.nan),
+    "weights that are a number": lambda v: v["module"]["tensors"].update({"0.weight": 1.0}),
     "no optimiser": lambda v: v.update(optimiser=None),
     "an optimiser of more parameters": lambda v: v["optimiser"]["state"].update({7: first_state(v)}),
     "an optimiser of other shapes": lambda v: first_state(v).update({n: t[..., None] for n, t in first_state(v).items()}),
