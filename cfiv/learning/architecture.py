@@ -41,7 +41,8 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
     if _is_altered(network):
         return None
     if type(network) is nn.Sequential:
-        children = {name: describe(child) for name, child in network._modules.items() if child is not None}
+        # Not named_children, which leaves out a layer that is there twice.
+        children = {name: describe(child) for name, child in network._modules.items()}
         if network._parameters or network._buffers or None in children.values():
             return None
         return {"layer": "Sequential", "names": list(children), "children": list(children.values())}
