@@ -41,7 +41,10 @@ HEADER_BYTES, DEPTH = 100_000_000, 100
 #: Bits of the largest whole number.
 WHOLE_BITS = 4096
 #: What reading values that are not those expected may raise, in python, numpy, pandas and torch.
-DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)

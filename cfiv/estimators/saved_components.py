@@ -21,6 +21,7 @@ from cfiv.learning.module_state import cast, extra_of, misfit, put, tensors_of
 from cfiv.learning.networks import copied, evaluate, made_ready
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import structural_features
+from cfiv.tensor_file import DAMAGE
 
 #: Numbers of one treatment, and of one layer's output for it, beyond which a file is not believed.
 LARGEST = 2**28
@@ -167,9 +168,16 @@ def _network(
         raise ValueError(f"inputs of shape {shape}")
     fields(state, "tensors", "extra")
     if "custom" in description:
-        module = cast(_custom(role, text(fields(description, "custom")["custom"]), given, shape), dtype)
+        name = text(fields(description, "custom")["custom"])
+        module = cast(_custom(role, name, given, shape), dtype).eval().requires_grad_(False)
         _load(module, state, role)
-        return module.eval().requires_grad_(False), _features(module, torch.zeros(1, *shape, dtype=dtype))
+        try:
+            return module, _features(module, torch.zeros(1, *shape, dtype=dtype))
+        except DAMAGE as error:
+            raise ModelFileError(
+                f"networks[{role!r}] makes no features of inputs of shape {shape} ({type(error).__name__}: {error}): give the "
+                f"{name} that was trained"
+            ) from error
     # In no memory, until all sizes are known to be those of the file's tensors.
     with torch.device("meta"):
         module = rebuild(description).to(dtype).eval()
@@ -234,7 +242,7 @@ def _custom(role: str, name: str, given: Mapping[str, Any], shape: tuple[int, ..
         network = specification(shape[0] if len(shape) == 1 else shape) if callable(specification) else specification
         if isinstance(network, nn.Module):
             return made_ready(network, shape)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise ModelFileError(
             f"networks[{role!r}] makes no network for inputs of shape {shape} ({type(error).__name__}: {error}): give the "
             f"{name} that was trained"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,8 +41,11 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
     if _is_altered(network):
         return None
     if type(network) is nn.Sequential:
-        children = [describe(child) for child in network]
-        return None if any(child is None for child in children) else {"layer": "Sequential", "children": children}
+        # Not named_children, which leaves out a layer that is there twice.
+        children = {name: describe(child) for name, child in network._modules.items()}
+        if network._parameters or network._buffers or None in children.values():
+            return None
+        return {"layer": "Sequential", "names": list(children), "children": list(children.values())}
     name = type(network).__name__
     known = _LAYERS.get(name)
     if known is None or type(network) is not known[0]:
@@ -63,7 +67,9 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         If the description is not one of describe's.
     """
     if description["layer"] == "Sequential":
-        return nn.Sequential(*(rebuild(child) for child in description["children"]))
+        children = [rebuild(child) for child in description["children"]]
+        names = description.get("names", [str(i) for i in range(len(children))])  # not in files of format 2
+        return nn.Sequential(OrderedDict(zip(names, children, strict=True)))
     kind, names = _LAYERS[description["layer"]]
     arguments = description["arguments"]
     if set(arguments) != set(names):  # no device, for one

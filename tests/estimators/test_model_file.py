@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import struct
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,15 +243,40 @@ def test_columns_of_any_name_come_back(name: str, path: Path) -> None:
     assert str(loaded.summary()) == str(trained.summary())
 
 
+TWICE = nn.Linear(3, 3)
+
+
 @pytest.mark.law
-@pytest.mark.parametrize("change", ["hook", "pre-hook", "forward"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda inputs: nn.Sequential(OrderedDict(lift=nn.Linear(inputs, 3), bend=nn.Tanh())),
+        lambda inputs: nn.Sequential(nn.Linear(inputs, 3), TWICE, nn.Tanh(), TWICE),
+        lambda inputs: nn.Sequential(),
+        lambda inputs: nn.Sequential(nn.Linear(inputs, 3), nn.LeakyReLU(np.float32(0.1))),  # type: ignore[arg-type]
+        lambda inputs: nn.Linear(inputs, np.int64(2)),  # type: ignore[arg-type]
+        lambda inputs: nn.Sequential(nn.Unflatten(1, (1, 1, inputs)), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten()),
+        lambda inputs: nn.Linear(inputs, 2, dtype=torch.float64),
+    ],
+)
+def test_networks_of_plain_layers_come_back_however_they_are_put_together(network: Any, path: Path) -> None:
+    trained = fit(covariate_network=network)
+    trained.save(path)
+    np.testing.assert_array_equal(cfiv.load(path).predict(table()), trained.predict(table()))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("change", ["hook", "pre-hook", "buffer", "forward"])
 def test_a_plain_layer_that_was_given_something_else_to_do_is_one_of_one_s_own(change: str, path: Path) -> None:
     def network(inputs: int) -> nn.Module:
-        layer = nn.Linear(inputs, 2)
+        layer: nn.Module = nn.Linear(inputs, 2)
         if change == "hook":
             layer.register_forward_hook(lambda module, given, made: made.abs())
         elif change == "pre-hook":
             layer.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+        elif change == "buffer":
+            layer = nn.Sequential(layer)
+            layer.register_buffer("more", torch.ones(1))
         else:
             layer.forward = torch.sin  # type: ignore[method-assign]
         return layer
@@ -313,6 +339,13 @@ class Own(nn.Module):
         return torch.tanh(self.layer(x))
 
 
+class Failing(Own):
+    """The same weights for other inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.reshape(-1, 5))
+
+
 class Unlike(nn.Linear):
     """Carries a plain layer's name and tensors, and does something else."""
 
@@ -349,6 +382,7 @@ def test_a_network_of_one_s_own_is_asked_for_by_name(network: Any, path: Path) -
         ({"covariate": lambda inputs: Own(inputs, width=5)}, ["does not fit", "size mismatch", "give the architecture"]),
         ({"covariate": lambda inputs: nn.Linear(inputs, 3)}, ["does not fit the file's weights"]),
         ({"covariate": lambda inputs: 1 / 0}, ["makes no network for inputs of shape (2,)", "ZeroDivisionError"]),
+        ({"covariate": Failing}, ["makes no features of inputs of shape (2,)", "RuntimeError", "Own that was trained"]),
         ({"covariate": lambda: Own(2)}, ["makes no network for inputs of shape (2,)", "TypeError"]),
         ({"covariate": lambda inputs: "network"}, ["must be a module or a factory of one, got str"]),
         ({"covariate": None}, ["must be a module or a factory of one, got NoneType"]),
