@@ -66,9 +66,13 @@ class Variable:
         knots = np.unique(np.quantile(share, np.linspace(0.0, 1.0, most - degree + 2)))
         return centred(np.asarray(SplineTransformer(degree=degree, knots=knots[:, None]).fit_transform(share[:, None])))
 
+    def width(self, most: int) -> int:
+        """Columns of its curve but for a constant, or its own."""
+        return self.extra(most) + self.columns.shape[1]
+
     def extra(self, most: int) -> int:
         """How many columns ``curve(most)`` has besides the straight line and the constant, at most."""
-        return 0 if self.distinct <= 2 else min(most, self.distinct - 1) - 1
+        return 0 if self.distinct <= 2 else max(min(most, self.distinct - 1) - 1, 0)
 
 
 def numbers(names: Sequence[str], columns: Array) -> tuple[Variable, ...]:
@@ -93,9 +97,12 @@ def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
     )
 
 
-def product(one: Variable, other: Variable) -> Array:
-    """Products of the columns of two variables about their means, without those that vanish, (n, c)."""
-    columns = centred(one.columns)[:, :, None] * centred(other.columns)[:, None, :]
+def product(one: Variable, other: Variable, most: int = 1) -> Array:
+    """Products of the curves (or columns) of two variables about their means, without those that vanish, (n, c)."""
+    left, right = (
+        variable.curve(most) if most > 1 and variable.distinct > 2 else centred(variable.columns) for variable in (one, other)
+    )
+    columns = left[:, :, None] * right[:, None, :]
     flat = columns.reshape(len(columns), -1)
     return np.asarray(flat[:, (flat != flat[0]).any(axis=0)])
 
