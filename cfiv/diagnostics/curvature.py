@@ -133,6 +133,10 @@ def curved_treatment(model: CurvedModel) -> LinearProblem | None:
     assert data.names is not None
     treatments, instruments = (numbers(data.names[role], getattr(data, role)) for role in ("treatment", "instruments"))
     numeric = [variable for variable in model.variables if not variable.category]
+    sizes = ((treatments, TREATMENT_CURVE), (instruments, INSTRUMENT_CURVE))
+    columns = problem.exogenous + sum(one.width(most) + len(numeric) for variables, most in sizes for one in variables)
+    if not any(one.distinct > 2 for one in treatments) or n < ROWS_A_COLUMN * columns:
+        return None
 
     def beyond(role: str, variables: Sequence[Variable], most: int) -> Array:
         parts = [(variable.name, variable.curve(most)) for variable in variables]
@@ -140,13 +144,13 @@ def curved_treatment(model: CurvedModel) -> LinearProblem | None:
         return Curves.beyond(np.column_stack([base, getattr(data, role)]), parts, weights).columns
 
     bends, movers = beyond("treatment", treatments, TREATMENT_CURVE), beyond("instruments", instruments, INSTRUMENT_CURVE)
-    columns = problem.exogenous + sum(part.shape[1] for part in (data.treatment, data.instruments, bends, movers))
-    if not any(one.distinct > 2 for one in treatments) or movers.shape[1] < bends.shape[1] or n < ROWS_A_COLUMN * columns:
+    if movers.shape[1] < bends.shape[1]:
         return None
     try:
-        return _with_columns(problem, treatment=bends, instruments=movers)
+        bent = _with_columns(problem, treatment=bends, instruments=movers)
     except DataError:  # what can be said without this model is said
         return None
+    return bent if bent.unidentified is None else None
 
 
 def score_tests(problem: LinearProblem, groups: dict[str, slice], *, after: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -34,7 +35,7 @@ class Variable:
     columns: Array
     category: bool = False
 
-    @property
+    @cached_property
     def distinct(self) -> int:
         """Different values; of categories two, since their indicators leave nothing to bend."""
         return 2 if self.category else len(np.unique(self.columns))
@@ -68,7 +69,7 @@ class Variable:
 
     def width(self, most: int) -> int:
         """Columns of its curve but for a constant, or its own."""
-        return self.extra(most) + self.columns.shape[1]
+        return self.extra(most) + int(self.columns.shape[1])
 
     def extra(self, most: int) -> int:
         """How many columns ``curve(most)`` has besides the straight line and the constant, at most."""
