@@ -163,10 +163,12 @@ print(cfiv.diagnose(train.frame, demand.FORMULA))
 
 # %% [markdown]
 # From the top: fuel is a strong instrument. It is the only one, so whether instruments agree cannot be tested. Least squares
-# and 2SLS differ: the treatment is endogenous, or a plane is the wrong shape; here it is both. The Anderson-Rubin set holds
-# the slopes of a plane that the data do not reject, valid however weak the instrument. The last line is the gate: instruments
-# and covariates predict what the plane leaves over, so no plane fits. Here the reason is the curve. In other data it may be an
-# instrument that acts on the outcome directly, and the test cannot tell the two apart.
+# and 2SLS differ: the treatment is endogenous, or a plane is the wrong shape; here it is both. The Anderson-Rubin set holds the
+# slopes of a plane that the data do not reject, valid however weak the instrument. The last question is the gate: instruments
+# and covariates predict what the plane leaves over, so no plane fits. A second test asks the same with curves of the
+# covariates, to tell a curved covariate from a curved effect. Here both are curved, and the season's bend is too sharp for the
+# curves of the test, which says that it cannot tell. In other data the reason may be an instrument that acts on the outcome
+# directly, and no test can tell that from a curve.
 #
 # Now Card's (1995) wages: schooling, with growing up near a college as the instrument. `diagnose` also takes a model.
 

@@ -15,6 +15,8 @@ from cfiv.diagnostics.curves import Curves, Variable, numbers, pairs, product
 from cfiv.diagnostics.linear_problem import LinearProblem, cluster_sums, is_invertible
 from cfiv.errors import DataError, quoted
 
+#: Rows that a product of curves needs for each column: there are many of them, and each costs the test power.
+ROWS_A_PRODUCT = 40
 #: Degrees of freedom of a covariate's curve, as in ``bs(x, df=6)``; fewer where rows are few.
 CURVE = 6
 #: The same of a treatment's curve, and of an instrument's.
@@ -83,7 +85,8 @@ def curved_covariates(problem: LinearProblem, variables: Sequence[Variable]) -> 
     """The model in which each covariate is a curve, and two act together; or why there is none.
 
     The curves are as of ``bs(x, df=6)``, with fewer degrees of freedom where there would be less than ``ROWS_A_COLUMN`` rows
-    for a column. Products come after, as many as rows allow.
+    for a column. Products of two come after: of curves where there are ``ROWS_A_PRODUCT`` rows for each of their columns, else
+    of the variables themselves, as many as rows allow.
     """
     n, k, q = problem.shape
     if problem.data.covariates is None:
@@ -94,16 +97,17 @@ def curved_covariates(problem: LinearProblem, variables: Sequence[Variable]) -> 
     if most is None:
         return f"curves of the covariates need at least {n + ROWS_A_COLUMN * (sizes[2] - room)} rows, got {n}"
     parts = [(variable.name, variable.curve(most)) for variable in variables]
-    terms = {variable.name: _curve_term(variable) for variable in variables}
+    terms = {variable.name: _curve_term(variable, CURVE) for variable in variables}
     room -= sizes[most]
     every = pairs(variables)
+    together = _most_together(every, n // ROWS_A_PRODUCT)
     taken = 0
     for one, other in islice(every, MOST_PAIRS):
-        columns = product(one, other)
+        columns = product(one, other, together)
         if columns.shape[1] <= room:
             name = f"{one.name}:{other.name}"
             parts.append((name, columns))
-            terms[name] = f"{_term(one)}:{_term(other)}"
+            terms[name] = ":".join(_curve_term(part, together) if together > 2 else _term(part) for part in (one, other))
             room -= columns.shape[1]
             taken += 1
     added = Curves.beyond(_regressors(problem)[:, : problem.exogenous], parts, _weights(problem))
@@ -129,6 +133,10 @@ def curved_treatment(model: CurvedModel) -> LinearProblem | None:
     assert data.names is not None
     treatments, instruments = (numbers(data.names[role], getattr(data, role)) for role in ("treatment", "instruments"))
     numeric = [variable for variable in model.variables if not variable.category]
+    sizes = ((treatments, TREATMENT_CURVE), (instruments, INSTRUMENT_CURVE))
+    columns = problem.exogenous + sum(one.width(most) + len(numeric) for variables, most in sizes for one in variables)
+    if not any(one.distinct > 2 for one in treatments) or n < ROWS_A_COLUMN * columns:
+        return None
 
     def beyond(role: str, variables: Sequence[Variable], most: int) -> Array:
         parts = [(variable.name, variable.curve(most)) for variable in variables]
@@ -136,13 +144,13 @@ def curved_treatment(model: CurvedModel) -> LinearProblem | None:
         return Curves.beyond(np.column_stack([base, getattr(data, role)]), parts, weights).columns
 
     bends, movers = beyond("treatment", treatments, TREATMENT_CURVE), beyond("instruments", instruments, INSTRUMENT_CURVE)
-    columns = problem.exogenous + sum(part.shape[1] for part in (data.treatment, data.instruments, bends, movers))
-    if not any(one.distinct > 2 for one in treatments) or movers.shape[1] < bends.shape[1] or n < ROWS_A_COLUMN * columns:
+    if movers.shape[1] < bends.shape[1]:
         return None
     try:
-        return _with_columns(problem, treatment=bends, instruments=movers)
+        bent = _with_columns(problem, treatment=bends, instruments=movers)
     except DataError:  # what can be said without this model is said
         return None
+    return bent if bent.unidentified is None else None
 
 
 def score_tests(problem: LinearProblem, groups: dict[str, slice], *, after: int) -> dict[str, float]:
@@ -198,8 +206,18 @@ def _term(variable: Variable) -> str:
     return f"C({name})" if variable.category else name
 
 
-def _curve_term(variable: Variable) -> str:
-    return f"bs({_term(variable)}, df={CURVE})" if variable.distinct > CURVE + 1 else f"C({_term(variable)})"
+def _curve_term(variable: Variable, df: int) -> str:
+    if variable.distinct == 2:
+        return _term(variable)
+    return f"bs({_term(variable)}, df={df})" if variable.distinct > df + 1 else f"C({_term(variable)})"
+
+
+def _most_together(every: Sequence[tuple[Variable, Variable]], room: int) -> int:
+    """The degrees of freedom of curves whose products fit; one for the variables themselves."""
+    for most in range(CURVE, 1, -1):
+        if sum(one.width(most) * other.width(most) for one, other in every) <= room:
+            return most
+    return 1
 
 
 def _with_columns(problem: LinearProblem, **added: Array) -> LinearProblem:

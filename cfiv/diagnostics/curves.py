@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -35,7 +36,7 @@ class Variable:
     columns: Array
     category: bool = False
 
-    @property
+    @cached_property
     def distinct(self) -> int:
         """Different values; of categories two, since their indicators leave nothing to bend."""
         return 2 if self.category else len(np.unique(self.columns))
@@ -67,9 +68,13 @@ class Variable:
         knots = np.unique(np.quantile(share, np.linspace(0.0, 1.0, most - degree + 2)))
         return centred(np.asarray(SplineTransformer(degree=degree, knots=knots[:, None]).fit_transform(share[:, None])))
 
+    def width(self, most: int) -> int:
+        """Columns of its curve but for a constant, or its own."""
+        return self.extra(most) + int(self.columns.shape[1])
+
     def extra(self, most: int) -> int:
         """How many columns ``curve(most)`` has besides the straight line and the constant, at most."""
-        return 0 if self.distinct <= 2 else min(most, self.distinct - 1) - 1
+        return 0 if self.distinct <= 2 else max(min(most, self.distinct - 1) - 1, 0)
 
 
 def numbers(names: Sequence[str], columns: Array) -> tuple[Variable, ...]:
@@ -94,9 +99,12 @@ def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
     )
 
 
-def product(one: Variable, other: Variable) -> Array:
-    """Products of the columns of two variables about their means, without those that vanish, (n, c)."""
-    columns = centred(one.columns)[:, :, None] * centred(other.columns)[:, None, :]
+def product(one: Variable, other: Variable, most: int = 1) -> Array:
+    """Products of the curves (or columns) of two variables about their means, without those that vanish, (n, c)."""
+    left, right = (
+        variable.curve(most) if most > 1 and variable.distinct > 2 else centred(variable.columns) for variable in (one, other)
+    )
+    columns = left[:, :, None] * right[:, None, :]
     flat = columns.reshape(len(columns), -1)
     return np.asarray(flat[:, (flat != flat[0]).any(axis=0)])
 

@@ -42,8 +42,8 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
     Returns
     -------
     dict
-        ``wu_hausman``, ``durbin`` and ``wooldridge``: a TestResult each, or Unavailable where treatments are not identified, or
-        treatments and first-stage residuals leave nothing of the outcome.
+        ``wu_hausman``, ``durbin`` and ``wooldridge``: a TestResult each, or Unavailable where treatments are not identified,
+        first-stage residuals of several are collinear, or treatments and first-stage residuals leave nothing of the outcome.
 
     Notes
     -----
@@ -55,7 +55,7 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
     Wooldridge, *Econometric Analysis of Cross Section and Panel Data*, 2nd ed., section 6.3.1. Hausman, "Specification tests in
     econometrics", *Econometrica* 46, 1978.
     """
-    reason = problem.unidentified or _exact(problem)
+    reason = problem.unidentified or _untestable(problem)
     if reason:
         return {key: Unavailable(name, reason) for key, (name, _) in TESTS.items()}
     with warnings.catch_warnings():
@@ -72,13 +72,16 @@ def endogeneity(problem: LinearProblem, *, significance: float, strong: bool = T
     return found
 
 
-def _exact(problem: LinearProblem) -> str | None:
-    """Why there are no errors to hold a difference against; None where there are some."""
-    basis = np.linalg.qr(np.column_stack([problem.treatment, problem.noise(problem.treatment)]))[0]
+def _untestable(problem: LinearProblem) -> str | None:
+    """Why first-stage residuals cannot be added to least squares, or nothing is left to test them with."""
+    columns = np.column_stack([problem.treatment, problem.noise(problem.treatment)])
+    basis, triangle = np.linalg.qr(columns / np.linalg.norm(columns, axis=0))
+    if np.linalg.svd(triangle, compute_uv=False)[-1] <= EXACT:
+        return "what the instruments leave of one treatment is a combination of what they leave of others"
     left = problem.outcome - basis @ (basis.T @ problem.outcome)
-    if np.linalg.norm(left) > EXACT * np.linalg.norm(problem.outcome):
-        return None
-    return "treatments and first-stage residuals leave nothing of the outcome, so there are no errors to test with"
+    if np.linalg.norm(left) <= EXACT * np.linalg.norm(problem.outcome):
+        return "treatments and first-stage residuals leave nothing of the outcome, so there are no errors to test with"
+    return None
 
 
 def _called(test: Callable[[], Any] | Any) -> Any:

@@ -116,8 +116,8 @@ def _what(
         rejected += ", with curves of the covariates too"
         if _covariates_predict(model, significance=significance, random_state=random_state):
             return (
-                f"{rejected}, and covariates alone predict what those leave: it cannot be told whether they act together in "
-                f"other ways, or {_effect(problem)}"
+                f"{rejected}, and covariates alone predict what those leave: it cannot be told, but by more "
+                f"flexible terms in the formula, whether they enter in ways that these curves miss, or {_effect(problem)}"
             )
         return f"{rejected}: {_effect(problem)}; {_besides(model, significance)}"
     rejected += ", but no longer with curves of the covariates"

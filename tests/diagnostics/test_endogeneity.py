@@ -109,3 +109,11 @@ def test_an_outcome_without_errors_beside_the_first_stage_residuals_cannot_be_te
     found = endogeneity(problem("y ~ [t ~ z]", pd.DataFrame({"z": z, "t": z + u, "y": 2 * z + u})), significance=SIGNIFICANCE)
     for result in found.values():
         assert "leave nothing of the outcome" in result.reading
+
+
+def test_treatments_with_one_source_of_noise_cannot_be_tested() -> None:
+    """linearmodels refuses the regression, raw: residuals of both first stages are one column."""
+    z, q, u, v = np.random.default_rng(0).normal(size=(4, 100))
+    frame = pd.DataFrame({"z": z, "q": q, "t": z + u, "s": q - 2 * u, "y": z + q + u + v})
+    for result in endogeneity(problem("y ~ [t + s ~ z + q]", frame), significance=SIGNIFICANCE).values():
+        assert "what the instruments leave of one treatment" in result.reading

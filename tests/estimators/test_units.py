@@ -47,7 +47,7 @@ def answers(kind: str, parts: dict[str, Any]) -> np.ndarray:
 @pytest.mark.parametrize("kind", MAKE)
 def test_units_that_are_powers_of_two_change_no_digit(kind: str, role: str) -> None:
     expected = answers(kind, arrays())
-    for unit in (2.0**-800, 2.0**-560, 2.0**560, 2.0**800):
+    for unit in (2.0**-800, 2.0**560):
         found = answers(kind, arrays({role: unit}))
         if role == "outcome":
             found[:-1] /= unit
@@ -149,7 +149,7 @@ def test_diagnostics_of_any_unit_are_the_same_and_sets_are_in_the_users(monkeypa
         return cfiv.diagnose(IVData(**arrays(scale)), covariance="unadjusted")
 
     expected = report()
-    for unit in (2.0**-800, 2.0**-560, 2.0**560, 2.0**800):
+    for unit in (2.0**-800, 2.0**560):
         for role in ROLES:
             found = report(**{role: unit})
             assert found.table.drop(columns=["set", "reading"]).equals(expected.table.drop(columns=["set", "reading"]))
