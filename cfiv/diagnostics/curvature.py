@@ -17,6 +17,8 @@ from cfiv.errors import DataError, quoted
 
 #: Rows that a product of curves needs for each column: there are many of them, and each costs the test power.
 ROWS_A_PRODUCT = 40
+#: Columns of products of curves, and of all products, at most: the time of a test grows with their square.
+MOST_TOGETHER, MOST_PRODUCTS = 50, 100
 #: Degrees of freedom of a covariate's curve, as in ``bs(x, df=6)``; fewer where rows are few.
 CURVE = 6
 #: The same of a treatment's curve, and of an instrument's.
@@ -86,7 +88,7 @@ def curved_covariates(problem: LinearProblem, variables: Sequence[Variable]) -> 
 
     The curves are as of ``bs(x, df=6)``, with fewer degrees of freedom where there would be less than ``ROWS_A_COLUMN`` rows
     for a column. Products of two come after: of curves where there are ``ROWS_A_PRODUCT`` rows for each of their columns, else
-    of the variables themselves, as many as rows allow.
+    of the variables themselves, as many as rows and ``MOST_PRODUCTS`` allow.
     """
     n, k, q = problem.shape
     if problem.data.covariates is None:
@@ -100,7 +102,8 @@ def curved_covariates(problem: LinearProblem, variables: Sequence[Variable]) -> 
     terms = {variable.name: _curve_term(variable, CURVE) for variable in variables}
     room -= sizes[most]
     every = pairs(variables)
-    together = _most_together(every, n // ROWS_A_PRODUCT)
+    together = _most_together(every, min(n // ROWS_A_PRODUCT, MOST_TOGETHER))
+    room = min(room, MOST_PRODUCTS)
     taken = 0
     for one, other in islice(every, MOST_PAIRS):
         columns = product(one, other, together)
