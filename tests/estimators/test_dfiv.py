@@ -354,8 +354,13 @@ class Brightness(nn.Module):
 IMAGE_NETWORKS = [
     pytest.param(None, None, id="default"),
     pytest.param(Brightness, Brightness, id="factory"),
-    pytest.param(Brightness((8, 8)), Brightness, id="module"),
-    pytest.param(lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 4)), None, id="layers"),
+    pytest.param(Brightness((8, 8)), Brightness, id="module", marks=pytest.mark.slow),
+    pytest.param(
+        lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 4)),
+        None,
+        id="layers",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

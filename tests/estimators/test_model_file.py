@@ -7,6 +7,8 @@ import functools
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,7 @@ from cfiv import (
 )
 from cfiv.estimators.structural import ArrayEncoder
 from cfiv.tensor_file import _content, digest
+from tests.estimators import test_contract as contract
 
 FORMULA = "y ~ x + r + [t ~ z]"
 #: Written, with the predictions, by the last cfiv whose model files had format 2.
@@ -735,3 +738,20 @@ def test_large_whole_numbers_label_clusters_also_where_some_are_missing(containe
             fit = TwoStageLeastSquares(FORMULA, clusters="shop", covariance="clustered").fit(container(columns))
         covariances.append(fit.coefficients_["std_error"].tolist())
     assert covariances[0] == covariances[1]
+
+
+@pytest.mark.contract
+def test_in_a_new_process_loaded_models_answer_with_the_same_bits(tmp_path: Path) -> None:
+    expected = {}
+    for kind in contract.ESTIMATORS:
+        model = contract.fitted(kind, contract.RICH)
+        model.save(tmp_path / kind.__name__)
+        expected[kind.__name__] = contract.answers(model, contract.table())
+    program = (
+        "import sys; import numpy as np; import cfiv; from tests.estimators.test_contract import answers, table\n"
+        "for path in sys.argv[1:]: np.save(path + '.npy', answers(cfiv.load(path), table()))"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, *(tmp_path / name for name in expected)], cwd=root, check=True)
+    for name, answer in expected.items():
+        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), answer)
