@@ -186,6 +186,8 @@ def _network(
     fields(state["tensors"], *expected)
     for name, weights in expected.items():
         tensor_of(state["tensors"][name], weights.shape, weights.dtype)
+        if name.rpartition(".")[2] == "running_var" and bool((state["tensors"][name] < 0).any()):
+            raise ValueError(f"a negative variance in {name!r}")
     with _bounded(module):
         features = _features(module, torch.zeros(1, *shape, dtype=dtype, device="meta"))
     module.load_state_dict(state["tensors"], assign=True)
