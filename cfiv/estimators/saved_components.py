@@ -19,6 +19,7 @@ from cfiv.estimators.standardise import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import evaluate
+from cfiv.learning.saved_state import check_weights
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import structural_features
 from cfiv.tensor_file import DAMAGE
@@ -179,10 +180,7 @@ def _network(
     # In no memory, until all sizes are known to be those of the file's tensors.
     with torch.device("meta"):
         module = rebuild(description).to(dtype).eval()
-    expected = module.state_dict()
-    fields(state, *expected)
-    for name, weights in expected.items():
-        tensor_of(state[name], weights.shape, weights.dtype)
+    check_weights(state, module.state_dict())
     with _bounded(module):
         features = _features(module, torch.zeros(1, *shape, dtype=dtype, device="meta"))
     module.load_state_dict(state, assign=True)

@@ -1,6 +1,7 @@
-"""What a run may find in its file: states of generators and optimisers, compared with what this run would have written.
+"""What a run may find in its file, compared with what this run would have written, before any of it is used.
 
-Torch takes some of them without a look, and fails, or ends the process, in the middle of a later step.
+Torch takes states of generators and optimisers without much of a look, and fails, or ends the process, in a later step. What
+these checks raise is one of :data:`cfiv.tensor_file.DAMAGE`.
 """
 
 from __future__ import annotations
@@ -8,25 +9,151 @@ from __future__ import annotations
 import copy
 import math
 import struct
-from typing import Any
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from cfiv.file_values import fields, like, listed, tensor_of
+from cfiv.file_values import choice, fields, like, listed, number, tensor_of, whole
+from cfiv.learning.last_layer import remembered_shapes
+from cfiv.learning.loop import check_steps
+from cfiv.learning.networks import evaluate
+from cfiv.learning.run_file import tensors_of
+from cfiv.learning.whole_sample import CHECK_ROWS
+from cfiv.numerics.two_stage import structural_features
+from cfiv.tensor_file import short
+
+if TYPE_CHECKING:
+    from cfiv.learning.supervised import TrainerState
+    from cfiv.learning.supervised_data import Source
+    from cfiv.learning.supervised_loop import Plan
+    from cfiv.learning.two_stage import TwoStageState
+    from cfiv.learning.two_stage_fit import TwoStageProblem
 
 #: A generator of the processor: its seed, the words left, whether it is seeded, the next word, and all words.
 _MERSENNE, _WORDS = struct.Struct("<QiiQ624Q"), 624
 
 
-def check_generator(value: Any, device: torch.device) -> Tensor:
-    """The state of a generator of this device.
+def check_supervised(values: Any, fresh: TrainerState, batches: Source, plan: Plan) -> dict[str, Any]:
+    """What :func:`cfiv.learning.supervised_loop.save` may have written of this run."""
+    fields(values, "module", "optimiser", "memory", "position", "draws", "epochs", "losses")
+    check_weights(values["module"], tensors_of(fresh.head.module))
+    optimiser = values["optimiser"]
+    if (optimiser is None) != (fresh.optimiser is None):
+        raise ValueError("an optimiser where nothing learns, or none")
+    if fresh.optimiser is not None:
+        optimiser = check_optimiser(optimiser, fresh.optimiser)
+    weights, *more = listed(values["memory"])
+    tensor_of(weights, fresh.memory.weights.shape, torch.float64)
+    shapes = remembered_shapes(plan.recipe(0, plan.steps).last_layer, weights)
+    for part, shape in zip(more, [part.shape for part in more] if shapes is None else shapes, strict=True):
+        tensor_of(part, shape, part.dtype if shapes is None else torch.float64)
+    _check_position(values, batches, plan)
+    return {**values, "optimiser": optimiser, "draws": check_draws(values["draws"], plan.device)}
 
-    Raises
-    ------
-    Exception
-        One of :data:`cfiv.tensor_file.DAMAGE`, for anything that no generator has been in.
-    """
+
+def _check_position(values: dict[str, Any], batches: Source, plan: Plan) -> None:
+    """The passes of all steps, and the place in the last one."""
+    steps = whole(len(values["epochs"]), 1, plan.steps)
+    epochs = tensor_of(values["epochs"], (steps,), torch.int64).tolist()
+    tensor_of(values["losses"], (steps,), torch.float64)
+    if epochs[0] != 0 or any(later - epoch not in (0, 1) for epoch, later in pairwise(epochs)):
+        raise ValueError("passes that do not follow one another")
+    epoch, taken, generator = listed(values["position"], count=3)
+    whole(epoch, epochs[-1], epochs[-1])
+    whole(taken, epochs.count(epoch), epochs.count(epoch))
+    if (generator is None) != (batches.generator is None):
+        raise ValueError(f"the loader has {'a' if generator is None else 'no'} generator of its own, that of the run not so")
+    if batches.generator is not None:
+        check_generator(generator, batches.generator.device)
+
+
+def check_weights(values: Any, live: Mapping[str, Tensor]) -> None:
+    """Raise unless they are finite tensors of the names, shapes and types of those of a module, and variances not negative."""
+    for name, weights in fields(values, *live).items():
+        tensor_of(weights, live[name].shape, live[name].dtype)
+        if name.rpartition(".")[2] == "running_var" and bool((weights < 0).any()):
+            raise ValueError(f"a negative variance in {name!r}")
+
+
+def check_two_stage(values: Any, problem: TwoStageProblem, fresh: TwoStageState) -> dict[str, Any]:
+    """What :class:`cfiv.learning.two_stage_fit.TwoStageArchive` may have written of this run."""
+    fields(values, "loop", "run")
+    looked = _check_loop(values["loop"], problem)
+    for checkpoint in (values["loop"]["best"], values["loop"]["kept"]):
+        if (checkpoint is None) != (not looked):
+            raise ValueError("a state is kept from the first check on")
+        if checkpoint is not None:
+            _check_checkpoint(checkpoint, looked, problem, fresh)
+    run = fields(values["run"], "networks", "optimisers", "last_layers", "instrument_features", "stage1_heldout_loss", "draws")
+    _check_networks(run["networks"], fresh)
+    _check_last_layers(run["last_layers"], problem, fresh)
+    features = run["instrument_features"]
+    if features is not None:
+        like(features, fresh.networks.instrument.state_dict())
+    number(run["stage1_heldout_loss"], finite=features is not None)
+    draws = check_draws(run["draws"], problem.split.stage1.outcome.device)
+    optimisers = [
+        check_optimiser(kept, own) for kept, own in zip(listed(run["optimisers"]), fresh.optimisers.those(), strict=True)
+    ]
+    return {"loop": values["loop"], "run": {**run, "optimisers": optimisers, "draws": draws}}
+
+
+def _check_loop(values: Any, problem: TwoStageProblem) -> list[int]:
+    """The loop's progress; the steps after which a check took place."""
+    fields(values, "done", "ended", "history", "losses", "best", "kept", "risen")
+    done = whole(values["done"], 1, problem.steps)
+    choice(values["ended"], ("finished", "stopped early"))
+    looked = sorted(at for at in check_steps(problem.steps, problem.training.checks) if 0 < at <= done)
+    losses = ("stage1_loss", "stage2_loss")
+    for at, record in zip(looked, listed(values["history"], count=len(looked)), strict=True):
+        fields(record, "step", *losses, "stage1_heldout_loss", "heldout_loss", "refit_ridge")
+        whole(record["step"], at, at)
+        for name in record:
+            number(record[name], finite=name in losses)
+    for record in listed(values["losses"], count=done - max(looked, default=0)):
+        for loss in fields(record, *losses).values():
+            tensor_of(loss, (), loss.dtype)
+    whole(values["risen"], 0, problem.training.patience)
+    return looked
+
+
+def _check_checkpoint(values: Any, looked: list[int], problem: TwoStageProblem, fresh: TwoStageState) -> None:
+    at, parameters, last_layers, losses = listed(values, count=4)
+    if at not in looked:
+        raise ValueError(f"a state after step {short(at)}")
+    _check_networks(parameters, fresh)
+    *weights, first_ridge, ridge = listed(last_layers, count=4)
+    _check_last_layers(weights, problem, fresh)
+    for value in (first_ridge, ridge):
+        number(value, finite=False)
+    heldout = problem.split.heldout
+    tensor_of(losses, (0 if heldout is None else min(len(heldout), CHECK_ROWS),), torch.float64)
+
+
+def _check_networks(values: Any, fresh: TwoStageState) -> None:
+    like(values, [module.state_dict() for module in fresh.networks.modules()])
+
+
+def _check_last_layers(values: Any, problem: TwoStageProblem, fresh: TwoStageState) -> None:
+    """V and u of these networks."""
+    first, structural = listed(values, count=2)
+    networks, row = fresh.networks, problem.split.stage1.rows(slice(0, 1))
+    treatment = evaluate(networks.treatment, row.treatment)
+    features = structural_features(
+        treatment_features=treatment,
+        covariate_features=networks.covariate_features(row.covariates, fixed=True),
+        structure=problem.structure,
+    )
+    instruments = evaluate(networks.instrument, row.instruments).shape[1] + 1
+    tensor_of(first, (instruments, treatment.shape[1]), torch.float64)
+    tensor_of(structural, (features.shape[1], 1), torch.float64)
+
+
+def check_generator(value: Any, device: torch.device) -> Tensor:
+    """The state of a generator of this device."""
     own = torch.Generator(device)
     state = tensor_of(value, own.get_state().shape, torch.uint8)
     if device.type == "cpu":

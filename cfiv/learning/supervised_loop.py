@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
-from cfiv.file_values import fields, listed, tensor_of, whole
-from cfiv.learning.last_layer import Memory, remembered_shapes
+from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
 from cfiv.learning.run_file import RunFile, draws_of, restore_draws, tensors_of
-from cfiv.learning.saved_state import check_draws, check_generator, check_optimiser
+from cfiv.learning.saved_state import check_supervised
 from cfiv.learning.supervised import Recipe, TrainerState, step
 from cfiv.learning.supervised_data import Examples, Source
 
@@ -105,7 +103,7 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
     peaks = [] if state.optimiser is None else [group["lr"] for group in state.optimiser.param_groups]
     run = Run(state, Position(), [])
     if plan.checkpoint is not None:
-        run = plan.checkpoint.read(lambda values: continued(checked(values, state, batches, plan), state)) or run
+        run = plan.checkpoint.read(lambda values: continued(check_supervised(values, state, batches, plan), state)) or run
     good, stream = LastGood(state.head), endless(batches, run, plan)
     ended: Ended = "finished"
     done = len(run.history)
@@ -240,41 +238,6 @@ def save(run: Run, file: RunFile, device: torch.device) -> None:
         "losses": torch.tensor([loss for _, loss in run.history], dtype=torch.float64),
     }
     file.write(values)
-
-
-def checked(values: Any, fresh: TrainerState, batches: Source, plan: Plan) -> dict[str, Any]:
-    """Values that :func:`save` may have written of this run, before any of them is used.
-
-    Raises
-    ------
-    Exception
-        One of :data:`cfiv.tensor_file.DAMAGE`, for others.
-    """
-    fields(values, "module", "optimiser", "memory", "position", "draws", "epochs", "losses")
-    for name, weights in fields(values["module"], *(live := tensors_of(fresh.head.module))).items():
-        tensor_of(weights, live[name].shape, live[name].dtype)
-    optimiser = None
-    if fresh.optimiser is not None or values["optimiser"] is not None:
-        assert fresh.optimiser is not None
-        optimiser = check_optimiser(values["optimiser"], fresh.optimiser)
-    weights, *more = listed(values["memory"])
-    tensor_of(weights, fresh.memory.weights.shape, torch.float64)
-    shapes = remembered_shapes(plan.recipe(0, plan.steps).last_layer, weights)
-    for part, shape in zip(more, [part.shape for part in more] if shapes is None else shapes, strict=True):
-        tensor_of(part, shape, part.dtype if shapes is None else torch.float64)
-    steps = whole(len(values["epochs"]), 1, plan.steps)
-    epochs = tensor_of(values["epochs"], (steps,), torch.int64).tolist()
-    tensor_of(values["losses"], (steps,), torch.float64)
-    if epochs[0] != 0 or any(later - epoch not in (0, 1) for epoch, later in pairwise(epochs)):
-        raise ValueError("passes that do not follow one another")
-    epoch, taken, generator = listed(values["position"], count=3)
-    whole(epoch, epochs[-1], epochs[-1])
-    whole(taken, epochs.count(epoch), epochs.count(epoch))
-    if (generator is None) != (batches.generator is None):
-        raise ValueError(f"the loader has {'a' if generator is None else 'no'} generator of its own, that of the run not so")
-    if batches.generator is not None:
-        check_generator(generator, batches.generator.device)
-    return {**values, "optimiser": optimiser, "draws": check_draws(values["draws"], plan.device)}
 
 
 def continued(values: Mapping[str, Any], fresh: TrainerState) -> Run:

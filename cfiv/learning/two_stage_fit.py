@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.file_values import choice, fields, like, listed, number, tensor_of, whole
 from cfiv.learning.early_stopping import Checkpoint, standard_errors_above_zero
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Progress, Trained, check_steps, train
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.samples import Sample, Split, batches
-from cfiv.learning.saved_state import check_draws, check_optimiser
+from cfiv.learning.saved_state import check_two_stage
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, PerNetwork, TwoStageState, optimisers, step
 from cfiv.learning.whole_sample import (
@@ -31,8 +30,7 @@ from cfiv.learning.whole_sample import (
     with_treatment_features,
 )
 from cfiv.numerics.moments import ridge_path
-from cfiv.numerics.two_stage import Structure, structural_features
-from cfiv.tensor_file import short
+from cfiv.numerics.two_stage import Structure
 
 #: Rows of sample 1 whose features must be finite where no solve would notice.
 FINITE_ROWS = 256
@@ -273,52 +271,15 @@ class _TwoStageRun:
             next(self._stage1), next(self._stage2)
         restore_draws(values["draws"], self.device)
 
-    def checked(self, values: Any) -> dict[str, Any]:
-        """Values that :meth:`saved` may have given."""
-        state, features = self._state, values["instrument_features"]
-        fields(values, "networks", "optimisers", "last_layers", "instrument_features", "stage1_heldout_loss", "draws")
-        self._check_networks(values["networks"])
-        self._check_last_layers(values["last_layers"])
-        if features is not None:
-            like(features, state.networks.instrument.state_dict())
-        number(values["stage1_heldout_loss"], finite=features is not None)
-        draws, optimisers = check_draws(values["draws"], self.device), listed(values["optimisers"])
-        kept = [check_optimiser(part, own) for part, own in zip(optimisers, state.optimisers.those(), strict=True)]
-        return {**values, "optimisers": kept, "draws": draws}
-
-    def check_checkpoint(self, values: Any, steps: list[int]) -> None:
-        """Raise unless a state at one of these steps may have been saved as it is here."""
-        at, parameters, last_layers, losses = listed(values, count=4)
-        if at not in steps:
-            raise ValueError(f"a state after step {short(at)}")
-        self._check_networks(parameters)
-        *weights, first_ridge, ridge = listed(last_layers, count=4)
-        self._check_last_layers(weights)
-        for value in (first_ridge, ridge):
-            number(value, finite=False)
-        heldout = self._problem.split.heldout
-        tensor_of(losses, (0 if heldout is None else min(len(heldout), CHECK_ROWS),), torch.float64)
-
-    def _check_networks(self, values: Any) -> None:
-        like(values, [module.state_dict() for module in self._state.networks.modules()])
-
-    def _check_last_layers(self, values: Any) -> None:
-        """V and u of these networks."""
-        first, structural = listed(values, count=2)
-        networks, row = self._state.networks, self._problem.split.stage1.rows(slice(0, 1))
-        treatment = evaluate(networks.treatment, row.treatment)
-        covariate = networks.covariate_features(row.covariates, fixed=True)
-        features = structural_features(
-            treatment_features=treatment, covariate_features=covariate, structure=self._problem.structure
-        )
-        instruments = evaluate(networks.instrument, row.instruments).shape[1] + 1
-        tensor_of(first, (instruments, treatment.shape[1]), torch.float64)
-        tensor_of(structural, (features.shape[1], 1), torch.float64)
-
     @property
     def problem(self) -> TwoStageProblem:
         """What the fit is asked to do."""
         return self._problem
+
+    @property
+    def state(self) -> TwoStageState:
+        """Of the last step."""
+        return self._state
 
     @property
     def device(self) -> torch.device:
@@ -360,7 +321,8 @@ class TwoStageArchive:
 
     def restore(self, progress: Progress[LastLayers]) -> None:
         """Put both where the file has them, if there is one."""
-        self.file.read(lambda values: self._put(self._checked(values), progress))
+        run = self.run
+        self.file.read(lambda values: self._put(check_two_stage(values, run.problem, run.state), progress))
 
     def _put(self, values: Mapping[str, Any], progress: Progress[LastLayers]) -> None:
         loop, device = values["loop"], self.run.device
@@ -370,31 +332,6 @@ class TwoStageArchive:
         progress.stopping.kept = _checkpoint(loop["kept"], device)
         progress.stopping.risen = loop["risen"]
         self.run.restore(values["run"], done=progress.done)
-
-    def _checked(self, values: Any) -> dict[str, Any]:
-        """Values that :meth:`write` may have written of this run, before any of them is used."""
-        fields(values, "loop", "run")
-        loop = fields(values["loop"], "done", "ended", "history", "losses", "best", "kept", "risen")
-        problem = self.run.problem
-        done = whole(loop["done"], 1, problem.steps)
-        choice(loop["ended"], ("finished", "stopped early"))
-        looked = [0, *sorted(at for at in check_steps(problem.steps, problem.training.checks) if 0 < at <= done)]
-        losses = ("stage1_loss", "stage2_loss")
-        for at, record in zip(looked[1:], listed(loop["history"], count=len(looked) - 1), strict=True):
-            fields(record, "step", *losses, "stage1_heldout_loss", "heldout_loss", "refit_ridge")
-            whole(record["step"], at, at)
-            for name in record:
-                number(record[name], finite=name in losses)
-        for record in listed(loop["losses"], count=done - looked[-1]):
-            for loss in fields(record, *losses).values():
-                tensor_of(loss, (), loss.dtype)
-        whole(loop["risen"], 0, problem.training.patience)
-        for checkpoint in (loop["best"], loop["kept"]):
-            if (checkpoint is None) != (len(looked) == 1):
-                raise ValueError("a state is kept from the first check on")
-            if checkpoint is not None:
-                self.run.check_checkpoint(checkpoint, looked[1:])
-        return {"loop": loop, "run": self.run.checked(values["run"])}
 
 
 def _plain(checkpoint: Checkpoint[LastLayers] | None) -> list[Any] | None:

@@ -114,6 +114,7 @@ ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "weights of another shape": lambda v: v["module"].update({"0.weight": v["module"]["0.weight"].mT.clone()}),
     "weights of another type": lambda v: v["module"].update({"0.weight": v["module"]["0.weight"].double()}),
     "weights that are not finite": lambda v: v["module"]["0.weight"].fill_(torch.nan),
+    "a variance that is negative": lambda v: v["module"]["1.running_var"].fill_(-1.0),
     "weights that are a number": lambda v: v["module"].update({"0.weight": 1.0}),
     "no optimiser": lambda v: v.update(optimiser=None),
     "an optimiser of more parameters": lambda v: v["optimiser"]["state"].update({7: first_state(v)}),
