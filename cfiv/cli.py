@@ -32,6 +32,8 @@ except ImportError:  # the script is installed without the extra as well
 from cfiv.cli_study import study
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cfiv.estimators.estimator import StructuralEstimator
     from cfiv.estimators.registry import Registered
 
@@ -199,7 +201,7 @@ def fit(
     _check_distinct(out, train)
     check_place(out)
     model = _make(registry.estimator(estimator), formula, seed=seed, progress=watched() and not quiet, **options)
-    model.fit(read_table_file(train)).save(out)
+    model.fit(_training_table(train, formula)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 
@@ -258,7 +260,7 @@ def diagnose(
     if out is not None:
         _check_distinct(out, train)
         check_table_place(out)
-    frame = read_table_file(train)
+    frame = _training_table(train, formula, clusters=clusters)
     result = cfiv.diagnose(
         frame, formula, weights=weights, clusters=clusters, covariance=covariance, level=level, random_state=seed
     )
@@ -347,6 +349,25 @@ def _make(registered: Registered, formula: str, *, seed: int, progress: bool, **
             raise ParameterError(f"--{name} is not for --estimator {registered.name}, got --{name} {value}: leave it out")
     general = {"random_state": seed, "progress": progress}
     return registered.make(formula, **given, **{name: value for name, value in general.items() if registered.takes(name)})
+
+
+def _training_table(path: Path, formula: str, *, clusters: str | None = None) -> pd.DataFrame:
+    """The table in a file. Labels in a CSV file stay text where numbers would make one of several: 01 and 1."""
+    import pandas as pd
+
+    from cfiv.tables.roles import Roles
+
+    frame = read_table_file(path)
+    if table_kind(path) == "csv":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CfivWarning)  # the fit will say it
+            labels = [name for name in Roles.from_formula(formula, clusters=clusters).label_columns if name in frame]
+        labels = [name for name in labels if pd.api.types.is_numeric_dtype(frame[name].dtype)]
+        texts = read_table_file(path, dtype=dict.fromkeys(labels, str)) if labels else frame
+        for name in labels:
+            if texts[name].nunique() > frame[name].nunique():
+                frame[name] = texts[name]
+    return frame
 
 
 def _check_distinct(output: Path, *others: Path) -> None:

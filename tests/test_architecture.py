@@ -37,7 +37,18 @@ MAY_USE = {
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY | {"interrupts", "terminal", "rendering", "learning", "estimators", "datasets", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
-    "cli": {"errors", "files", "interrupts", "terminal", "memory", "demonstration", "datasets", "estimators", "cli_study"},
+    "cli": {
+        "errors",
+        "files",
+        "interrupts",
+        "terminal",
+        "memory",
+        "tables",
+        "demonstration",
+        "datasets",
+        "estimators",
+        "cli_study",
+    },
 }
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 

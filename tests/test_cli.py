@@ -197,6 +197,23 @@ def test_the_demonstration_writes_its_files_and_says_how_near_the_truth_they_are
     }
 
 
+def test_labels_that_numbers_would_make_one_of_stay_apart(run: Run, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    z, u = generator.normal(size=(2, 90))
+    codes = np.array(["01", "1", "2"])[np.arange(90) % 3]
+    shift = pd.Series(codes).map({"01": 5.0, "1": 7.0, "2": 9.0}).to_numpy()
+    table = pd.DataFrame({"y": 2 * (z + u) + u + shift, "t": z + u, "z": z, "code": codes, "plain": np.arange(90) % 4})
+    table.to_csv(tmp_path / "codes.csv", index=False)
+    formula = "y ~ 0 + C(code) + [t ~ z]"
+    answer = run("fit", "codes.csv", formula, "--estimator", "2sls", "--out", "codes.st")
+    assert (answer.code, answer.err) == (0, "")
+    expected = cfiv.TwoStageLeastSquares(formula).fit(table)
+    assert list(expected.coefficients_.index) == ["C(code)[01]", "C(code)[1]", "C(code)[2]", "t"]
+    assert (cfiv.load(tmp_path / "codes.st").predict(table) == expected.predict(table)).all()
+    assert run("fit", "codes.csv", "y ~ C(plain) + [t ~ z]", "--estimator", "2sls", "--out", "plain.st").code == 0
+    cfiv.load(tmp_path / "plain.st").predict(table)  # whole numbers stay numbers
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [(100.0, "The squared error of 2SLS is 4 times that of DFIV"), (400.0, "DFIV is no closer"), (401.0, "DFIV is no closer")],

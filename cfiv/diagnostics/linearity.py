@@ -9,7 +9,7 @@ from functools import partial
 from cfiv.diagnostics.adequacy import Sample, residual_prediction
 from cfiv.diagnostics.curvature import FEW, CurvedModel, curved_covariates, curved_treatment
 from cfiv.diagnostics.curves import Variable, numbers
-from cfiv.diagnostics.first_stage import effective_f
+from cfiv.diagnostics.first_stage import effective_f, partial_f
 from cfiv.diagnostics.linear_problem import LinearProblem
 from cfiv.diagnostics.rank import kleibergen_paap
 from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
@@ -106,7 +106,13 @@ def _what(
     """What is wrong with a linear model that is rejected."""
     rejected = "the linear model is rejected"
     if not problem.intercept:
-        rejected += ", for which a missing constant is enough"
+        return f"{rejected}, for which a missing constant is enough: put it back and test again before more is read in it"
+    moved = [test for test in partial_f(problem, significance=significance) if isinstance(test, TestResult)]
+    if not all(test.rejects(significance) for test in moved):
+        return (
+            f"{rejected}, and instruments that show no sign of moving the treatment cannot tell why: an invalid instrument is "
+            "enough, and so is a covariate that enters nonlinearly"
+        )
     if problem.data.covariates is None:
         return f"{rejected}: {_effect(problem)}"
     if isinstance(model, str) or isinstance(second, Unavailable):

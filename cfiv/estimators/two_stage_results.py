@@ -144,6 +144,11 @@ class TwoStageResults(LinearResults):
             return self._test(found(tested) if callable(found) else found, name, EXOGENOUS, counts_rows)
         except np.linalg.LinAlgError as error:
             raise SingularError(f"{name}: the covariance is singular ({error}); use covariance='unadjusted'") from error
+        except ValueError as error:  # linearmodels judges rank once more, of the treatments beside all instruments
+            raise SingularError(
+                f"{name}: what the instruments leave of one treatment is a combination of what they leave of others, or "
+                "nothing, so that not all of them can be tested: name those to test"
+            ) from error
 
     def _test(self, found: Any, name: str, null: str, counts_rows: bool) -> WaldTest:
         taken, note = len(self.exogenous.names), ""

@@ -120,7 +120,9 @@ def placed(batch: Examples, module: nn.Module) -> Examples:
 
 
 def check_width(batch: Examples, module: nn.Module) -> None:
-    """Raise a DataError where an input or a target is finite, but beyond what the module computes with."""
+    """Raise a DataError where inputs or targets are finite, but beyond what the module computes with, or so small that it has
+    zeros for them: in a table's column, or in all of what is no table.
+    """
     first = _parameter(module)
     for role, values in (("inputs", batch.inputs), ("targets", batch.targets)):
         if first is not None and values.is_floating_point() and values.dtype.itemsize > first.dtype.itemsize:
@@ -129,6 +131,13 @@ def check_width(batch: Examples, module: nn.Module) -> None:
                 raise DataError(
                     f"{role} must be within {first.dtype}, which the module computes with, got {extremes.abs().max():g}: "
                     "bring them to another scale, or call double() on the module"
+                )
+            largest = values.abs().amax(dim=0 if values.ndim <= 2 else tuple(range(values.ndim))).double()
+            limits = torch.finfo(first.dtype)
+            if bool(((largest > 0) & (largest < limits.tiny / limits.eps)).any()):
+                raise DataError(
+                    f"{role} must not all be smaller than {limits.tiny / limits.eps:.0e}, which leaves {first.dtype} "
+                    f"no digits, got up to {largest[largest > 0].min():g}: bring them to another scale, or call double() on the module"
                 )
 
 

@@ -19,6 +19,9 @@ from cfiv.learning.digest import digest
 from cfiv.learning.samples import batch_rows
 from cfiv.numerics.inputs import check_weights
 
+#: Of the largest row weight, or its reciprocal: beyond it float32 has no digits for weighted sums.
+LEAST_WEIGHT = 1e-30
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -244,6 +247,11 @@ def _batch(given: Any, *, finite: bool) -> Examples:
             raise DataError(f"row weights must have shape ({len(inputs)},), one an example, got {tuple(weights.shape)}")
         if not check_weights(weights) > 0:
             raise DataError("row weights of a batch must have a positive sum, got 0: leave such rows out")
+        if not LEAST_WEIGHT < float(weights.max()) < 1 / LEAST_WEIGHT:
+            raise DataError(
+                f"row weights must be of an ordinary size, got a largest of {float(weights.max()):g}: only their ratios "
+                "matter, so divide them by it"
+            )
     return Examples(inputs, targets, weights)
 
 

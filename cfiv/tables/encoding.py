@@ -101,13 +101,16 @@ class TableEncoder:
             values = dict.fromkeys(self.treatment_columns[:1], value)
         else:
             listed = list(value)  # type: ignore[call-overload]
-            values = (
-                dict(zip(self.treatment_columns, listed, strict=False)) if len(listed) == len(self.treatment_columns) else {}
-            )
+            values = {}
+            if len(listed) == len(self.treatment_columns):
+                values = dict(zip(self.treatment_columns, listed, strict=True))
+            elif len(self.treatment_columns) == 1 and len(listed) == len(frame):  # one a row
+                values = {self.treatment_columns[0]: np.asarray(value)}
         if set(values) != set(self.treatment_columns):
             raise ParameterError(
                 f"treatment values must cover {quoted(self.treatment_columns)}, got {shortened(value)}: give one number for "
-                "each, or a mapping from column to number, or to one number a row"
+                "each, or a mapping from column to number, or to one number a row, as in "
+                f"{{{self.treatment_columns[0]!r}: ...}}"
             )
         for name, item in values.items():
             if np.ndim(item) > 0 and np.shape(item) != (len(frame),):

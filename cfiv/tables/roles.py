@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cfiv.errors import FormulaError, FormulaWarning
 from cfiv.tables.grammar import UNREADABLE, check_bounds, read_formula, reason
-from cfiv.tables.terms import term_text
+from cfiv.tables.terms import category_columns, term_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,13 @@ class Roles:
     weights: str | None = None
     intercept: bool = True
     clusters: str | None = None
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns whose values are labels and no numbers: those in ``C(...)``, and the clusters."""
+        parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
+        names = dict.fromkeys(name for part in parts for name in sorted(category_columns(part)))
+        return (*names, *([] if self.clusters is None else [self.clusters]))
 
     @classmethod
     def from_formula(cls, formula: str, *, weights: str | None = None, clusters: str | None = None) -> Roles:

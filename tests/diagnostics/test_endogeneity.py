@@ -8,6 +8,7 @@ import pytest
 from linearmodels.datasets import mroz
 from scipy import stats
 
+import cfiv
 from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.results import TestResult
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
@@ -117,3 +118,15 @@ def test_treatments_with_one_source_of_noise_cannot_be_tested() -> None:
     frame = pd.DataFrame({"z": z, "q": q, "t": z + u, "s": q - 2 * u, "y": z + q + u + v})
     for result in endogeneity(problem("y ~ [t + s ~ z + q]", frame), significance=SIGNIFICANCE).values():
         assert "what the instruments leave of one treatment" in result.reading
+
+
+def test_treatments_of_which_a_combination_is_exogenous_are_said_not_to_be_testable() -> None:
+    """t + w = z: what the instruments leave of t is minus what they leave of w."""
+    z, z2, u = np.random.default_rng(0).normal(size=(3, 200))
+    frame = pd.DataFrame({"z": z, "z2": z2, "t": z + z2 + u})
+    frame = frame.assign(w=frame["z"] - frame["t"], y=2 * frame["t"] + u)
+    result = cfiv.diagnose(frame, "y ~ [t + w ~ z + z2]")
+    for test in (result.wu_hausman, result.durbin, result.wooldridge):
+        assert "a combination of what they leave of others" in test.reading
+    with pytest.raises(cfiv.SingularError, match="name those to test"):
+        cfiv.TwoStageLeastSquares("y ~ [t + w ~ z + z2]").fit(frame).results_.wu_hausman()

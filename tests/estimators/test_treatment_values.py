@@ -225,3 +225,15 @@ def test_errors_of_values_are_data_or_parameter_errors() -> None:
     for error, value in ((DataError, np.nan), (ParameterError, len)):
         with pytest.raises(error):
             ONE.effect(FRAME, treatment_from=0.0, treatment_to=value)
+
+
+def test_one_treatment_may_have_a_value_for_each_row() -> None:
+    z, u = np.random.default_rng(0).normal(size=(2, 40))
+    frame = pd.DataFrame({"y": 2 * (z + u) + u, "t": z + u, "z": z})
+    model = TwoStageLeastSquares("y ~ [t ~ z]").fit(frame)
+    slope = model.coefficients_.loc["t"].iloc[0]
+    for values in ([1.0, 2.0, 3.0], np.array([1.0, 2.0, 3.0]), pd.Series([1.0, 2.0, 3.0]), {"t": [1.0, 2.0, 3.0]}):
+        effect = model.effect(frame[:3], treatment_from=0.0, treatment_to=values)
+        np.testing.assert_allclose(effect, slope * np.array([1.0, 2.0, 3.0]), rtol=1e-9)
+    with pytest.raises(ParameterError, match=r"as in \{'t': \.\.\.\}"):
+        model.effect(frame[:3], treatment_from=0.0, treatment_to=[1.0, 2.0])

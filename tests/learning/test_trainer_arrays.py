@@ -267,3 +267,17 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     for call in (trainer.predict, lambda x: trainer.evaluate((x, Y))):
         with pytest.raises(DataError, match=r"outputs must be finite, got some that are infinite or missing"):
             call(X)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-60, 1e-44])
+def test_values_and_weights_that_float32_has_no_digits_for_are_refused(factor: float) -> None:
+    def refused(data: object, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            LastLayerTrainer(made().float(), Proximal(0.5), batch_size=8).fit(data, epochs=1)
+
+    refused((factor * X, Y), "inputs must not all be smaller than 1e-31")
+    refused((X, factor * Y), "targets must not all be smaller than 1e-31")
+    refused((X * [1.0, factor], Y), "inputs must not all be smaller than 1e-31")
+    refused([(factor * X, Y), (X, Y)], "inputs must not all be smaller than 1e-31")
+    refused((X, Y, factor * W), "row weights must be of an ordinary size")
+    refused((X, Y, 1e200 * W), "row weights must be of an ordinary size")
