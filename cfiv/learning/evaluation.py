@@ -133,11 +133,11 @@ def check_width(batch: Examples, module: nn.Module) -> None:
                     "bring them to another scale, or call double() on the module"
                 )
             largest = values.abs().amax(dim=0 if values.ndim <= 2 else tuple(range(values.ndim))).double()
-            limits = torch.finfo(first.dtype)
-            if bool(((largest > 0) & (largest < limits.tiny / limits.eps)).any()):
+            least = torch.finfo(first.dtype).tiny / torch.finfo(first.dtype).eps
+            if bool(((largest > 0) & (largest < least)).any()):
                 raise DataError(
-                    f"{role} must not all be smaller than {limits.tiny / limits.eps:.0e}, which leaves {first.dtype} "
-                    f"no digits, got up to {largest[largest > 0].min():g}: bring them to another scale, or call double() on the module"
+                    f"{role} must not all be smaller than {least:.0e}, which leaves {first.dtype} no digits, got up to "
+                    f"{largest[largest > 0].min():g}: bring them to another scale, or call double() on the module"
                 )
 
 
