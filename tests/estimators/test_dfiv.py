@@ -111,6 +111,7 @@ def test_penalties_move_identity_features_away_from_two_stage_least_squares() ->
 # What a fit learns
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     "options",
@@ -353,7 +354,7 @@ class Brightness(nn.Module):
 
 IMAGE_NETWORKS = [
     pytest.param(None, None, id="default"),
-    pytest.param(Brightness, Brightness, id="factory"),
+    pytest.param(Brightness, Brightness, id="factory", marks=pytest.mark.slow),
     pytest.param(Brightness((8, 8)), Brightness, id="module", marks=pytest.mark.slow),
     pytest.param(
         lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 4)),

@@ -99,7 +99,7 @@ def test_saving_changes_no_number_and_a_finished_fit_is_there_at_once(
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name if name == "default" else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def test_a_fit_that_is_killed_anywhere_goes_on_bit_for_bit(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, data = CASES[case][0], CASES[case][1]()
     undisturbed = make().fit(data)

@@ -142,6 +142,7 @@ trainer.fit(data(), steps=40, checkpoint=sys.argv[1], every=3, on_step=on_step)
 
 
 @pytest.mark.law
+@pytest.mark.slow
 def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     file, program = tmp_path / "run", textwrap.dedent(PROGRAM).format(root=str(Path(__file__).parents[2]))
     ended = subprocess.run(

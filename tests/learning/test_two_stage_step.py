@@ -296,6 +296,7 @@ def test_batch_statistics_rest_with_the_features() -> None:
 
 
 @pytest.mark.law
+@pytest.mark.slow
 def test_last_layers_that_settle_at_the_end_are_nearly_those_of_a_refit() -> None:
     """On features that never move, where what the last solve on 32 rows predicts is far from what the solve on all does."""
     split, other = Split(sample(2000, seed=1), sample(2000, seed=2), None), sample(3000, seed=3)
