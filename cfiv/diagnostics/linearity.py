@@ -94,7 +94,11 @@ def _curved_reading(result: Diagnostic, model: CurvedModel, significance: float)
         significance=significance,
         rejected=f"the model is rejected where the covariates enter as curves and in {every}pairs too ({many} more)",
         kept=f"nothing speaks against a linear effect where the covariates enter as curves and in {every}pairs ({many} more)"
-        + ("" if is_strong(model.problem, significance) else ", but with instruments this weak hardly anything could"),
+        + (
+            ""
+            if is_strong(model.problem, significance)
+            else ", but beside so many the instruments are weak, and it says little"
+        ),
     )
     null = "E[e | Z, X] = 0 for some effect linear in the treatment and some curves of the covariates and products of two"
     return replace(result, null=null, reading=reading)

@@ -62,7 +62,8 @@ class FirstStage:
 
         Notes
         -----
-        The F is that of :func:`cfiv.diagnose`. linearmodels gives the Wald statistic under the name, ``q`` times as large.
+        The F is that of :func:`cfiv.diagnose`. linearmodels gives the Wald statistic under the name, about ``q``
+        times as large, or with an unadjusted covariance the F without its small-sample factor (unless debiased).
 
         References
         ----------

@@ -15,7 +15,7 @@ from cfiv.checks import is_number
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.fitted_regression import OUT_OF_RANGE, FittedRegression, in_units
-from cfiv.estimators.wald import WaldTest, read_numbers, read_restrictions
+from cfiv.estimators.wald import WaldTest, by_name, has_labels, read_numbers, read_restrictions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,8 +112,9 @@ class LinearResults(abc.ABC):
 
         Parameters
         ----------
-        weights : array (k,) or (m, k)
-            ``c``, one row a combination, in the order of ``params`` and in the user's units.
+        weights : array (k,) or (m, k), mapping, Series or DataFrame
+            ``c``, one row a combination, in the order of ``params`` and in the user's units; or by the names of ``params``, 0
+            for those that are not named.
 
         Returns
         -------
@@ -123,7 +124,7 @@ class LinearResults(abc.ABC):
         Raises
         ------
         ParameterError
-            If there is not one finite weight a coefficient.
+            If there is not one finite weight a coefficient, or a name that none has.
         """
         estimates, roots, power = self._combined(weights)
         found = [in_units(part, np.asarray(power)) for part in (estimates, np.linalg.norm(roots, axis=1))]
@@ -136,8 +137,8 @@ class LinearResults(abc.ABC):
 
         Parameters
         ----------
-        restriction : array (q, k), optional
-            ``C``, in the order of ``params``.
+        restriction : array (q, k), mapping, Series or DataFrame, optional
+            ``C``, in the order of ``params`` or by their names, as in :meth:`combination`.
         value : array (q,), optional
             ``v``, by default zeros.
         formula : str, list of str or mapping, optional
@@ -156,6 +157,8 @@ class LinearResults(abc.ABC):
             restriction, value = read_restrictions(formula, self.fitted.coefficients.names)
         estimates, roots, power = self._combined(restriction)
         if value is not None:
+            if has_labels(value):
+                raise ParameterError("value goes by position, one number a restriction: give value.to_numpy() in their order")
             values = read_numbers("value", value).ravel()
             if values.shape != estimates.shape:
                 raise ParameterError(f"value must have one number a restriction, {len(estimates)}, got {len(values)}")
@@ -283,7 +286,7 @@ class LinearResults(abc.ABC):
 
     def _combined(self, weights: Any) -> tuple[Array, Array, int]:
         """``C b`` and ``C L`` with their power of two: shapes (m,) and (m, k)."""
-        matrix = np.atleast_2d(read_numbers("weights", weights))
+        matrix = np.atleast_2d(read_numbers("weights", by_name(weights, self.fitted.coefficients.names)))
         size = len(self.fitted.coefficients.names)
         if matrix.ndim != 2 or matrix.shape[1] != size or not np.isfinite(matrix).all():
             raise ParameterError(f"weights must be {size} finite numbers a row, one a coefficient, got shape {matrix.shape}")

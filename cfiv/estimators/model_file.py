@@ -58,6 +58,10 @@ def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> N
 
 def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> StructuralFunction:
     """Read what :func:`write_model` wrote; see :func:`cfiv.load`."""
+    if not isinstance(networks, Mapping):
+        raise ModelFileError(
+            f"networks must be a mapping such as {{'treatment': factory}}, got {type(networks).__name__}: name the role"
+        )
     unknown = set(networks) - {"treatment", "covariate"}
     if unknown:
         raise ModelFileError(f"networks takes the keys 'treatment' and 'covariate', got {sorted(unknown)}")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from scipy import linalg, stats
 
 from cfiv.data import Array
-from cfiv.errors import ParameterError, SingularError
+from cfiv.errors import ParameterError, SingularError, nearest, quoted
 
 #: Smallest singular value of a covariance's root, relative to its rows, below which it cannot be inverted.
 SINGULAR = 1e-8
@@ -91,6 +92,33 @@ def read_numbers(name: str, values: Any) -> Array:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ParameterError(f"{name} must be finite numbers, got {values!r}") from error
+
+
+def has_labels(values: Any) -> bool:
+    """Whether a Series or DataFrame of pandas names its numbers, by something else than their position."""
+    labels = getattr(values, "columns" if isinstance(values, pd.DataFrame) else "index", None)
+    return isinstance(labels, pd.Index) and not labels.equals(pd.RangeIndex(len(labels)))
+
+
+def by_name(weights: Any, names: Sequence[str]) -> Any:
+    """Weights with names as rows in the order of ``names``, 0 where none is given; others as they are.
+
+    Raises
+    ------
+    ParameterError
+        For a name that is not among them.
+    """
+    if isinstance(weights, Mapping):
+        weights = pd.Series(dict(weights), dtype=object)
+    elif not has_labels(weights):
+        return weights
+    table = weights if isinstance(weights, pd.DataFrame) else weights.to_frame().T
+    for label in table.columns:
+        if label not in names:
+            raise ParameterError(f"weights name {label!r}, which is no coefficient: {nearest(str(label), names)}")
+    if not table.columns.is_unique:
+        raise ParameterError(f"weights must name a coefficient once, got {quoted(list(table.columns))}")
+    return table.reindex(columns=list(names), fill_value=0.0).to_numpy()
 
 
 def read_restrictions(formula: Any, names: Sequence[str]) -> tuple[Array, Array]:

@@ -226,3 +226,17 @@ def test_results_can_be_copied_pickled_and_read() -> None:
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             pd.testing.assert_frame_equal(other.results_.cov, model.results_.cov)
         assert repr(model.results_).splitlines()[1].split() == list(model.coefficients_.columns)
+
+
+def test_combinations_and_restrictions_heed_the_names_of_coefficients() -> None:
+    x, z, u = np.random.default_rng(0).normal(size=(3, 60))
+    frame = pd.DataFrame({"y": 2 * (z + u) + x + u, "t": z + u, "x": x, "z": z})
+    results = TwoStageLeastSquares("y ~ x + [t ~ z]").fit(frame).results_
+    expected = results.combination([0.0, 0.0, 1.0])
+    for weights in ({"t": 1.0}, pd.Series({"t": 1.0, "x": 0.0}), pd.DataFrame({"t": [1.0]}), pd.Series([0.0, 0.0, 1.0])):
+        pd.testing.assert_frame_equal(results.combination(weights), expected)
+    assert results.wald_test({"t": 1.0}).stat == results.wald_test(formula="t = 0").stat
+    with pytest.raises(ParameterError, match="weights name 'tt', which is no coefficient: did you mean 't'"):
+        results.combination({"tt": 1.0})
+    with pytest.raises(ParameterError, match="value goes by position"):
+        results.wald_test({"t": 1.0}, pd.Series({"a": 2.0}))
