@@ -203,6 +203,11 @@ class Surroundings(Slope):
 
 
 class NotANumber(Slope):
+    REASON = (
+        "a metric raised StudyError: predictions must be finite, got 20 values that are infinite or missing (the first is "
+        "missing in row 0): drop or fill those rows"
+    )
+
     def predict(self, rows: pd.DataFrame) -> Any:
         return np.full(len(rows), np.nan)
 

@@ -34,7 +34,7 @@ def test_a_failure_is_a_row_with_its_reason_and_the_rest_is_unharmed_and_it_is_r
     reasons = {
         "raises": (problems.Raises(), "the method raised ZeroDivisionError: no slope today"),
         "dies": (problems.Dies(), "its process died, by SIGABRT"),
-        "not a number": (problems.NotANumber(), "a metric raised StudyError: the metric 'error' is nan"),
+        "not a number": (problems.NotANumber(), problems.NotANumber.REASON),
         "unspeakable": (problems.Unspeakable(), "the method raised ValueError: \\udc80"),
         "not a model": (lambda seed: 3, "the method raised AttributeError: 'int' object has no attribute 'fit'"),
     }

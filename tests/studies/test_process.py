@@ -58,10 +58,7 @@ def test_each_way_to_fail_is_one_answer_with_its_reason_and_the_next_job_is_done
     expected = {
         problems.Raises(): "the method raised ZeroDivisionError: no slope today",
         problems.Exits(): "the method raised SystemExit: 3",
-        problems.NotANumber(): (
-            "a metric raised StudyError: predictions must be finite, got 20 values that are infinite or missing (the first is "
-            "missing in row 0): drop or fill those rows"
-        ),
+        problems.NotANumber(): problems.NotANumber.REASON,
         problems.Unspeakable(): "the method raised ValueError: \\udc80",
         problems.Unloadable(): "could not be loaded: ImportError: not on this machine: \\udc80",
     }
