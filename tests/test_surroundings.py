@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import cfiv
 from cfiv.estimators.structural import StructuralFunction
-from cfiv.learning.draws import MAY_DRAW, Draws, may_draw, run
 from cfiv.learning.last_layer import Memory
-from cfiv.learning.threads import SMALL_NETWORK, suitable_threads
+from cfiv.runtime.draws import MAY_DRAW, Draws, may_draw, run
+from cfiv.runtime.threads import SMALL_NETWORK, suitable_threads
 
 pytestmark = pytest.mark.contract
 

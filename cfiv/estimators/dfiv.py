@@ -25,19 +25,19 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
-from cfiv.learning.devices import resolve_device
-from cfiv.learning.draws import Draws
-from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
-from cfiv.learning.surroundings import ordinary_torch
-from cfiv.learning.threads import suitable_threads
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Networks, PerNetwork
 from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
+from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.draws import Draws
+from cfiv.runtime.module_state import cast
+from cfiv.runtime.surroundings import ordinary_torch
+from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 from cfiv.terminal import progress_bar

@@ -21,9 +21,9 @@ from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError,
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.estimators.units import exponents, in_unit
-from cfiv.learning.devices import resolve_device
-from cfiv.learning.surroundings import ordinary_torch
 from cfiv.memory import within_memory
+from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoding import TableEncoder, fit_encoder
 from cfiv.tables.roles import Names, Roles

@@ -21,7 +21,7 @@ from cfiv.estimators.saved_encoders import encoder_from_values, encoder_to_value
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.file_values import fields, listed, scalar, text
 from cfiv.learning.networks import seeded
-from cfiv.learning.surroundings import ordinary_torch
+from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.encoding import TableEncoder
 from cfiv.tensor_file import TensorFile, nested
 

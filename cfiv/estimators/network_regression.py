@@ -21,10 +21,7 @@ from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
-from cfiv.learning.devices import resolve_device
-from cfiv.learning.draws import Draws
 from cfiv.learning.last_layer import Proximal
-from cfiv.learning.module_state import cast
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.regression import (
     Features,
@@ -35,10 +32,13 @@ from cfiv.learning.regression import (
     fit_regression,
 )
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
-from cfiv.learning.threads import suitable_threads
 from cfiv.learning.training import Training
 from cfiv.learning.two_stage import PerNetwork
 from cfiv.numerics.two_stage import Structure
+from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.draws import Draws
+from cfiv.runtime.module_state import cast
+from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 from cfiv.terminal import progress_bar

@@ -17,10 +17,10 @@ from cfiv.estimators.components import Component, KernelComponent, LinearCompone
 from cfiv.estimators.standardise import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
-from cfiv.learning.module_state import cast, extra_of, misfit, put, tensors_of
 from cfiv.learning.networks import copied, evaluate, made_ready
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import structural_features
+from cfiv.runtime.module_state import cast, extra_of, misfit, put, tensors_of
 from cfiv.tensor_file import DAMAGE
 
 #: Numbers of one treatment, and of one layer's output for it, beyond which a file is not believed.

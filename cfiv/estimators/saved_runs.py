@@ -16,9 +16,9 @@ from cfiv.checks import check_repeatable, check_whole
 from cfiv.data import ROLES
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
-from cfiv.learning.digest import digest
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
+from cfiv.runtime.digest import digest
 from cfiv.tables.roles import column_names
 
 #: Hyper-parameters that change no number.

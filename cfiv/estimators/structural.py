@@ -15,9 +15,9 @@ from cfiv.data import IVData, column_labels, read_table
 from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.estimators.components import Component
 from cfiv.estimators.treatment_values import grid_table, one_array, values_by_column
-from cfiv.learning.surroundings import ordinary_torch
 from cfiv.memory import within_memory
 from cfiv.rendering import shown
+from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.encoding import TableEncoder
 
 #: Images whose values range over this many times more than those of training, or over this many times less, are in another

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from cfiv.learning.module_state import ModuleState
+from cfiv.runtime.module_state import ModuleState
 
 L = TypeVar("L")
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DataError
-from cfiv.learning.arrays import is_finite
 from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
 from cfiv.learning.supervised import row_weights_of
 from cfiv.learning.supervised_data import Examples
 from cfiv.learning.tasks import Classification, Task
 from cfiv.numerics.moments import accumulate, moments, solve_moments
+from cfiv.runtime.arrays import is_finite
 
 #: Examples that run at once.
 CHUNK = 256

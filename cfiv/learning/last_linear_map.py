@@ -16,8 +16,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from cfiv.errors import CfivError, DataError, ParameterError
-from cfiv.learning.draws import run
-from cfiv.learning.module_state import tensors_of
+from cfiv.runtime.draws import run
+from cfiv.runtime.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from cfiv.errors import ParameterError
-from cfiv.learning.draws import Draws, run
-from cfiv.learning.module_state import extra_of, real_dtype, tensors_of
+from cfiv.runtime.draws import Draws, run
+from cfiv.runtime.module_state import extra_of, real_dtype, tensors_of
 from cfiv.tensor_file import UnsavableError, check_savable
 
 #: None (chosen from the shapes), a factory from the input width (or image shape) to a module, or a module.
@@ -373,6 +373,6 @@ def features_of(network: nn.Module, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws of layers (initial weights, dropout) come from ``seed`` inside; see :class:`cfiv.learning.draws.Draws`."""
+    """Draws of layers (initial weights, dropout) come from ``seed`` inside; see :class:`cfiv.runtime.draws.Draws`."""
     with Draws(seed, device).here(other_code=True):
         yield

@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.draws import running_again
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
-from cfiv.learning.module_state import put, state_of
 from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.optimisers import adam
 from cfiv.learning.samples import Sample, batches, joined
@@ -30,6 +28,8 @@ from cfiv.numerics.last_layer import last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.moments import accumulate, moments, ridge_path
 from cfiv.numerics.two_stage import Structure, structural_features
+from cfiv.runtime.draws import running_again
+from cfiv.runtime.module_state import put, state_of
 
 
 class Features(Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError, ParameterError
 from cfiv.file_values import fields
-from cfiv.learning.module_state import tensors_of
+from cfiv.runtime.module_state import tensors_of
 from cfiv.tensor_file import TensorFile, nested, short
 
 #: Runs of another version are not continued.

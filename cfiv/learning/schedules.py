@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cfiv.checks import check_choice, check_number, is_within, shown
 from cfiv.errors import ParameterError
-from cfiv.learning.draws import watched
 from cfiv.learning.training import Schedule, Training
+from cfiv.runtime.draws import watched
 
 #: From the steps done, and all of them, to a factor.
 Factor = Callable[[int, int], float]

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from cfiv.checks import check_instance
 from cfiv.errors import DivergenceError, ParameterError
-from cfiv.learning.arrays import is_finite
-from cfiv.learning.draws import running_again, watched
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.supervised_data import Examples
 from cfiv.learning.tasks import Classification, Task
 from cfiv.learning.training import Order
 from cfiv.numerics.last_layer import last_layer_loss, mean_square
+from cfiv.runtime.arrays import is_finite
+from cfiv.runtime.draws import running_again, watched
 
 Loss = Literal["squared", "cross-entropy"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cfiv.errors import DataError
-from cfiv.learning.arrays import as_tensor, columns_of, is_array
-from cfiv.learning.digest import digest
 from cfiv.learning.samples import batch_rows
 from cfiv.numerics.inputs import check_weights
+from cfiv.runtime.arrays import as_tensor, columns_of, is_array
+from cfiv.runtime.digest import digest
 
 #: Of the largest row weight, or its reciprocal: beyond it float32 has no digits for weighted sums.
 LEAST_WEIGHT = 1e-30

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
-from cfiv.learning.draws import reseed, watched
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
-from cfiv.learning.module_state import put, renew, state_of, tensors_of
 from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.saved_state import check_supervised
 from cfiv.learning.supervised import Recipe, TrainerState, step
 from cfiv.learning.supervised_data import Examples, Source
+from cfiv.runtime.draws import reseed, watched
+from cfiv.runtime.module_state import put, renew, state_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Run:
 def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) -> tuple[list[tuple[int, float]], Ended]:
     """Drive a run to its end, or to an earlier one: on Ctrl-C, or where a loss is not finite.
 
-    Call it with the module in training mode and in a block of :class:`cfiv.learning.draws.Draws`.
+    Call it with the module in training mode and in a block of :class:`cfiv.runtime.draws.Draws`.
 
     Returns
     -------

@@ -31,10 +31,6 @@ from cfiv.checks import (
 )
 from cfiv.errors import DataError, NotFittedError, ParameterError
 from cfiv.files import check_place
-from cfiv.learning.arrays import as_tensor, columns_of
-from cfiv.learning.devices import resolve_device
-from cfiv.learning.digest import digest
-from cfiv.learning.draws import Draws
 from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
 from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
@@ -46,10 +42,14 @@ from cfiv.learning.schedules import lambda_factor, places, rate_factor
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
 from cfiv.learning.supervised_loop import Plan, train
-from cfiv.learning.surroundings import ordinary_torch
 from cfiv.learning.tasks import Classification, Regression, Task
 from cfiv.learning.training import Order, Schedule
 from cfiv.memory import within_memory
+from cfiv.runtime.arrays import as_tensor, columns_of
+from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.digest import digest
+from cfiv.runtime.draws import Draws
+from cfiv.runtime.surroundings import ordinary_torch
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.draws import running_again
 from cfiv.learning.last_layer import Held, LastLayer, Proximal
 from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.optimisers import adam
@@ -26,6 +25,7 @@ from cfiv.numerics.two_stage import (
     second_stage_loss,
     unpredicted_features,
 )
+from cfiv.runtime.draws import running_again
 
 #: One value each for the treatment, the instrument and the covariate network.
 PerNetwork = tuple[float, float, float]

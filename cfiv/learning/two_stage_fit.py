@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cfiv.learning.early_stopping import Checkpoint, standard_errors_above_zero
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, Progress, Trained, check_steps, train
-from cfiv.learning.module_state import ModuleState, put, state_of
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile, draws_of, restore_draws
 from cfiv.learning.samples import Sample, Split, batches
@@ -32,6 +31,7 @@ from cfiv.learning.whole_sample import (
 )
 from cfiv.numerics.moments import ridge_path
 from cfiv.numerics.two_stage import Structure
+from cfiv.runtime.module_state import ModuleState, put, state_of
 
 #: Rows of sample 1 whose features must be finite where no solve would notice.
 FINITE_ROWS = 256

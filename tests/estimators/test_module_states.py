@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import cfiv
 from cfiv import IVData
-from cfiv.learning.module_state import cast, put, state_of
+from cfiv.runtime.module_state import cast, put, state_of
 
 pytestmark = pytest.mark.contract
 

@@ -12,13 +12,13 @@ from torch import nn
 from cfiv.errors import DivergenceError, TrainingWarning
 from cfiv.learning import networks as nets
 from cfiv.learning import whole_sample
-from cfiv.learning.module_state import state_of
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Penalties, Report, Training
 from cfiv.learning.two_stage import Batch, Networks, Optimisers, TwoStageState, optimisers, step
 from cfiv.learning.two_stage_fit import Seen, TwoStageFit, TwoStageProblem, best_instrument_features, fit_two_stage
 from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import Structure
+from cfiv.runtime.module_state import state_of
 
 PENALTIES = Penalties(lambda1=1.0, lambda2=1.0, lambda12=1.0, ridge1=1e-3, ridge2=1e-3)
 NONE = (0.0, 0.0, 0.0)

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from cfiv.learning.threads import settle_threads
+from cfiv.runtime.threads import settle_threads
 
 #: Kinds of devices whose autocast a caller may have turned on.
 AUTOCAST = ("cpu", "cuda")
