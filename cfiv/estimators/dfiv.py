@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, Literal, Self
 
@@ -25,12 +24,13 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
-from cfiv.learning.networks import NetworkSpec
-from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
+from cfiv.learning.dfiv_fit import fit_dfiv
+from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
+from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.member_networks import can_be_stacked
+from cfiv.learning.networks import Networks, NetworkSpec
+from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, hold_out, split_rows
 from cfiv.learning.training import Penalties, Report, Training
-from cfiv.learning.two_stage import Networks, PerNetwork
-from cfiv.learning.two_stage_fit import TwoStageFit, TwoStageProblem, fit_two_stage
 from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
@@ -44,6 +44,8 @@ from cfiv.terminal import progress_bar
 
 #: What "auto" stands for on images.
 IMAGE_UNPREDICTED_PENALTY = 1.0
+#: Members that train side by side at most: more take as long as one after another.
+TOGETHER = 16
 
 
 class DFIV(StructuralEstimator):
@@ -359,46 +361,69 @@ class DFIV(StructuralEstimator):
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
-        fits: list[TwoStageFit] = []
-        history: list[dict[str, Any]] = []
-        swaps = (False, True) if self.swap and self._options().split is not None else (False,)
-        generators = np.random.default_rng(self.random_state).spawn(self.fits)
-        steps = self.steps * self.fits * len(swaps)
-        with progress_bar(steps, description="DFIV", unit="step", shown=self.progress) as bar:
-            for number, generator in enumerate(generators):
-                split_generator, *fit_generators = generator.spawn(1 + len(swaps))
-                first, second = self._split(len(data), split_generator)
-                for swapped, fit_generator in zip(swaps, fit_generators, strict=True):
-                    samples = (second, first) if swapped else (first, second)
-                    file = None
-                    if runs is not None:
-                        file = partial(runs.file, f"fit-{number + 1}{'-swapped' if swapped else ''}", sample=problem.sample)
-                    try:
-                        fitted = _on_cpu(self._fit_once(problem, samples, fit_generator, bar.update, warn=not fits, file=file))
-                    except KeyboardInterrupt:
-                        if not fits:
-                            raise
-                        warnings.warn(
-                            f"training was interrupted before the first step of fit {len(fits) + 1}; what was fitted before "
-                            "is kept and usable",
-                            TrainingWarning,
-                            stacklevel=3,
-                        )
-                        return self._estimated(problem, fits, history, interrupted=True)
-                    except DivergenceError as error:
-                        if not fits:
-                            raise
-                        warnings.warn(f"a fit is left out of the average: {error}", TrainingWarning, stacklevel=3)
-                        continue
-                    fits.append(fitted)
-                    history += [{"fit": number, "swapped": swapped, **record} for record in fitted.history]
-                    if fitted.ended == "interrupted":
-                        return self._estimated(problem, fits, history, interrupted=True)
-        return self._estimated(problem, fits, history)
+        members = self._members(problem)
+        _warn_if_weak(problem, members[0].networks)
+        outcomes: list[TwoStageFit | DivergenceError] = []
+        with progress_bar(self.steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
+            for together in _side_by_side(members):
+                outcomes += self._fit_members(problem, together, bar.update, runs)
+        return self._estimated(problem, members, outcomes)
+
+    def _members(self, problem: StandardisedData) -> list[_Member]:
+        """Every function to be averaged: its rows, networks and random numbers."""
+        members, options = [], self._options()
+        for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(self.fits)):
+            swaps = (False, True) if self.swap and options.split is not None else (False,)
+            split_generator, *generators = generator.spawn(1 + len(swaps))
+            first, second = self._split(len(problem.sample), split_generator)
+            for swapped, fit_generator in zip(swaps, generators, strict=True):
+                holdout_generator, batch_generator, network_generator = fit_generator.spawn(3)
+                stage1, sample2 = (second, first) if swapped else (first, second)
+                split = hold_out(stage1, sample2, share=options.holdout, generator=holdout_generator)
+                draws = Draws(int(network_generator.integers(2**62)), problem.device)
+                with draws.here(other_code=True):
+                    networks = self._networks(problem)
+                size = batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2)))
+                members.append(_Member(number, swapped, split, size, networks, batch_generator, draws))
+        return members
+
+    def _fit_members(
+        self, problem: StandardisedData, members: list[_Member], on_step: Callable[..., object], runs: SavedRuns | None
+    ) -> list[TwoStageFit | DivergenceError]:
+        task = DFIVProblem(
+            sample=problem.sample,
+            splits=tuple(member.split for member in members),
+            structure=self.structure,
+            penalties=self._penalties(problem.sample),
+            steps=int(self.steps),
+            batch_size=members[0].batch_size,
+            learning_rate=self._learning_rate(problem.sample),
+            weight_decay=self._weight_decay(),
+            report=self.report,
+            training=self._options(),
+        )
+        modules = members[0].networks.modules()
+        with members[0].draws.here(*modules), suitable_threads(modules):
+            return fit_dfiv(
+                task,
+                [member.networks for member in members],
+                generators=[member.batch_generator for member in members],
+                on_step=lambda: on_step(len(members)),
+            )
 
     def _estimated(
-        self, problem: StandardisedData, fits: list[TwoStageFit], history: list[dict[str, Any]], *, interrupted: bool = False
+        self, problem: StandardisedData, members: list[_Member], outcomes: list[TwoStageFit | DivergenceError]
     ) -> Estimate:
+        fits: list[TwoStageFit] = []
+        history: list[dict[str, Any]] = []
+        for member, outcome in zip(members, outcomes, strict=False):
+            if isinstance(outcome, DivergenceError):
+                if all(isinstance(other, DivergenceError) for other in outcomes):
+                    raise outcome
+                warnings.warn(f"a fit is left out of the average: {outcome}", TrainingWarning, stacklevel=3)
+                continue
+            fits.append(_on_cpu(outcome))
+            history += [{"fit": member.fit, "swapped": member.swapped, **record} for record in outcome.history]
         self.fits_ = fits
         components = tuple(
             problem.component(
@@ -410,47 +435,9 @@ class DFIV(StructuralEstimator):
             for fitted in fits
         )
         reduced_form = problem.reduced_form(fits)
-        interrupted = interrupted or any(fitted.ended == "interrupted" for fitted in fits)
+        interrupted = any(fitted.ended == "interrupted" for fitted in fits)
         facts = self._facts(problem.sample, interrupted=interrupted)
         return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
-
-    def _fit_once(
-        self,
-        problem: StandardisedData,
-        samples: tuple[Tensor, Tensor],
-        generator: np.random.Generator,
-        on_step: Callable[[], object],
-        *,
-        warn: bool,
-        file: Callable[..., RunFile] | None,
-    ) -> TwoStageFit:
-        holdout_generator, batch_generator, network_generator = generator.spawn(3)
-        options = self._options()
-        split = hold_out(
-            stage1=problem.sample.rows(samples[0]),
-            sample2=problem.sample.rows(samples[1]),
-            share=options.holdout,
-            generator=holdout_generator,
-        )
-        task = TwoStageProblem(
-            split=split,
-            structure=self.structure,
-            penalties=self._penalties(problem.sample),
-            steps=int(self.steps),
-            batch_size=batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2))),
-            learning_rate=self._learning_rate(problem.sample),
-            weight_decay=self._weight_decay(),
-            report=self.report,
-            training=options,
-        )
-        draws = Draws(int(network_generator.integers(2**62)), problem.device)
-        with draws.here(other_code=True):
-            networks = self._networks(problem)
-            if warn:
-                _warn_if_weak(problem, networks)
-        with draws.here(*networks.modules()), suitable_threads(networks.modules()):
-            saved = None if file is None else file(networks=networks.modules())
-            return fit_two_stage(task, networks, generator=batch_generator, on_step=on_step, file=saved)
 
     def _networks(self, problem: StandardisedData) -> Networks:
         sample = problem.sample
@@ -531,6 +518,29 @@ class DFIV(StructuralEstimator):
             },
             "Last layers": "refitted on whole samples" if self.report == "refit" or not self.steps else "as training left them",
         }
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One of the functions that are averaged, before it is fitted."""
+
+    fit: int
+    swapped: bool
+    split: Split
+    batch_size: int | None
+    networks: Networks
+    batch_generator: np.random.Generator
+    draws: Draws
+
+
+def _side_by_side(members: list[_Member]) -> Iterator[list[_Member]]:
+    """Members that train together: all with plain networks and equal batches, at most ``TOGETHER``; others one by one."""
+    shapes = {(member.batch_size, *((len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else ())) for m in members for member in (m,)}
+    parts = zip(*(member.networks.modules() for member in members), strict=True)
+    together = len(shapes) == 1 and all(can_be_stacked(modules) for modules in parts)
+    size = TOGETHER if together else 1
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
 
 
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:

@@ -33,7 +33,7 @@ from cfiv.learning.regression import (
 )
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
 from cfiv.learning.training import Training
-from cfiv.learning.two_stage import PerNetwork
+from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.draws import Draws

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cfiv.checks import check_number, is_within, refusal
-from cfiv.learning.two_stage import PerNetwork
+from cfiv.learning.dfiv_step import PerNetwork
 
 #: Peak learning rates that "auto" stands for, on flat inputs and for the treatment network on images.
 RATE, IMAGE_RATE = 0.04, 3e-3

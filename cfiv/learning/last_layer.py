@@ -45,6 +45,10 @@ class Memory:
     weights: Tensor
     more: tuple[Tensor, ...] = ()
 
+    def detached(self) -> Memory:
+        """Without the graph of what it was solved from."""
+        return Memory(self.weights.detach(), tuple(part.detach() for part in self.more))
+
 
 class ClosedForm(Protocol):
     """A last layer that is solved on every batch, whatever it remembers."""
@@ -91,7 +95,8 @@ class Proximal:
 
     def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Solve with the pull to the weights remembered."""
-        return Memory(self.after(memory.weights)(features=features, targets=targets, weights=weights))
+        previous = None if memory is None else memory.weights
+        return Memory(self.after(previous)(features=features, targets=targets, weights=weights))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -169,6 +170,19 @@ def original_image_instrument_network(inputs: int) -> nn.Module:
 def _spectral(inputs: int, outputs: int) -> nn.Module:
     """A linear layer whose weights are divided by their largest singular value."""
     return nn.utils.parametrizations.spectral_norm(nn.Linear(inputs, outputs))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Feature maps of one function: ``treatment`` psi, ``instrument`` phi, ``covariate`` xi (None without covariates)."""
+
+    treatment: nn.Module
+    instrument: nn.Module
+    covariate: nn.Module | None
+
+    def modules(self) -> list[nn.Module]:
+        """The networks that exist, in a fixed order."""
+        return [module for module in (self.treatment, self.instrument, self.covariate) if module is not None]
 
 
 def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequence[int]], nn.Module], role: str) -> nn.Module:

@@ -21,7 +21,7 @@ from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
 from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.optimisers import adam
-from cfiv.learning.samples import Sample, batches, joined
+from cfiv.learning.samples import Sample, joined, sample_batches as batches
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss

@@ -50,17 +50,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of sample 1 (stage 1), of sample 2 (stage 2) that train, and of sample 2 that are held out."""
+    """Numbers of the rows of sample 1 (stage 1), of sample 2 (stage 2) that train, and of sample 2 that are held out."""
 
-    stage1: Sample
-    stage2: Sample
-    heldout: Sample | None
+    stage1: Tensor
+    stage2: Tensor
+    heldout: Tensor | None
 
     @property
-    def whole_stage2(self) -> Sample:
-        """Sample 2 with its held-out rows, whose treatments no second stage looks at: the outcome stands in their place."""
-        bare = replace(self.stage2, treatment=self.stage2.outcome)
-        return bare if self.heldout is None else joined(bare, replace(self.heldout, treatment=self.heldout.outcome))
+    def sample2(self) -> Tensor:
+        """Sample 2 with its held-out rows."""
+        return self.stage2 if self.heldout is None else torch.cat([self.stage2, self.heldout])
 
 
 def split_rows(rows: int, *, share: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -80,23 +79,23 @@ def split_rows(rows: int, *, share: float, generator: np.random.Generator) -> tu
     return order[:first], order[first:]
 
 
-def hold_out(*, stage1: Sample, sample2: Sample, share: float, generator: np.random.Generator) -> Split:
+def hold_out(stage1: Tensor, sample2: Tensor, *, share: float, generator: np.random.Generator) -> Split:
     """Set a share of sample 2 aside; none where the share is 0 or sample 2 is too small to spare two rows."""
     held = int(share * len(sample2))
     if held < 2 or len(sample2) - held < 2:
         return Split(stage1, sample2, None)
     order = torch.from_numpy(generator.permutation(len(sample2)))
-    return Split(stage1, sample2.rows(order[held:]), sample2.rows(order[:held]))
+    return Split(stage1, sample2[order[held:]], sample2[order[:held]])
 
 
-def batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
-    """Minibatches without end: every pass is a fresh permutation, without its ragged tail. None gives the whole sample."""
-    while size is None or size >= len(sample):
-        yield sample
+def batches(rows: Tensor, *, size: int | None, generator: np.random.Generator) -> Iterator[Tensor]:
+    """Minibatches of rows without end: every pass a fresh permutation, without its ragged tail. None gives all, in order."""
+    while size is None or size >= len(rows):
+        yield rows
     while True:
-        order = torch.from_numpy(generator.permutation(len(sample)))
-        for start in range(0, len(sample) - size + 1, size):
-            yield sample.rows(order[start : start + size])
+        order = torch.from_numpy(generator.permutation(len(rows)))
+        for start in range(0, len(rows) - size + 1, size):
+            yield rows[order[start : start + size]]
 
 
 def check_batch_size(batch_size: object) -> None:
@@ -140,3 +139,8 @@ def joined(first: Sample, second: Sample) -> Sample:
         cat(first.covariates, second.covariates),
         cat(first.weights, second.weights),
     )
+
+
+def sample_batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
+    for rows in batches(torch.arange(len(sample)), size=size, generator=generator):
+        yield sample.rows(rows)

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cfiv.learning.supervised import TrainerState
     from cfiv.learning.supervised_data import Source
     from cfiv.learning.supervised_loop import Plan
-    from cfiv.learning.two_stage import TwoStageState
-    from cfiv.learning.two_stage_fit import TwoStageProblem
 
 #: A generator of the processor: its seed, the words left, whether it is seeded, the next word, and all words.
 _MERSENNE, _WORDS = struct.Struct("<QiiQ624Q"), 624
@@ -67,81 +65,6 @@ def _check_position(values: dict[str, Any], batches: Source, plan: Plan) -> None
         raise ValueError(f"the loader has {'a' if generator is None else 'no'} generator of its own, that of the run not so")
     if batches.generator is not None:
         check_generator(generator, batches.generator.device)
-
-
-def check_two_stage(values: Any, problem: TwoStageProblem, fresh: TwoStageState) -> dict[str, Any]:
-    """What :class:`cfiv.learning.two_stage_fit.TwoStageArchive` may have written of this run."""
-    fields(values, "loop", "run")
-    looked = _check_loop(values["loop"], problem)
-    for checkpoint in (values["loop"]["best"], values["loop"]["kept"]):
-        if (checkpoint is None) != (not looked):
-            raise ValueError("a state is kept from the first check on")
-        if checkpoint is not None:
-            _check_checkpoint(checkpoint, looked, problem, fresh)
-    run = fields(values["run"], "networks", "optimisers", "last_layers", "instrument_features", "stage1_heldout_loss", "draws")
-    _check_networks(run["networks"], fresh)
-    _check_last_layers(run["last_layers"], problem, fresh)
-    features = run["instrument_features"]
-    if features is not None:
-        check_module(features, fresh.networks.instrument)
-    number(run["stage1_heldout_loss"], finite=features is not None)
-    draws = check_draws(run["draws"], problem.split.stage1.outcome.device)
-    optimisers = [
-        check_optimiser(kept, own) for kept, own in zip(listed(run["optimisers"]), fresh.optimisers.those(), strict=True)
-    ]
-    return {"loop": values["loop"], "run": {**run, "optimisers": optimisers, "draws": draws}}
-
-
-def _check_loop(values: Any, problem: TwoStageProblem) -> list[int]:
-    """The loop's progress; the steps after which a check took place."""
-    fields(values, "done", "ended", "history", "losses", "best", "kept", "risen")
-    done = whole(values["done"], 1, problem.steps)
-    choice(values["ended"], ("finished", "stopped early"))
-    looked = sorted(at for at in check_steps(problem.steps, problem.training.checks) if 0 < at <= done)
-    losses = ("stage1_loss", "stage2_loss")
-    for at, record in zip(looked, listed(values["history"], count=len(looked)), strict=True):
-        fields(record, "step", *losses, "stage1_heldout_loss", "heldout_loss", "refit_ridge")
-        whole(record["step"], at, at)
-        for name in record:
-            number(record[name], finite=name in losses)
-    for record in listed(values["losses"], count=done - max(looked, default=0)):
-        for loss in fields(record, *losses).values():
-            tensor_of(loss, (), loss.dtype)
-    whole(values["risen"], 0, problem.training.patience)
-    return looked
-
-
-def _check_checkpoint(values: Any, looked: list[int], problem: TwoStageProblem, fresh: TwoStageState) -> None:
-    at, parameters, last_layers, losses = listed(values, count=4)
-    if at not in looked:
-        raise ValueError(f"a state after step {short(at)}")
-    _check_networks(parameters, fresh)
-    *weights, first_ridge, ridge = listed(last_layers, count=4)
-    _check_last_layers(weights, problem, fresh)
-    for value in (first_ridge, ridge):
-        number(value, finite=False)
-    heldout = problem.split.heldout
-    tensor_of(losses, (0 if heldout is None else min(len(heldout), CHECK_ROWS),), torch.float64)
-
-
-def _check_networks(values: Any, fresh: TwoStageState) -> None:
-    for part, module in zip(listed(values), fresh.networks.modules(), strict=True):
-        check_module(part, module)
-
-
-def _check_last_layers(values: Any, problem: TwoStageProblem, fresh: TwoStageState) -> None:
-    """V and u of these networks."""
-    first, structural = listed(values, count=2)
-    networks, row = fresh.networks, problem.split.stage1.rows(slice(0, 1))
-    treatment = evaluate(networks.treatment, row.treatment)
-    features = structural_features(
-        treatment_features=treatment,
-        covariate_features=networks.covariate_features(row.covariates, fixed=True),
-        structure=problem.structure,
-    )
-    instruments = evaluate(networks.instrument, row.instruments).shape[1] + 1
-    tensor_of(first, (instruments, treatment.shape[1]), torch.float64)
-    tensor_of(structural, (features.shape[1], 1), torch.float64)
 
 
 def check_generator(value: Any, device: torch.device) -> Tensor:

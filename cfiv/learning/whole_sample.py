@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.networks import evaluate
+from cfiv.learning.networks import Networks, evaluate
 from cfiv.learning.samples import Sample
-from cfiv.learning.two_stage import Networks
 from cfiv.numerics.least_squares import solve, with_intercept
 from cfiv.numerics.moments import Moments, accumulate, moments, solve_moments
 from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, structural_features, unpredicted_features
@@ -97,33 +96,6 @@ def refit_last_layers(
     return first, solve(features=features, targets=targets, ridge=ridge).weights
 
 
-def first_stage_moments(stage1: Sample, networks: Networks) -> Moments:
-    """Moments of ``[phi(Z), 1]`` with targets ``psi(T)``."""
-    return accumulate(
-        moments(
-            features=with_intercept(evaluate(networks.instrument, chunk.instruments)),
-            targets=chunk.treatment,
-            weights=chunk.weights,
-        )
-        for chunk in chunks(stage1)
-    )
-
-
-def first_stage_errors(sample: Sample, networks: Networks, candidates: Tensor) -> Tensor:
-    """Squared stage-1 errors (r, n) of several V (r, d + 1, m) on rows that they were not solved on.
-
-    Summed over the treatment features, each in units of its variance in the sample, so that features of any scale count alike
-    and losses compare while the features change; scaled so that their plain mean is the weighted mean.
-    """
-    errors = []
-    for chunk in chunks(sample):
-        phi = with_intercept(evaluate(networks.instrument, chunk.instruments)).double()
-        errors.append((chunk.treatment.double() - phi @ candidates).square())
-    variance = sample.treatment.double().var(dim=0, correction=0)
-    total = (torch.cat(errors, dim=1) / variance.clamp_min(torch.finfo(variance.dtype).tiny))[..., variance > 0].sum(dim=2)
-    return total if sample.weights is None else total * (sample.weights / sample.weights.mean())
-
-
 def second_stage_moments(
     stage1: Sample,
     stage2: Sample,
@@ -167,15 +139,6 @@ def second_stage_moments(
         for chunk in chunks(stage1)
     )
     return replace(seen, gram=seen.gram + unseen.gram * (unpredicted_penalty * seen.mass / unseen.mass))
-
-
-def squared_errors(sample: Sample, networks: Networks, first_stage: Tensor, candidates: Tensor, structure: Structure) -> Tensor:
-    """Squared stage-2 errors (r, n) of several u (r, p, 1), scaled so that their plain mean is the weighted mean."""
-    predicted = torch.cat(
-        [_structural(chunk, networks, first_stage, structure) @ candidates for chunk in chunks(sample)], dim=1
-    )
-    errors = (sample.outcome - predicted)[..., 0].square()
-    return errors if sample.weights is None else errors * (sample.weights / sample.weights.mean())
 
 
 def predicted_outcome(
@@ -227,9 +190,16 @@ def _unpredicted(sample: Sample, networks: Networks, first_stage: Tensor, struct
     return unpredicted_features(
         treatment_features=sample.treatment.double(),
         predicted_treatment_features=_predicted(sample, networks, first_stage),
-        covariate_features=networks.covariate_features(sample.covariates, fixed=True),
+        covariate_features=_covariate_features(sample, networks),
         structure=structure,
     )
+
+
+def _covariate_features(sample: Sample, networks: Networks) -> Tensor | None:
+    """``xi(X)``, or None where there are no covariates."""
+    if networks.covariate is None or sample.covariates is None:
+        return None
+    return evaluate(networks.covariate, sample.covariates)
 
 
 def _predicted(sample: Sample, networks: Networks, first_stage: Tensor) -> Tensor:
@@ -241,7 +211,7 @@ def _structural(sample: Sample, networks: Networks, first_stage: Tensor, structu
     """``f`` at predicted treatment features, float64, shape (n, p)."""
     return structural_features(
         treatment_features=_predicted(sample, networks, first_stage),
-        covariate_features=networks.covariate_features(sample.covariates, fixed=True),
+        covariate_features=_covariate_features(sample, networks),
         structure=structure,
     )
 

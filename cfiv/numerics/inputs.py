@@ -51,7 +51,7 @@ def check_previous(previous: Tensor | None, *, columns: int, targets: int) -> No
 
 
 def check_weights(weights: Tensor) -> float:
-    """The sum of the row weights (n,), which must be finite and >= 0. A sum of zero passes: one batch of many may have it."""
+    """The sum of the row weights (..., n), which must be finite and >= 0. A sum of zero passes: one batch of many may have it."""
     total = float(weights.double().sum())
     if not (math.isfinite(total) and bool((weights >= 0).all())):
         raise DataError(
@@ -62,9 +62,10 @@ def check_weights(weights: Tensor) -> float:
 
 
 def row_weights(weights: Tensor, *, like: Tensor) -> Tensor:
-    """Row weights (n,) as float64 data on the device of ``like``: checked to have a positive sum, not normalised."""
+    """Row weights (..., n) as float64 data on the device of ``like``: checked to have positive sums, not normalised."""
     w = weights.detach().to(dtype=torch.float64, device=like.device)
-    total = check_weights(w)
+    check_weights(w)
+    total = float(w.sum(dim=-1).min())
     if not total > 0:
         raise DataError(f"row weights must have a positive sum, got a sum of {total}: give at least one row a weight > 0")
     return w

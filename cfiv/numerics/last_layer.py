@@ -45,9 +45,9 @@ def last_layer_loss(*, features: Tensor, targets: Tensor, solve: Solve, weights:
 
 
 def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
-    """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (n, k) -> ()."""
-    squares = residual.square().sum(dim=1)
+    """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (..., n, k) -> (...)."""
+    squares = residual.square().sum(dim=-1)
     if weights is None:
-        return squares.mean()
+        return squares.mean(dim=-1)
     w = weights.to(squares.dtype)
-    return (w * squares).sum() / w.sum()
+    return (w * squares).sum(dim=-1) / w.sum(dim=-1)

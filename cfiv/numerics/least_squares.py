@@ -41,8 +41,8 @@ SINGULAR_PIVOT = 1e-13
 
 
 def with_intercept(features: Tensor) -> Tensor:
-    """Append a column of ones: ``[Phi, 1]``, shape (n, d) -> (n, d + 1). The intercept's weights are the last row of ``W``."""
-    return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
+    """Append a column of ones: ``[Phi, 1]``, shape (..., n, d) -> (..., n, d + 1). Its weights are the last row of ``W``."""
+    return torch.cat([features, features.new_ones(()).expand(*features.shape[:-1], 1)], dim=-1)
 
 
 def solve(
@@ -139,64 +139,65 @@ def solve_step(
 ) -> Tensor:
     """The closed form for the inside of a training loop: one Cholesky factorisation, differentiable, little checked.
 
-    The same minimiser as :func:`solve`, by the primal when n >= d and by the dual when n < d. Gradients flow through features,
-    targets and previous weights where they require them; where only ``targets`` do, the backward pass reuses the factorisation
-    and costs two triangular solves. Checked are the row weights and that the system is not singular; shapes, penalties and
-    finite values are not.
+    The same minimiser as :func:`solve`, by the primal when n >= d and by the dual when n < d; leading axes are problems of their
+    own, solved side by side. Gradients flow through features, targets and previous weights where they require them; where only
+    ``targets`` do, the backward pass reuses the factorisation and costs two triangular solves. Checked are the row weights and
+    that the system is not singular; shapes, penalties and finite values are not.
 
     Parameters
     ----------
-    features : Tensor (n, d)
-    targets : Tensor (n, k)
+    features : Tensor (..., n, d)
+    targets : Tensor (..., n, k)
     ridge, proximal : float
         Penalties on the mean squared error, taken as checked.
-    previous : Tensor (d, k) float64, or None
+    previous : Tensor (..., d, k) float64, or None
         ``W_prev``. With None the proximal pull is towards zero, as for a first batch.
-    weights : Tensor (n,), optional
+    weights : Tensor (..., n), optional
         Row weights, not necessarily normalised. They are data: no gradient flows to them.
 
     Returns
     -------
-    Tensor (d, k), float64
+    Tensor (..., d, k), float64
+        With leading axes, nan for problems whose system is singular: the others have their answers.
 
     Raises
     ------
     DataError
         If a row weight is negative or not finite, or their sum is not positive.
     SingularError
-        If the system is singular: without penalties and with collinear features (n >= d) or rows (n < d). Without penalties
-        and with n < d independent rows, the answer is the shortest of the many solutions.
+        If there is one system and it is singular: without penalties and with collinear features (n >= d) or rows (n < d).
+        Without penalties and with n < d independent rows, the answer is the shortest of the many solutions.
     """
     phi, y = features.double(), targets.double()
-    rows, columns = phi.shape
+    rows, columns = phi.shape[-2:]
     mu, anchor = penalty_and_anchor(ridge=ridge, proximal=proximal, previous=previous, like=phi)
     residual = y if anchor is None else y - phi @ anchor
-    if weights is None:
-        scale = 1.0 / math.sqrt(rows)
-        phi, residual = phi * scale, residual * scale
-    else:
+    mass: Tensor | int = rows
+    if weights is not None:
         w = row_weights(weights, like=phi)
-        root = (w / w.sum()).sqrt()[:, None]
+        mass, root = w.sum(dim=-1)[..., None, None], w.sqrt()[..., None]
         phi, residual = phi * root, residual * root
+    # Sums, not means: the mass multiplies the penalty instead of dividing every row.
     if rows >= columns:
-        shift = torch.cholesky_solve(phi.mT @ residual, _cholesky(phi.mT @ phi, mu))
+        shift = torch.cholesky_solve(phi.mT @ residual, _cholesky(phi.mT @ phi, mu, mass))
     else:
-        shift = phi.mT @ torch.cholesky_solve(residual, _cholesky(phi @ phi.mT, mu))
+        shift = phi.mT @ torch.cholesky_solve(residual, _cholesky(phi @ phi.mT, mu, mass))
     return shift if anchor is None else anchor + shift
 
 
-def _cholesky(symmetric: Tensor, mu: float) -> Tensor:
-    """Factor ``symmetric + mu I``."""
-    # Out of place: the Gram matrix may carry gradients.
-    penalised = symmetric + torch.diag_embed(symmetric.new_full((symmetric.shape[0],), mu))
+def _cholesky(symmetric: Tensor, mu: float, mass: Tensor | int) -> Tensor:
+    """Factor ``symmetric + mu mass I``; of several, nan where one is singular."""
+    identity = torch.eye(symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device)
+    penalised = torch.add(symmetric, identity * mass, alpha=mu)  # out of place: the Gram matrix may carry gradients
     factor: Tensor
     factor, failure = torch.linalg.cholesky_ex(penalised)
-    pivot = int(failure)
-    if pivot == 0:
-        # Rounding leaves an exactly singular system a tiny positive pivot as often as a negative one.
-        share = factor.detach().diagonal().square() / penalised.detach().diagonal()
-        pivot = int(share.argmin()) + 1 if float(share.min()) < SINGULAR_PIVOT else 0
-    if pivot != 0:
+    # Rounding leaves an exactly singular system a tiny positive pivot as often as a negative one.
+    pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
+    solvable = (failure == 0) & (pivots.amin(dim=-1) >= SINGULAR_PIVOT)
+    if symmetric.ndim > 2:
+        return factor / solvable[..., None, None]  # nan or infinite where it is not
+    if not bool(solvable):
+        pivot = int(failure) or int(pivots.argmin()) + 1
         raise SingularError(
             f"the last-layer system is singular at pivot {pivot} of {symmetric.shape[0]} with penalties {mu:g}: "
             "the features are collinear or not finite; use a ridge or proximal penalty > 0, or fewer features"

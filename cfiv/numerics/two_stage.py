@@ -58,15 +58,15 @@ def structural_features(*, treatment_features: Tensor, covariate_features: Tenso
 
     Parameters
     ----------
-    treatment_features : Tensor (n, m)
+    treatment_features : Tensor (..., n, m)
         ``psi(T)``, or its predicted conditional mean.
-    covariate_features : Tensor (n, c), optional
+    covariate_features : Tensor (..., n, c), optional
         ``xi(X)``.
     structure : {"product", "additive"}
 
     Returns
     -------
-    Tensor (n, p)
+    Tensor (..., n, p)
         ``p = (m + 1)(c + 1)`` for the product, ``m + c + 1`` for the sum, ``m + 1`` without covariates. The constant is last.
 
     Raises
@@ -80,8 +80,8 @@ def structural_features(*, treatment_features: Tensor, covariate_features: Tenso
         return treatment
     covariates = with_intercept(covariate_features.to(treatment_features.dtype))
     if structure == "additive":
-        return torch.cat([treatment_features, covariates], dim=1)
-    return (treatment[:, :, None] * covariates[:, None, :]).flatten(start_dim=1)
+        return torch.cat([treatment_features, covariates], dim=-1)
+    return (treatment[..., :, None] * covariates[..., None, :]).flatten(start_dim=-2)
 
 
 def first_stage_loss(
@@ -264,17 +264,18 @@ def penalised_rows(
         If row weights are negative or not finite, or their sum is not positive.
     """
     gap = unpredicted_stage1
-    rows = len(features_stage2) + len(gap.features)
+    rows = features_stage2.shape[-2] + gap.features.shape[-2]
     scale_stage2 = _scales(rows, 1.0, like=features_stage2, weights=weights_stage2)
     scale_stage1 = _scales(rows, gap.penalty, like=gap.features, weights=gap.weights)
-    features = torch.cat([scale_stage2 * features_stage2, scale_stage1 * gap.features])
-    return features, torch.cat([scale_stage2 * outcome_stage2, outcome_stage2.new_zeros(len(gap.features), 1)])
+    features = torch.cat([scale_stage2 * features_stage2, scale_stage1 * gap.features], dim=-2)
+    nothing = outcome_stage2.new_zeros(()).expand(*gap.features.shape[:-1], 1)
+    return features, torch.cat([scale_stage2 * outcome_stage2, nothing], dim=-2)
 
 
 def _scales(rows: int, share: float, *, like: Tensor, weights: Tensor | None) -> Tensor:
-    """Factors (n, 1) or () whose squares, as a mean over ``rows`` rows, weigh the rows of ``like`` by ``share`` in all."""
+    """Factors (..., n, 1) or () whose squares, as a mean over ``rows`` rows, weigh those of ``like`` by ``share`` in all."""
     if weights is None:
-        return like.new_tensor(rows * share / len(like)).sqrt()
+        return like.new_tensor(rows * share / like.shape[-2]).sqrt()
     w = row_weights(weights, like=like)
-    scales: Tensor = (rows * share * w / w.sum()).sqrt()[:, None].to(like.dtype)
+    scales: Tensor = (rows * share * w / w.sum(dim=-1, keepdim=True)).sqrt()[..., None].to(like.dtype)
     return scales

@@ -1,0 +1,259 @@
+"""Feature networks of several members that train side by side: fits on other splits, or with the samples swapped.
+
+Members share nothing but the operations: a leading axis of every input and of every feature is that of the members. A step is
+many small operations, so several members cost little more than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfiv.learning.networks import FeatureNetwork, evaluate, features_of
+from cfiv.runtime.module_state import put, state_of
+
+#: Layers without parameters that see each value alone, and draw nothing.
+ELEMENTWISE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Identity: lambda x: x,
+    nn.ReLU: torch.relu,
+    nn.SiLU: F.silu,
+    nn.Tanh: torch.tanh,
+    nn.Sigmoid: torch.sigmoid,
+}
+
+
+class MemberNetwork(Protocol):
+    """One feature map of every member."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether its features are the same in training and in evaluation mode."""
+        ...
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser moves."""
+        ...
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What gradients are taken with respect to."""
+        ...
+
+    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
+        """From (members, n, ...) to (members, n, k); ``fixed`` in evaluation mode and without gradients."""
+        ...
+
+    def take(self, gradients: Sequence[Tensor | None]) -> None:
+        """Give the parameters their gradients, from those of the leaves."""
+        ...
+
+    def state(self, member: int) -> Any:
+        """A copy of what a member has learned."""
+        ...
+
+    def put(self, member: int, state: Any) -> None:
+        """Return a member to a state."""
+        ...
+
+    def evaluate(self, member: int, inputs: Tensor, state: Any = None) -> Tensor:
+        """Features (n, k) of one member's rows (n, ...), now or in a state that it was in, in evaluation mode."""
+        ...
+
+    def finite(self, member: int) -> bool:
+        """Whether all of a member's parameters are finite."""
+        ...
+
+    def module(self, member: int) -> nn.Module:
+        """The member's network by itself, in evaluation mode."""
+        ...
+
+
+def member_network(networks: Sequence[nn.Module]) -> MemberNetwork:
+    """The members' networks as one: side by side where :func:`can_be_stacked`; a single one of any kind."""
+    if can_be_stacked(networks):
+        return Stacked(networks)
+    (network,) = networks
+    return Single(network)
+
+
+def can_be_stacked(networks: Sequence[nn.Module]) -> bool:
+    """Whether the networks are the same plain chain of linear layers and elementwise functions, all of which learns."""
+    chains = [_chain(network) for network in networks]
+    if any(chain is None for chain in chains):
+        return False
+    shapes = {
+        (getattr(network, "carry", False), *(_shape(layer) for layer in chain or ()))
+        for network, chain in zip(networks, chains, strict=True)
+    }
+    kinds = {(p.dtype, p.device) for network in networks for p in network.parameters()}
+    linear = [layer for chain in chains for layer in chain or () if isinstance(layer, nn.Linear)]
+    return len(shapes) == 1 and len(kinds) <= 1 and len(set(map(id, linear))) == len(linear)
+
+
+class Stacked:
+    """Plain networks as batched products, all parameters of a member in one row."""
+
+    steady = True
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._modules = list(networks)
+        self._layers = _chain(networks[0]) or []
+        self._carry = bool(getattr(networks[0], "carry", False))
+        self._flat = nn.Parameter(torch.stack([_row(network) for network in networks]))
+        self.parameters = [self._flat] if self._flat.numel() else []
+        self.leaves = [leaf.requires_grad_() for leaf in self._parts(self._flat.detach())]
+
+    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
+        """By one product a layer."""
+        if fixed:
+            with torch.no_grad():
+                return self._forward(inputs, self.leaves)
+        return self._forward(inputs, self.leaves)
+
+    def take(self, gradients: Sequence[Tensor | None]) -> None:
+        """As one row a member."""
+        if self.leaves:
+            rows = [gradient.flatten(start_dim=1) for gradient in gradients if gradient is not None]
+            self._flat.grad = torch.cat(rows, dim=1)
+
+    def state(self, member: int) -> Tensor:
+        """A row."""
+        return self._flat.detach()[member].clone()
+
+    def put(self, member: int, state: Tensor) -> None:
+        """A row."""
+        with torch.no_grad():
+            self._flat[member] = state
+
+    def evaluate(self, member: int, inputs: Tensor, state: Tensor | None = None) -> Tensor:
+        """By the row."""
+        row = self._flat.detach()[member] if state is None else state
+        with torch.no_grad():
+            return self._forward(inputs[None], self._parts(row[None]))[0]
+
+    def finite(self, member: int) -> bool:
+        """By the row."""
+        return bool(self._flat.detach()[member].isfinite().all())
+
+    def module(self, member: int) -> nn.Module:
+        """Its own module, with what it has learned."""
+        module = self._modules[member]
+        linear = [layer for layer in _chain(module) or () if isinstance(layer, nn.Linear)]
+        parts = iter(self._parts(self._flat.detach()[member][None]))
+        with torch.no_grad():
+            for layer in linear:
+                layer.weight.copy_(next(parts)[0].mT)
+                if layer.bias is not None:
+                    layer.bias.copy_(next(parts)[0, 0])
+        return module.eval()
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Weights (members, in, out) and biases (members, 1, out) of the layers, views of rows (members, parameters)."""
+        parts, start = [], 0
+        for layer in self._layers:
+            if isinstance(layer, nn.Linear):
+                shapes = [(layer.in_features, layer.out_features)]
+                if layer.bias is not None:
+                    shapes.append((1, layer.out_features))
+                for shape in shapes:
+                    size = shape[0] * shape[1]
+                    parts.append(flat[:, start : start + size].view(len(flat), *shape))
+                    start += size
+        return parts
+
+    def _forward(self, inputs: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        x, following = inputs.flatten(start_dim=2), iter(parts)
+        given = x
+        for layer in self._layers:
+            if isinstance(layer, nn.Linear):
+                weight = next(following)
+                x = x @ weight if layer.bias is None else torch.baddbmm(next(following), x, weight)
+            else:
+                x = ELEMENTWISE[type(layer)](x)
+        return torch.cat([given, x], dim=2) if self._carry else x
+
+
+class Single:
+    """A network of any kind, of the only member."""
+
+    steady = False
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network.train()
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.leaves: list[Tensor] = list(self.parameters)
+
+    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
+        """By the network."""
+        return (evaluate if fixed else features_of)(self._network, inputs[0])[None]
+
+    def take(self, gradients: Sequence[Tensor | None]) -> None:
+        """One each."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def state(self, member: int) -> Any:
+        """Of the module, with buffers."""
+        return state_of(self._network)
+
+    def put(self, member: int, state: Any) -> None:
+        """Into the module."""
+        put(self._network, state)
+
+    def evaluate(self, member: int, inputs: Tensor, state: Any = None) -> Tensor:
+        """By the network, which is afterwards what it was."""
+        if state is None:
+            return evaluate(self._network, inputs)
+        present = state_of(self._network)
+        put(self._network, state)
+        try:
+            return evaluate(self._network, inputs)
+        finally:
+            put(self._network, present)
+
+    def finite(self, member: int) -> bool:
+        """Parameter by parameter."""
+        return all(bool(parameter.isfinite().all()) for parameter in self._network.parameters())
+
+    def module(self, member: int) -> nn.Module:
+        """The network."""
+        return self._network.eval()
+
+
+def _chain(network: nn.Module) -> list[nn.Module] | None:
+    """The layers that a plain network applies one after another; None for any other network."""
+    if network._forward_hooks or network._forward_pre_hooks or network._backward_hooks or "forward" in vars(network):
+        return None
+    if type(network) is FeatureNetwork:
+        return _chain(network.layers)
+    if type(network) is nn.Sequential:
+        chains = [_chain(part) for part in network if not isinstance(part, FeatureNetwork)]
+        if len(chains) != len(network) or None in chains:
+            return None
+        return [layer for chain in chains for layer in chain or ()]
+    if type(network) is nn.Linear:
+        learns = all(parameter.requires_grad for parameter in network.parameters())
+        return [network] if learns and not network._parameters.keys() - {"weight", "bias"} else None
+    return [network] if type(network) in ELEMENTWISE else None
+
+
+def _shape(layer: nn.Module) -> tuple[object, ...]:
+    if isinstance(layer, nn.Linear):
+        return (nn.Linear, layer.in_features, layer.out_features, layer.bias is not None)
+    return (type(layer),)
+
+
+def _row(network: nn.Module) -> Tensor:
+    """All parameters of a plain network, in the order of ``Stacked._parts``."""
+    parts = []
+    for layer in _chain(network) or ():
+        if isinstance(layer, nn.Linear):
+            parts.append(layer.weight.detach().mT.flatten())
+            if layer.bias is not None:
+                parts.append(layer.bias.detach())
+    return torch.cat(parts) if parts else torch.zeros(0)
