@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,13 @@ from torch import Tensor
 from cfiv.errors import DataError, DivergenceError, SingularError
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import Batch, DFIVState, LastLayers, Losses, MemberNetworks, StepOptions, step
+from cfiv.learning.dfiv_step import Batch, DFIVState, LastLayers, Losses, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, check_steps
 from cfiv.learning.member_networks import member_network
 from cfiv.learning.networks import Networks
-from cfiv.learning.samples import Sample, batches
+from cfiv.learning.samples import batches
 from cfiv.learning.training import Penalties
 from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 
@@ -223,18 +224,35 @@ class _Batches:
             size = problem.batch_size
             streams.append((batches(split.stage1, size=size, generator=first), batches(split.stage2, size=size, generator=second)))
         self._streams = list(zip(*streams, strict=True))
-        self._seen: list[tuple[list[Tensor], Sample] | None] = [None, None]
+        self._gamma = problem.penalties.unpredicted
+        self._rows: list[Tensor] = []
+        self._last: Batch | None = None
 
     def __next__(self) -> Batch:
-        return Batch(self._of_stage(0), self._of_stage(1))
+        rows1, rows2 = ([next(stream) for stream in streams] for streams in self._streams)
+        # A full batch is the one before.
+        if self._last is None or not all(map(operator.is_, rows1 + rows2, self._rows)):
+            self._rows, self._last = rows1 + rows2, self._drawn(torch.stack(rows1), torch.stack(rows2))
+        return self._last
 
-    def _of_stage(self, stage: int) -> Sample:
-        rows, seen = [next(stream) for stream in self._streams[stage]], self._seen[stage]
-        if seen is not None and all(one is other for one, other in zip(rows, seen[0], strict=True)):
-            return seen[1]  # a full batch, which is the one before
-        sample = self._sample.rows(torch.stack(rows))
-        self._seen[stage] = rows, sample
-        return sample
+    def _drawn(self, rows1: Tensor, rows2: Tensor) -> Batch:
+        """What the stages look at, and no more."""
+        sample, w = self._sample, self._sample.weights
+        x = sample.covariates
+        return Batch(
+            Stage1Rows(
+                sample.treatment[rows1],
+                sample.instruments[rows1],
+                None if x is None or not self._gamma else x[rows1],
+                None if w is None else w[rows1],
+            ),
+            Stage2Rows(
+                sample.outcome[rows2],
+                sample.instruments[rows2],
+                None if x is None else x[rows2],
+                None if w is None else w[rows2],
+            ),
+        )
 
 
 def fit_dfiv(

@@ -72,6 +72,7 @@ class Judge:
         self._problem, self._networks, self._member = problem, networks, member
         split: Split = problem.splits[member]
         self._stage1, self._stage2 = split.stage1[:CHECK_ROWS], split.stage2[:CHECK_ROWS]
+        self._rows = torch.cat([self._stage1, self._stage2])
         self._heldout = None if split.heldout is None else split.heldout[:CHECK_ROWS]
         self._best: InstrumentFeatures | None = None
         self._psi: tuple[Tensor, Tensor] | None = None
@@ -143,7 +144,7 @@ class Judge:
         for rows in self._chunks(self._heldout):
             phi = with_intercept(self._networks.instrument.evaluate(self._member, rows.instruments))
             features = self._structural(phi.double() @ first_stage, rows)
-            errors.append((rows.outcome - features @ candidates)[..., 0].square())
+            errors.append((rows.outcome - predictions(features, candidates))[..., 0].square())
         weights = self._weights(self._heldout)
         together = torch.cat(errors, dim=1)
         return together if weights is None else together * (weights / weights.mean())
@@ -163,20 +164,16 @@ class Judge:
 
     def _phi(self, state: Any = None) -> tuple[Tensor, Tensor]:
         """``[phi, 1]`` in both samples, in a state other than the present one where given."""
-        network, instruments = self._networks.instrument, self._problem.sample.instruments
-        first, second = (
-            with_intercept(network.evaluate(self._member, instruments[rows], state)) for rows in (self._stage1, self._stage2)
-        )
-        return first, second
+        instruments = self._problem.sample.instruments[self._rows]
+        phi = with_intercept(self._networks.instrument.evaluate(self._member, instruments, state))
+        return phi[: len(self._stage1)], phi[len(self._stage1) :]
 
     def _treatment_features(self) -> tuple[Tensor, Tensor]:
         """``psi(T)`` of both samples; an image goes through its network once, however many solves and losses ask."""
         if self._psi is None:
-            first, second = (
-                torch.cat([self._networks.treatment.evaluate(self._member, part.treatment) for part in self._chunks(rows)])
-                for rows in (self._stage1, self._stage2)
-            )
-            self._psi = first, second
+            network, treatment = self._networks.treatment, self._problem.sample.treatment
+            psi = torch.cat([network.evaluate(self._member, treatment[rows]) for rows in self._rows.split(self._size)])
+            self._psi = psi[: len(self._stage1)], psi[len(self._stage1) :]
         return self._psi
 
     def _solve_first_stage(self, phi_stage1: Tensor, phi_stage2: Tensor) -> FirstStage:
@@ -186,7 +183,7 @@ class Judge:
         candidates = ridge_path(total, ridges)
         targets = psi_stage2.double()
         variance = targets.var(dim=0, correction=0)
-        scaled = (targets - phi_stage2.double() @ candidates).square_()
+        scaled = (targets - predictions(phi_stage2.double(), candidates)).square_()
         scaled /= variance.clamp_min(torch.finfo(variance.dtype).tiny)
         losses = scaled[..., variance > 0].sum(dim=2)
         weights = self._weights(self._stage2)
@@ -247,6 +244,12 @@ class Judge:
     def _weights(self, rows: Tensor) -> Tensor | None:
         weights = self._problem.sample.weights
         return None if weights is None else weights[rows]
+
+
+def predictions(features: Tensor, candidates: Tensor) -> Tensor:
+    """``W_r' f`` for several W (r, d, k) at features (n, d), shape (r, n, k), by one product."""
+    r, d, k = candidates.shape
+    return (features @ candidates.permute(1, 0, 2).reshape(d, r * k)).view(-1, r, k).transpose(0, 1)
 
 
 def _summed(features: Tensor, targets: Tensor, weights: Tensor | None) -> Moments:

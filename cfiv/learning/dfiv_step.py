@@ -6,21 +6,19 @@ state. The networks and their optimisers are objects that the state carries alon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cfiv.learning.last_layer import ClosedForm, Memory
-from cfiv.learning.member_networks import MemberNetwork
+from cfiv.learning.member_networks import MemberNetwork, Pass
 from cfiv.learning.optimisers import adam
-from cfiv.learning.samples import Sample
 from cfiv.learning.training import Training
-from cfiv.numerics.last_layer import mean_square
+from cfiv.numerics.last_layer import last_layer_gradient, mean_square
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, structural_features, unpredicted_features
-from cfiv.runtime.draws import running_again
 
 #: One value each for the treatment, the instrument and the covariate network.
 PerNetwork = tuple[float, float, float]
@@ -38,11 +36,6 @@ class MemberNetworks:
         """The networks that exist, in a fixed order."""
         return [network for network in (self.treatment, self.instrument, self.covariate) if network is not None]
 
-    def covariate_features(self, covariates: Tensor | None, *, fixed: bool) -> Tensor | None:
-        """``xi(X)``, or None where there are no covariates."""
-        if self.covariate is None or covariates is None:
-            return None
-        return self.covariate.features(covariates, fixed=fixed)
 
 
 @dataclass(frozen=True)
@@ -69,15 +62,22 @@ class Learner:
         for group in () if self.optimiser is None else self.optimiser.param_groups:
             group["lr"] = factor * group["peak"]
 
-    def descend(self, losses: Tensor) -> None:
-        """One gradient step down the losses (members,); other networks' gradients are not even computed."""
-        leaves = [leaf for network in self.networks for leaf in network.leaves]
-        if self.optimiser is None or not losses.requires_grad:
+    def descend(self, losses: Tensor, *passes: Sequence[Pass]) -> None:
+        """One gradient step down the losses (members,), which depend on the features of some passes of every network."""
+        leaves = [one.features for some in passes for one in some]
+        if self.optimiser is None or not leaves:
             return
-        with running_again():
-            gradients = iter(torch.autograd.grad(losses.sum(), leaves, allow_unused=True))
-        for network in self.networks:
-            network.take([next(gradients) for _ in network.leaves])
+        gradients = iter(torch.autograd.grad(losses.sum(), leaves, allow_unused=True))
+        self.step(*([one.gradients(gradient) for one in some if (gradient := next(gradients)) is not None] for some in passes))
+
+    def step(self, *gradients: Sequence[Sequence[Tensor | None]]) -> None:
+        """One step of the optimiser; for every network the gradients of its parameters, of one pass or of several to be added."""
+        if self.optimiser is None:
+            return
+        for network, found in zip(self.networks, gradients, strict=True):
+            for parameter, *parts in zip(network.parameters, *found, strict=True):
+                there = [part for part in parts if part is not None]
+                parameter.grad = sum(there[1:], start=there[0]) if there else None
         self.optimiser.step()
 
 
@@ -133,11 +133,31 @@ class DFIVState:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One minibatch of each sample, (members, rows, ...)."""
+class Stage1Rows:
+    """Rows of sample 1, (members, rows, ...): what stage 1 looks at, and the covariates that gamma needs."""
 
-    stage1: Sample
-    stage2: Sample
+    treatment: Tensor
+    instruments: Tensor
+    covariates: Tensor | None
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Stage2Rows:
+    """Rows of sample 2, (members, rows, ...)."""
+
+    outcome: Tensor
+    instruments: Tensor
+    covariates: Tensor | None
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One minibatch of each sample."""
+
+    stage1: Stage1Rows
+    stage2: Stage2Rows
 
 
 @dataclass(frozen=True)
@@ -178,101 +198,131 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
     the backbone-first order the gradients of phi, and of psi and xi, are taken at that V and that u (V12 is solved and live
     all the same), and V and u are solved once more with the updated features.
     """
-    training, networks = options.training, state.networks
-    learns, learns_alone = training.stage2_steps > 0, training.covariate_steps > 0 and state.xi.optimiser is not None
-    backbone_first = training.order == "backbone-first"
-    live = networks.treatment.features(batch.stage1.treatment, fixed=False) if networks.treatment.steady and learns else None
-    psi = networks.treatment.features(batch.stage1.treatment, fixed=True) if live is None else live.detach()
-    loss1 = _learn_instrument_features(batch.stage1, psi, state, layers.v1, training)
-    phi = _instrument_features(batch, networks.instrument)
+    training, psi = options.training, state.networks.treatment
+    backbone_first, learns = training.order == "backbone-first", training.stage2_steps > 0
+    apart = training.covariate_steps > 0 and state.xi.optimiser is not None
+    held = state.u if backbone_first else None
 
-    def second_stage(psi: Tensor, *, hold_u: bool, covariates_fixed: bool) -> tuple[Tensor, Memory, Memory]:
-        held = state.u if hold_u else None
-        return solve_second_stage(batch, psi, phi, state, layers, options, held=held, covariates_fixed=covariates_fixed)
-
-    for _ in range(training.covariate_steps if learns_alone else 0):
-        loss2, v, u = second_stage(psi, hold_u=backbone_first, covariates_fixed=False)
-        state.xi.descend(loss2)
+    # Where training mode makes no difference, one pass serves stage 1 and stage 2.
+    shared = psi.learn(batch.stage1.treatment) if psi.steady and learns else None
+    fixed = psi.features(batch.stage1.treatment) if shared is None else shared.features.detach()
+    loss1 = learn_instrument_features(batch.stage1, fixed, state, layers.v1, training)
+    second = SecondStage(batch, _instrument_features(batch, state.networks.instrument), state, layers, options)
+    for _ in range(training.covariate_steps if apart else 0):
+        xi = second.learn_covariates()
+        loss2, v, u = second.solve(fixed, [one.features for one in xi], held=held)
+        state.xi.descend(loss2, xi)
     for _ in range(training.stage2_steps):
-        psi = networks.treatment.features(batch.stage1.treatment, fixed=False) if live is None else live
-        loss2, v, u = second_stage(psi, hold_u=backbone_first, covariates_fixed=learns_alone)
-        state.psi.descend(loss2)
-        live = None
+        live = psi.learn(batch.stage1.treatment) if shared is None else shared
+        xi = [] if apart else second.learn_covariates()
+        loss2, v, u = second.solve(live.features, [one.features for one in xi] or second.covariates(), held=held)
+        state.psi.descend(loss2, [live], *([xi] if xi else []))
+        shared = None
     if backbone_first or not learns:
-        with torch.no_grad():
-            if learns:
-                psi = networks.treatment.features(batch.stage1.treatment, fixed=False)
-            loss2, v, u = second_stage(psi, hold_u=False, covariates_fixed=learns_alone or not learns)
+        if learns:
+            fixed = psi.learn(batch.stage1.treatment).features.detach()
+        live_xi = learns and not apart
+        xi_now = [one.features.detach() for one in second.learn_covariates()] if live_xi else second.covariates()
+        loss2, v, u = second.solve(fixed, xi_now, held=None)
     return replace(state, v=v, u=u), Losses(loss1, loss2.detach())
 
 
-def _learn_instrument_features(
-    stage1: Sample, psi: Tensor, state: DFIVState, layer: ClosedForm, training: Training
+def learn_instrument_features(
+    stage1: Stage1Rows, psi: Tensor, state: DFIVState, layer: ClosedForm, training: Training
 ) -> Tensor:
     """Stage 1, ``mean_1 |psi(T) - V' [phi, 1]|^2`` with psi fixed: gradient steps of phi at V held fixed; the last loss.
 
     V minimises this loss with penalties that do not depend on phi, so by the envelope theorem the gradient is exact.
     """
+    network, weights = state.networks.instrument, stage1.weights
     loss, learning = psi.new_zeros(()), training.stage1_steps > 0
     held = state.v if training.order == "backbone-first" or not learning else None
     for _ in range(max(1, training.stage1_steps)):  # where nothing learns from it, the history shows it
-        phi = with_intercept(state.networks.instrument.features(stage1.instruments, fixed=not learning))
-        v = held or layer.update(state.v, features=phi.detach(), targets=psi, weights=stage1.weights)
-        loss = mean_square(psi - phi @ v.weights.to(phi.dtype), stage1.weights)
-        if learning:
-            state.phi.descend(loss)
-    return loss.detach()
+        forward = network.learn(stage1.instruments) if learning else None
+        features = network.features(stage1.instruments) if forward is None else forward.features.detach()
+        phi = with_intercept(features)
+        v = layer.update(state.v, features=phi, targets=psi, weights=weights) if held is None else held
+        residual, solution = psi - phi @ v.weights.to(phi.dtype), v.weights.to(phi.dtype)
+        loss = mean_square(residual, weights)
+        if forward is not None:
+            gradient = last_layer_gradient(residual=residual, solution=solution, weights=weights)
+            state.phi.step([forward.gradients(gradient[..., :-1])])
+    return loss
 
 
 def _instrument_features(batch: Batch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
     """``[phi(Z_1), 1]`` and ``[phi(Z_2), 1]``, fixed."""
     instruments = [batch.stage1.instruments, batch.stage2.instruments]
-    phi = with_intercept(network.features(torch.cat(instruments, dim=1), fixed=True))
+    phi = with_intercept(network.features(torch.cat(instruments, dim=1)))
     first, second = phi.split([part.shape[1] for part in instruments], dim=1)
     return first, second
 
 
-def solve_second_stage(
-    batch: Batch,
-    psi: Tensor,
-    phi: tuple[Tensor, Tensor],
-    state: DFIVState,
-    layers: LastLayers,
-    options: StepOptions,
-    *,
-    held: Memory | None,
-    covariates_fixed: bool,
-) -> tuple[Tensor, Memory, Memory]:
-    """The loss of stage 2, live in psi through V12 and in xi, at u held fixed; V and u.
+@dataclass(frozen=True)
+class SecondStage:
+    """Stage 2 of a step: what does not change while psi and xi learn from the batch.
 
-    ``mean_2 (Y - u' f(V12' [phi, 1], xi))^2 + gamma mean_1 (u' (f(psi, xi) - f(V12' [phi, 1], xi)))^2``
-
-    V12 minimises another loss than this one, so the gradient runs through it: it is linear in psi. u minimises this one.
+    Parameters
+    ----------
+    batch : Batch
+    phi : (Tensor, Tensor)
+        ``[phi(Z_1), 1]`` and ``[phi(Z_2), 1]``.
+    state, layers, options
     """
-    stage1, stage2, networks = batch.stage1, batch.stage2, state.networks
-    phi_stage1, phi_stage2 = phi
-    v = layers.v12.update(state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
-    v12 = v.weights.to(phi_stage1.dtype)
-    features = structural_features(
-        treatment_features=phi_stage2 @ v12,
-        covariate_features=networks.covariate_features(stage2.covariates, fixed=covariates_fixed),
-        structure=options.structure,
-    )
-    targets, weights = stage2.outcome, stage2.weights
-    if options.unpredicted_penalty:
-        gap = unpredicted_features(
-            treatment_features=psi,
-            predicted_treatment_features=phi_stage1 @ v12,
-            covariate_features=networks.covariate_features(stage1.covariates, fixed=covariates_fixed),
-            structure=options.structure,
+
+    batch: Batch
+    phi: tuple[Tensor, Tensor]
+    state: DFIVState
+    layers: LastLayers
+    options: StepOptions
+
+    def learn_covariates(self) -> list[Pass]:
+        """``xi(X)`` in training mode, of sample 2 and, with gamma, of sample 1; none where there are no covariates."""
+        network = self.state.networks.covariate
+        return [] if network is None else [network.learn(x) for x in self._covariates()]
+
+    def covariates(self) -> list[Tensor]:
+        """The same, fixed."""
+        network = self.state.networks.covariate
+        return [] if network is None else [network.features(x) for x in self._covariates()]
+
+    def solve(self, psi: Tensor, xi: Sequence[Tensor], *, held: Memory | None) -> tuple[Tensor, Memory, Memory]:
+        """The loss (members,), live in psi through V12 and in xi, at u held fixed; V and u.
+
+            mean_2 (Y - u' f(V12' [phi, 1], xi))^2 + gamma mean_1 (u' (f(psi, xi) - f(V12' [phi, 1], xi)))^2
+
+        V12 minimises another loss than this one, so the gradient runs through it: it is linear in psi. u, unless it is
+        ``held``, minimises this one.
+        """
+        stage1, stage2, gamma = self.batch.stage1, self.batch.stage2, self.options.unpredicted_penalty
+        phi_stage1, phi_stage2 = self.phi
+        xi_stage2, xi_stage1 = (*xi, None, None)[:2]
+        v = self.layers.v12.update(self.state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
+        v12 = v.weights.to(phi_stage1.dtype)
+        features = structural_features(
+            treatment_features=phi_stage2 @ v12, covariate_features=xi_stage2, structure=self.options.structure
         )
-        features, targets = penalised_rows(
-            features_stage2=features,
-            outcome_stage2=targets,
-            weights_stage2=weights,
-            unpredicted_stage1=Unpredicted(gap, options.unpredicted_penalty, stage1.weights),
-        )
-        weights = None
-    u = held or layers.u.update(state.u, features=features.detach(), targets=targets, weights=weights)
-    loss = mean_square(targets - features @ u.weights.to(features.dtype), weights)
-    return loss, v.detached(), u
+        targets, weights = stage2.outcome, stage2.weights
+        if gamma:
+            gap = unpredicted_features(
+                treatment_features=psi,
+                predicted_treatment_features=phi_stage1 @ v12,
+                covariate_features=xi_stage1,
+                structure=self.options.structure,
+            )
+            features, targets = penalised_rows(
+                features_stage2=features,
+                outcome_stage2=targets,
+                weights_stage2=weights,
+                unpredicted_stage1=Unpredicted(gap, gamma, stage1.weights),
+            )
+            weights = None
+        u = held
+        if u is None:
+            u = self.layers.u.update(self.state.u, features=features.detach(), targets=targets, weights=weights)
+        loss = mean_square(targets - features @ u.weights.to(features.dtype), weights)
+        return loss, v.detached(), u
+
+    def _covariates(self) -> list[Tensor]:
+        parts = [self.batch.stage2.covariates, self.batch.stage1.covariates if self.options.unpredicted_penalty else None]
+        return [part for part in parts if part is not None]

@@ -7,6 +7,7 @@ many small operations, so several members cost little more than one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,16 +15,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfiv.learning.networks import FeatureNetwork, evaluate, features_of
+from cfiv.runtime.draws import running_again
 from cfiv.runtime.module_state import put, state_of
 
-#: Layers without parameters that see each value alone, and draw nothing.
-ELEMENTWISE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Identity: lambda x: x,
-    nn.ReLU: torch.relu,
-    nn.SiLU: F.silu,
-    nn.Tanh: torch.tanh,
-    nn.Sigmoid: torch.sigmoid,
+#: Layers without parameters that see each value alone, and draw nothing: the function, and its gradient from that of what it
+#: gives, what it was given and what it gave.
+Elementwise = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
+ELEMENTWISE: dict[type[nn.Module], Elementwise] = {
+    nn.Identity: (lambda x: x, lambda g, x, y: g),
+    nn.ReLU: (torch.relu, lambda g, x, y: g * (y > 0)),
+    nn.SiLU: (F.silu, lambda g, x, y: torch.ops.aten.silu_backward(g, x)),
+    nn.Tanh: (torch.tanh, lambda g, x, y: g * (1 - y * y)),
+    nn.Sigmoid: (torch.sigmoid, lambda g, x, y: g * y * (1 - y)),
 }
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Features of a batch, and the way back to the parameters.
+
+    Parameters
+    ----------
+    features : Tensor (members, n, k)
+        A leaf, to take gradients of.
+    gradients : callable
+        From the gradient of a loss with respect to the features to those with respect to the parameters.
+    """
+
+    features: Tensor
+    gradients: Callable[[Tensor], Sequence[Tensor | None]]
 
 
 class MemberNetwork(Protocol):
@@ -39,17 +59,12 @@ class MemberNetwork(Protocol):
         """What an optimiser moves."""
         ...
 
-    @property
-    def leaves(self) -> list[Tensor]:
-        """What gradients are taken with respect to."""
+    def features(self, inputs: Tensor) -> Tensor:
+        """From (members, n, ...) to (members, n, k), in evaluation mode."""
         ...
 
-    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
-        """From (members, n, ...) to (members, n, k); ``fixed`` in evaluation mode and without gradients."""
-        ...
-
-    def take(self, gradients: Sequence[Tensor | None]) -> None:
-        """Give the parameters their gradients, from those of the leaves."""
+    def learn(self, inputs: Tensor) -> Pass:
+        """The same in training mode, to go back from."""
         ...
 
     def state(self, member: int) -> Any:
@@ -105,21 +120,17 @@ class Stacked:
         self._layers = _chain(networks[0]) or []
         self._carry = bool(getattr(networks[0], "carry", False))
         self._flat = nn.Parameter(torch.stack([_row(network) for network in networks]))
+        self._parts = self._split(self._flat.detach())  # views: they move with the rows
         self.parameters = [self._flat] if self._flat.numel() else []
-        self.leaves = [leaf.requires_grad_() for leaf in self._parts(self._flat.detach())]
 
-    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
         """By one product a layer."""
-        if fixed:
-            with torch.no_grad():
-                return self._forward(inputs, self.leaves)
-        return self._forward(inputs, self.leaves)
+        return self._forward(inputs, self._parts)[0]
 
-    def take(self, gradients: Sequence[Tensor | None]) -> None:
-        """As one row a member."""
-        if self.leaves:
-            rows = [gradient.flatten(start_dim=1) for gradient in gradients if gradient is not None]
-            self._flat.grad = torch.cat(rows, dim=1)
+    def learn(self, inputs: Tensor) -> Pass:
+        """The same, written out backwards: a graph of small operations takes longer to make than to compute."""
+        features, seen = self._forward(inputs, self._parts)
+        return Pass(features.requires_grad_(), lambda gradient: [self._backward(gradient, seen)] if self.parameters else [])
 
     def state(self, member: int) -> Tensor:
         """A row."""
@@ -133,8 +144,7 @@ class Stacked:
     def evaluate(self, member: int, inputs: Tensor, state: Tensor | None = None) -> Tensor:
         """By the row."""
         row = self._flat.detach()[member] if state is None else state
-        with torch.no_grad():
-            return self._forward(inputs[None], self._parts(row[None]))[0]
+        return self._forward(inputs[None], self._split(row[None]))[0][0]
 
     def finite(self, member: int) -> bool:
         """By the row."""
@@ -144,7 +154,7 @@ class Stacked:
         """Its own module, with what it has learned."""
         module = self._modules[member]
         linear = [layer for layer in _chain(module) or () if isinstance(layer, nn.Linear)]
-        parts = iter(self._parts(self._flat.detach()[member][None]))
+        parts = iter(self._split(self._flat.detach()[member][None]))
         with torch.no_grad():
             for layer in linear:
                 layer.weight.copy_(next(parts)[0].mT)
@@ -152,7 +162,7 @@ class Stacked:
                     layer.bias.copy_(next(parts)[0, 0])
         return module.eval()
 
-    def _parts(self, flat: Tensor) -> list[Tensor]:
+    def _split(self, flat: Tensor) -> list[Tensor]:
         """Weights (members, in, out) and biases (members, 1, out) of the layers, views of rows (members, parameters)."""
         parts, start = [], 0
         for layer in self._layers:
@@ -166,16 +176,36 @@ class Stacked:
                     start += size
         return parts
 
-    def _forward(self, inputs: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    def _forward(self, inputs: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Features, and what every layer was given, with what the last one gave."""
         x, following = inputs.flatten(start_dim=2), iter(parts)
-        given = x
+        seen = [x]
         for layer in self._layers:
             if isinstance(layer, nn.Linear):
                 weight = next(following)
-                x = x @ weight if layer.bias is None else torch.baddbmm(next(following), x, weight)
+                x = torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(next(following), x, weight)
             else:
-                x = ELEMENTWISE[type(layer)](x)
-        return torch.cat([given, x], dim=2) if self._carry else x
+                x = ELEMENTWISE[type(layer)][0](x)
+            seen.append(x)
+        return torch.cat([seen[0], x], dim=2) if self._carry else x, seen
+
+    def _backward(self, gradient: Tensor, seen: Sequence[Tensor]) -> Tensor:
+        """The gradient of the rows of parameters, layer by layer, from the last to the first."""
+        g = gradient[..., seen[0].shape[2] :] if self._carry else gradient
+        parts, pieces = list(self._parts), []
+        for place in reversed(range(len(self._layers))):
+            layer, x, y = self._layers[place], seen[place], seen[place + 1]
+            if not isinstance(layer, nn.Linear):
+                g = ELEMENTWISE[type(layer)][1](g, x, y)
+                continue
+            if layer.bias is not None:
+                parts.pop()
+                pieces.append(g.sum(dim=1))
+            weight = parts.pop()
+            pieces.append(torch.bmm(x.mT, g).flatten(start_dim=1))
+            if parts:
+                g = torch.bmm(g, weight.mT)
+        return torch.cat(pieces[::-1], dim=1)
 
 
 class Single:
@@ -186,16 +216,22 @@ class Single:
     def __init__(self, network: nn.Module) -> None:
         self._network = network.train()
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.leaves: list[Tensor] = list(self.parameters)
 
-    def features(self, inputs: Tensor, *, fixed: bool) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
         """By the network."""
-        return (evaluate if fixed else features_of)(self._network, inputs[0])[None]
+        return evaluate(self._network, inputs[0])[None]
 
-    def take(self, gradients: Sequence[Tensor | None]) -> None:
-        """One each."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def learn(self, inputs: Tensor) -> Pass:
+        """By the network and its graph."""
+        features = features_of(self._network, inputs[0])[None]
+
+        def gradients(gradient: Tensor) -> Sequence[Tensor | None]:
+            if not features.requires_grad:
+                return [None] * len(self.parameters)
+            with running_again():
+                return torch.autograd.grad(features, self.parameters, gradient, allow_unused=True)
+
+        return Pass(features.detach().requires_grad_(), gradients)
 
     def state(self, member: int) -> Any:
         """Of the module, with buffers."""
@@ -249,7 +285,7 @@ def _shape(layer: nn.Module) -> tuple[object, ...]:
 
 
 def _row(network: nn.Module) -> Tensor:
-    """All parameters of a plain network, in the order of ``Stacked._parts``."""
+    """All parameters of a plain network, in the order of ``Stacked._split``."""
     parts = []
     for layer in _chain(network) or ():
         if isinstance(layer, nn.Linear):

@@ -44,6 +44,27 @@ def last_layer_loss(*, features: Tensor, targets: Tensor, solve: Solve, weights:
     return mean_square(residual, weights), solution.detach()
 
 
+def last_layer_gradient(*, residual: Tensor, solution: Tensor, weights: Tensor | None) -> Tensor:
+    """The gradient of ``sum_i w_i |y_i - W' phi_i|^2`` with respect to the features, ``-2 w_i (y_i - W' phi_i) W'``.
+
+    Parameters
+    ----------
+    residual : Tensor (..., n, k)
+        ``y - W' phi``.
+    solution : Tensor (..., d, k)
+        W, held fixed: where it minimises the loss plus penalties on itself, this is the gradient of the minimum.
+    weights : Tensor (..., n), optional
+
+    Returns
+    -------
+    Tensor (..., n, d)
+    """
+    if weights is None:
+        return residual * (-2.0 / residual.shape[-2]) @ solution.mT
+    w = weights.to(residual.dtype)
+    return residual * (w * (-2.0 / w.sum(dim=-1, keepdim=True)))[..., None] @ solution.mT
+
+
 def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
     """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (..., n, k) -> (...)."""
     squares = residual.square().sum(dim=-1)

@@ -9,7 +9,7 @@ Both penalties act on the *mean* squared error, so they keep their meaning when 
 
     W* = W_0 + argmin_D  sum_i w_i |(y_i - W_0' phi_i) - D' phi_i|^2  +  mu |D|^2,
 
-and that is how every route solves it: primal (n >= d), dual (n < d) or QR here, or from batches in
+and that is how every final route solves it: primal (n >= d), dual (n < d) or QR here, or from batches in
 :mod:`cfiv.numerics.moments`.
 
 Whatever the dtype of the features, sums and solves run in float64; the solution is float64 too. Only :func:`solve_step` is
@@ -170,30 +170,32 @@ def solve_step(
     """
     phi, y = features.double(), targets.double()
     rows, columns = phi.shape[-2:]
-    mu, anchor = penalty_and_anchor(ridge=ridge, proximal=proximal, previous=previous, like=phi)
-    residual = y if anchor is None else y - phi @ anchor
-    mass: Tensor | int = rows
     if weights is not None:
         w = row_weights(weights, like=phi)
-        mass, root = w.sum(dim=-1)[..., None, None], w.sqrt()[..., None]
-        phi, residual = phi * root, residual * root
-    # Sums, not means: the mass multiplies the penalty instead of dividing every row.
+        root = (w * (rows / w.sum(dim=-1, keepdim=True))).sqrt()[..., None]
+        phi, y = phi * root, y * root
+    # Sums over rows and not means: the number of rows multiplies the penalties instead of dividing every row.
     if rows >= columns:
-        shift = torch.cholesky_solve(phi.mT @ residual, _cholesky(phi.mT @ phi, mu, mass))
-    else:
-        shift = phi.mT @ torch.cholesky_solve(residual, _cholesky(phi @ phi.mT, mu, mass))
+        right = phi.mT @ y
+        if previous is not None and proximal:
+            right = torch.add(right, previous, alpha=proximal * rows)
+        return torch.cholesky_solve(right, _cholesky(phi.mT @ phi, ridge + proximal, rows))
+    mu, anchor = penalty_and_anchor(ridge=ridge, proximal=proximal, previous=previous, like=phi)
+    residual = y if anchor is None else y - phi @ anchor
+    shift = phi.mT @ torch.cholesky_solve(residual, _cholesky(phi @ phi.mT, mu, rows))
     return shift if anchor is None else anchor + shift
 
 
-def _cholesky(symmetric: Tensor, mu: float, mass: Tensor | int) -> Tensor:
-    """Factor ``symmetric + mu mass I``; of several, nan where one is singular."""
+def _cholesky(symmetric: Tensor, mu: float, rows: int) -> Tensor:
+    """Factor ``symmetric + rows mu I``; of several, nan where one is singular."""
     identity = torch.eye(symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device)
-    penalised = torch.add(symmetric, identity * mass, alpha=mu)  # out of place: the Gram matrix may carry gradients
+    penalised = torch.add(symmetric, identity, alpha=rows * mu)  # out of place: the Gram matrix may carry gradients
     factor: Tensor
     factor, failure = torch.linalg.cholesky_ex(penalised)
-    # Rounding leaves an exactly singular system a tiny positive pivot as often as a negative one.
-    pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
-    solvable = (failure == 0) & (pivots.amin(dim=-1) >= SINGULAR_PIVOT)
+    solvable = failure == 0
+    if not mu:  # rounding leaves an exactly singular system a tiny positive pivot as often as a negative one
+        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
+        solvable &= pivots.amin(dim=-1) >= SINGULAR_PIVOT
     if symmetric.ndim > 2:
         return factor / solvable[..., None, None]  # nan or infinite where it is not
     if not bool(solvable):
