@@ -196,7 +196,7 @@ class KernelIV(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         assert data.names is not None
-        check_units(data, stacklevel=4)
+        check_units(data)
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
         self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)

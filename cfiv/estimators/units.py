@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, IllConditionedWarning
+from cfiv.errors import DataError, IllConditionedWarning, warn
 
 ROLES = ("outcome", "treatment", "instruments", "covariates")
 #: Between these the largest magnitude of a column must be, so that neither its sums nor its standard deviation leave float64;
@@ -31,7 +30,7 @@ def in_unit(columns: Array, exponent: Array | int) -> Array:
     return np.asarray(np.ldexp(columns.astype(np.float64, copy=False), -np.asarray(exponent)))
 
 
-def check_units(data: IVData, *, stacklevel: int) -> None:
+def check_units(data: IVData) -> None:
     """Refuse columns that float64 has no room around or has kept no differences of; warn where it has kept few digits.
 
     Raises
@@ -57,11 +56,10 @@ def check_units(data: IVData, *, stacklevel: int) -> None:
             if _digits_are_few(f"{role} {name!r}", low, high, values):
                 few.append(name)
     if few:
-        warnings.warn(
+        warn(
             f"{', '.join(map(repr, few))}: differences between rows have less than five digits beside the values themselves, "
             "and so does what is computed of them: subtract a constant before the values are rounded, as a first year of dates",
             IllConditionedWarning,
-            stacklevel=stacklevel,
         )
 
 

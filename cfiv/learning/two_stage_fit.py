@@ -190,7 +190,7 @@ def fit_two_stage(
     # "current" is what training leaves: no state is given up for an earlier one.
     training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
     archive = None if file is None else TwoStageArchive(run, file)
-    trained = train(run, steps=problem.steps, training=training, on_step=on_step, stacklevel=5, archive=archive)
+    trained = train(run, steps=problem.steps, training=training, on_step=on_step, archive=archive)
     return _report(trained, problem, networks)
 
 

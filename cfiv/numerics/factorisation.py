@@ -8,7 +8,6 @@ Both scale the columns to unit length first, so that their units do not matter. 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cfiv.errors import IllConditionedWarning
+from cfiv.errors import IllConditionedWarning, warn
 from cfiv.numerics.compensated import matmul, two_product, two_sum
 from cfiv.numerics.inputs import check_finite
 
@@ -62,10 +61,7 @@ class Solution:
 
 
 def solve_symmetric(*, gram: Tensor, right: Tensor, mu: float, anchor: Tensor | None) -> Solution:
-    """``anchor + D`` with ``(gram + mu I) D = right``, gram (d, d) and right (d, k), by :func:`scaled_solution`.
-
-    The warning, where digits are few, is placed two calls up: at the line that called the public solve.
-    """
+    """``anchor + D`` with ``(gram + mu I) D = right``, gram (d, d) and right (d, k), by :func:`scaled_solution`."""
     shift, condition, rank = scaled_solution(gram=gram, right=right, mu=mu)
     _warn_if_untrusted(condition, rank, columns=gram.shape[0], squared=True)
     return Solution(shift if anchor is None else anchor + shift, condition, rank)
@@ -94,8 +90,7 @@ def scaled_solution(*, gram: Tensor, right: Tensor, mu: float) -> tuple[Tensor, 
 def solve_qr(*, phi: Tensor, targets: Tensor, weights: Tensor, mu: float, anchor: Tensor | None) -> Solution:
     """Least squares on the penalised, column-scaled features: QR, an SVD of its small factor, refinement where it is needed.
 
-    Takes features (n, d), targets (n, k) and row weights (n, 1), not normalised. The warning, where digits are few, is placed
-    two calls up: at the line that called the public solve.
+    Takes features (n, d), targets (n, k) and row weights (n, 1), not normalised.
     """
     columns = phi.shape[1]
     root = (weights / weights.sum()).sqrt()
@@ -206,6 +201,4 @@ def _warn_if_untrusted(condition: float, rank: int, *, columns: int, squared: bo
         message = f"about {max(digits, 0):.0f} digits of the solution can be trusted (condition number {condition:.1e})"
     else:
         return
-    warnings.warn(
-        f"{message}; rescale or drop collinear features, or use a ridge penalty > 0", IllConditionedWarning, stacklevel=4
-    )
+    warn(f"{message}; rescale or drop collinear features, or use a ridge penalty > 0", IllConditionedWarning)
