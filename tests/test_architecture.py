@@ -51,6 +51,17 @@ MAY_USE = {
         "cli_study",
     },
 }
+#: Errors and warnings of the top level: those that programs catch. The others are reached as ``cfiv.errors.X``.
+CAUGHT = {
+    "CfivError",
+    "CfivWarning",
+    "DataError",
+    "DivergenceError",
+    "FormulaError",
+    "NotFittedError",
+    "ParameterError",
+    "TrainingWarning",
+}
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
 
 
@@ -97,6 +108,20 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert name in dir(cfiv)
     with pytest.raises(AttributeError, match=r"cfiv.*has no attribute 'DIFV'"):
         cfiv.DIFV
+
+
+def test_the_top_level_has_the_errors_that_programs_catch_and_says_where_the_others_are() -> None:
+    exceptions = {
+        name for name in cfiv.__all__ if isinstance(getattr(cfiv, name), type) and issubclass(getattr(cfiv, name), Exception)
+    }
+    assert exceptions == CAUGHT
+    every = {name for name, value in vars(cfiv.errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert exceptions < every
+    for name in every - exceptions:
+        with pytest.raises(AttributeError, match=f"'cfiv' has no attribute '{name}': it is cfiv.errors.{name}$"):
+            getattr(cfiv, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'FrameType'$"):  # what errors.py imports is no error
+        cfiv.FrameType
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

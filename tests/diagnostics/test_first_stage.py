@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from ivmodels.tests import rank_test
 
-from cfiv import FewClustersWarning
 from cfiv.diagnostics.anderson_rubin import anderson_rubin_sets
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, effective_f_critical, partial_f
 from cfiv.diagnostics.rank import STOCK_YOGO_SIZE_10, cragg_donald, kleibergen_paap
 from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
+from cfiv.errors import FewClustersWarning
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
 
 

@@ -294,9 +294,9 @@ def test_results_of_two_versions_of_cfiv_are_not_put_into_one_table_without_a_wo
         key, cell = next(iter(made.cells.items()))
         outcome = {"status": "done", "values": {"error": 0.5, "slope": 2.0}}
         ledger.add(key, 0, outcome, **made.seeds(cell, 0))
-    with pytest.warns(cfiv.MixedVersionsWarning):
+    with pytest.warns(cfiv.errors.MixedVersionsWarning):
         table(made)
-    with pytest.warns(cfiv.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
+    with pytest.warns(cfiv.errors.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
         assert len(made.results()) == 8
 
 
