@@ -245,7 +245,9 @@ class KernelIV(StructuralEstimator):
     def _features(self, role: str, landmarks: Tensor) -> KernelFeatures:
         """Features of a role and the covariates."""
         bandwidths = column_bandwidths(self.bandwidths_, role, width=landmarks.shape[1])
-        return features_that_fit(landmarks, bandwidths, role=role, folds=self.folds if self.split is None else None)
+        return features_that_fit(
+            landmarks=landmarks, bandwidths=bandwidths, role=role, folds=self.folds if self.split is None else None
+        )
 
     def _stages(
         self, inputs: KernelInputs, parts: Sequence[Tensor], phi: KernelFeatures, psi: KernelFeatures

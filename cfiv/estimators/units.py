@@ -53,7 +53,7 @@ def check_units(data: IVData) -> None:
         axis = None if values.ndim > 2 else 0
         lows, highs = (np.atleast_1d(np.asarray(f(axis=axis), dtype=np.float64)) for f in (values.min, values.max))
         for name, low, high in zip(data.names[role], lows, highs, strict=True):
-            if _digits_are_few(f"{role} {name!r}", low, high, values):
+            if _digits_are_few(f"{role} {name!r}", low=low, high=high, values=values):
                 few.append(name)
     if few:
         warn(
@@ -63,7 +63,7 @@ def check_units(data: IVData) -> None:
         )
 
 
-def _digits_are_few(what: str, low: float, high: float, values: Array) -> bool:
+def _digits_are_few(what: str, *, low: float, high: float, values: Array) -> bool:
     """Whether a column from ``low`` to ``high`` has few digits; raises where it has none."""
     single = values.dtype == np.float32 and values.ndim > 2
     least, most = (LEAST_SINGLE, MOST_SINGLE) if single else (LEAST, MOST)

@@ -69,7 +69,7 @@ def scaled_solution(*, gram: Tensor, right: Tensor, mu: float) -> tuple[Tensor, 
     shift = scale[:, None] * (vectors @ (inverse[:, None] * (vectors.mT @ (scale[:, None] * right))))
     rank = int(kept.sum())
     if rank < gram.shape[0]:
-        shift = _nearest(shift, scale[:, None] * vectors[:, ~kept])
+        shift = _nearest(shift=shift, unseen=scale[:, None] * vectors[:, ~kept])
     condition = float((values[-1] / values[0].clamp_min(torch.finfo(gram.dtype).tiny)).sqrt()) if rank else math.inf
     return shift, condition, rank
 
@@ -96,7 +96,7 @@ def solve_qr(*, phi: Tensor, targets: Tensor, weights: Tensor, mu: float, anchor
         condition = math.inf
     _warn_if_untrusted(condition, rank, columns=columns, squared=False)
     if rank < columns:
-        shift = _nearest(shift, scale * vh[rank:].mT)
+        shift = _nearest(shift=shift, unseen=scale * vh[rank:].mT)
     return Solution(shift if anchor is None else anchor + shift, condition, rank)
 
 
@@ -111,7 +111,7 @@ def _triangle(*, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
             return left, right
 
 
-def _nearest(shift: Tensor, unseen: Tensor) -> Tensor:
+def _nearest(*, shift: Tensor, unseen: Tensor) -> Tensor:
     """Of all minimisers the one nearest to the anchor: the part of ``shift`` (d, k) orthogonal to the unseen directions."""
     basis: Tensor = torch.linalg.qr(unseen).Q
     return shift - basis @ (basis.mT @ shift)

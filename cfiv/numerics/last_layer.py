@@ -41,10 +41,10 @@ def last_layer_loss(*, features: Tensor, targets: Tensor, solve: Solve, weights:
     """
     solution = solve(features=features.detach(), targets=targets, weights=weights)
     residual = targets - features @ solution.to(features.dtype)
-    return mean_square(residual, weights), solution.detach()
+    return mean_square(residual, weights=weights), solution.detach()
 
 
-def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
+def mean_square(residual: Tensor, *, weights: Tensor | None) -> Tensor:
     """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (n, k) -> ()."""
     squares = residual.square().sum(dim=1)
     if weights is None:

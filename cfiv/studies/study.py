@@ -259,7 +259,7 @@ class Study:
             ledger.describe(configurations, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
-                Job(index, pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
+                Job(index=index, cell=pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
                 for index, (key, replication) in enumerate(pending)
             ]
             forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)

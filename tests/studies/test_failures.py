@@ -179,7 +179,7 @@ def test_a_design_that_raises_and_metrics_that_are_none_are_rows(tmp_path: Path)
         "text": lambda fit: "0.5",
         "infinite": lambda fit: np.inf,
         "nothing": lambda fit: None,
-        "half": lambda fit: Estimate(1.0, 1.0, np.nan, 2.0),
+        "half": lambda fit: Estimate(estimate=1.0, truth=1.0, lower=np.nan, upper=2.0),
     }
     found = {}
     for name, metric in metrics.items():
