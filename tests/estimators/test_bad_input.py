@@ -267,7 +267,7 @@ ASKING = [
         lambda m, f: m.predict(f.assign(region="d")),
         DataError,
         [
-            "'region' has 1 categories that training did not see ('d')",
+            "'region' has 1 category that training did not see ('d')",
             "known are 'a', 'b', 'c'",
             "drop those rows or train with them",
         ],
