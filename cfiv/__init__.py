@@ -1,37 +1,24 @@
 """cfiv: nonlinear instrumental-variable regression with learned features and closed-form last layers.
 
 ``import cfiv`` is light: torch, pandas and scikit-learn are imported when a name that needs them is first used.
+
+The errors and warnings here are those that programs catch: all of cfiv's, those of what was given (data, formula, parameter,
+an estimator not yet fitted), and the two ways in which training goes wrong. The others are in :mod:`cfiv.errors`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from cfiv import errors
 from cfiv.errors import (
     CfivError,
     CfivWarning,
     DataError,
     DivergenceError,
-    FewClustersWarning,
     FormulaError,
-    FormulaWarning,
-    IllConditionedWarning,
-    LedgerError,
-    MissingPackageError,
-    MissingRowsWarning,
-    MixedVersionsWarning,
-    ModelFileError,
-    NotApplicableError,
     NotFittedError,
-    OutputError,
     ParameterError,
-    PenaltyRangeWarning,
-    PictureWarning,
-    SingularError,
-    StudyError,
-    StudyFileError,
-    TooLargeError,
     TrainingWarning,
-    WeakIdentificationWarning,
 )
 
 __version__ = "0.1.0"
@@ -42,43 +29,27 @@ __all__ = [
     "CfivWarning",
     "DataError",
     "DivergenceError",
-    "FewClustersWarning",
     "FormulaError",
-    "FormulaWarning",
     "Gradient",
     "IVData",
-    "IllConditionedWarning",
     "Kalman",
     "KernelIV",
     "LastLayerTrainer",
     "LeastSquares",
-    "LedgerError",
-    "MissingPackageError",
-    "MissingRowsWarning",
-    "MixedVersionsWarning",
-    "ModelFileError",
     "MovingAverage",
     "NetworkRegression",
-    "NotApplicableError",
     "NotFittedError",
-    "OutputError",
     "ParameterError",
-    "PenaltyRangeWarning",
-    "PictureWarning",
     "Proximal",
     "Ridge",
-    "SingularError",
     "StructuralFunction",
-    "StudyError",
-    "StudyFileError",
-    "TooLargeError",
     "Training",
     "TrainingWarning",
     "TwoStageLeastSquares",
-    "WeakIdentificationWarning",
     "__version__",
     "compare",
     "diagnose",
+    "errors",
     "load",
 ]
 
@@ -120,7 +91,9 @@ else:
     def __getattr__(name: str) -> object:
         """Import a public name when it is first asked for (PEP 562)."""
         if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            found = getattr(errors, name, None)
+            rest = f": it is cfiv.errors.{name}" if isinstance(found, type) and found.__module__ == errors.__name__ else ""
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{rest}")
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value  # asked for once
         return value

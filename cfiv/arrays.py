@@ -136,10 +136,14 @@ def as_array(name: str, value: object) -> Array:
     masked = _masked(value)
     if masked.any():
         first = int((masked > 0).argmax())
-        raise DataError(f"{name} has {int(masked.sum())} masked values: drop or fill those rows (the first is row {first})")
+        raise DataError(
+            f"{name} must have no masked values, got {int(masked.sum())}: drop or fill those rows (the first is row {first})"
+        )
     labels = [item.index for item in value if isinstance(item, pd.Series)] if isinstance(value, (list, tuple)) else []
     if any(not index.equals(labels[0]) for index in labels):
-        raise DataError(f"{name} is a list of Series with different labels: give pandas.DataFrame(...) of it, or .to_numpy()")
+        raise DataError(
+            f"{name} must be an array, got Series with different labels: give pandas.DataFrame(...) of them, or .to_numpy()"
+        )
     try:
         if isinstance(value, (list, tuple)) and any(is_tensor(item) for item in value):
             value = [_of_tensor(item) if is_tensor(item) else item for item in value]

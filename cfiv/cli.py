@@ -86,7 +86,9 @@ def commands(context: click.Context) -> None:
     show_default=True,
     help="Folder for the files, made where there is none.",
 )
-def demo(n: int, rho: float, error_scale: float, chosen: tuple[str, ...], steps: int | None, seed: int, folder: Path) -> None:
+def demo(
+    n: int, *, rho: float, error_scale: float, chosen: tuple[str, ...], steps: int | None, seed: int, folder: Path
+) -> None:
     """Fit simulated data and compare with the truth.
 
     Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits every
@@ -151,7 +153,7 @@ def simulate(context: click.Context) -> None:
 @click.option("--out", type=OUTPUT, required=True, help="Table of sales, price, time, emotion, fuel.")
 @click.option("--truth", "truth_out", type=OUTPUT, help="Table of test points with the true function, column structural.")
 def demand(
-    n: int, rho: float, error_scale: float, instrument_strength: float, seed: int, out: Path, truth_out: Path | None
+    n: int, *, rho: float, error_scale: float, instrument_strength: float, seed: int, out: Path, truth_out: Path | None
 ) -> None:
     """Airline ticket sales with an unseen conference."""
     check_table_place(out)

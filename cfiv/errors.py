@@ -6,8 +6,14 @@ work. A message says what is wrong, what was got, and what to do about it.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from types import FrameType
+
+#: Whose lines are never the user's: cfiv's own, and of what stands between its calls or calls it on the user's behalf.
+_NOT_THE_USER = {"cfiv", "torch", "sklearn", "joblib", *sys.stdlib_module_names}
 
 
 class CfivError(Exception):
@@ -108,6 +114,25 @@ class MixedVersionsWarning(CfivWarning):
 
 class PictureWarning(CfivWarning):
     """Pictures read from a file are not those that were expected in every pixel; the file's are used."""
+
+
+def warn(message: str, category: type[CfivWarning]) -> None:
+    """Warn at the user's line: the innermost one outside cfiv, however deep in it this is called.
+
+    Lines of the standard library, torch, scikit-learn and joblib are passed over too: decorators, threads and searches stand
+    between the user and cfiv, or between two of its calls. Where nobody else's line is left, as in a thread that runs a method
+    of cfiv, it is the outermost.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not _is_the_users(frame):
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    module = frame.f_globals.get("__name__", "<string>")
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
+def _is_the_users(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THE_USER
 
 
 def quoted(names: Sequence[object], limit: int = 8) -> str:

@@ -47,7 +47,7 @@ DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorFile:
     """A kind of file, with its words.
 

@@ -88,7 +88,7 @@ def evolve(
     ((1, 129), True)
     """
     check_problem(viscosity, time)
-    size = _modes(viscosity, time) if modes is None else modes
+    size = _modes(viscosity=viscosity, time=time) if modes is None else modes
     count = math.ceil(LEAST_STEPS * max(1.0, time) * max(1.0, 0.04 / viscosity)) if steps is None else steps
     check_whole("modes", size, least=1)
     check_whole("steps", count, least=1)
@@ -113,7 +113,7 @@ def evolve(
     with np.errstate(over="ignore", invalid="ignore"):  # told below
         for step in np.diff(times):
             series = _advance(series, _Scheme.of(decay, float(step)), squares)
-    _check_resolved(series, size, count)
+    _check_resolved(series, modes=size, steps=count)
     return series
 
 
@@ -124,7 +124,7 @@ def check_problem(viscosity: object, time: object) -> None:
     check_number("time", time, least=0.0, most=10.0)
 
 
-def _modes(viscosity: float, time: float) -> int:
+def _modes(*, viscosity: float, time: float) -> int:
     smoothed = 0.8 / math.sqrt(viscosity * time) if time > 0.0 else 0.0
     needed = min(float(MOST_MODES), max(LEAST_MODES, 1.5 / viscosity, smoothed))
     return int(2 ** math.ceil(math.log2(needed)))
@@ -183,7 +183,7 @@ def _advance(u: ComplexArray, scheme: _Scheme, nonlinear: _Squares) -> ComplexAr
     return later
 
 
-def _check_resolved(series: ComplexArray, modes: int, steps: int) -> None:
+def _check_resolved(series: ComplexArray, *, modes: int, steps: int) -> None:
     remedy = f"give more than {modes} modes and {steps} steps, smaller functions, or a larger viscosity"
     if not np.isfinite(series).all():
         raise DataError(f"the solution grew beyond all bounds: {remedy}")

@@ -14,7 +14,6 @@ https://github.com/google-deepmind/dsprites-dataset.
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy.typing as npt
 
 from cfiv.checks import check_choice
 from cfiv.datasets.dsprites_drawing import LATENTS, SHAPES, SIDE, ImageArray, checked_latents, render
-from cfiv.errors import CfivError, DataError, PictureWarning, quoted
+from cfiv.errors import CfivError, DataError, PictureWarning, quoted, warn
 
 Array = npt.NDArray[Any]
 IndexArray = npt.NDArray[np.int64]
@@ -208,7 +207,7 @@ def _compare(pictures: ImageArray, latents: npt.NDArray[np.integer], shape: str,
             f"({HOME}), or do without a file (render draws the pictures)"
         )
     reason = "a few differences were to be expected" if shape == "heart" else f"the size of the {shape}s drawn is a guess"
-    warnings.warn(f"{found}: {reason}, and the file's pictures are used", PictureWarning, stacklevel=3)
+    warn(f"{found}: {reason}, and the file's pictures are used", PictureWarning)
 
 
 def _blocks(path: Path, name: str, *, dtype: Any, sample: tuple[int, ...], count: int | None = None) -> Iterator[Array]:

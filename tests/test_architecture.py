@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,39 @@ MAY_USE = {
         "cli_study",
     },
 }
+#: Errors and warnings of the top level: those that programs catch. The others are reached as ``cfiv.errors.X``.
+CAUGHT = {
+    "CfivError",
+    "CfivWarning",
+    "DataError",
+    "DivergenceError",
+    "FormulaError",
+    "NotFittedError",
+    "ParameterError",
+    "TrainingWarning",
+}
+#: Types of which two beside each other are mistaken for one another, and signatures that may have such, each with its reason.
+MISTAKEN = {"float", "int", "Tensor"}
+POSITIONAL = {
+    ("cfiv/file_values.py", "whole"): "an interval, its lower end first",
+    ("cfiv/numerics/kernels.py", "kernel_matrix"): "k(x, y), as everybody writes it",
+}
 MODULES = sorted([*(ROOT / "cfiv").rglob("*.py"), *(ROOT / "datasets").rglob("*.py")])
+
+
+def positional(node: ast.AST) -> list[tuple[str, str]]:
+    """Name and type of what a function or a dataclass takes by position."""
+    if isinstance(node, ast.FunctionDef):
+        taken = [(part.arg, part.annotation) for part in (*node.args.posonlyargs, *node.args.args)]
+    elif isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(part) for part in node.decorator_list):
+        if any("kw_only=True" in ast.unparse(part) for part in node.decorator_list):
+            return []
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and "init=False" not in ast.unparse(part)]
+        taken = [(ast.unparse(part.target), part.annotation) for part in fields]
+        taken = list(takewhile(lambda field: ast.unparse(field[1]) != "KW_ONLY", taken))
+    else:
+        return []
+    return [(name, ast.unparse(kind).removesuffix(" | None") if kind else "") for name, kind in taken]
 
 
 def room(path: Path) -> str:
@@ -87,6 +120,17 @@ def test_numerics_sees_no_table_module_file_or_logger(path: Path) -> None:
     assert "torch.nn" not in imported(path)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_neighbours_of_one_numeric_type_are_keyword_only(path: Path) -> None:
+    """Or two numbers change places and nothing says so. Not yet of learning."""
+    if room(path) == "learning":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (str(path.relative_to(ROOT)), getattr(node, "name", "")) not in POSITIONAL:
+            for (first, kind), (second, other) in pairwise(positional(node)):
+                assert kind not in MISTAKEN or kind != other, f"{node.name}: {first} and {second} are both {kind}"
+
+
 def test_every_progress_bar_comes_from_one_place() -> None:
     assert [room(path) for path in MODULES if "tqdm" in imported(path)] == ["terminal"]
 
@@ -97,6 +141,20 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert name in dir(cfiv)
     with pytest.raises(AttributeError, match=r"cfiv.*has no attribute 'DIFV'"):
         cfiv.DIFV
+
+
+def test_the_top_level_has_the_errors_that_programs_catch_and_says_where_the_others_are() -> None:
+    exceptions = {
+        name for name in cfiv.__all__ if isinstance(getattr(cfiv, name), type) and issubclass(getattr(cfiv, name), Exception)
+    }
+    assert exceptions == CAUGHT
+    every = {name for name, value in vars(cfiv.errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert exceptions < every
+    for name in every - exceptions:
+        with pytest.raises(AttributeError, match=f"'cfiv' has no attribute '{name}': it is cfiv.errors.{name}$"):
+            getattr(cfiv, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'FrameType'$"):  # what errors.py imports is no error
+        cfiv.FrameType
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -212,7 +212,7 @@ def test_rows_of_weight_zero_do_not_count_and_only_ratios_of_weights_do() -> Non
 
 def test_masked_values_are_refused_and_not_read_as_numbers() -> None:
     masked = np.ma.masked_equal([1.0, -999.0, 2.0], -999.0)
-    with pytest.raises(DataError, match="treatment has 1 masked values: drop or fill those rows"):
+    with pytest.raises(DataError, match="treatment must have no masked values, got 1: drop or fill those rows"):
         IVData(treatment=masked)
 
 

@@ -45,7 +45,7 @@ def too_much() -> Iterator[Exception]:
 @pytest.mark.parametrize("error", list(too_much()), ids=lambda error: f"{type(error).__name__}: {str(error)[:40]}")
 def test_whatever_a_library_says_of_memory_is_told_with_a_remedy(error: Exception) -> None:
     says = r"^The work needs more memory than there is \(.*\): rest$"
-    with pytest.raises(cfiv.TooLargeError, match=says), within_memory("The work", "rest"):
+    with pytest.raises(cfiv.errors.TooLargeError, match=says), within_memory("The work", "rest"):
         raise error
 
 
@@ -59,8 +59,8 @@ def test_other_errors_are_not_taken_for_such(error: Exception) -> None:
 
 @pytest.mark.contract
 def test_what_was_told_is_not_told_again() -> None:
-    with pytest.raises(cfiv.TooLargeError, match=r"^once$"), within_memory("the work", "rest"):
-        raise cfiv.TooLargeError("once")
+    with pytest.raises(cfiv.errors.TooLargeError, match=r"^once$"), within_memory("the work", "rest"):
+        raise cfiv.errors.TooLargeError("once")
 
 
 REMEDIES = {
@@ -84,11 +84,13 @@ def test_an_estimator_that_gets_no_memory_says_what_needs_less(make: Any, monkey
 
     with monkeypatch.context() as changed:
         changed.setattr(make, "_estimate", without)
-        with pytest.raises(cfiv.TooLargeError, match=rf"^{make.__name__}\.fit needs more memory.*{REMEDIES[make]}"):
+        with pytest.raises(cfiv.errors.TooLargeError, match=rf"^{make.__name__}\.fit needs more memory.*{REMEDIES[make]}"):
             make(demand.FORMULA, **options).fit(data)
     monkeypatch.setattr(type(model.structural_function_.components[0]), "evaluate", without)
     for ask in (model.predict, lambda rows: model.dose_response([20.0], rows)):
-        with pytest.raises(cfiv.TooLargeError, match=r"structural function needs more memory .*: give fewer rows at a time"):
+        with pytest.raises(
+            cfiv.errors.TooLargeError, match=r"structural function needs more memory .*: give fewer rows at a time"
+        ):
             ask(truth.grid)
 
 
@@ -108,7 +110,9 @@ def test_a_trainer_that_gets_no_memory_says_what_needs_less(monkeypatch: pytest.
         "refit": lambda: trainer.refit((x, y)),
     }
     for name, ask in asked.items():
-        with pytest.raises(cfiv.TooLargeError, match=rf"^LastLayerTrainer\.{name} needs more memory .*smaller batch_size"):
+        with pytest.raises(
+            cfiv.errors.TooLargeError, match=rf"^LastLayerTrainer\.{name} needs more memory .*smaller batch_size"
+        ):
             ask()
 
 
@@ -133,7 +137,7 @@ for limit, work in (
     resource.setrlimit(resource.RLIMIT_AS, (size + limit, resource.RLIM_INFINITY))
     try:
         work()
-    except cfiv.TooLargeError as error:
+    except cfiv.errors.TooLargeError as error:
         print("told", "landmarks" in str(error))
     assert available_memory() <= 2**28
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

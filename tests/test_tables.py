@@ -233,6 +233,27 @@ def test_a_function_outside_the_list_is_refused_with_the_list() -> None:
     assert "compute that column first, or use one of C, I, bs" in message
 
 
+@pytest.mark.parametrize(
+    ("term", "advice"),
+    [
+        ("C(x // 4)", "compute that column first"),
+        ("C(-x)", "compute that column first"),
+        ("C(np.log(x))", "compute that column first"),
+        ("C(I(x // 4))", "compute that column first"),
+        ("C((x > 1) + (w == 1))", "compute that column first"),
+        ("C(x > 1)", "I(x > 1) is that column of 0 and 1"),
+    ],
+)
+def test_what_c_cannot_make_categories_of_is_refused_with_what_to_write(term: str, advice: str) -> None:
+    assert refusal(encoder, f"y ~ {term} + [t ~ z]", table()) == f"C() takes a column as it is, got {term!r}: {advice}"
+
+
+def test_c_takes_what_can_be_asked_of_categories() -> None:
+    frame = table()
+    for term in ("C(region)", "C(I(region))", "C(region == 'a')", "C((region == 'a') | (region == 'b'))"):
+        assert set(np.unique(covariates(term, frame, frame))) == {0.0, 1.0}
+
+
 def test_braces_compute_and_are_not_read_as_a_formula() -> None:
     frame = table()
     np.testing.assert_array_equal(covariates("{x**2 + 1}", frame, frame)[:, 0], frame["x"] ** 2 + 1)
@@ -521,7 +542,7 @@ def test_a_column_is_not_both_category_and_number() -> None:
     [
         (lambda f: f.drop(columns="t").rename(columns={"x": "xs"}), ["predictions need column 't'", "the table has"]),
         (lambda f: f.rename(columns={"region": "regions"}), ["need column 'region'", "did you mean 'regions'?"]),
-        (lambda f: f.assign(region="d"), ["column 'region' has 1 categories that training did not see ('d')", "'a', 'b', 'c'",
+        (lambda f: f.assign(region="d"), ["column 'region' has 1 category that training did not see ('d')", "'a', 'b', 'c'",
                                           "drop those rows or train with them"]),
         (lambda f: f.assign(x=f["x"].where(f["x"] < 0)), ["rows have gaps", "predictions need complete rows", "drop or fill"]),
         (lambda f: f.assign(x=np.inf), ["column 'x' is infinite in 40 of 40 rows"]),

@@ -93,7 +93,7 @@ study = Study(
         "Least squares": cfiv.LeastSquares("y ~ [t ~ z]"),
         "Control function": Method(lambda seed, degree: ControlFunction(degree), degree=[1, 2]),
     },
-    metrics={"error": cfiv.studies.error, "effect": AverageEffect("t", 0.0, 1.0)},
+    metrics={"error": cfiv.studies.error, "effect": AverageEffect("t", treatment_from=0.0, treatment_to=1.0)},
     replications=50,
     time_limit=60,
 )

@@ -154,5 +154,5 @@ def _shadow(problem: LinearProblem, j: int, critical: float) -> Intervals | None
         ends = [0, problem.shape[1]]
         form = form[np.ix_(ends, ends)] - form[ends, others] @ np.linalg.solve(within, form[others, ends])
     unit = lengths[-1] / lengths[0]
-    intervals = quadratic_set(form[0, 0], -2 * form[0, 1], form[1, 1])
+    intervals = quadratic_set(a=form[0, 0], b=-2 * form[0, 1], c=form[1, 1])
     return _scaled(intervals, unit, problem.powers[j])

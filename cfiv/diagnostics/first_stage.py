@@ -159,7 +159,7 @@ def effective_f(problem: LinearProblem, *, significance: float = 0.05) -> Diagno
     covariance = problem.moment_covariance(noise, noise)
     statistic = float(moments @ moments / np.trace(covariance))
     values = tuple(
-        CriticalValue(effective_f_critical(covariance, bias), f"worst-case bias above {100 * bias:g} % rejected at 5 %")
+        CriticalValue(effective_f_critical(covariance, bias=bias), f"worst-case bias above {100 * bias:g} % rejected at 5 %")
         for bias in BIASES
     )
     critical = values[BIASES.index(BIAS)].value
@@ -195,7 +195,7 @@ def _strength(problem: LinearProblem, statistic: float, critical: dict[float, fl
     return f"{held_against(bias)}, so the instruments {verb} weak: prefer the Anderson-Rubin set to standard errors."
 
 
-def effective_f_critical(covariance: Array, bias: float, significance: float = 0.05) -> float:
+def effective_f_critical(covariance: Array, *, bias: float, significance: float = 0.05) -> float:
     """Simplified critical value of the effective F; see :func:`effective_f`.
 
     Parameters

@@ -13,7 +13,7 @@ from cfiv.data import Array
 Intervals = tuple[tuple[float, float], ...]
 
 
-def quadratic_set(a: float, b: float, c: float) -> Intervals:
+def quadratic_set(*, a: float, b: float, c: float) -> Intervals:
     """The real ``x`` with ``a x^2 + b x + c <= 0``: none, an interval, two rays, one ray, or all.
 
     Parameters
@@ -23,7 +23,7 @@ def quadratic_set(a: float, b: float, c: float) -> Intervals:
 
     Examples
     --------
-    >>> quadratic_set(1.0, 0.0, -4.0), quadratic_set(-1.0, 0.0, 4.0), quadratic_set(1.0, 0.0, 1.0)
+    >>> quadratic_set(a=1.0, b=0.0, c=-4.0), quadratic_set(a=-1.0, b=0.0, c=4.0), quadratic_set(a=1.0, b=0.0, c=1.0)
     (((-2.0, 2.0),), ((-inf, -2.0), (2.0, inf)), ())
     """
     a, b, c = float(a), float(b), float(c)

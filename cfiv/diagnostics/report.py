@@ -123,7 +123,7 @@ class Diagnostics:
         for i, (question, results) in enumerate(self.sections):
             lines += [*([""] if i else []), question]
             for result in results:
-                lines += [_line(result, first, second).rstrip()]
+                lines += [_line(result, first=first, second=second).rstrip()]
                 lines += textwrap.wrap(result.reading, WIDTH, initial_indent="    ", subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -149,7 +149,7 @@ def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]
     return record
 
 
-def _line(result: Diagnostic | ConfidenceSet, first: int, second: int) -> str:
+def _line(result: Diagnostic | ConfidenceSet, *, first: int, second: int) -> str:
     """A result as a line of text, without its reading; the widths are of its name and its distribution."""
     name = f"  {result.name:<{first - 2}}"
     if isinstance(result, Unavailable):

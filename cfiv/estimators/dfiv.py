@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import NoneType
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning
+from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
@@ -342,7 +341,6 @@ class DFIV(StructuralEstimator):
         TooLargeError
             If there is not enough memory.
         """
-        # As in every estimator, and not through super(): warnings count the calls up to the user's line.
         started = time.perf_counter()
         refuse_target(y)
         self._check_parameters()
@@ -355,7 +353,7 @@ class DFIV(StructuralEstimator):
         return self._keep(estimate, encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
-        check_units(data, stacklevel=4)
+        check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
         problem = StandardisedData.prepare(
@@ -420,7 +418,7 @@ class DFIV(StructuralEstimator):
             if isinstance(outcome, DivergenceError):
                 if all(isinstance(other, DivergenceError) for other in outcomes):
                     raise outcome
-                warnings.warn(f"a fit is left out of the average: {outcome}", TrainingWarning, stacklevel=3)
+                warn(f"a fit is left out of the average: {outcome}", TrainingWarning)
                 continue
             fits.append(_on_cpu(outcome))
             history += [{"fit": member.fit, "swapped": member.swapped, **record} for record in outcome.history]
@@ -569,10 +567,9 @@ def _warn_if_weak(problem: StandardisedData, networks: Networks) -> None:
         if treatments > features
         else f"the treatment takes {treatments}"
     )
-    warnings.warn(
+    warn(
         f"the instruments take {instruments} distinct values, but {needs}: without strong covariates the data identify only "
         "part of the curve, and its shape between is a guess; use a simpler treatment_network (torch.nn.Identity() is linear) "
         "or richer instruments",
         WeakIdentificationWarning,
-        stacklevel=5,
     )

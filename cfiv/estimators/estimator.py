@@ -6,7 +6,6 @@ import abc
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as shortened
@@ -17,7 +16,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError, ParameterError
+from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError, ParameterError, warn
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
 from cfiv.estimators.units import exponents, in_unit
@@ -306,17 +305,16 @@ def refuse_target(y: object) -> None:
 
 
 def warn_of_learned_constant(estimator: object) -> None:
-    """Warn that a formula without a constant does not take it from learned features; two calls below the user's line.
+    """Warn that a formula without a constant does not take it from learned features.
 
     Warns
     -----
     FormulaWarning
     """
-    warnings.warn(
+    warn(
         f"the formula takes the constant away, but the features of {type(estimator).__name__} carry one all the same; only "
         "TwoStageLeastSquares and LeastSquares fit without one",
         FormulaWarning,
-        stacklevel=4,
     )
 
 

@@ -155,7 +155,13 @@ class FirstStage:
         return self.covariance.kind, options
 
     def _rank_test(self, found: Any, name: str) -> WaldTest:
-        return WaldTest(float(found.stat), int(found.df), None, "a combination of treatments is not identified", name)
+        return WaldTest(
+            stat=float(found.stat),
+            df=int(found.df),
+            df_denom=None,
+            null="a combination of treatments is not identified",
+            name=name,
+        )
 
 
 def _reciprocal_diagonal(columns: Array) -> Array:

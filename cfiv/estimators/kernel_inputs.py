@@ -16,7 +16,7 @@ from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.landmarks import KernelFeatures
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KernelInputs:
     """Rows as float64, in the user's units but for the outcome.
 

@@ -196,7 +196,7 @@ class KernelIV(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         assert data.names is not None
-        check_units(data, stacklevel=4)
+        check_units(data)
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
         self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)
@@ -245,7 +245,9 @@ class KernelIV(StructuralEstimator):
     def _features(self, role: str, landmarks: Tensor) -> KernelFeatures:
         """Features of a role and the covariates."""
         bandwidths = column_bandwidths(self.bandwidths_, role, width=landmarks.shape[1])
-        return features_that_fit(landmarks, bandwidths, role=role, folds=self.folds if self.split is None else None)
+        return features_that_fit(
+            landmarks=landmarks, bandwidths=bandwidths, role=role, folds=self.folds if self.split is None else None
+        )
 
     def _stages(
         self, inputs: KernelInputs, parts: Sequence[Tensor], phi: KernelFeatures, psi: KernelFeatures

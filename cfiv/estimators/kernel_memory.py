@@ -19,7 +19,7 @@ def matrices(folds: int | None) -> int:
     return 16 if folds is None else 26 + 5 * folds
 
 
-def features_that_fit(landmarks: Tensor, bandwidths: Tensor, *, role: str, folds: int | None) -> KernelFeatures:
+def features_that_fit(landmarks: Tensor, *, bandwidths: Tensor, role: str, folds: int | None) -> KernelFeatures:
     """Features of landmarks (n, d).
 
     Raises
@@ -29,10 +29,10 @@ def features_that_fit(landmarks: Tensor, bandwidths: Tensor, *, role: str, folds
     """
     free = available_memory()
     if free is None:
-        return KernelFeatures.of_landmarks(landmarks, bandwidths)
+        return KernelFeatures.of_landmarks(landmarks, bandwidths=bandwidths)
     most = min(free // (FLOAT * FACTORS * len(landmarks)), math.isqrt(free // (FLOAT * matrices(folds))))
     try:
-        return KernelFeatures.of_landmarks(landmarks, bandwidths, most=most)
+        return KernelFeatures.of_landmarks(landmarks, bandwidths=bandwidths, most=most)
     except TooLargeError as error:
         raise TooLargeError(
             f"{error} ({role}), the most that fits in the {free / 2**30:.3g} GiB that are free: use the Nyström version with "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from cfiv.checks import is_within, refusal, several
-from cfiv.errors import PenaltyRangeWarning
+from cfiv.errors import PenaltyRangeWarning, warn
 from cfiv.numerics.ridge_path import PenaltyChoice
 
 #: Values of either penalty that None stands for. The outcome has unit variance and the kernels are one at distance zero, so
@@ -70,9 +69,8 @@ def warn_of_ends(choices: Mapping[str, PenaltyChoice]) -> None:
         advice = f"give {towards} values of {name}"
         if not smallest:
             advice += ", and see whether the instruments say anything about the treatment: a large penalty says no"
-        warnings.warn(
+        warn(
             f"the best {name} is the {which} of {len(choice.penalties)}, {choice.chosen:.3g}, and the held-out loss is still "
             f"falling there, by {choice.slope():.0%} a tenfold change: {advice}",
             PenaltyRangeWarning,
-            stacklevel=4,
         )

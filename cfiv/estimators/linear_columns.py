@@ -6,15 +6,13 @@ Here, and nowhere else, rank is judged: for the linear estimators and for diagno
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, IllConditionedWarning, quoted
+from cfiv.errors import DataError, IllConditionedWarning, quoted, warn
 from cfiv.numerics.dependence import NOTICEABLE, Dependence, dependences
 from cfiv.numerics.linear_iv import LinearFit, correlations
 from cfiv.numerics.scaled_columns import ScaledColumns, constant_in_span, plain_numbers
@@ -197,9 +195,10 @@ def warn_of_offsets(scaled: ScaledColumns, names: Sequence[str]) -> None:
     digits = -np.log10(np.finfo(np.float64).eps * scaled.lengths)
     few = [name for name, held in zip(names, digits, strict=True) if held < TRUSTED_DIGITS]
     if few:
-        _warn(
+        warn(
             f"float64 holds {math.floor(digits.min())} digits of the variation of {quoted(few)}, small as it is beside the "
-            "offset, and no more digits of the estimates can be trusted: subtract the offset before the numbers are stored"
+            "offset, and no more digits of the estimates can be trusted: subtract the offset before the numbers are stored",
+            IllConditionedWarning,
         )
 
 
@@ -220,18 +219,11 @@ def warn_of_condition(fit: LinearFit, names: Sequence[str]) -> None:
         return
     share = np.abs(fit.loose())
     involved = [name for name, part in zip(names, share, strict=True) if part > 0.05 * share.max()]
-    _warn(
+    warn(
         f"about {max(math.floor(digits), 0)} digits of the coefficients of {quoted(involved)} can be trusted: they are nearly "
-        f"collinear (condition number {fit.condition:.1e}), so drop one of them or write them in another basis, such as poly()"
+        f"collinear (condition number {fit.condition:.1e}), so drop one of them or write them in another basis, such as poly()",
+        IllConditionedWarning,
     )
-
-
-def _warn(message: str) -> None:
-    """At the line that called cfiv, however deep this is."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "cfiv":
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, IllConditionedWarning, stacklevel=level)
 
 
 def _said(found: Columns, names: Sequence[str]) -> str:

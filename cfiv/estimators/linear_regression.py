@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,7 @@ import pandas as pd
 
 from cfiv.checks import check_choice, check_flag, check_whole
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, FewClustersWarning, ParameterError
+from cfiv.errors import DataError, FewClustersWarning, ParameterError, warn
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
 from cfiv.estimators.linear_columns import (
@@ -107,11 +106,10 @@ def warn_of_few_clusters(clusters: Array) -> None:
     """
     count = len(np.unique(clusters))
     if count < FEW_CLUSTERS:
-        warnings.warn(
+        warn(
             f"there are {count} clusters, and clustered standard errors rest on many (some {FEW_CLUSTERS} at least): they are "
             "likely too small, so use finer clusters or do not rely on them",
             FewClustersWarning,
-            stacklevel=5,
         )
 
 

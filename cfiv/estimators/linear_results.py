@@ -288,8 +288,10 @@ class LinearResults(abc.ABC):
         """``C b`` and ``C L`` with their power of two: shapes (m,) and (m, k)."""
         matrix = np.atleast_2d(read_numbers("weights", by_name(weights, self.fitted.coefficients.names)))
         size = len(self.fitted.coefficients.names)
-        if matrix.ndim != 2 or matrix.shape[1] != size or not np.isfinite(matrix).all():
-            raise ParameterError(f"weights must be {size} finite numbers a row, one a coefficient, got shape {matrix.shape}")
+        if matrix.ndim != 2 or matrix.shape[1] != size:
+            raise ParameterError(f"weights must be {size} numbers a row, one a coefficient, got shape {matrix.shape}")
+        if not np.isfinite(matrix).all():
+            raise ParameterError(f"weights must be finite numbers, got {weights!r}")
         mantissas, exponents = np.frexp(matrix)
         exponents = exponents + self.fitted.coefficients.powers
         power = int(exponents[matrix != 0].max(initial=-(2**20)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, TrainingWarning
+from cfiv.errors import DivergenceError, TrainingWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
@@ -178,7 +177,7 @@ class NetworkRegression(StructuralEstimator):
         check_batch_size(self.batch_size)
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        check_units(data, stacklevel=4)
+        check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
@@ -218,7 +217,7 @@ class NetworkRegression(StructuralEstimator):
             except (KeyboardInterrupt, DivergenceError) as error:
                 if not fits:
                     raise
-                warnings.warn(f"a fit is left out of the average: {_reason(error)}", TrainingWarning, stacklevel=4)
+                warn(f"a fit is left out of the average: {_reason(error)}", TrainingWarning)
                 if isinstance(error, KeyboardInterrupt):
                     return fits, True
             if fits[-1].ended == "interrupted":
@@ -242,7 +241,7 @@ class NetworkRegression(StructuralEstimator):
         try:
             fitted = explain(steps=None if train else 0)
         except (KeyboardInterrupt, DivergenceError) as error:
-            warnings.warn(f"the features for score are left untrained: {_reason(error)}", TrainingWarning, stacklevel=4)
+            warn(f"the features for score are left untrained: {_reason(error)}", TrainingWarning)
             return explain(steps=0), isinstance(error, KeyboardInterrupt)
         return fitted, fitted.ended == "interrupted"
 

@@ -155,7 +155,9 @@ class TwoStageResults(LinearResults):
         if counts_rows and taken > LARGE_SHARE * self.nobs:
             factor = 1 - taken / self.nobs
             note = f"it counts all {self.nobs} rows, though exogenous columns take up {taken}: times {factor:.2f} it would not"
-        return WaldTest(float(np.squeeze(found.stat)), int(found.df), found.df_denom, null, name, note)
+        return WaldTest(
+            stat=float(np.squeeze(found.stat)), df=int(found.df), df_denom=found.df_denom, null=null, name=name, note=note
+        )
 
     def _tested(self, variables: Any) -> list[str] | None:
         if variables is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, IllConditionedWarning
+from cfiv.errors import DataError, IllConditionedWarning, warn
 
 ROLES = ("outcome", "treatment", "instruments", "covariates")
 #: Between these the largest magnitude of a column must be, so that neither its sums nor its standard deviation leave float64;
@@ -31,7 +30,7 @@ def in_unit(columns: Array, exponent: Array | int) -> Array:
     return np.asarray(np.ldexp(columns.astype(np.float64, copy=False), -np.asarray(exponent)))
 
 
-def check_units(data: IVData, *, stacklevel: int) -> None:
+def check_units(data: IVData) -> None:
     """Refuse columns that float64 has no room around or has kept no differences of; warn where it has kept few digits.
 
     Raises
@@ -54,18 +53,17 @@ def check_units(data: IVData, *, stacklevel: int) -> None:
         axis = None if values.ndim > 2 else 0
         lows, highs = (np.atleast_1d(np.asarray(f(axis=axis), dtype=np.float64)) for f in (values.min, values.max))
         for name, low, high in zip(data.names[role], lows, highs, strict=True):
-            if _digits_are_few(f"{role} {name!r}", low, high, values):
+            if _digits_are_few(f"{role} {name!r}", low=low, high=high, values=values):
                 few.append(name)
     if few:
-        warnings.warn(
+        warn(
             f"{', '.join(map(repr, few))}: differences between rows have less than five digits beside the values themselves, "
             "and so does what is computed of them: subtract a constant before the values are rounded, as a first year of dates",
             IllConditionedWarning,
-            stacklevel=stacklevel,
         )
 
 
-def _digits_are_few(what: str, low: float, high: float, values: Array) -> bool:
+def _digits_are_few(what: str, *, low: float, high: float, values: Array) -> bool:
     """Whether a column from ``low`` to ``high`` has few digits; raises where it has none."""
     single = values.dtype == np.float32 and values.ndim > 2
     least, most = (LEAST_SINGLE, MOST_SINGLE) if single else (LEAST, MOST)

@@ -17,7 +17,7 @@ from cfiv.errors import ParameterError, SingularError, nearest, quoted
 SINGULAR = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WaldTest:
     """A statistic, its distribution under the null, and its p-value.
 
@@ -59,7 +59,13 @@ class WaldTest:
             raise SingularError(f"{name}: the covariance of the {len(estimates)} estimates is singular; test fewer at once")
         left = linalg.solve_triangular(triangle, estimates / lengths, trans="T")
         statistic = float(left @ left)
-        return cls(statistic if df_denom is None else statistic / len(estimates), len(estimates), df_denom, null, name)
+        return cls(
+            stat=statistic if df_denom is None else statistic / len(estimates),
+            df=len(estimates),
+            df_denom=df_denom,
+            null=null,
+            name=name,
+        )
 
     @property
     def dist(self) -> Any:

@@ -243,7 +243,7 @@ def learn_instrument_features(
         phi = with_intercept(features)
         v = layer.update(state.v, features=phi, targets=psi, weights=weights) if held is None else held
         residual, solution = psi - phi @ v.weights.to(phi.dtype), v.weights.to(phi.dtype)
-        loss = mean_square(residual, weights)
+        loss = mean_square(residual, weights=weights)
         if forward is not None:
             gradient = last_layer_gradient(residual=residual, solution=solution, weights=weights)
             state.phi.step([forward.gradients(gradient[..., :-1])])
@@ -320,7 +320,7 @@ class SecondStage:
         u = held
         if u is None:
             u = self.layers.u.update(self.state.u, features=features.detach(), targets=targets, weights=weights)
-        loss = mean_square(targets - features @ u.weights.to(features.dtype), weights)
+        loss = mean_square(targets - features @ u.weights.to(features.dtype), weights=weights)
         return loss, v.detached(), u
 
     def _covariates(self) -> list[Tensor]:

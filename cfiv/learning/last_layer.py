@@ -205,7 +205,7 @@ class MovingAverage:
         total = moments(features=features, targets=targets, weights=weights)
         if memory.more and self.decay:
             gram, cross, mass = memory.more
-            total = Moments(self.decay * gram, self.decay * cross, self.decay * float(mass)) + total
+            total = Moments(gram=self.decay * gram, cross=self.decay * cross, mass=self.decay * float(mass)) + total
         mass = total.gram.new_tensor(total.mass)
         return Memory(solve_moments(total, ridge=self.beta).weights, (total.gram, total.cross, mass))
 

@@ -5,7 +5,6 @@ What is trained is the business of a :class:`Run`; the loop knows neither its da
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
+from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.training import Training
 
@@ -118,7 +117,6 @@ def train(
     steps: int,
     training: Training,
     on_step: Callable[[], object],
-    stacklevel: int,
     archive: Archive[L] | None = None,
 ) -> Trained[L]:
     """Drive a run to its end, or to an earlier one: where the held-out loss has risen, on Ctrl-C, or where it diverges.
@@ -131,8 +129,6 @@ def train(
         Its ``checks``, ``tolerance`` and ``patience``.
     on_step : callable
         Called after every step, for progress; at once for the steps that a continued run has behind it.
-    stacklevel : int
-        Of the warnings, counted from the caller.
     archive : Archive, optional
         Of the same run. Saving changes no number, and a continued run has those of one that was never stopped.
 
@@ -184,7 +180,7 @@ def train(
         if stopping.kept is None:
             stopping.add(run.check(progress.done)[0])
         progress.ended = "interrupted"
-        _warn(f"training was interrupted at step {started} of {steps}", stopping.kept, stacklevel)
+        _warn(f"training was interrupted at step {started} of {steps}", stopping.kept)
     # The rows were finite when training began, so a DataError here speaks of features that no longer are.
     except (SingularError, DataError, DivergedError) as error:
         if stopping.kept is None:
@@ -193,7 +189,7 @@ def train(
                 "data for extreme values"
             ) from error
         progress.ended = "diverged"
-        _warn(f"training diverged at step {started} of {steps} ({error}); {run.advice}", stopping.kept, stacklevel)
+        _warn(f"training diverged at step {started} of {steps} ({error}); {run.advice}", stopping.kept)
     kept = stopping.kept
     history = [record | {"kept": kept is not None and record["step"] == kept.step} for record in progress.history]
     return Trained(kept, history, progress.ended)
@@ -210,7 +206,7 @@ def _mean_losses(losses: list[dict[str, Tensor]], limits: Mapping[str, float], d
     return {name: float(value.mean()) for name, value in values.items()}
 
 
-def _warn(what: str, kept: Checkpoint[L] | None, stacklevel: int) -> None:
+def _warn(what: str, kept: Checkpoint[L] | None) -> None:
     assert kept is not None
     message = f"{what}; the state of step {kept.step} is kept and usable"
-    warnings.warn(message, TrainingWarning, stacklevel=stacklevel + 2)
+    warn(message, TrainingWarning)

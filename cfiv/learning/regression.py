@@ -220,7 +220,7 @@ def fit_regression(
     for network in features.networks:
         network.train()
     run = _RegressionRun(problem, features, generator)
-    trained = train(run, steps=problem.steps, training=problem.training, on_step=on_step, stacklevel=5)
+    trained = train(run, steps=problem.steps, training=problem.training, on_step=on_step)
     kept = trained.kept
     if kept is not None:
         for network, parameters in zip(features.networks, kept.parameters, strict=True):

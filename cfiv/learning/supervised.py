@@ -119,7 +119,7 @@ def joint_loss(captured: Captured, batch: Examples, head: LastLinearMap, recipe:
     output = head.rows(captured.output, captured.shape).to(captured.features.dtype)
     weights = row_weights_of(batch, captured, head)
     if recipe.loss == "squared":
-        return mean_square(output - recipe.task.rows(batch.targets, captured, head), weights)
+        return mean_square(output - recipe.task.rows(batch.targets, captured, head), weights=weights)
     assert isinstance(recipe.task, Classification)
     losses = F.cross_entropy(output, recipe.task.labels(batch.targets, captured, head), reduction="none")
     return losses.mean() if weights is None else (weights.to(losses) * losses).sum() / weights.sum().to(losses)

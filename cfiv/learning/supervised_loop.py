@@ -6,7 +6,6 @@ looks at every loss, and saves itself in the middle of a pass over a loader that
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning
+from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.loop import Ended
@@ -77,7 +76,7 @@ class Run:
     draws: list[Tensor] | None = None
 
 
-def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) -> tuple[list[tuple[int, float]], Ended]:
+def train(batches: Source, state: TrainerState, plan: Plan) -> tuple[list[tuple[int, float]], Ended]:
     """Drive a run to its end, or to an earlier one: on Ctrl-C, or where a loss is not finite.
 
     Call it with the module in training mode and in a block of :class:`cfiv.runtime.draws.Draws`.
@@ -128,8 +127,9 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
         if not run.history:
             raise
         ended = "interrupted"
-        _warn(
-            f"training was interrupted at step {done + 1} of {plan.steps}; what it had reached is kept and usable", stacklevel
+        warn(
+            f"training was interrupted at step {done + 1} of {plan.steps}; what it had reached is kept and usable",
+            TrainingWarning,
         )
     except (DivergenceError, SingularError) as error:
         kept = good.go_back()
@@ -138,7 +138,7 @@ def train(batches: Source, state: TrainerState, plan: Plan, *, stacklevel: int) 
             raise DivergenceError(f"training stopped at step {done + 1} of {plan.steps}: {error}; {advice}") from error
         ended = "diverged"
         what = f"training stopped at step {done + 1} of {plan.steps}: {error}"
-        _warn(f"{what}; the last state with a finite loss is kept; {advice}", stacklevel)
+        warn(f"{what}; the last state with a finite loss is kept; {advice}", TrainingWarning)
     return run.history, ended
 
 
@@ -256,7 +256,3 @@ def continued(values: Mapping[str, Any], fresh: TrainerState) -> Run:
     weights, *more = (tensor.to(device) for tensor in values["memory"])
     history = list(zip(values["epochs"].tolist(), values["losses"].tolist(), strict=True))
     return Run(replace(fresh, memory=Memory(weights, tuple(more))), Position(*values["position"]), history, values["draws"])
-
-
-def _warn(message: str, stacklevel: int) -> None:
-    warnings.warn(message, TrainingWarning, stacklevel=stacklevel + 2)

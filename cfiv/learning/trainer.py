@@ -279,7 +279,7 @@ class LastLayerTrainer:
                 checkpoint=file,
             )
             with Draws(seed, device).here(self.module), in_mode(self.module, training=True):
-                self._history, self.ended_ = train(batches, state, plan, stacklevel=2)
+                self._history, self.ended_ = train(batches, state, plan)
         return self
 
     @property

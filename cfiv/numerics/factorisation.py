@@ -1,23 +1,19 @@
 """Solves from a factorisation, with a condition number, a rank and a warning where the digits are few.
 
 Two systems are solved for the shift ``D = W - W_0`` from the anchor: ``(G + mu I) D = R`` by an eigendecomposition, and
-``min_D sum_i w_i |r_i - D' phi_i|^2 + mu |D|^2`` by QR, refined in doubled precision where rounding would leave few digits.
-Both scale the columns to unit length first, so that their units do not matter. Arguments are float64 and taken as checked.
+``min_D sum_i w_i |r_i - D' phi_i|^2 + mu |D|^2`` by QR. Both scale the columns to
+unit length first, so that their units do not matter. Arguments are float64 and taken as checked.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from cfiv.errors import IllConditionedWarning
-from cfiv.numerics.compensated import matmul, two_product, two_sum
+from cfiv.errors import IllConditionedWarning, warn
 from cfiv.numerics.inputs import check_finite
 
 #: The spacing of float64 at one.
@@ -25,16 +21,6 @@ EPSILON = torch.finfo(torch.float64).eps
 
 #: Below this many trustworthy digits in the solution a warning is given (float64 carries about 15.65).
 TRUSTED_DIGITS = 6.0
-
-#: A QR solution that rounding leaves with fewer digits than this is refined in doubled precision.
-REFINED_DIGITS = 10.5
-
-#: Steps of refinement at most. One or two reach the last digit for a condition number kappa up to 1e8; above, three reach an
-#: error of about (kappa eps)^2, where doubled precision itself ends.
-REFINEMENTS = 3
-
-#: Products held at once while refining: 1 MB a tensor, so that a dozen of them stay near the processor.
-REFINED_PRODUCTS = 2**17
 
 #: Rows of one QR. The rounding of a QR grows with its rows where a column is constant, up to 1e4 units in the last place at a
 #: million rows (measured, MKL); a tree of QRs of this many rows leaves 20, and is no slower.
@@ -62,10 +48,7 @@ class Solution:
 
 
 def solve_symmetric(*, gram: Tensor, right: Tensor, mu: float, anchor: Tensor | None) -> Solution:
-    """``anchor + D`` with ``(gram + mu I) D = right``, gram (d, d) and right (d, k), by :func:`scaled_solution`.
-
-    The warning, where digits are few, is placed two calls up: at the line that called the public solve.
-    """
+    """``anchor + D`` with ``(gram + mu I) D = right``, gram (d, d) and right (d, k), by :func:`scaled_solution`."""
     shift, condition, rank = scaled_solution(gram=gram, right=right, mu=mu)
     _warn_if_untrusted(condition, rank, columns=gram.shape[0], squared=True)
     return Solution(shift if anchor is None else anchor + shift, condition, rank)
@@ -86,16 +69,15 @@ def scaled_solution(*, gram: Tensor, right: Tensor, mu: float) -> tuple[Tensor, 
     shift = scale[:, None] * (vectors @ (inverse[:, None] * (vectors.mT @ (scale[:, None] * right))))
     rank = int(kept.sum())
     if rank < gram.shape[0]:
-        shift = _nearest(shift, scale[:, None] * vectors[:, ~kept])
+        shift = _nearest(shift=shift, unseen=scale[:, None] * vectors[:, ~kept])
     condition = float((values[-1] / values[0].clamp_min(torch.finfo(gram.dtype).tiny)).sqrt()) if rank else math.inf
     return shift, condition, rank
 
 
 def solve_qr(*, phi: Tensor, targets: Tensor, weights: Tensor, mu: float, anchor: Tensor | None) -> Solution:
-    """Least squares on the penalised, column-scaled features: QR, an SVD of its small factor, refinement where it is needed.
+    """Least squares on the penalised, column-scaled features: QR, then an SVD of its small factor.
 
-    Takes features (n, d), targets (n, k) and row weights (n, 1), not normalised. The warning, where digits are few, is placed
-    two calls up: at the line that called the public solve.
+    Takes features (n, d), targets (n, k) and row weights (n, 1), not normalised.
     """
     columns = phi.shape[1]
     root = (weights / weights.sum()).sqrt()
@@ -108,25 +90,14 @@ def solve_qr(*, phi: Tensor, targets: Tensor, weights: Tensor, mu: float, anchor
     u, values, vh = torch.linalg.svd(factor)
     # What rounding leaves of a zero singular value grows with the rows of one QR, and not with all rows.
     rank = int((values > values[0] * max(min(len(left), QR_ROWS), columns) * EPSILON).sum())
-    half_inverse = scale * (vh[:rank].mT / values[:rank])  # (d, rank): times its transpose, the inverse Gram matrix
-    shift = half_inverse @ (u[:, :rank].mT @ rotated)
+    shift = scale * (vh[:rank].mT / values[:rank]) @ (u[:, :rank].mT @ rotated)
     condition = float(values[0] / values[-1].clamp_min(torch.finfo(phi.dtype).tiny)) if rank else math.inf
     if len(left) < columns:
         condition = math.inf
     _warn_if_untrusted(condition, rank, columns=columns, squared=False)
     if rank < columns:
-        shift = _nearest(shift, scale * vh[rank:].mT)
-        return Solution(shift if anchor is None else anchor + shift, condition, rank)
-
-    solution = shift if anchor is None else anchor + shift
-    # Rounding the features moves W by kappa + kappa^2 |r| / (|Phi| |W|) times as much: Wedin's bound, for the worst target.
-    explained = values[0] * torch.linalg.vector_norm(shift / scale, dim=0)
-    unexplained = torch.linalg.vector_norm(right - left @ shift, dim=0)
-    share = float(torch.where(explained > 0, unexplained / explained, 0.0).max())
-    if EPSILON * condition * (1 + condition * share) > 10.0**-REFINED_DIGITS:
-        descent = partial(_descent, phi=phi, targets=targets, weights=weights, mu=mu, anchor=anchor)
-        solution = _refine(solution, descent, half_inverse=half_inverse, scale=scale)
-    return Solution(solution, condition, rank)
+        shift = _nearest(shift=shift, unseen=scale * vh[rank:].mT)
+    return Solution(shift if anchor is None else anchor + shift, condition, rank)
 
 
 def _triangle(*, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,50 +111,7 @@ def _triangle(*, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
             return left, right
 
 
-def _refine(solution: Tensor, descent: Callable[[Tensor], Tensor], *, half_inverse: Tensor, scale: Tensor) -> Tensor:
-    """Newton's method on the penalised loss: its gradient from doubled precision, its Hessian factored as it stands.
-
-    Repeats ``W <- W + H H' g(W)`` while the correction of a target shrinks, with ``g`` of :func:`_descent` and ``H`` (d, d)
-    from the QR. The error shrinks by a factor of about ``kappa eps`` a step.
-
-    References
-    ----------
-    Bjorck, "Iterative refinement of linear least squares solutions I", BIT 7 (1967) 257-278. He refines the residual as an
-    unknown of the augmented system; here it is kept in doubled precision, which satisfies the system's first row, so that the
-    corrections are those of his seminormal equations (Linear Algebra Appl. 88 (1987) 31-48).
-    """
-    previous = solution.new_full((solution.shape[1],), math.inf)
-    for _ in range(REFINEMENTS):
-        correction = half_inverse @ (half_inverse.mT @ descent(solution))
-        size = torch.linalg.vector_norm(correction / scale, dim=0)
-        shrinks = size < previous / 2
-        solution = torch.where(shrinks, solution + correction, solution)
-        previous = torch.where(shrinks & (size > EPSILON * torch.linalg.vector_norm(solution / scale, dim=0)), size, 0.0)
-        if not bool(previous.any()):
-            break
-    return solution
-
-
-def _descent(solution: Tensor, *, phi: Tensor, targets: Tensor, weights: Tensor, mu: float, anchor: Tensor | None) -> Tensor:
-    """``Phi' w (Y - Phi W) / sum(w) - mu (W - W_0)``, shape (d, k), its sums over rows and columns in doubled precision.
-
-    Row weights (n, 1) are taken as given: neither their roots nor their shares, which would round, are used.
-    """
-    high, low = torch.zeros_like(solution), torch.zeros_like(solution)
-    count = min(math.ceil(phi.shape[0] * solution.numel() / REFINED_PRODUCTS), phi.shape[0])
-    for part, y, w in zip(*(rows.tensor_split(count) for rows in (phi, targets, weights)), strict=True):
-        fitted, fitted_low = matmul(part, solution)
-        residual, residual_low = two_sum(y, -fitted)
-        weighted, weighted_low = two_product(w, residual)
-        moment, moment_low = matmul(part.mT, weighted)
-        high, error = two_sum(high, moment)
-        low += error + moment_low + part.mT @ (weighted_low + w * (residual_low - fitted_low))
-    total = weights.sum()
-    pull = mu * (solution if anchor is None else solution - anchor)
-    return (high / total - pull) + low / total
-
-
-def _nearest(shift: Tensor, unseen: Tensor) -> Tensor:
+def _nearest(*, shift: Tensor, unseen: Tensor) -> Tensor:
     """Of all minimisers the one nearest to the anchor: the part of ``shift`` (d, k) orthogonal to the unseen directions."""
     basis: Tensor = torch.linalg.qr(unseen).Q
     return shift - basis @ (basis.mT @ shift)
@@ -206,6 +134,4 @@ def _warn_if_untrusted(condition: float, rank: int, *, columns: int, squared: bo
         message = f"about {max(digits, 0):.0f} digits of the solution can be trusted (condition number {condition:.1e})"
     else:
         return
-    warnings.warn(
-        f"{message}; rescale or drop collinear features, or use a ridge penalty > 0", IllConditionedWarning, stacklevel=4
-    )
+    warn(f"{message}; rescale or drop collinear features, or use a ridge penalty > 0", IllConditionedWarning)

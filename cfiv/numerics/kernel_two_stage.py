@@ -74,7 +74,9 @@ class Moments:
     @property
     def reduced_form(self) -> SquaredError:
         """Of Y on ``phi``."""
-        return SquaredError(self.first_stage.gram, self.instrument_outcome, self.outcome, self.first_stage.weight)
+        return SquaredError(
+            gram=self.first_stage.gram, right=self.instrument_outcome, square=self.outcome, weight=self.first_stage.weight
+        )
 
 
 def sample_moments(
@@ -110,7 +112,7 @@ def sample_moments(
     p, q = len(instrument_features), len(treatment_features)
     gram, cross, right = (outcome.new_zeros(p, width) for width in (p, q, 1))
     treatment_gram, treatment_right = (outcome.new_zeros(q if structural else 0, width) for width in (q, 1))
-    for rows in blocks(len(outcome), max(p, q)):
+    for rows in blocks(rows=len(outcome), columns=max(p, q)):
         w = weights[rows, None]
         phi, psi, y = instrument_features(instruments[rows]), treatment_features(treatments[rows]), w * outcome[rows]
         right.addmm_(phi.mT, y)
@@ -123,14 +125,16 @@ def sample_moments(
     weight, square = float(weights.sum()), float((weights[:, None] * outcome.square()).sum())
     return Moments(
         # |psi(x)|^2 = k(x, x) = 1: what the landmarks do not span of it is part of the loss, whatever the penalty.
-        first_stage=SquaredError(gram, cross, weight, weight),
+        first_stage=SquaredError(gram=gram, right=cross, square=weight, weight=weight),
         instrument_outcome=right,
-        structural=SquaredError(treatment_gram, treatment_right, square, weight) if structural else None,
+        structural=SquaredError(gram=treatment_gram, right=treatment_right, square=square, weight=weight)
+        if structural
+        else None,
         outcome=square,
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KernelTwoStage:
     """What both stages found.
 
@@ -168,11 +172,11 @@ def two_samples(*, sample1: Moments, sample2: Moments, stage1_penalties: Tensor,
     """
     assert sample1.structural is not None
     first = RidgePath.factor(sample1.first_stage)
-    stage1 = PenaltyChoice(stage1_penalties, first.losses(sample2.first_stage, stage1_penalties))
+    stage1 = PenaltyChoice(penalties=stage1_penalties, losses=first.losses(sample2.first_stage, stage1_penalties))
     v = first.weights(stage1.chosen)
     second = RidgePath.factor(sample2.reduced_form.through(v))
-    stage2 = PenaltyChoice(stage2_penalties, second.losses(sample1.structural, stage2_penalties))
-    return KernelTwoStage(v, second.weights(stage2.chosen)[:, 0], stage1, stage2)
+    stage2 = PenaltyChoice(penalties=stage2_penalties, losses=second.losses(sample1.structural, stage2_penalties))
+    return KernelTwoStage(first_stage=v, structural=second.weights(stage2.chosen)[:, 0], stage1=stage1, stage2=stage2)
 
 
 def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
@@ -200,18 +204,20 @@ def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_p
     losses1 = torch.zeros_like(stage1_penalties)
     for k, fold in enumerate(folds):
         losses1 += RidgePath.factor(_outside(folds, k)).losses(fold.first_stage, stage1_penalties)
-    stage1 = PenaltyChoice(stage1_penalties, losses1)
+    stage1 = PenaltyChoice(penalties=stage1_penalties, losses=losses1)
     lam = stage1.chosen
     first_stages = [_outside(folds, k).minimiser(lam) for k in range(len(folds))]
     losses2 = torch.zeros_like(stage2_penalties)
     for k, (fold, v) in enumerate(zip(folds, first_stages, strict=True)):
         rest = [j for j in range(len(folds)) if j != k]
-        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, lam, j, k) for j in rest)))
+        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, lam, j=j, k=k) for j in rest)))
         held_out = fold.reduced_form.through(v) if fold.structural is None else fold.structural
         losses2 += second.losses(held_out, stage2_penalties)
-    stage2 = PenaltyChoice(stage2_penalties, losses2)
+    stage2 = PenaltyChoice(penalties=stage2_penalties, losses=losses2)
     second_stage = _stage2(folds, range(len(folds)), first_stages).minimiser(stage2.chosen)[:, 0]
-    return KernelTwoStage(torch.stack(first_stages).mean(dim=0), second_stage, stage1, stage2)
+    return KernelTwoStage(
+        first_stage=torch.stack(first_stages).mean(dim=0), structural=second_stage, stage1=stage1, stage2=stage2
+    )
 
 
 def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
@@ -219,7 +225,7 @@ def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
     return reduce(add, (fold.first_stage for i, fold in enumerate(folds) if i not in without))
 
 
-def _unseeing(folds: Sequence[Moments], lam: float, j: int, k: int) -> Tensor:
+def _unseeing(folds: Sequence[Moments], lam: float, *, j: int, k: int) -> Tensor:
     """V that predicts fold j while fold k is held out: from the rows outside both (of two folds, from k)."""
     return (_outside(folds, j) if len(folds) == 2 else _outside(folds, j, k)).minimiser(lam)
 

@@ -28,7 +28,7 @@ BLOCK = 2**22
 NARROW = 32
 
 
-def kernel_matrix(one: Tensor, other: Tensor, bandwidths: Tensor) -> Tensor:
+def kernel_matrix(one: Tensor, other: Tensor, *, bandwidths: Tensor) -> Tensor:
     """``k(x_i, x'_l)``, shape (n, d), (r, d) and (d,) -> (n, r), float64. Costs O(n r d)."""
     left, right = one.double() / bandwidths, other.double() / bandwidths
     if left.shape[1] > NARROW:
@@ -43,14 +43,14 @@ def kernel_matrix(one: Tensor, other: Tensor, bandwidths: Tensor) -> Tensor:
     return squares.mul_(-0.5).exp_()
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
+def blocks(*, rows: int, columns: int) -> Iterator[slice]:
     """Slices of the rows of a (rows, columns) matrix, each of at most ``BLOCK`` numbers and at least one row."""
     size = max(1, BLOCK // max(1, columns))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KernelExpansion:
     """``f(x) = sum_l c_l k(x_l, x)``.
 
@@ -68,7 +68,7 @@ class KernelExpansion:
     def __call__(self, at: Tensor) -> Tensor:
         """``f`` at each row, shape (n, d) -> (n,), in blocks of rows."""
         parts = [
-            kernel_matrix(at[rows], self.points, self.bandwidths) @ self.coefficients
-            for rows in blocks(len(at), len(self.points))
+            kernel_matrix(at[rows], self.points, bandwidths=self.bandwidths) @ self.coefficients
+            for rows in blocks(rows=len(at), columns=len(self.points))
         ]
         return torch.cat(parts)

@@ -16,7 +16,7 @@ from cfiv.numerics.kernels import KernelExpansion, kernel_matrix
 from cfiv.numerics.pivoted_cholesky import pivoted_cholesky
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KernelFeatures:
     """Features whose inner product is the kernel, as far as the landmarks span it: ``f(x) = L^-1 k_P(x)``.
 
@@ -38,7 +38,7 @@ class KernelFeatures:
     triangle: Tensor
 
     @classmethod
-    def of_landmarks(cls, landmarks: Tensor, bandwidths: Tensor, *, most: int | None = None) -> KernelFeatures:
+    def of_landmarks(cls, landmarks: Tensor, *, bandwidths: Tensor, most: int | None = None) -> KernelFeatures:
         """Features of landmarks (r, d), O(r k^2) for k that span them.
 
         Raises
@@ -46,19 +46,19 @@ class KernelFeatures:
         TooLargeError
             If k would be larger than ``most``.
         """
-        factor = pivoted_cholesky(landmarks.double(), bandwidths, most=most)
-        return cls(landmarks[factor.pivots].double(), bandwidths, factor.triangle)
+        factor = pivoted_cholesky(landmarks.double(), bandwidths=bandwidths, most=most)
+        return cls(landmarks=landmarks[factor.pivots].double(), bandwidths=bandwidths, triangle=factor.triangle)
 
     def __len__(self) -> int:
         return len(self.landmarks)
 
     def __call__(self, at: Tensor) -> Tensor:
         """Shape (n, d) -> (n, k); O(n k^2)."""
-        kernels = kernel_matrix(at, self.landmarks, self.bandwidths)
+        kernels = kernel_matrix(at, self.landmarks, bandwidths=self.bandwidths)
         features: Tensor = torch.linalg.solve_triangular(self.triangle, kernels.mT, upper=False)
         return features.mT
 
     def expansion(self, weights: Tensor) -> KernelExpansion:
         """The function ``x -> weights' f(x)`` of weights (k,) as a sum of kernels at the landmarks."""
         coefficients = torch.linalg.solve_triangular(self.triangle.mT, weights[:, None], upper=True)[:, 0]
-        return KernelExpansion(self.landmarks, self.bandwidths, coefficients)
+        return KernelExpansion(points=self.landmarks, bandwidths=self.bandwidths, coefficients=coefficients)

@@ -41,7 +41,7 @@ def last_layer_loss(*, features: Tensor, targets: Tensor, solve: Solve, weights:
     """
     solution = solve(features=features.detach(), targets=targets, weights=weights)
     residual = targets - features @ solution.to(features.dtype)
-    return mean_square(residual, weights), solution.detach()
+    return mean_square(residual, weights=weights), solution.detach()
 
 
 def last_layer_gradient(*, residual: Tensor, solution: Tensor, weights: Tensor | None) -> Tensor:
@@ -65,7 +65,7 @@ def last_layer_gradient(*, residual: Tensor, solution: Tensor, weights: Tensor |
     return residual * (w * (-2.0 / w.sum(dim=-1, keepdim=True)))[..., None] @ solution.mT
 
 
-def mean_square(residual: Tensor, weights: Tensor | None) -> Tensor:
+def mean_square(residual: Tensor, *, weights: Tensor | None) -> Tensor:
     """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (..., n, k) -> (...)."""
     squares = residual.square().sum(dim=-1)
     if weights is None:

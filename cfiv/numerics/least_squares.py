@@ -72,9 +72,7 @@ def solve(
         Row weights >= 0 with a positive sum; equal by default.
     method : {"auto", "primal", "dual", "qr"}
         ``primal`` factors the (d, d) Gram matrix, ``dual`` the (n, n) one (it needs a penalty > 0), ``qr`` the features
-        themselves with columns scaled to unit length, then an SVD of R; where rounding would leave fewer than
-        ``factorisation.REFINED_DIGITS`` digits, its solution is refined in doubled precision. ``auto`` is ``qr``, the
-        accurate one.
+        themselves with columns scaled to unit length, then an SVD of R. ``auto`` is ``qr``, the accurate one.
 
     Returns
     -------
@@ -94,10 +92,8 @@ def solve(
     Notes
     -----
     Primal costs O(n d^2) and loses twice the digits of the condition number kappa; dual O(n^2 d). QR costs O((n + d) d^2) with
-    a larger constant and loses the digits of ``kappa + kappa^2 |r| / (|Phi| |W|)`` for a residual ``r``. Refined, it loses none
-    up to ``kappa = 1e8`` and the digits of ``kappa^2 eps`` above, in two or three steps of O(n d k), 10 ns a product: each
-    as long as the QR for one target at d = 33. That is the exact answer to the numbers given; the digits a warning counts are
-    those that survive where these numbers were rounded to float64 before, which no solver can undo: kappa's are lost.
+    a larger constant and loses the digits of ``kappa + kappa^2 |r| / (|Phi| |W|)`` for a residual ``r``. A warning counts
+    those of kappa, which are lost where the numbers given were rounded to float64, whatever solver follows.
 
     Examples
     --------

@@ -24,7 +24,7 @@ from cfiv.numerics.inputs import check_finite, check_penalties, check_previous, 
 RESOLVED = 1e-11
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Moments:
     """Sufficient statistics of a least-squares problem; they add up over batches.
 
@@ -51,7 +51,7 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         _check_addable(self, other)
-        return Moments(self.gram + other.gram, self.cross + other.cross, self.mass + other.mass)
+        return Moments(gram=self.gram + other.gram, cross=self.cross + other.cross, mass=self.mass + other.mass)
 
 
 def moments(*, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Moments:
@@ -75,7 +75,7 @@ def moments(*, features: Tensor, targets: Tensor, weights: Tensor | None = None)
     if weights is not None:
         w = weights.detach().double()
         weighted, mass = phi * w[:, None], check_weights(w)
-    return Moments(weighted.mT @ phi, weighted.mT @ y, mass)
+    return Moments(gram=weighted.mT @ phi, cross=weighted.mT @ y, mass=mass)
 
 
 def accumulate(batches: Iterable[Moments]) -> Moments:
@@ -89,10 +89,10 @@ def accumulate(batches: Iterable[Moments]) -> Moments:
     total: Moments | None = None
     for batch in batches:
         if total is None:
-            total = Moments(batch.gram.clone(), batch.cross.clone(), batch.mass)
+            total = Moments(gram=batch.gram.clone(), cross=batch.cross.clone(), mass=batch.mass)
         else:
             _check_addable(total, batch)
-            total = Moments(total.gram.add_(batch.gram), total.cross.add_(batch.cross), total.mass + batch.mass)
+            total = Moments(gram=total.gram.add_(batch.gram), cross=total.cross.add_(batch.cross), mass=total.mass + batch.mass)
     if total is None:
         raise DataError("no batch of rows to accumulate: got an empty sequence; give at least one batch")
     return total

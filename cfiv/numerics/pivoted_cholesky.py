@@ -33,7 +33,7 @@ TOLERANCE = 1e-12
 CANDIDATES, WAITING = 64, 0.05
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PivotedCholesky:
     """The points that were taken, and the triangle of their kernel matrix.
 
@@ -49,7 +49,7 @@ class PivotedCholesky:
     triangle: Tensor
 
 
-def pivoted_cholesky(points: Tensor, bandwidths: Tensor, *, most: int | None = None) -> PivotedCholesky:
+def pivoted_cholesky(points: Tensor, *, bandwidths: Tensor, most: int | None = None) -> PivotedCholesky:
     """Factor the kernel matrix of points (n, d) with bandwidths (d,).
 
     Parameters
@@ -74,14 +74,14 @@ def pivoted_cholesky(points: Tensor, bandwidths: Tensor, *, most: int | None = N
     pivots: list[int] = []
     while len(pivots) < rows and float(remainder.max()) > TOLERANCE:
         done = len(pivots)
-        taken, triangle = _next_pivots(points, bandwidths, columns[:, :done], remainder)
+        taken, triangle = _next_pivots(points=points, bandwidths=bandwidths, columns=columns[:, :done], remainder=remainder)
         if not len(taken):
             break
         if most is not None and done + len(taken) > most:
             raise TooLargeError(f"the kernel matrix of {rows} points has a numerical rank above {most}")
         if done + len(taken) > columns.shape[1]:
             columns = _widened(columns, used=done, width=min(rows, 2 * columns.shape[1]))
-        left = kernel_matrix(points, points[taken], bandwidths)
+        left = kernel_matrix(points, points[taken], bandwidths=bandwidths)
         left.addmm_(columns[:, :done], columns[taken, :done].mT, alpha=-1.0)
         new = torch.linalg.solve_triangular(triangle, left.mT, upper=False).mT
         new[taken] = triangle  # exact, where the solve would leave rounding above the diagonal
@@ -90,14 +90,14 @@ def pivoted_cholesky(points: Tensor, bandwidths: Tensor, *, most: int | None = N
         remainder[taken] = 0.0
         pivots += taken.tolist()
     order = torch.tensor(pivots)
-    return PivotedCholesky(order, columns[order, : len(pivots)])
+    return PivotedCholesky(pivots=order, triangle=columns[order, : len(pivots)])
 
 
-def _next_pivots(points: Tensor, bandwidths: Tensor, columns: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor]:
+def _next_pivots(*, points: Tensor, bandwidths: Tensor, columns: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor]:
     """Rows to take next, and the triangle of what is left of their kernel matrix; none where that is rounding."""
     most = torch.topk(remainder, min(CANDIDATES, len(remainder))).indices
     largest = float(remainder[most[0]])
-    block = kernel_matrix(points[most], points[most], bandwidths) - columns[most] @ columns[most].mT
+    block = kernel_matrix(points[most], points[most], bandwidths=bandwidths) - columns[most] @ columns[most].mT
     factor, order, rank, _ = dpstrf(block.numpy(), lower=1, tol=max(TOLERANCE, WAITING * largest))
     taken = most[torch.from_numpy(order[:rank].astype(np.int64) - 1)]
     return taken, torch.from_numpy(np.tril(factor[:rank, :rank]))

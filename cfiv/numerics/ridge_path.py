@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SquaredError:
     """The squared error of linear predictions on one sample, as a function of the weights W (d, k).
 
@@ -36,13 +36,16 @@ class SquaredError:
 
     def __add__(self, other: SquaredError) -> SquaredError:
         return SquaredError(
-            self.gram + other.gram, self.right + other.right, self.square + other.square, self.weight + other.weight
+            gram=self.gram + other.gram,
+            right=self.right + other.right,
+            square=self.square + other.square,
+            weight=self.weight + other.weight,
         )
 
     def through(self, first_stage: Tensor) -> SquaredError:
         """The same of features ``V' f`` for V (d, q); O(d^2 q)."""
         v = first_stage
-        return SquaredError(v.mT @ (self.gram @ v), v.mT @ self.right, self.square, self.weight)
+        return SquaredError(gram=v.mT @ (self.gram @ v), right=v.mT @ self.right, square=self.square, weight=self.weight)
 
     def minimiser(self, penalty: float) -> Tensor:
         """``argmin_W mean squared error + penalty |W|^2``, shape (d, k), for one penalty > 0; O(d^3 + d^2 k)."""
@@ -51,7 +54,7 @@ class SquaredError:
         return torch.cholesky_solve(self.right, torch.linalg.cholesky(penalised))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RidgePath:
     """``W(mu) = argmin_W mean squared error + mu |W|^2`` for any penalty, from one ``G = U diag(s) U'``.
 
@@ -73,7 +76,9 @@ class RidgePath:
     def factor(cls, sample: SquaredError) -> RidgePath:
         """Decompose the Gram matrix of a sample; O(d^3)."""
         values, vectors = torch.linalg.eigh(sample.gram)
-        return cls((values / sample.weight).clamp(min=0.0), vectors, (vectors.mT @ sample.right) / sample.weight)
+        return cls(
+            values=(values / sample.weight).clamp(min=0.0), vectors=vectors, rotated=(vectors.mT @ sample.right) / sample.weight
+        )
 
     def weights(self, penalty: float) -> Tensor:
         """``W(mu)``, shape (d, k), for a penalty > 0 on the mean squared error; O(d^2 k)."""
@@ -102,7 +107,7 @@ class RidgePath:
         return other.square - 2.0 * (linear @ shares) + (shares * (quadratic @ shares)).sum(dim=0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PenaltyChoice:
     """A path of penalties, the out-of-sample loss of each, and the one with the lowest."""
 

@@ -47,13 +47,13 @@ def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int) -> Array:
     *Econometrica* 55, 1987. Andrews, *Econometrica* 59, 1991.
     """
     total = robust(scores)
-    for lag, weight in enumerate(lag_weights(kernel, bandwidth, len(scores)), start=1):
+    for lag, weight in enumerate(lag_weights(kernel, bandwidth=bandwidth, rows=len(scores)), start=1):
         product = scores[lag:].T @ scores[:-lag]
         total += weight * (product + product.T)
     return total
 
 
-def lag_weights(kernel: Kernel, bandwidth: int, rows: int) -> Array:
+def lag_weights(kernel: Kernel, *, bandwidth: int, rows: int) -> Array:
     """Weights ``k(1), k(2), ...`` of the lags that have one: ``bandwidth`` of them, or ``rows - 1`` (quadratic spectral)."""
     if kernel == "qs":
         if bandwidth == 0:

@@ -14,7 +14,7 @@ from cfiv.errors import StudyError
 from cfiv.studies.process import processes_of, stop_processes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A replication to run.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Fit:
     another: Callable[[], tuple[Any, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a metric returns of a number that is estimated and known, for bias, variance and coverage.
 
@@ -88,6 +88,7 @@ class AverageEffect:
     """
 
     treatment: str
+    _: KW_ONLY
     treatment_from: float
     treatment_to: float
 
@@ -154,7 +155,9 @@ class Coefficient:
         if self.name not in table.index:
             raise StudyError(f"the model has no coefficient {self.name!r}: it has {', '.join(map(str, table.index))}")
         row = table.loc[self.name]
-        return Estimate(float(row["coefficient"]), self.truth, float(row["lower"]), float(row["upper"]))
+        return Estimate(
+            estimate=float(row["coefficient"]), truth=self.truth, lower=float(row["lower"]), upper=float(row["upper"])
+        )
 
 
 def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:

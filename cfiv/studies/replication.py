@@ -47,7 +47,7 @@ class Cell:
     metrics: Mapping[str, Metric]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a replication ended.
 
@@ -83,12 +83,12 @@ def replicate(cell: Cell, *, data_seed: int, fit_seed: int) -> dict[str, Any]:
     _seed_globally(fit_seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        outcome = _outcome(cell, data_seed, fit_seed)
+        outcome = _outcome(cell, data_seed=data_seed, fit_seed=fit_seed)
     said = list(dict.fromkeys(f"{warning.category.__name__}: {warning.message}" for warning in caught))
     return {**asdict(outcome), "warnings": said[:KEPT_WARNINGS]}
 
 
-def _outcome(cell: Cell, data_seed: int, fit_seed: int) -> Outcome:
+def _outcome(cell: Cell, *, data_seed: int, fit_seed: int) -> Outcome:
     stage = "the design"
     spent: dict[str, float | None] = {}
     try:
@@ -107,14 +107,14 @@ def _outcome(cell: Cell, data_seed: int, fit_seed: int) -> Outcome:
             truth,
             lambda: drawn(cell.simulate, cell.parameters, seed=seed_of(data_seed, "another")),
         )
-        return Outcome("done", values=measured(cell.metrics, fit), **spent)  # type: ignore[arg-type]
+        return Outcome(status="done", values=measured(cell.metrics, fit), **spent)  # type: ignore[arg-type]
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # noqa: BLE001  whatever a person's code raises, SystemExit too, is a row with its reason
         broken = stage == "the design" and isinstance(error, StudyError)
         reason = str(error) if broken else storable(f"{stage} raised {type(error).__name__}: {error}".strip())
         details = storable(traceback.format_exc())
-        return Outcome("failed", reason=reason, details=details, broken=broken, **spent)  # type: ignore[arg-type]
+        return Outcome(status="failed", reason=reason, details=details, broken=broken, **spent)  # type: ignore[arg-type]
 
 
 def storable(text: str) -> str:

@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import pandas as pd
 
 import cfiv
 from cfiv.checks import check_file_name, check_number, check_whole
-from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError
+from cfiv.errors import MixedVersionsWarning, ParameterError, StudyError, warn
 from cfiv.interrupts import one_interrupt
 from cfiv.studies import metrics as known_metrics
 from cfiv.studies.design import MOST_CELLS, Design, grid, labels, size
@@ -260,7 +259,7 @@ class Study:
             ledger.describe(configurations, versions=_versions())
             pending = list(self._pending(ledger, retry_failed=retry_failed))
             tasks = [
-                Job(index, pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
+                Job(index=index, cell=pickled[key], time_limit=self.time_limit, **self.seeds(self.cells[key], replication))
                 for index, (key, replication) in enumerate(pending)
             ]
             forecast = Forecast(ledger.seconds(), [key for key, _ in pending], workers=jobs)
@@ -459,10 +458,9 @@ def check_setting(key: str, value: object) -> None:
 def _warn_of_versions(rows: Counter[str]) -> None:
     if len(rows) > 1:
         said = ", ".join(f"{count} of {rows.total()} rows with cfiv {version}" for version, count in sorted(rows.items()))
-        warnings.warn(
+        warn(
             f"the ledger has {said}, and their numbers may differ: give the study another ledger to fit all with this version",
             MixedVersionsWarning,
-            stacklevel=3,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Container, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.arrays import Array, real_numbers
-from cfiv.errors import DataError, MissingRowsWarning, quoted
+from cfiv.errors import DataError, MissingRowsWarning, quoted, warn
 
 Missing = Literal["drop", "raise"]
 
@@ -36,7 +35,7 @@ def gaps_in(frame: pd.DataFrame) -> pd.DataFrame:
         ) from None
 
 
-def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> pd.DataFrame:
+def without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
     """The rows without a gap in any column, with a warning that counts the others; raises where ``missing="raise"``."""
     gaps = gaps_in(frame)
     rows = gaps.any(axis=1).to_numpy()
@@ -47,9 +46,7 @@ def without_gaps(frame: pd.DataFrame, missing: Missing, *, stacklevel: int) -> p
         raise DataError(f"{int(rows.sum())} of {len(frame)} rows have gaps ({counts}): fill them, or use missing='drop'")
     if rows.all():
         raise DataError(f"all {len(frame)} rows have gaps ({counts}): nothing is left; fill them or drop the column")
-    warnings.warn(
-        f"dropped {int(rows.sum())} of {len(frame)} rows with gaps ({counts})", MissingRowsWarning, stacklevel=stacklevel
-    )
+    warn(f"dropped {int(rows.sum())} of {len(frame)} rows with gaps ({counts})", MissingRowsWarning)
     return frame[~rows].reset_index(drop=True)
 
 

@@ -83,7 +83,7 @@ class TableEncoder:
         parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
         names = [name for part in parts for name in raw_columns(part.formula)] + ([weights] if weights else [])
         require_columns(frame, names, needed_for="held-out criteria")
-        frame = without_gaps(frame[list(dict.fromkeys(names))], missing, stacklevel=4)
+        frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
@@ -144,7 +144,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     used = list(dict.fromkeys(name for names in variables.values() for name in names))
     used += [name for name in (roles.weights, roles.clusters) if name is not None]
     require_columns(frame, used, needed_for="the roles")
-    frame = without_gaps(frame[list(dict.fromkeys(used))], missing, stacklevel=5)
+    frame = without_gaps(frame[list(dict.fromkeys(used))], missing)
     states, arrays = {}, {}
     for role, part in parts.items():
         # Outcomes are no sum of columns. Treatment and instruments enter regressions beside the constant and the covariates.

@@ -101,8 +101,9 @@ def level_codes(column: pd.Series[Any], name: str, known: Sequence[Hashable]) ->
     if (codes < 0).any():
         strange = [value for value, code in zip(values, codes, strict=True) if code < 0]
         unseen = list(dict.fromkeys(strange)) if all(map(_is_hashable, strange)) else strange
+        count = "1 category" if len(unseen) == 1 else f"{len(unseen)} categories"
         raise DataError(
-            f"column {name!r} has {len(unseen)} categories that training did not see ({listed(unseen)}); known are "
+            f"column {name!r} has {count} that training did not see ({listed(unseen)}); known are "
             f"{listed(known)}: drop those rows or train with them"
         )
     return codes

@@ -7,13 +7,12 @@ and on the treatment ``price``, for which ``fuel`` is the instrument. formulaic 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cfiv.errors import FormulaError, FormulaWarning
+from cfiv.errors import FormulaError, FormulaWarning, warn
 from cfiv.tables.grammar import UNREADABLE, check_bounds, read_formula, reason
 from cfiv.tables.terms import category_columns, term_text
 
@@ -115,11 +114,10 @@ class Roles:
         if not treatment or not instruments:
             raise FormulaError(f"the brackets of {formula!r} need a treatment and an instrument: {hint}")
         if vanishing:
-            warnings.warn(
+            warn(
                 f"in {formula[:200]!r} terms vanish, since * and : and ** make interactions and - takes terms away in "
                 f"formulas: {'; '.join(vanishing[:5])}",
                 FormulaWarning,
-                stacklevel=5,
             )
         return cls(
             outcome=term_text(next(iter(left))),

@@ -193,6 +193,8 @@ class _Check:
                 check_size(f"{name} of {called}()", size, signature.sizes[name], self.term)
             elif isinstance(value, (ast.List, ast.Tuple)) and name in signature.lists:
                 self.constants(value)
+            elif called == "C" and name == "data":
+                self.category(value)
             elif name == "contrasts":
                 self.contrasts(value)
             elif signature.learns and name != signature.positional[0] and not isinstance(value, (ast.List, ast.Tuple)):
@@ -201,6 +203,18 @@ class _Check:
                 self.argument(value)
         if len(self.columns) == before:
             self.refuse(f"{called}() needs a column")
+
+    def category(self, node: ast.expr) -> None:
+        """What ``C`` makes categories of: a column, which it sees as categories, and with those nothing computes."""
+        self.number(node)
+        for part in filter(_computes, ast.walk(node)):
+            inside = ast.unparse(node)
+            advice = (
+                f"I({inside}) is that column of 0 and 1"
+                if part is node and isinstance(node, ast.Compare)
+                else "compute that column first"
+            )
+            raise FormulaError(f"C() takes a column as it is, got {self.term!r}: {advice}")
 
     def contrasts(self, node: ast.expr) -> None:
         """The coding of a category: one of CONTRASTS, called with constants or by its name alone."""
@@ -216,6 +230,18 @@ class _Check:
 
     def refuse(self, what: str) -> None:
         raise FormulaError(f"{what}, got {self.term!r}: compute that column first")
+
+
+def _computes(node: ast.AST) -> bool:
+    """Whether a column itself is computed with or put in order; that it is this or that, can be asked of categories too."""
+    parts: list[ast.expr] = []
+    if isinstance(node, (ast.BinOp, ast.UnaryOp)):
+        parts = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+    elif isinstance(node, ast.Compare) and not all(isinstance(sign, (ast.Eq, ast.NotEq)) for sign in node.ops):
+        parts = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) not in ("C", "I"):
+        parts = node.args
+    return any(isinstance(part, ast.Name) for part in parts)
 
 
 def _constant(node: ast.expr, term: str) -> float | None:

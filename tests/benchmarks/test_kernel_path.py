@@ -41,8 +41,8 @@ class Demand:
 
 def path(problem: Demand) -> KernelTwoStage:
     """Everything from the rows to both choices, the kernels included."""
-    phi = KernelFeatures.of_landmarks(problem.z[0], problem.wide_z)
-    psi = KernelFeatures.of_landmarks(problem.x[0], problem.wide_x)
+    phi = KernelFeatures.of_landmarks(problem.z[0], bandwidths=problem.wide_z)
+    psi = KernelFeatures.of_landmarks(problem.x[0], bandwidths=problem.wide_x)
     shares = torch.full((ROWS,), 1 / ROWS, dtype=torch.float64)
     sample1, sample2 = (
         sample_moments(
@@ -64,8 +64,10 @@ class OneByOne:
 
     def __init__(self, problem: Demand) -> None:
         (x, x2), (z, z2) = problem.x, problem.z
-        self.k_xx, self.k_zz = kernel_matrix(x, x, problem.wide_x), kernel_matrix(z, z, problem.wide_z)
-        self.k_zz2, self.k_xx2 = kernel_matrix(z, z2, problem.wide_z), kernel_matrix(x, x2, problem.wide_x)
+        self.k_xx = kernel_matrix(x, x, bandwidths=problem.wide_x)
+        self.k_zz = kernel_matrix(z, z, bandwidths=problem.wide_z)
+        self.k_zz2 = kernel_matrix(z, z2, bandwidths=problem.wide_z)
+        self.k_xx2 = kernel_matrix(x, x2, bandwidths=problem.wide_x)
         self.y, self.y2 = problem.y
 
     def gamma(self, lam: float) -> Tensor:

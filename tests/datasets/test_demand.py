@@ -87,7 +87,7 @@ def test_the_error_of_the_truth_is_zero_and_of_a_shifted_truth_the_square_of_the
     ("predict", "says"),
     [
         (lambda rows: pd.Series(demand.structural(rows), index=rows.index)[::-1], "same row labels in another order"),
-        (lambda rows: np.ma.masked_less(demand.structural(rows), 0.0), "predictions has [0-9]+ masked values"),
+        (lambda rows: np.ma.masked_less(demand.structural(rows), 0.0), "predictions must have no masked values, got [0-9]+"),
         (lambda rows: np.full(len(rows), np.nan), "predictions must be finite, got 2800 values"),
         (lambda rows: ["3"] * len(rows), r"predictions holds text \('3' in row 0\)"),
         (lambda rows: demand.structural(rows)[:, None], "one number a row"),

@@ -92,7 +92,7 @@ def test_blocks_of_the_file_do_not_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.law
-@pytest.mark.filterwarnings("ignore::cfiv.PictureWarning")
+@pytest.mark.filterwarnings("ignore::cfiv.errors.PictureWarning")
 def test_without_latents_all_of_the_shape_are_taken_in_the_order_that_held_latents_tells(tmp_path: Path) -> None:
     parts = {shape: some_latents(10 + k, seed=k) for k, shape in enumerate(SHAPES)}
     content = joined(*(members(latents, shape) for shape, latents in parts.items()))

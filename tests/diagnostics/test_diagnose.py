@@ -13,21 +13,12 @@ import pytest
 from linearmodels.datasets import card, fertility, mroz, wage
 
 import cfiv
-from cfiv import (
-    DFIV,
-    CfivError,
-    DataError,
-    FewClustersWarning,
-    FormulaError,
-    IVData,
-    MissingRowsWarning,
-    ParameterError,
-    TwoStageLeastSquares,
-)
+from cfiv import DFIV, CfivError, DataError, FormulaError, IVData, ParameterError, TwoStageLeastSquares
 from cfiv.datasets import card1995, demand
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.report import Diagnostics
 from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
+from cfiv.errors import FewClustersWarning, MissingRowsWarning
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, reference, table
 
 FORMULA = "y ~ x + [t ~ z + q]"

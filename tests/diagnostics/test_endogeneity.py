@@ -128,5 +128,5 @@ def test_treatments_of_which_a_combination_is_exogenous_are_said_not_to_be_testa
     result = cfiv.diagnose(frame, "y ~ [t + w ~ z + z2]")
     for test in (result.wu_hausman, result.durbin, result.wooldridge):
         assert "a combination of what they leave of others" in test.reading
-    with pytest.raises(cfiv.SingularError, match="name those to test"):
+    with pytest.raises(cfiv.errors.SingularError, match="name those to test"):
         cfiv.TwoStageLeastSquares("y ~ [t + w ~ z + z2]").fit(frame).results_.wu_hausman()

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from ivmodels.tests import rank_test
 
-from cfiv import FewClustersWarning
 from cfiv.diagnostics.anderson_rubin import anderson_rubin_sets
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, effective_f_critical, partial_f
 from cfiv.diagnostics.rank import STOCK_YOGO_SIZE_10, cragg_donald, kleibergen_paap
 from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
+from cfiv.errors import FewClustersWarning
 from tests.diagnostics.problems import COVARIANCES, FORMULAS, SAME, SIGNIFICANCE, problem, reference, table
 
 
@@ -126,20 +126,20 @@ def test_conditional_f_is_small_where_two_treatments_share_one_source_although_e
 @pytest.mark.oracle
 def test_simplified_critical_values_of_the_effective_f_are_the_published_ones() -> None:
     # Montiel Olea and Pflueger (2013), K_eff = 1: 37.42, 23.11 and 15.06 for worst-case biases of 5, 10 and 20 %.
-    found = [effective_f_critical(np.eye(1), bias) for bias in (0.05, 0.10, 0.20)]
+    found = [effective_f_critical(np.eye(1), bias=bias) for bias in (0.05, 0.10, 0.20)]
     assert found == pytest.approx([37.42, 23.11, 15.06], abs=0.005)  # as printed
 
 
 @pytest.mark.law
 def test_critical_values_of_the_effective_f_fall_with_bias_and_instruments_and_do_not_change_with_scale() -> None:
-    by_bias = [effective_f_critical(np.eye(3), bias) for bias in (0.05, 0.1, 0.2, 0.3)]
-    by_count = [effective_f_critical(np.eye(count), 0.1) for count in range(1, 30)]
+    by_bias = [effective_f_critical(np.eye(3), bias=bias) for bias in (0.05, 0.1, 0.2, 0.3)]
+    by_count = [effective_f_critical(np.eye(count), bias=0.1) for count in range(1, 30)]
     assert by_bias == sorted(by_bias, reverse=True)
     assert by_count == sorted(by_count, reverse=True)
     uneven = np.diag([1.0, 2.0, 5.0])
-    assert effective_f_critical(7 * uneven, 0.1) == pytest.approx(effective_f_critical(uneven, 0.1), rel=SAME)
+    assert effective_f_critical(7 * uneven, bias=0.1) == pytest.approx(effective_f_critical(uneven, bias=0.1), rel=SAME)
     # Uneven instruments count as fewer than there are.
-    assert by_count[2] < effective_f_critical(uneven, 0.1) < by_count[0]
+    assert by_count[2] < effective_f_critical(uneven, bias=0.1) < by_count[0]
 
 
 @pytest.mark.law

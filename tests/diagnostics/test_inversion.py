@@ -21,7 +21,7 @@ def test_a_quadratic_set_holds_a_point_where_and_only_where_the_quadratic_is_not
     a: float, b: float, c: float, x: float
 ) -> None:
     value, size = a * x * x + b * x + c, abs(a * x * x) + abs(b * x) + abs(c)
-    inside = any(lower <= x <= upper for lower, upper in quadratic_set(a, b, c))
+    inside = any(lower <= x <= upper for lower, upper in quadratic_set(a=a, b=b, c=c))
     if abs(value) > 1e-9 * (size + 1):  # elsewhere rounding decides
         assert inside == (value <= 0)
 
@@ -43,7 +43,8 @@ def test_a_quadratic_set_holds_a_point_where_and_only_where_the_quadratic_is_not
     ],
 )
 def test_every_shape_of_a_quadratic_set(coefficients: tuple[float, float, float], expected: tuple[tuple[float, float]]) -> None:
-    found = quadratic_set(*coefficients)
+    a, b, c = coefficients
+    found = quadratic_set(a=a, b=b, c=c)
     np.testing.assert_allclose(np.array(found).reshape(-1, 2), np.array(expected).reshape(-1, 2), rtol=1e-14)
 
 

@@ -200,7 +200,7 @@ def test_roles_that_do_not_fit_together_are_refused(kind: type, arguments: dict[
 @EVERY
 def test_rows_with_gaps_are_dropped_with_a_count_or_refused(kind: type) -> None:
     frame = gaps("fuel", 1, 2)(gaps("time", 2, 3, 4)(table()))
-    with pytest.warns(cfiv.MissingRowsWarning, match=r"dropped 4 of 60 rows with gaps \(fuel: 2, time: 3\)") as caught:
+    with pytest.warns(cfiv.errors.MissingRowsWarning, match=r"dropped 4 of 60 rows with gaps \(fuel: 2, time: 3\)") as caught:
         model = make(kind).fit(frame)
     assert len(caught) == 1
     assert model.n_rows_ == 56
@@ -267,7 +267,7 @@ ASKING = [
         lambda m, f: m.predict(f.assign(region="d")),
         DataError,
         [
-            "'region' has 1 categories that training did not see ('d')",
+            "'region' has 1 category that training did not see ('d')",
             "known are 'a', 'b', 'c'",
             "drop those rows or train with them",
         ],

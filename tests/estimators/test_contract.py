@@ -282,11 +282,11 @@ def test_weights_matter_and_have_a_place_in_an_ivdata_too(kind: type) -> None:
 def test_rows_with_gaps_are_dropped_from_the_fit_and_from_the_score(kind: type) -> None:
     frame = table()
     holed = pd.concat([frame, frame[:2].assign(x=np.nan)])
-    with pytest.warns(cfiv.MissingRowsWarning, match=r"dropped 2 of 122 rows with gaps \(x: 2\)") as caught:
+    with pytest.warns(cfiv.errors.MissingRowsWarning, match=r"dropped 2 of 122 rows with gaps \(x: 2\)") as caught:
         model = make(kind).fit(holed)
     assert caught[0].filename == __file__  # the warning points at the user's line
     same(model.predict(frame), fitted(kind).predict(frame))
-    with pytest.warns(cfiv.MissingRowsWarning) as caught:
+    with pytest.warns(cfiv.errors.MissingRowsWarning) as caught:
         assert model.score(holed) == model.score(frame)
     assert caught[0].filename == __file__
 

@@ -17,16 +17,8 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 import cfiv
-from cfiv import (
-    DFIV,
-    DivergenceError,
-    IVData,
-    ParameterError,
-    Training,
-    TrainingWarning,
-    TwoStageLeastSquares,
-    WeakIdentificationWarning,
-)
+from cfiv import DFIV, DivergenceError, IVData, ParameterError, Training, TrainingWarning, TwoStageLeastSquares
+from cfiv.errors import WeakIdentificationWarning
 from cfiv.estimators import dfiv
 from cfiv.learning import two_stage_fit
 from cfiv.learning.networks import FeatureNetwork

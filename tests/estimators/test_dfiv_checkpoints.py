@@ -163,7 +163,7 @@ def test_fits_of_another_configuration_or_other_data_are_refused(
     data = columns()
     cfiv.DFIV(FORMULA, **{**QUIET, "batch_size": 32}).fit(data, checkpoint=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(cfiv.ModelFileError, match=message):
+    with pytest.raises(cfiv.errors.ModelFileError, match=message):
         cfiv.DFIV(FORMULA, **{**QUIET, "batch_size": 32, **options}).fit(data.iloc[:rows], checkpoint=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -172,7 +172,7 @@ def test_a_changed_value_in_the_data_is_noticed(tmp_path: Path) -> None:
     data = columns()
     model = cfiv.DFIV(FORMULA, **QUIET).fit(data, checkpoint=tmp_path)
     data.loc[5, "price"] += 1e-3
-    with pytest.raises(cfiv.ModelFileError, match="data was"):
+    with pytest.raises(cfiv.errors.ModelFileError, match="data was"):
         model.fit(data, checkpoint=tmp_path)
 
 
@@ -190,10 +190,10 @@ def test_a_seed_that_cannot_be_drawn_from_again_is_refused(seed: Any, tmp_path: 
 
 def test_a_place_that_takes_no_folder_and_a_file_that_is_no_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here first")
-    with pytest.raises(cfiv.OutputError, match="cannot be written"):
+    with pytest.raises(cfiv.errors.OutputError, match="cannot be written"):
         cfiv.DFIV(FORMULA, **QUIET).fit(columns(), checkpoint=tmp_path / "file")
     (tmp_path / "fit-1.safetensors").write_text("no run")
-    with pytest.raises(cfiv.ModelFileError, match="not a whole checkpoint"):
+    with pytest.raises(cfiv.errors.ModelFileError, match="not a whole checkpoint"):
         cfiv.DFIV(FORMULA, **QUIET).fit(columns(), checkpoint=tmp_path)
 
 
@@ -207,5 +207,5 @@ def test_names_in_another_container_are_the_same_configuration(tmp_path: Path) -
     for container in (pd.Index, np.array, pd.Series):
         np.testing.assert_array_equal(fitted(container(["fuel", "time"])), expected)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files  # nothing was fitted again
-    with pytest.raises(cfiv.ModelFileError, match="instruments was"):
+    with pytest.raises(cfiv.errors.ModelFileError, match="instruments was"):
         fitted(pd.Index(["time", "fuel"]))

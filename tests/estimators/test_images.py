@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import cfiv
-from cfiv import DFIV, DataError, IVData, KernelIV, ModelFileError, NetworkRegression, ParameterError
+from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, ParameterError
 from cfiv.datasets import dsprites
+from cfiv.errors import ModelFileError
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets

@@ -13,7 +13,8 @@ from scipy.linalg import solve
 from scipy.spatial.distance import cdist
 
 import cfiv
-from cfiv import DataError, IVData, KernelIV, ParameterError, PenaltyRangeWarning, TooLargeError
+from cfiv import DataError, IVData, KernelIV, ParameterError
+from cfiv.errors import PenaltyRangeWarning, TooLargeError
 from cfiv.estimators import kernel_memory
 from cfiv.learning.samples import split_rows
 

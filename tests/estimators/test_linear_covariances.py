@@ -11,7 +11,8 @@ import statsmodels.api as sm
 from linearmodels.datasets import card, mroz
 from linearmodels.iv import IV2SLS
 
-from cfiv import FewClustersWarning, IVData, LeastSquares, TwoStageLeastSquares
+from cfiv import IVData, LeastSquares, TwoStageLeastSquares
+from cfiv.errors import FewClustersWarning
 
 #: Two programs' roundings in well-conditioned problems.
 SAME = 1e-8

@@ -23,17 +23,8 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 import cfiv
-from cfiv import (
-    DFIV,
-    DataError,
-    IVData,
-    KernelIV,
-    ModelFileError,
-    NetworkRegression,
-    OutputError,
-    Training,
-    TwoStageLeastSquares,
-)
+from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, Training, TwoStageLeastSquares
+from cfiv.errors import ModelFileError, OutputError
 from cfiv.estimators.structural import ArrayEncoder
 from cfiv.tensor_file import _content, digest
 from tests.estimators import test_contract as contract
@@ -734,7 +725,7 @@ def test_large_whole_numbers_label_clusters_also_where_some_are_missing(containe
     covariances = []
     for labels in (few, large):
         columns = {**frame.to_dict("list"), "shop": pd.array(labels, dtype="Int64") if container is pd.DataFrame else labels}
-        with pytest.warns(cfiv.MissingRowsWarning):
+        with pytest.warns(cfiv.errors.MissingRowsWarning):
             fit = TwoStageLeastSquares(FORMULA, clusters="shop", covariance="clustered").fit(container(columns))
         covariances.append(fit.coefficients_["std_error"].tolist())
     assert covariances[0] == covariances[1]

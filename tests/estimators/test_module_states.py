@@ -264,7 +264,7 @@ def test_a_network_with_hooks_is_loaded_with_its_code_or_not_at_all(tmp_path: Pa
 
     model = KINDS["DFIV"](treatment_network=hooked).fit(data())
     model.save(tmp_path / "model.cfiv")
-    with pytest.raises(cfiv.ModelFileError, match="whose code it does not hold"):
+    with pytest.raises(cfiv.errors.ModelFileError, match="whose code it does not hold"):
         cfiv.load(tmp_path / "model.cfiv")
     loaded = cfiv.load(tmp_path / "model.cfiv", networks={"treatment": hooked})
     given = data().treatment

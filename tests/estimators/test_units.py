@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 import cfiv
-from cfiv import DFIV, DataError, IllConditionedWarning, IVData, KernelIV, NetworkRegression
+from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.results import ConfidenceSet
+from cfiv.errors import IllConditionedWarning
 from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import StructuralFunction
 

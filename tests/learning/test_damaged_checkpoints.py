@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfiv import DFIV, Gradient, Kalman, LastLayerTrainer, ModelFileError, MovingAverage, Proximal, Ridge
+from cfiv import DFIV, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
+from cfiv.errors import ModelFileError
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import FORMAT_VERSION, RUN_FILE, RunFile
 from cfiv.learning.saved_state import check_generator, check_optimiser

@@ -16,18 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from cfiv import (
-    Gradient,
-    Kalman,
-    LastLayerTrainer,
-    ModelFileError,
-    MovingAverage,
-    OutputError,
-    ParameterError,
-    Proximal,
-    Ridge,
-    TrainingWarning,
-)
+from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, ParameterError, Proximal, Ridge, TrainingWarning
+from cfiv.errors import ModelFileError, OutputError
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import read_run, write_run

@@ -38,8 +38,8 @@ class Problem:
     def features(self, landmarks: Tensor) -> tuple[KernelFeatures, KernelFeatures]:
         """``phi`` and ``psi``."""
         return (
-            KernelFeatures.of_landmarks(self.z[landmarks], self.bandwidths_z),
-            KernelFeatures.of_landmarks(self.x[landmarks], self.bandwidths_x),
+            KernelFeatures.of_landmarks(self.z[landmarks], bandwidths=self.bandwidths_z),
+            KernelFeatures.of_landmarks(self.x[landmarks], bandwidths=self.bandwidths_x),
         )
 
     def moments(
@@ -66,14 +66,17 @@ class Problem:
         n, m = len(self.first), len(self.second)
         x, z = self.x[self.first], self.z[self.first]
         x2, z2, y2 = self.x[self.second], self.z[self.second], self.y[self.second]
-        k_xx, k_zz = kernel_matrix(x, x, self.bandwidths_x), kernel_matrix(z, z, self.bandwidths_z)
-        gamma = torch.linalg.solve(k_zz + n * lam * torch.eye(n, dtype=torch.float64), kernel_matrix(z, z2, self.bandwidths_z))
+        k_xx = kernel_matrix(x, x, bandwidths=self.bandwidths_x)
+        k_zz = kernel_matrix(z, z, bandwidths=self.bandwidths_z)
+        gamma = torch.linalg.solve(
+            k_zz + n * lam * torch.eye(n, dtype=torch.float64), kernel_matrix(z, z2, bandwidths=self.bandwidths_z)
+        )
         w = k_xx @ gamma
         alpha = torch.linalg.solve(w @ w.mT + m * xi * k_xx, w @ y2)
-        cross = kernel_matrix(x2, x, self.bandwidths_x) @ gamma
+        cross = kernel_matrix(x2, x, bandwidths=self.bandwidths_x) @ gamma
         loss1 = float((1.0 - 2.0 * cross.diagonal() + (gamma * (k_xx @ gamma)).sum(dim=0)).mean())
         loss2 = float((self.y[self.first] - k_xx @ alpha).square().mean())
-        return (kernel_matrix(at, x, self.bandwidths_x) @ alpha)[:, 0], loss1, loss2
+        return (kernel_matrix(at, x, bandwidths=self.bandwidths_x) @ alpha)[:, 0], loss1, loss2
 
 
 def grids(lam: list[float], xi: list[float]) -> dict[str, Tensor]:
@@ -180,8 +183,8 @@ class CrossFit:
     def __init__(self, folds: int) -> None:
         self.problem = Problem()
         self.rows = torch.arange(90).tensor_split(folds)
-        self.psi_kernel = kernel_matrix(self.problem.x, self.problem.x, self.problem.bandwidths_x)
-        self.phi_kernel = kernel_matrix(self.problem.z, self.problem.z, self.problem.bandwidths_z)
+        self.psi_kernel = kernel_matrix(self.problem.x, self.problem.x, bandwidths=self.problem.bandwidths_x)
+        self.phi_kernel = kernel_matrix(self.problem.z, self.problem.z, bandwidths=self.problem.bandwidths_z)
 
     def outside(self, *folds: int) -> Tensor:
         return torch.cat([rows for j, rows in enumerate(self.rows) if j not in folds])
@@ -223,7 +226,7 @@ class CrossFit:
 
     def h(self, lam: float, xi: float, at: Tensor) -> Tensor:
         gammas = [self.gamma(self.outside(k), rows, lam) for k, rows in enumerate(self.rows)]
-        kernel = kernel_matrix(at, self.problem.x, self.problem.bandwidths_x)
+        kernel = kernel_matrix(at, self.problem.x, bandwidths=self.problem.bandwidths_x)
         return (kernel @ self.alpha(gammas, list(self.rows), xi))[:, 0]
 
 
@@ -250,9 +253,16 @@ def test_cross_fitting_is_the_papers_formulas_on_folds_with_no_row_predicted_by_
 def test_a_ridge_path_solves_the_penalised_normal_equations_and_has_the_losses_of_its_solutions() -> None:
     features, targets = normal(30, 6), normal(30, 2, seed=1)
     others, answers = normal(20, 6, seed=2), normal(20, 2, seed=3)
-    half = SquaredError(features.mT @ features / 60, features.mT @ targets / 60, float(targets.square().sum() / 60), 0.5)
+    half = SquaredError(
+        gram=features.mT @ features / 60,
+        right=features.mT @ targets / 60,
+        square=float(targets.square().sum() / 60),
+        weight=0.5,
+    )
     path, penalties = RidgePath.factor(half), torch.logspace(-4, 1, 6, dtype=torch.float64)
-    other = SquaredError(others.mT @ others / 20, others.mT @ answers / 20, float(answers.square().sum() / 20))
+    other = SquaredError(
+        gram=others.mT @ others / 20, right=others.mT @ answers / 20, square=float(answers.square().sum() / 20)
+    )
     for penalty, loss in zip(penalties.tolist(), path.losses(other, penalties).tolist(), strict=True):
         w = path.weights(penalty)
         torch.testing.assert_close(features.mT @ (targets - features @ w) / 30, penalty * w, rtol=0, atol=ROUNDING)
@@ -262,7 +272,7 @@ def test_a_ridge_path_solves_the_penalised_normal_equations_and_has_the_losses_o
 
 def test_the_slope_at_an_end_is_a_share_of_the_loss_a_decade_in_whatever_order() -> None:
     def slope(penalties: list[float], losses: list[float]) -> float:
-        return PenaltyChoice(torch.tensor(penalties).double(), torch.tensor(losses).double()).slope()
+        return PenaltyChoice(penalties=torch.tensor(penalties).double(), losses=torch.tensor(losses).double()).slope()
 
     assert slope([1e-2, 1e-1, 1.0], [2.0, 1.0, 3.0]) == 0.0
     assert slope([1e-2, 1.0, 1e-4], [2.0, 1.0, 3.0]) == pytest.approx(0.5)

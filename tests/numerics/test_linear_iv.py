@@ -121,8 +121,10 @@ def test_a_bandwidth_that_cannot_be_chosen_is_said() -> None:
 @pytest.mark.parametrize("bandwidth", [0, 1, 5, 12])
 def test_weights_of_lags_are_those_of_linearmodels(bandwidth: int) -> None:
     for kernel, theirs in (("bartlett", kernel_weight_bartlett), ("parzen", kernel_weight_parzen)):
-        np.testing.assert_allclose(score_covariance.lag_weights(kernel, bandwidth, 40), theirs(bandwidth)[1:], rtol=ROUNDING)
-    spectral = score_covariance.lag_weights("qs", bandwidth, 40)
+        np.testing.assert_allclose(
+            score_covariance.lag_weights(kernel, bandwidth=bandwidth, rows=40), theirs(bandwidth)[1:], rtol=ROUNDING
+        )
+    spectral = score_covariance.lag_weights("qs", bandwidth=bandwidth, rows=40)
     expected = kernel_weight_quadratic_spectral(bandwidth, 39)[1:]
     np.testing.assert_allclose(spectral if bandwidth else np.zeros(39), expected, rtol=1e-11, atol=ROUNDING)
 

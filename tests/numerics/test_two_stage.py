@@ -258,17 +258,17 @@ def test_v_and_u_are_stationary_points_of_their_own_objectives(structure: str, p
         rows["treatment_features_stage1"],
         *(with_intercept(rows[f"instrument_features_stage{i}"]) for i in (1, 2)),
     )
-    objective1 = mean_square(psi1 - phi1 @ v, rows["weights_stage1"]) + penalty(v, **first)
+    objective1 = mean_square(psi1 - phi1 @ v, weights=rows["weights_stage1"]) + penalty(v, **first)
     (gradient1,) = torch.autograd.grad(objective1, v)
     assert gradient1.abs().max() <= SAME * objective1
 
     f = structural_features(
         treatment_features=phi2 @ v.detach(), covariate_features=rows["covariate_features_stage2"], structure=rows["structure"]
     )
-    objective2 = mean_square(rows["outcome_stage2"] - f @ u, rows["weights_stage2"]) + penalty(u, **structural)
+    objective2 = mean_square(rows["outcome_stage2"] - f @ u, weights=rows["weights_stage2"]) + penalty(u, **structural)
     (gradient2,) = torch.autograd.grad(objective2, u)
     assert gradient2.abs().max() <= SAME * objective2
-    assert_same(stage.loss, mean_square(rows["outcome_stage2"] - f @ u, rows["weights_stage2"]).detach(), ROUNDING)
+    assert_same(stage.loss, mean_square(rows["outcome_stage2"] - f @ u, weights=rows["weights_stage2"]).detach(), ROUNDING)
 
 
 @pytest.mark.law
@@ -327,10 +327,10 @@ def test_without_covariates_the_structural_features_are_those_of_the_treatment_a
 def test_the_mean_square_sums_over_targets_and_averages_over_rows_by_weight(scale: float) -> None:
     residual, weights = normal(7, 3, seed=0), torch.arange(7, dtype=torch.float64)
     by_hand = sum(float(w) * sum(r**2 for r in row) for w, row in zip(weights, residual.tolist(), strict=True)) / 21.0
-    assert float(mean_square(residual, scale * weights)) == pytest.approx(by_hand, rel=ROUNDING)
+    assert float(mean_square(residual, weights=scale * weights)) == pytest.approx(by_hand, rel=ROUNDING)
     plain = sum(sum(r**2 for r in row) for row in residual.tolist()) / 7
-    assert float(mean_square(residual, None)) == pytest.approx(plain, rel=ROUNDING)
-    assert float(mean_square(residual, scale * torch.ones(7))) == pytest.approx(plain, rel=ROUNDING)
+    assert float(mean_square(residual, weights=None)) == pytest.approx(plain, rel=ROUNDING)
+    assert float(mean_square(residual, weights=scale * torch.ones(7))) == pytest.approx(plain, rel=ROUNDING)
 
 
 @pytest.mark.law

@@ -264,8 +264,8 @@ def test_the_plain_mean_square_of_the_penalised_rows_is_the_sum_of_both_means(we
         weights_stage2=w2,
         unpredicted_stage1=Unpredicted(gap, GAMMA, None if w1 is None else scale * w1),
     )
-    expected = mean_square(y - f2 @ u, w2) + GAMMA * mean_square(gap @ u, w1)
-    assert float(mean_square(targets - features @ u, None)) == pytest.approx(float(expected), rel=ROUNDING)
+    expected = mean_square(y - f2 @ u, weights=w2) + GAMMA * mean_square(gap @ u, weights=w1)
+    assert float(mean_square(targets - features @ u, weights=None)) == pytest.approx(float(expected), rel=ROUNDING)
 
 
 @pytest.mark.law

@@ -134,7 +134,10 @@ def test_a_module_that_is_edited_while_its_study_runs_stops_it_before_its_number
             lambda seed: (frame := problems.line(5, seed=seed)[0], frame["x"][::-1]),
             "the truth and the data have the same row labels in another order",
         ),
-        (lambda seed: (problems.line(5, seed=seed)[0], np.ma.masked_less(np.arange(5.0), 1)), "the truth has 1 masked values"),
+        (
+            lambda seed: (problems.line(5, seed=seed)[0], np.ma.masked_less(np.arange(5.0), 1)),
+            "the truth must have no masked values, got 1",
+        ),
         (lambda seed: ({"x": np.zeros(5)}, np.zeros(5)), "needs data with rows, a table or an array, got dict: return a truth"),
         (
             lambda seed: (None, np.zeros(5)),
@@ -179,7 +182,7 @@ def test_a_design_that_raises_and_metrics_that_are_none_are_rows(tmp_path: Path)
         "text": lambda fit: "0.5",
         "infinite": lambda fit: np.inf,
         "nothing": lambda fit: None,
-        "half": lambda fit: Estimate(1.0, 1.0, np.nan, 2.0),
+        "half": lambda fit: Estimate(estimate=1.0, truth=1.0, lower=np.nan, upper=2.0),
     }
     found = {}
     for name, metric in metrics.items():

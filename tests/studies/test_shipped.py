@@ -101,5 +101,7 @@ def test_images_get_the_penalties_of_their_layer() -> None:
 def test_without_the_extra_an_operator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = learning_problems.darcy(n=4, points=8, seed=0)
     monkeypatch.setitem(sys.modules, "neuralop.models", None)
-    with pytest.raises(cfiv.MissingPackageError, match=r"need neuraloperator, which is not installed: pip install 'cfiv\[oper"):
+    with pytest.raises(
+        cfiv.errors.MissingPackageError, match=r"need neuraloperator, which is not installed: pip install 'cfiv\[oper"
+    ):
         data.backbone()

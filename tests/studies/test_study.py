@@ -294,9 +294,9 @@ def test_results_of_two_versions_of_cfiv_are_not_put_into_one_table_without_a_wo
         key, cell = next(iter(made.cells.items()))
         outcome = {"status": "done", "values": {"error": 0.5, "slope": 2.0}}
         ledger.add(key, 0, outcome, **made.seeds(cell, 0))
-    with pytest.warns(cfiv.MixedVersionsWarning):
+    with pytest.warns(cfiv.errors.MixedVersionsWarning):
         table(made)
-    with pytest.warns(cfiv.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
+    with pytest.warns(cfiv.errors.MixedVersionsWarning, match=f"1 of 8 rows.*0.0.9.*7.*{cfiv.__version__}.*another ledger"):
         assert len(made.results()) == 8
 
 
@@ -349,7 +349,7 @@ def test_metrics_of_effects_and_coefficients(tmp_path: Path) -> None:
         designs={"demand": Design(demand.simulate, n=300)},
         methods={"2SLS": cfiv.TwoStageLeastSquares(demand.FORMULA)},
         metrics={
-            "effect": AverageEffect("price", 15.0, 20.0),
+            "effect": AverageEffect("price", treatment_from=15.0, treatment_to=20.0),
             "price": Coefficient("price", -1.0),
             "score": score,
             "rows": lambda fit: float(len(fit.another()[0])),
@@ -443,7 +443,7 @@ def test_a_metric_that_does_not_apply_leaves_the_others_and_a_coefficient_does_n
 
 def test_an_estimate_without_an_interval_has_no_ends(tmp_path: Path) -> None:
     def half(fit: Fit) -> Estimate:
-        return Estimate(fit.model.slope / 2, 1.0)
+        return Estimate(estimate=fit.model.slope / 2, truth=1.0)
 
     made = study(tmp_path / "half.sqlite", metrics={"half": half}, replications=5)
     report = made.run(jobs=1, progress=False)

@@ -27,7 +27,7 @@ LAYERS = ("sgd", "adam", "cross-entropy", "ridge", "proximal", "kalman")
 BySize = float | Mapping[str, float]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainedModule:
     """A module trained by :class:`cfiv.LastLayerTrainer`, in the form of a study's method: ``fit(data)``.
 
@@ -101,7 +101,7 @@ def last_layer(
     check_choice("layer", layer, LAYERS)
     given = {"rate": rate, "penalty": penalty, "order": order}
     chosen = {name: _at(name, value, batch_size) for name, value in given.items()}
-    return TrainedModule(layer, batch_size, epochs, seed=seed, **chosen)
+    return TrainedModule(layer=layer, batch_size=batch_size, epochs=epochs, seed=seed, **chosen)
 
 
 def dfiv_on_images(

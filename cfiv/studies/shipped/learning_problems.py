@@ -111,7 +111,7 @@ def synthetic(n: int = 2000, *, tuning: bool = False, seed: int) -> Learning:
 
     A perceptron 8-64-64-1; squared error on 2000 examples without noise.
     """
-    train, test = _rows(n, seed, noise=0.1), _rows(2000, seed_of("test", seed), noise=0.0)
+    train, test = _rows(n=n, seed=seed, noise=0.1), _rows(n=2000, seed=seed_of("test", seed), noise=0.0)
     return _design(train, test, _perceptron, _squared, tuning=tuning)
 
 
@@ -156,7 +156,7 @@ def _images(data: ImageClassification, seed: int) -> tuple[Examples, Examples]:
     return examples(data.train, order), examples(data.test, np.arange(len(data.test)))
 
 
-def _rows(n: int, seed: int, *, noise: float) -> Examples:
+def _rows(*, n: int, seed: int, noise: float) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     x = 2.0 * torch.rand(n, 8, generator=generator) - 1.0
     y = (3.0 * x[:, 0]).sin() * x[:, 1] + x[:, 2].abs() - x[:, 3] * x[:, 4]
