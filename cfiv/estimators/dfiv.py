@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, Literal, Self
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
+from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole, refusal
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
@@ -25,11 +25,12 @@ from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.dfiv_fit import fit_dfiv
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.dfiv_step import LastLayers, PerNetwork
+from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
 from cfiv.learning.member_networks import can_be_stacked
 from cfiv.learning.networks import Networks, NetworkSpec
 from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, hold_out, split_rows
-from cfiv.learning.training import Penalties, Report, Training
+from cfiv.learning.training import Report, Training
 from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
@@ -84,6 +85,10 @@ class DFIV(StructuralEstimator):
     ridge1, ridge2 : float
         Ridge penalties of V and u in training. Those of the final V and u are chosen by held-out losses among
         ``training.refit_ridges``, unless that is empty.
+    last_layer : None, a last layer or three of them
+        How V in stage 1, V in stage 2 and u are solved on every batch: one layer for all or a tuple of three, from
+        :mod:`cfiv.learning.last_layer` or any class with such an ``update``. None is ``Proximal`` with the penalties above;
+        with another, ``lambda1``, ``lambda2`` and ``lambda12`` have no say. The pull of a ``Proximal`` rises to its value.
     unpredicted_penalty : float or "auto"
         ``gamma`` >= 0, the weight of the variance of ``h(T, X)`` that instruments and covariates leave unpredicted, against the
         squared error of stage 2; without unit. "auto" is 1 for images, in which much varies that no instrument moves and of
@@ -182,6 +187,7 @@ class DFIV(StructuralEstimator):
         lambda12: float = 2.0,
         ridge1: float = 1e-3,
         ridge2: float = 1e-3,
+        last_layer: ClosedForm | Sequence[ClosedForm] | None = None,
         unpredicted_penalty: float | Literal["auto"] = "auto",
         batch_size: int | str | None = "auto",
         steps: int = 500,
@@ -212,6 +218,7 @@ class DFIV(StructuralEstimator):
         self.lambda12 = lambda12
         self.ridge1 = ridge1
         self.ridge2 = ridge2
+        self.last_layer = last_layer
         self.unpredicted_penalty = unpredicted_penalty
         self.batch_size = batch_size
         self.steps = steps
@@ -296,7 +303,10 @@ class DFIV(StructuralEstimator):
             check_flag(flag, getattr(self, flag))
         check_instance("training", self.training, (Training, NoneType), "a cfiv.Training or None")
         check_random_state(self.random_state)
-        self._penalties()
+        for name in ("lambda1", "lambda2", "lambda12", "ridge1", "ridge2"):
+            check_number(name, getattr(self, name), least=0.0)
+        self._last_layers()
+        self._unpredicted_penalty()
         self._learning_rate()
         self._weight_decay()
         resolve_device(self.device)
@@ -392,7 +402,10 @@ class DFIV(StructuralEstimator):
             sample=problem.sample,
             splits=tuple(member.split for member in members),
             structure=self.structure,
-            penalties=self._penalties(problem.sample),
+            layers=self._last_layers(),
+            ridge1=float(self.ridge1),
+            ridge2=float(self.ridge2),
+            unpredicted_penalty=self._unpredicted_penalty(problem.sample),
             steps=int(self.steps),
             batch_size=members[0].batch_size,
             learning_rate=self._learning_rate(problem.sample),
@@ -401,12 +414,14 @@ class DFIV(StructuralEstimator):
             training=self._options(),
         )
         modules = members[0].networks.modules()
+        file = None if runs is None else runs.file(_file_name(members), sample=problem.sample, networks=modules)
         with members[0].draws.here(*modules), suitable_threads(modules):
             return fit_dfiv(
                 task,
                 [member.networks for member in members],
                 generators=[member.batch_generator for member in members],
                 on_step=lambda: on_step(len(members)),
+                file=file,
             )
 
     def _estimated(
@@ -466,19 +481,28 @@ class DFIV(StructuralEstimator):
     def _options(self) -> Training:
         return Training() if self.training is None else self.training
 
-    def _penalties(self, sample: Sample | None = None) -> Penalties:
-        """``sample`` shows what "auto" has to look at."""
-        unpredicted = self.unpredicted_penalty
-        if isinstance(unpredicted, str) and unpredicted == "auto":
-            unpredicted = IMAGE_UNPREDICTED_PENALTY if sample is not None and sample.treatment.ndim > 2 else 0.0
-        return Penalties(
-            lambda1=self.lambda1,
-            lambda2=self.lambda2,
-            lambda12=self.lambda12,
-            ridge1=self.ridge1,
-            ridge2=self.ridge2,
-            unpredicted=check_number("unpredicted_penalty", unpredicted, least=0.0, alternative="or 'auto'"),
-        )
+    def _last_layers(self) -> LastLayers:
+        """V in both stages and u as they stand at the end of training."""
+        given = self.last_layer
+        if given is None:
+            return LastLayers(
+                v1=Proximal(self.lambda1, beta=self.ridge1),
+                v12=Proximal(self.lambda12, beta=self.ridge1),
+                u=Proximal(self.lambda2, beta=self.ridge2),
+            )
+        layers = tuple(given) if isinstance(given, tuple | list) else (given, given, given)
+        if len(layers) != 3:
+            raise refusal("last_layer", "one layer, or three: of V in stage 1, of V in stage 2, and of u", given)
+        for layer in layers:
+            check_last_layer(layer)
+        return LastLayers(*layers)
+
+    def _unpredicted_penalty(self, sample: Sample | None = None) -> float:
+        """``gamma``; ``sample`` shows what "auto" has to look at."""
+        given = self.unpredicted_penalty
+        if isinstance(given, str) and given == "auto":
+            return IMAGE_UNPREDICTED_PENALTY if sample is not None and sample.treatment.ndim > 2 else 0.0
+        return check_number("unpredicted_penalty", given, least=0.0, alternative="or 'auto'")
 
     def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
         """Peak rates; ``sample`` shows what "auto" has to look at."""
@@ -500,16 +524,21 @@ class DFIV(StructuralEstimator):
     def _facts(self, sample: Sample, *, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
         ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
-        penalties = self._penalties(sample)
+        unpredicted = self._unpredicted_penalty(sample)
+        layers = {"Last layers in training": ", ".join(map(repr, vars(self._last_layers()).values()))}
+        if self.last_layer is None:
+            layers = {
+                "Proximal penalties": _listed(self, "lambda1", "lambda2", "lambda12"),
+                "Ridge penalties": _listed(self, "ridge1", "ridge2"),
+            }
         return {
             "Functions averaged": len(self.fits_),
             "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
             if np.isfinite(heldout).all()
             else "not held out",
             "Training": f"{self.steps} steps, {' and '.join(ends)}",
-            "Proximal penalties": _listed(penalties, "lambda1", "lambda2", "lambda12"),
-            "Ridge penalties": _listed(penalties, "ridge1", "ridge2"),
-            **({"Unpredicted penalty": f"{penalties.unpredicted:g}"} if penalties.unpredicted else {}),
+            **layers,
+            **({"Unpredicted penalty": f"{unpredicted:g}"} if unpredicted else {}),
             **{
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
@@ -533,12 +562,22 @@ class _Member:
 
 def _side_by_side(members: list[_Member]) -> Iterator[list[_Member]]:
     """Members that train together: all with plain networks and equal batches, at most ``TOGETHER``; others one by one."""
-    shapes = {(member.batch_size, *((len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else ())) for m in members for member in (m,)}
+    shapes = {
+        (member.batch_size, *((len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else ()))
+        for m in members
+        for member in (m,)
+    }
     parts = zip(*(member.networks.modules() for member in members), strict=True)
     together = len(shapes) == 1 and all(can_be_stacked(modules) for modules in parts)
     size = TOGETHER if together else 1
     for start in range(0, len(members), size):
         yield members[start : start + size]
+
+
+def _file_name(members: list[_Member]) -> str:
+    """Of the run file of members that train together."""
+    names = [f"fit-{member.fit + 1}{'-swapped' if member.swapped else ''}" for member in (members[0], members[-1])]
+    return names[0] if len(members) == 1 else f"{names[0]}-to-{names[1]}"
 
 
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
@@ -548,8 +587,8 @@ def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
 
 
-def _listed(penalties: Penalties, *names: str) -> str:
-    return ", ".join(f"{name} {getattr(penalties, name):g}" for name in names)
+def _listed(model: DFIV, *names: str) -> str:
+    return ", ".join(f"{name} {getattr(model, name):g}" for name in names)
 
 
 def _warn_if_weak(problem: StandardisedData, networks: Networks) -> None:

@@ -20,6 +20,7 @@ from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
+from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.networks import NetworkSpec
 from cfiv.learning.regression import (
@@ -32,7 +33,6 @@ from cfiv.learning.regression import (
 )
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
 from cfiv.learning.training import Training
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.draws import Draws

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfiv.learning.dfiv_problem import DFIVProblem
-from cfiv.learning.dfiv_step import DFIVState, MemberNetworks
+from cfiv.learning.dfiv_step import MemberNetworks
 from cfiv.learning.early_stopping import standard_errors_above_zero
 from cfiv.learning.samples import Sample, Split
 from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows
@@ -87,12 +87,12 @@ class Judge:
     def best_state(self, state: Any) -> None:
         self._best = None if state is None else InstrumentFeatures(state, *self._phi(state))
 
-    def look(self) -> None:
-        """Forget what was seen before the last step."""
+    def forget(self) -> None:
+        """What was seen is of the step before."""
         self._psi = self._first_stage = None
 
     def best_instrument_features(self) -> tuple[Tensor | None, float]:
-        """Go back to earlier instrument features where the present ones predict the treatment features clearly worse in sample 2.
+        """Go back to earlier instrument features where the present ones predict clearly worse in sample 2.
 
         Stage 1 learns from sample 1 alone, so all rows of sample 2 are unseen by it. A first stage that fits the noise of its
         sample predicts little of the treatment in the other one, and stage 2 is left with a weak instrument of its own making,
@@ -133,7 +133,7 @@ class Judge:
         return self._first_stage
 
     def heldout_losses(self, first_stage: FirstStage, ridges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        """u for each ridge (r, p, 1), and their squared errors on held-out rows (r, n), whose plain means are weighted means."""
+        """u for each ridge (r, p, 1), and their squared errors on held-out rows (r, n); plain means are weighted means."""
         candidates = ridge_path(self._second_stage_moments(first_stage), ridges)
         return candidates, self.squared_errors(first_stage.weights, candidates)
 
@@ -172,7 +172,7 @@ class Judge:
         """``psi(T)`` of both samples; an image goes through its network once, however many solves and losses ask."""
         if self._psi is None:
             network, treatment = self._networks.treatment, self._problem.sample.treatment
-            psi = torch.cat([network.evaluate(self._member, treatment[rows]) for rows in self._rows.split(self._size)])
+            psi = torch.cat([network.evaluate(self._member, treatment[rows]) for rows in torch.split(self._rows, self._size)])
             self._psi = psi[: len(self._stage1)], psi[len(self._stage1) :]
         return self._psi
 
@@ -194,11 +194,11 @@ class Judge:
 
     def _second_stage_moments(self, first_stage: FirstStage) -> Moments:
         """Moments of ``f_2`` with the outcome as target, and ``gamma`` times those of ``f(T_1) - f_1`` with target zero."""
-        problem, gamma = self._problem, self._problem.penalties.unpredicted
+        problem, gamma = self._problem, self._problem.unpredicted_penalty
         predicted = first_stage.phi_stage2.double() @ first_stage.weights
         seen = accumulate(
             moments(features=self._structural(part, rows), targets=rows.outcome, weights=rows.weights)
-            for part, rows in zip(predicted.split(self._size), self._chunks(self._stage2), strict=True)
+            for part, rows in zip(torch.split(predicted, self._size), self._chunks(self._stage2), strict=True)
         )
         if not gamma:
             return seen
@@ -217,9 +217,9 @@ class Judge:
                 targets=torch.zeros_like(rows.outcome),
                 weights=rows.weights,
             )
-            for part, rows in zip(psi.split(self._size), self._chunks(self._stage1), strict=True)
+            for part, rows in zip(torch.split(psi, self._size), self._chunks(self._stage1), strict=True)
         )
-        return Moments(seen.gram + unseen.gram * (gamma * seen.mass / unseen.mass), seen.cross, seen.mass)
+        return replace(seen, gram=seen.gram + unseen.gram * (gamma * seen.mass / unseen.mass))
 
     def _structural(self, treatment_features: Tensor, rows: Sample) -> Tensor:
         return structural_features(
@@ -239,7 +239,7 @@ class Judge:
         return chunk_rows(self._problem.sample.treatment.shape[1:])
 
     def _chunks(self, rows: Tensor) -> Iterator[Sample]:
-        return (self._problem.sample.rows(part) for part in rows.split(self._size))
+        return (self._problem.sample.rows(part) for part in torch.split(rows, self._size))
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         weights = self._problem.sample.weights
@@ -255,8 +255,8 @@ def predictions(features: Tensor, candidates: Tensor) -> Tensor:
 def _summed(features: Tensor, targets: Tensor, weights: Tensor | None) -> Moments:
     """Moments, a chunk of rows in float64 at a time."""
     size = chunk_rows(targets.shape[1:])
-    parts = [None] * len(features) if weights is None else weights.split(size)
+    parts = [None] * len(features) if weights is None else torch.split(weights, size)
     return accumulate(
         moments(features=phi, targets=psi, weights=w)
-        for phi, psi, w in zip(features.split(size), targets.split(size), parts, strict=False)
+        for phi, psi, w in zip(torch.split(features, size), torch.split(targets, size), parts, strict=False)
     )

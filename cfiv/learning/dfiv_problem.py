@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.loop import Ended
 from cfiv.learning.networks import Networks
 from cfiv.learning.samples import Sample, Split
-from cfiv.learning.training import Penalties, Report, Training
+from cfiv.learning.training import Report, Training
 from cfiv.learning.whole_sample import predicted_outcome
 from cfiv.numerics.two_stage import Structure
 
@@ -27,8 +27,12 @@ class DFIVProblem:
     splits : tuple of Split
         One a member: the rows of both stages and the held-out ones.
     structure : {"product", "additive"}
-    penalties : Penalties
+    layers : LastLayers
         As they stand at the end of training.
+    ridge1, ridge2 : float
+        Of the final V and u where nothing is held out to choose them by.
+    unpredicted_penalty : float
+        ``gamma``, on the variance of ``h(T, X)`` that instruments and covariates leave unpredicted.
     steps : int
     batch_size : int or None
         None for full batches, which then are of equal size in all members.
@@ -41,7 +45,10 @@ class DFIVProblem:
     sample: Sample
     splits: tuple[Split, ...]
     structure: Structure
-    penalties: Penalties
+    layers: LastLayers
+    ridge1: float
+    ridge2: float
+    unpredicted_penalty: float
     steps: int
     batch_size: int | None
     learning_rate: PerNetwork
@@ -57,12 +64,12 @@ class DFIVProblem:
     @property
     def refit_ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final u."""
-        return self.training.refit_ridges or (self.penalties.ridge2,)
+        return self.training.refit_ridges or (self.ridge2,)
 
     @property
     def first_stage_ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final V."""
-        return self.training.refit_ridges or (self.penalties.ridge1,)
+        return self.training.refit_ridges or (self.ridge1,)
 
 
 @dataclass(frozen=True)

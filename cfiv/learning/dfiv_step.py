@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfiv.learning.last_layer import ClosedForm, Memory
+from cfiv.errors import ParameterError
+from cfiv.learning.last_layer import ClosedForm, Memory, Settling, scheduled, update_members
 from cfiv.learning.member_networks import MemberNetwork, Pass
 from cfiv.learning.optimisers import adam
 from cfiv.learning.training import Training
@@ -35,7 +36,6 @@ class MemberNetworks:
     def those(self) -> list[MemberNetwork]:
         """The networks that exist, in a fixed order."""
         return [network for network in (self.treatment, self.instrument, self.covariate) if network is not None]
-
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,16 @@ class Learner:
         leaves = [one.features for some in passes for one in some]
         if self.optimiser is None or not leaves:
             return
-        gradients = iter(torch.autograd.grad(losses.sum(), leaves, allow_unused=True))
-        self.step(*([one.gradients(gradient) for one in some if (gradient := next(gradients)) is not None] for some in passes))
+        if not losses.requires_grad:
+            raise ParameterError(
+                "last_layer must give weights that are differentiable in its targets, got some without a gradient: in stage 2 "
+                "the treatment features learn through them; give Ridge, Proximal or Kalman for V12"
+            )
+        gradients = iter(torch.autograd.grad(losses.sum(), leaves, materialize_grads=True, allow_unused=True))
+        self.step(*([one.gradients(next(gradients)) for one in some] for some in passes))
 
     def step(self, *gradients: Sequence[Sequence[Tensor | None]]) -> None:
-        """One step of the optimiser; for every network the gradients of its parameters, of one pass or of several to be added."""
+        """One step of the optimiser; for every network the gradients of its parameters, those of several passes to be added."""
         if self.optimiser is None:
             return
         for network, found in zip(self.networks, gradients, strict=True):
@@ -88,6 +93,14 @@ class LastLayers:
     v1: ClosedForm
     v12: ClosedForm
     u: ClosedForm
+
+    def scheduled(self, factor: float) -> LastLayers:
+        """With their pulls to previous weights at a factor of what they are at the end of training."""
+        return LastLayers(*(scheduled(layer, factor) for layer in (self.v1, self.v12, self.u)))
+
+    def settling(self, gain: float) -> LastLayers:
+        """That go only a share of the way, when features rest."""
+        return LastLayers(self.v1, Settling(self.v12, gain), Settling(self.u, gain))
 
 
 @dataclass(frozen=True)
@@ -208,22 +221,24 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
     fixed = psi.features(batch.stage1.treatment) if shared is None else shared.features.detach()
     loss1 = learn_instrument_features(batch.stage1, fixed, state, layers.v1, training)
     second = SecondStage(batch, _instrument_features(batch, state.networks.instrument), state, layers, options)
+    solved: tuple[Tensor, Memory, Memory] | None = None
     for _ in range(training.covariate_steps if apart else 0):
         xi = second.learn_covariates()
-        loss2, v, u = second.solve(fixed, [one.features for one in xi], held=held)
-        state.xi.descend(loss2, xi)
+        loss, *_ = second.solve(fixed, [one.features for one in xi], held=held)
+        state.xi.descend(loss, xi)
     for _ in range(training.stage2_steps):
         live = psi.learn(batch.stage1.treatment) if shared is None else shared
         xi = [] if apart else second.learn_covariates()
-        loss2, v, u = second.solve(live.features, [one.features for one in xi] or second.covariates(), held=held)
-        state.psi.descend(loss2, [live], *([xi] if xi else []))
+        solved = second.solve(live.features, [one.features for one in xi] or second.covariates(), held=held)
+        state.psi.descend(solved[0], [live], *([xi] if xi else []))
         shared = None
-    if backbone_first or not learns:
+    if solved is None or backbone_first:
         if learns:
             fixed = psi.learn(batch.stage1.treatment).features.detach()
         live_xi = learns and not apart
         xi_now = [one.features.detach() for one in second.learn_covariates()] if live_xi else second.covariates()
-        loss2, v, u = second.solve(fixed, xi_now, held=None)
+        solved = second.solve(fixed, xi_now, held=None)
+    loss2, v, u = solved
     return replace(state, v=v, u=u), Losses(loss1, loss2.detach())
 
 
@@ -241,7 +256,9 @@ def learn_instrument_features(
         forward = network.learn(stage1.instruments) if learning else None
         features = network.features(stage1.instruments) if forward is None else forward.features.detach()
         phi = with_intercept(features)
-        v = layer.update(state.v, features=phi, targets=psi, weights=weights) if held is None else held
+        v = held
+        if v is None:
+            v = update_members(layer, state.v, features=phi, targets=psi, weights=weights)
         residual, solution = psi - phi @ v.weights.to(phi.dtype), v.weights.to(phi.dtype)
         loss = mean_square(residual, weights=weights)
         if forward is not None:
@@ -254,7 +271,7 @@ def _instrument_features(batch: Batch, network: MemberNetwork) -> tuple[Tensor, 
     """``[phi(Z_1), 1]`` and ``[phi(Z_2), 1]``, fixed."""
     instruments = [batch.stage1.instruments, batch.stage2.instruments]
     phi = with_intercept(network.features(torch.cat(instruments, dim=1)))
-    first, second = phi.split([part.shape[1] for part in instruments], dim=1)
+    first, second = torch.split(phi, [part.shape[1] for part in instruments], dim=1)
     return first, second
 
 
@@ -297,7 +314,7 @@ class SecondStage:
         stage1, stage2, gamma = self.batch.stage1, self.batch.stage2, self.options.unpredicted_penalty
         phi_stage1, phi_stage2 = self.phi
         xi_stage2, xi_stage1 = (*xi, None, None)[:2]
-        v = self.layers.v12.update(self.state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
+        v = update_members(self.layers.v12, self.state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
         v12 = v.weights.to(phi_stage1.dtype)
         features = structural_features(
             treatment_features=phi_stage2 @ v12, covariate_features=xi_stage2, structure=self.options.structure
@@ -319,7 +336,7 @@ class SecondStage:
             weights = None
         u = held
         if u is None:
-            u = self.layers.u.update(self.state.u, features=features.detach(), targets=targets, weights=weights)
+            u = update_members(self.layers.u, self.state.u, features=features.detach(), targets=targets, weights=weights)
         loss = mean_square(targets - features @ u.weights.to(features.dtype), weights=weights)
         return loss, v.detached(), u
 

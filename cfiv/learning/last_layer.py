@@ -1,33 +1,23 @@
 """Last layers as pieces: previous weights in, new weights out. Penalties act on the mean squared error.
 
-A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what it remembers next; the trainer takes any of
+A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what it remembers next. The trainer takes any of
 :class:`Ridge`, :class:`Proximal`, :class:`Kalman`, :class:`MovingAverage`, or :class:`Gradient`, which is not solved at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from functools import partial
-from typing import Protocol
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from cfiv.checks import check_flag, check_number
+from cfiv.checks import check_flag, check_number, refusal
 from cfiv.errors import ParameterError
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
 from cfiv.numerics.kalman import kalman_update
-from cfiv.numerics.last_layer import Solve
 from cfiv.numerics.least_squares import solve_step
 from cfiv.numerics.moments import Moments, moments, solve_moments
-
-
-class LastLayer(Protocol):
-    """What a training step asks of a last layer: a closed form that remembers the weights it came from."""
-
-    def after(self, previous: Tensor | None) -> Solve:
-        """The solve that continues from ``previous`` weights (d, k), or starts where they are None."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -51,10 +41,27 @@ class Memory:
 
 
 class ClosedForm(Protocol):
-    """A last layer that is solved on every batch, whatever it remembers."""
+    """A last layer that is solved on every batch: of the trainer, of NetworkRegression, and of both stages of DFIV.
 
-    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
-        """What it remembers after a batch: features (n, d), targets (n, k), row weights (n,)."""
+    Any class with this method is one. It may have ``side_by_side = True``, if its tensors may have leading axes for problems of
+    their own; otherwise fits that train together ask it one after another.
+    """
+
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """What it remembers after a batch: features (n, d), targets (n, k), row weights (n,).
+
+        Parameters
+        ----------
+        memory : Memory or None
+            What it gave for the batch before, or, before the first one, the module's own last layer; None where there is none
+            (DFIV and NetworkRegression begin without).
+        features : Tensor (n, d)
+            Without a graph; the last column is the constant.
+        targets : Tensor (n, k)
+            In the second stage of DFIV live in the treatment features: there the weights given have to be differentiable in
+            them, or nothing would be learned of the treatment.
+        weights : Tensor (n,), optional
+        """
         ...
 
 
@@ -62,41 +69,31 @@ class ClosedForm(Protocol):
 class Proximal:
     """``argmin_W mean |y - W' phi|^2 + beta |W|^2 + lam |W - W_prev|^2``: small steps away from what earlier batches said.
 
-    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. With a ``gain`` in (0, 1) only that share of
-    the way from W_prev to the minimiser is gone: gains that fall like 1/t let the weights settle at those of all batches.
+    With ``lam = 0`` it is the ridge layer, which forgets every batch but the last. Without a past there is no pull: one to
+    zero would only bias the first batch.
 
     References
     ----------
-    Galashov et al., arXiv 2510.04606, "l2 c.f. proximal" and "l2 c.f. ridge". The gain is ours.
+    Galashov et al., arXiv 2510.04606, "l2 c.f. proximal" and "l2 c.f. ridge".
     """
 
     lam: float
     _: KW_ONLY
     beta: float = 0.0
-    gain: float = 1.0
+    side_by_side: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _keep_number(self, "lam", least=0.0)
         _keep_number(self, "beta", least=0.0)
-        _keep_number(self, "gain", above=0.0, most=1.0)
 
-    def after(self, previous: Tensor | None) -> Solve:
-        """The penalised solve that is pulled to ``previous``."""
-        # Without a past there is nothing to stay close to; pulling the first batch to zero would only bias it.
-        lam = 0.0 if previous is None else self.lam
-        solve = partial(solve_step, ridge=self.beta, proximal=lam, previous=previous)
-        if previous is None or self.gain == 1.0:
-            return solve
-
-        def part_of_the_way(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-            return previous + self.gain * (solve(features=features, targets=targets, weights=weights) - previous)
-
-        return part_of_the_way
-
-    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Solve with the pull to the weights remembered."""
         previous = None if memory is None else memory.weights
-        return Memory(self.after(previous)(features=features, targets=targets, weights=weights))
+        pull = 0.0 if memory is None else self.lam
+        solution = solve_step(
+            features=features, targets=targets, ridge=self.beta, proximal=pull, previous=previous, weights=weights
+        )
+        return Memory(solution)
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,12 @@ class Ridge:
     """
 
     beta: float
+    side_by_side: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _keep_number(self, "beta", least=0.0)
 
-    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Solve, whatever came before."""
         return Memory(solve_step(features=features, targets=targets, ridge=self.beta, weights=weights))
 
@@ -160,8 +158,10 @@ class Kalman:
                 "process_noise must be > 0 with reset=True or without a prior, got 0: such weights would never move"
             )
 
-    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Predict and correct."""
+        if memory is None:
+            memory = Memory(features.new_zeros(features.shape[1], targets.shape[1], dtype=torch.float64))
         root = None if self.reset or not memory.more else memory.more[0]
         if root is None and self.prior and not self.reset:
             root = self.prior * torch.eye(memory.weights.shape[0], dtype=torch.float64, device=memory.weights.device)
@@ -200,10 +200,10 @@ class MovingAverage:
         _keep_number(self, "decay", least=0.0, below=1.0)
         _keep_number(self, "beta", least=0.0)
 
-    def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Add the batch to the moments and solve."""
         total = moments(features=features, targets=targets, weights=weights)
-        if memory.more and self.decay:
+        if memory is not None and memory.more and self.decay:
             gram, cross, mass = memory.more
             total = Moments(gram=self.decay * gram, cross=self.decay * cross, mass=self.decay * float(mass)) + total
         mass = total.gram.new_tensor(total.mass)
@@ -238,20 +238,60 @@ def remembered_shapes(layer: ClosedForm | Gradient, weights: Tensor) -> list[tup
 
 
 @dataclass(frozen=True)
-class Held:
-    """The previous weights themselves; what the backbone-first order differentiates at. Solves once where there are none."""
+class Settling:
+    """Another layer, of whose way from the previous weights to the new ones only a share is gone.
 
-    start: Proximal
+    Gains that fall like 1/t let the weights settle at the mean of what all batches say. Ours.
 
-    def after(self, previous: Tensor | None) -> Solve:
-        """No solve at all, unless there is nothing to hold."""
-        if previous is None:
-            return self.start.after(None)
+    Parameters
+    ----------
+    layer : ClosedForm
+    gain : float
+        In (0, 1].
+    """
 
-        def held(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-            return previous
+    layer: ClosedForm
+    gain: float
 
-        return held
+    @property
+    def side_by_side(self) -> bool:
+        """As the layer."""
+        return getattr(self.layer, "side_by_side", False)
+
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Part of the way."""
+        new = self.layer.update(memory, features=features, targets=targets, weights=weights)
+        if memory is None:
+            return new
+        return Memory(memory.weights + self.gain * (new.weights - memory.weights), new.more)
+
+
+def check_last_layer(layer: object) -> None:
+    """Raise a ParameterError unless it is solved in closed form: an object, and not a class, with a method ``update``."""
+    if isinstance(layer, type | dict | set) or not callable(getattr(layer, "update", None)):
+        raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or an object with their update", layer, kind=True)
+
+
+def scheduled(layer: ClosedForm, factor: float) -> ClosedForm:
+    """The layer with its pull to the previous weights, where it has one, at a factor of what it is at the end of training."""
+    return replace(layer, lam=layer.lam * factor) if isinstance(layer, Proximal) else layer
+
+
+def update_members(
+    layer: ClosedForm, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None
+) -> Memory:
+    """A layer's update of members side by side: of features (members, n, d), targets (members, n, k), weights (members, n)."""
+    if getattr(layer, "side_by_side", False):
+        return layer.update(memory, features=features, targets=targets, weights=weights)
+    new = []
+    for place in range(len(features)):
+        before = None if memory is None else Memory(memory.weights[place], tuple(part[place] for part in memory.more))
+        w = None if weights is None else weights[place]
+        new.append(layer.update(before, features=features[place], targets=targets[place], weights=w))
+    return Memory(
+        torch.stack([each.weights for each in new]),
+        tuple(torch.stack(parts) for parts in zip(*(each.more for each in new), strict=True)),
+    )
 
 
 def _keep_number(layer: object, name: str, **limits: float) -> None:

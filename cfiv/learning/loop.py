@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
+from cfiv.file_values import whole
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
+from cfiv.learning.run_file import RunFile
 from cfiv.learning.training import Training
 
 Ended = Literal["finished", "stopped early", "interrupted", "diverged"]
@@ -100,6 +102,79 @@ class Archive(Protocol[L]):
     def restore(self, progress: Progress[L]) -> None:
         """Put the run and the loop's progress where they were saved; leave both alone where they never were."""
         ...
+
+
+class DrivenRun(Protocol):
+    """What :func:`drive` drives: something that takes steps, looks at itself, and can be written down."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train."""
+        ...
+
+    def step(self, number: int) -> None:
+        """Take step ``number`` (from 1)."""
+        ...
+
+    def look(self, number: int) -> None:
+        """Judge what step ``number`` has left, where it is time to."""
+        ...
+
+    def interrupt(self, number: int) -> None:
+        """End after step ``number``, with what is kept."""
+        ...
+
+    def saved(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs, in nested values."""
+        ...
+
+    def restore(self, values: dict[str, Any], *, done: int) -> None:
+        """Go where the run was after ``done`` steps; what it raises because of damaged values is about the file."""
+        ...
+
+
+def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object], file: RunFile | None = None) -> None:
+    """The one loop: step after step to the end, or to an earlier one: where nothing is left to train, or on Ctrl-C.
+
+    Parameters
+    ----------
+    run : Run
+    steps : int
+    on_step : callable
+        Called after every step, for progress; at once for the steps that a continued run has behind it.
+    file : RunFile, optional
+        Where the run is saved on its way, and continued from. Saving changes no number, and a continued run has those of one
+        that was never stopped.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it was interrupted before the first step was done.
+    ModelFileError, OutputError
+        From the file.
+    """
+
+    def restored(values: dict[str, Any]) -> int:
+        there = dict(values)
+        done = whole(there.pop("done", None), 1, steps)
+        run.restore(there, done=done)
+        return done
+
+    done = (None if file is None else file.read(restored)) or 0
+    for _ in range(done):
+        on_step()
+    try:
+        while done < steps and not run.over:
+            run.step(done + 1)
+            done += 1
+            on_step()
+            run.look(done)
+            if file is not None and (done == steps or run.over or done % file.every == 0):
+                file.write({"done": done, **run.saved()})
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        run.interrupt(done)
 
 
 class DivergedError(ArithmeticError):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfiv.file_values import tensor_of
 from cfiv.learning.networks import FeatureNetwork, evaluate, features_of
+from cfiv.learning.saved_state import check_module
 from cfiv.runtime.draws import running_again
 from cfiv.runtime.module_state import put, state_of
 
@@ -73,6 +75,10 @@ class MemberNetwork(Protocol):
 
     def put(self, member: int, state: Any) -> None:
         """Return a member to a state."""
+        ...
+
+    def check(self, state: Any) -> Any:
+        """A state from a file, if it can be one of these networks'; what it raises is one of ``tensor_file.DAMAGE``."""
         ...
 
     def evaluate(self, member: int, inputs: Tensor, state: Any = None) -> Tensor:
@@ -140,6 +146,10 @@ class Stacked:
         """A row."""
         with torch.no_grad():
             self._flat[member] = state
+
+    def check(self, state: Any) -> Tensor:
+        """A row."""
+        return tensor_of(state, self._flat.shape[1:], self._flat.dtype)
 
     def evaluate(self, member: int, inputs: Tensor, state: Tensor | None = None) -> Tensor:
         """By the row."""
@@ -240,6 +250,10 @@ class Single:
     def put(self, member: int, state: Any) -> None:
         """Into the module."""
         put(self._network, state)
+
+    def check(self, state: Any) -> Any:
+        """Of the module."""
+        return check_module(state, self._network)
 
     def evaluate(self, member: int, inputs: Tensor, state: Any = None) -> Tensor:
         """By the network, which is afterwards what it was."""

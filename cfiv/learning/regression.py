@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import Proximal
+from cfiv.learning.last_layer import Memory, Proximal
 from cfiv.learning.loop import DIVERGED, Ended, train
 from cfiv.learning.networks import evaluate, features_of
 from cfiv.learning.optimisers import adam
-from cfiv.learning.samples import Sample, joined, sample_batches as batches
+from cfiv.learning.samples import Sample, joined
+from cfiv.learning.samples import sample_batches as batches
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss
@@ -175,11 +176,13 @@ def step(batch: Sample, state: RegressionState, *, layer: Proximal) -> tuple[Reg
     loss : Tensor ()
         On the batch, before the gradient step.
     """
+    before = None if state.weights is None else Memory(state.weights)
+
+    def solve(**given: Any) -> Tensor:
+        return layer.update(before, **given).weights
+
     loss, weights = last_layer_loss(
-        features=state.features(batch, fixed=False),
-        targets=batch.outcome,
-        solve=layer.after(state.weights),
-        weights=batch.weights,
+        features=state.features(batch, fixed=False), targets=batch.outcome, solve=solve, weights=batch.weights
     )
     if state.optimiser is not None and loss.requires_grad:
         state.optimiser.zero_grad(set_to_none=True)

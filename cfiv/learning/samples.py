@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -142,5 +142,6 @@ def joined(first: Sample, second: Sample) -> Sample:
 
 
 def sample_batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
+    """Of a sample by itself."""
     for rows in batches(torch.arange(len(sample)), size=size, generator=generator):
         yield sample.rows(rows)

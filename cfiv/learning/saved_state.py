@@ -15,14 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cfiv.file_values import choice, fields, like, listed, number, tensor_of, whole
+from cfiv.file_values import fields, like, listed, tensor_of, whole
 from cfiv.learning.last_layer import remembered_shapes
-from cfiv.learning.loop import check_steps
-from cfiv.learning.networks import evaluate
-from cfiv.learning.whole_sample import CHECK_ROWS
-from cfiv.numerics.two_stage import structural_features
 from cfiv.runtime.module_state import ModuleState, extra_of, tensors_of
-from cfiv.tensor_file import short
 
 if TYPE_CHECKING:
     from cfiv.learning.supervised import TrainerState

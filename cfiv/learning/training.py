@@ -15,32 +15,6 @@ Schedule = Literal["cosine", "constant"]
 Report = Literal["refit", "current"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Penalties:
-    """Penalties of the two closed forms, all on *mean* squared errors of standardised outcomes and learned features.
-
-    Parameters
-    ----------
-    lambda1, lambda12, lambda2 : float
-        Proximal pull of V while the instrument features learn, of V while the treatment features learn, and of u.
-    ridge1, ridge2 : float
-        Ridge on V (both times) and on u.
-    unpredicted : float
-        ``gamma``, on the variance of ``h(T, X)`` that instruments and covariates leave unpredicted.
-    """
-
-    lambda1: float
-    lambda2: float
-    lambda12: float
-    ridge1: float
-    ridge2: float
-    unpredicted: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, check_number(field.name, getattr(self, field.name), least=0.0))
-
-
 @dataclass(frozen=True)
 class Training:
     """Options of the training loop that rarely need a change; the frequent ones are arguments of the estimator.

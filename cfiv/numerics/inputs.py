@@ -51,7 +51,7 @@ def check_previous(previous: Tensor | None, *, columns: int, targets: int) -> No
 
 
 def check_weights(weights: Tensor) -> float:
-    """The sum of the row weights (..., n), which must be finite and >= 0. A sum of zero passes: one batch of many may have it."""
+    """The sum of the row weights (..., n), finite and >= 0. A sum of zero passes: one batch of many may have it."""
     total = float(weights.double().sum())
     if not (math.isfinite(total) and bool((weights >= 0).all())):
         raise DataError(

@@ -31,6 +31,7 @@ def kalman_update(
     ----------
     features : Tensor (n, d)
     targets : Tensor (n, k)
+        Gradients flow to them; not to the features.
     mean : Tensor (d, k), float64
         ``W_prev``.
     root : Tensor (d, d), float64, or None
@@ -64,7 +65,7 @@ def kalman_update(
     Galashov et al., arXiv 2510.04606, appendix A. The square-root form and the row weights are ours.
     """
     phi = features.detach().double()
-    residual = targets.detach().double() - phi @ mean
+    residual = targets.double() - phi @ mean
     identity = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
     if root is None:
         factor = process_noise * identity

@@ -23,7 +23,6 @@ the treatment of row weights are our own algebra.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -135,10 +134,10 @@ def solve_step(
 ) -> Tensor:
     """The closed form for the inside of a training loop: one Cholesky factorisation, differentiable, little checked.
 
-    The same minimiser as :func:`solve`, by the primal when n >= d and by the dual when n < d; leading axes are problems of their
-    own, solved side by side. Gradients flow through features, targets and previous weights where they require them; where only
-    ``targets`` do, the backward pass reuses the factorisation and costs two triangular solves. Checked are the row weights and
-    that the system is not singular; shapes, penalties and finite values are not.
+    The same minimiser as :func:`solve`, by the primal when n >= d and by the dual when n < d; leading axes are problems of
+    their own, solved side by side. Gradients flow through features, targets and previous weights where they require them;
+    where only ``targets`` do, the backward pass reuses the factorisation and costs two triangular solves. Checked are the row
+    weights and that the system is not singular; shapes, penalties and finite values are not.
 
     Parameters
     ----------
@@ -188,16 +187,16 @@ def _cholesky(symmetric: Tensor, mu: float, rows: int) -> Tensor:
     penalised = torch.add(symmetric, identity, alpha=rows * mu)  # out of place: the Gram matrix may carry gradients
     factor: Tensor
     factor, failure = torch.linalg.cholesky_ex(penalised)
-    solvable = failure == 0
+    solvable, pivot = failure == 0, failure
     if not mu:  # rounding leaves an exactly singular system a tiny positive pivot as often as a negative one
         pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
-        solvable &= pivots.amin(dim=-1) >= SINGULAR_PIVOT
+        solvable, pivot = solvable & (pivots.amin(dim=-1) >= SINGULAR_PIVOT), pivots.argmin(dim=-1) + 1
     if symmetric.ndim > 2:
-        return factor / solvable[..., None, None]  # nan or infinite where it is not
+        usable: Tensor = factor / solvable[..., None, None]  # nan or infinite where it is not
+        return usable
     if not bool(solvable):
-        pivot = int(failure) or int(pivots.argmin()) + 1
         raise SingularError(
-            f"the last-layer system is singular at pivot {pivot} of {symmetric.shape[0]} with penalties {mu:g}: "
-            "the features are collinear or not finite; use a ridge or proximal penalty > 0, or fewer features"
+            f"the last-layer system is singular at pivot {int(failure) or int(pivot)} of {symmetric.shape[0]} with penalties "
+            f"{mu:g}: the features are collinear or not finite; use a ridge or proximal penalty > 0, or fewer features"
         )
     return factor
