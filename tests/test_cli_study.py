@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from cfiv.studies.ledger import Ledger
-from cfiv.studies.study_file import list_shipped, read_study
+from cfiv.studies.study_file import read_study, shipped
 from tests.command_line import Answer, Run, runner
 
 ROOT = str(Path(__file__).parents[1])
@@ -206,7 +206,7 @@ def test_a_second_run_of_one_study_is_refused(run: Run) -> None:
         assert run("status", "own.toml").code == 0
 
 
-@pytest.mark.parametrize("name", list_shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_a_study_that_ships_can_be_begun_from(run: Run, name: str) -> None:
     assert run("init", "mine", "--like", name).code == 0
     assert len(read_study("mine.toml")) == len(read_study(name)) > 0

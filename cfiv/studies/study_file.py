@@ -43,7 +43,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     ----------
     path : path
         Of a file as ``cfiv study init`` writes it, with or without its ``.toml``, or the name of a shipped study
-        (:func:`list_shipped`). The folder is added to ``sys.path``, for functions of one's own named ``"module:function"``.
+        (:func:`shipped`). The file's folder is added to ``sys.path``, for functions of one's own named ``"module:function"``.
 
     Returns
     -------
@@ -64,12 +64,12 @@ def read_study(path: str | os.PathLike[str]) -> Study:
             place = Path(f"{path}.toml")
     except OSError as error:
         raise StudyFileError(f"'{path}' cannot be read as text: {error}") from error
-    if not place.exists() and str(path) in list_shipped():
+    if not place.exists() and str(path) in shipped():
         return _study(shipped_text(str(path)), Path(f"{path}.toml"))
     try:
         text = read_text(place)
     except FileNotFoundError:
-        hint = nearest(str(path), list_shipped())
+        hint = nearest(str(path), shipped())
         raise StudyFileError(f"there is no file '{path}', and no study of that name ships with cfiv: {hint}") from None
     folder = str(place.resolve().parent)
     if folder not in sys.path:
@@ -77,7 +77,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     return _study(text, place)
 
 
-def list_shipped() -> list[str]:
+def shipped() -> list[str]:
     """The names of the studies that ship with cfiv."""
     folder = resources.files("cfiv.studies") / "shipped"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
@@ -91,8 +91,8 @@ def shipped_text(name: str) -> str:
     ParameterError
         If there is none of that name.
     """
-    if name not in list_shipped():
-        raise ParameterError(f"no study {name!r} ships with cfiv: {nearest(name, list_shipped())}")
+    if name not in shipped():
+        raise ParameterError(f"no study {name!r} ships with cfiv: {nearest(name, shipped())}")
     return (resources.files("cfiv.studies") / "shipped" / f"{name}.toml").read_text(encoding="utf-8")
 
 

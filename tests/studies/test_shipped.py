@@ -12,10 +12,10 @@ import cfiv
 from cfiv.errors import ParameterError
 from cfiv.studies import Fit
 from cfiv.studies.shipped import last_layers, learning_problems
-from cfiv.studies.study_file import list_shipped, read_study
+from cfiv.studies.study_file import read_study, shipped
 
 
-@pytest.mark.parametrize("name", list_shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_every_shipped_study_is_read_with_its_name(name: str) -> None:
     study = read_study(name)
     assert study.name == name
