@@ -21,7 +21,7 @@ from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
 from cfiv.memory import is_of_memory
-from cfiv.terminal import note, streams_that_may_be_lost, watched
+from cfiv.terminal import is_watched, note, streams_that_may_be_lost
 
 try:
     import click
@@ -108,7 +108,7 @@ def demo(
     models = {}
     for registered in wanted:
         model = _make(
-            registered, demand.FORMULA, seed=seed, progress=watched(), steps=steps if registered.takes("steps") else None
+            registered, demand.FORMULA, seed=seed, progress=is_watched(), steps=steps if registered.takes("steps") else None
         )
         try:
             models[registered.label] = model.fit(data)
@@ -202,7 +202,7 @@ def fit(
     """
     _check_distinct(out, train)
     check_place(out)
-    model = _make(registry.estimator(estimator), formula, seed=seed, progress=watched() and not quiet, **options)
+    model = _make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
     model.fit(_training_table(train, formula)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")

@@ -14,7 +14,7 @@ import click
 from cfiv.errors import OutputError, StudyError
 from cfiv.files import check_table_place, from_here, replacing, write_table_file
 from cfiv.interrupts import heed_one_interrupt
-from cfiv.terminal import watched
+from cfiv.terminal import is_watched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def run(study: str, jobs: int | None, *, retry_failed: bool, quiet: bool) -> Non
     click.echo(f"{planned.name}: {len(planned):,} replications of {len(planned.cells)} cells, ledger {ledger}", err=True)
     _say_others(planned)
     try:
-        report = planned.run(jobs=jobs, retry_failed=retry_failed, progress=not quiet and watched())
+        report = planned.run(jobs=jobs, retry_failed=retry_failed, progress=not quiet and is_watched())
     except KeyboardInterrupt:
         status = planned.status()
         safe = int(status["done"].sum() + status["failed"].sum())

@@ -80,7 +80,7 @@ class Stream:
             return None
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Whether somebody watches standard error."""
     return Stream.of(sys.stderr).isatty()
 

@@ -13,7 +13,7 @@ import pytest
 
 import cfiv
 from cfiv.datasets import demand
-from cfiv.terminal import Stream, note, progress_bar, watched
+from cfiv.terminal import Stream, is_watched, note, progress_bar
 
 
 class Raising:
@@ -78,7 +78,7 @@ def test_a_fit_is_the_same_wherever_its_progress_cannot_be_shown(make: Any, monk
 def test_a_bar_is_shown_in_threads_and_on_streams_with_little_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = Bare()
     monkeypatch.setattr(sys, "stderr", bare)
-    assert not watched()
+    assert not is_watched()
 
     def work() -> None:
         with progress_bar(2, description="work", shown=True) as bar:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cfiv.data import Array
 from cfiv.diagnostics.linear_problem import LinearProblem, cluster_sums, of_order_one
-from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, conclude
 
 #: Random divisions of the rows whose p-values are combined.
 DIVISIONS = 10
@@ -196,7 +196,7 @@ def residual_prediction(
         float(np.median(statistics)),
         f"N(0, 1), median of {divisions}",
         p_value,
-        decided(
+        conclude(
             p_value,
             significance=significance,
             rejected="the linear model is rejected",

@@ -9,7 +9,7 @@ from cfiv.arrays import numeric_array
 from cfiv.data import Array
 from cfiv.diagnostics.inversion import Intervals, quadratic_set, ratio_set
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
-from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable, conclude
 from cfiv.errors import DataError
 from cfiv.estimators.fitted_regression import OUT_OF_RANGE, in_units
 
@@ -61,7 +61,7 @@ def anderson_rubin(problem: LinearProblem, coefficients: Array | None = None, *,
         statistic,
         f"F({q}, {problem.wald_dof})",
         p_value,
-        decided(
+        conclude(
             p_value,
             significance=significance,
             rejected=f"the hypothesis of {effect} is rejected, however weak the instruments are",

@@ -62,11 +62,11 @@ class Variable:
             return np.empty((len(values), 0))
         distinct = np.unique(values)
         if len(distinct) <= most + 1:
-            return centred(np.asarray(values[:, None] == distinct[1:], dtype=np.float64))
+            return centre(np.asarray(values[:, None] == distinct[1:], dtype=np.float64))
         share = (values - distinct[0]) / (distinct[-1] - distinct[0])
         degree = min(3, most)
         knots = np.unique(np.quantile(share, np.linspace(0.0, 1.0, most - degree + 2)))
-        return centred(np.asarray(SplineTransformer(degree=degree, knots=knots[:, None]).fit_transform(share[:, None])))
+        return centre(np.asarray(SplineTransformer(degree=degree, knots=knots[:, None]).fit_transform(share[:, None])))
 
     def width(self, most: int) -> int:
         """Columns of its curve but for a constant, or its own."""
@@ -92,7 +92,7 @@ def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
     part = encoder.covariates
     table = categorised(numeric(data.frame, raw_columns(part.formula), part.levels), part.levels)
     return tuple(
-        Variable(name, centred(np.column_stack([table[name] == level for level in part.levels[name][1:]])), category=True)
+        Variable(name, centre(np.column_stack([table[name] == level for level in part.levels[name][1:]])), category=True)
         if name in part.levels
         else Variable(name, table[[name]].to_numpy(dtype=np.float64))
         for name in table.columns
@@ -102,7 +102,7 @@ def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
 def product(one: Variable, other: Variable, most: int = 1) -> Array:
     """Products of the curves (or columns) of two variables about their means, without those that vanish, (n, c)."""
     left, right = (
-        variable.curve(most) if most > 1 and variable.distinct > 2 else centred(variable.columns) for variable in (one, other)
+        variable.curve(most) if most > 1 and variable.distinct > 2 else centre(variable.columns) for variable in (one, other)
     )
     columns = left[:, :, None] * right[:, None, :]
     flat = columns.reshape(len(columns), -1)
@@ -151,7 +151,7 @@ class Curves:
         return cls(np.concatenate(kept, axis=1), groups)
 
 
-def centred(columns: Array) -> Array:
+def centre(columns: Array) -> Array:
     """Columns about their means, the largest deviation one, so that products neither overflow nor repeat their factors."""
     left = columns - columns.mean(axis=0, dtype=np.float64)
     largest = np.abs(left).max(axis=0)

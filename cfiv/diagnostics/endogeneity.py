@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from cfiv.diagnostics.linear_problem import EXACT, SINGULAR_REASON, LinearProblem
-from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, conclude
 from cfiv.errors import IllConditionedWarning, SingularError
 from cfiv.estimators.linear_regression import linear_regression
 
@@ -92,14 +92,14 @@ def _called(test: Callable[[], Any] | Any) -> Any:
 def _result(name: str, test: Any, problem: LinearProblem, significance: float, strong: bool) -> TestResult:
     statistic, p_value = float(test.stat), float(test.pval)
     distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
-    factor, note = problem.counted(homoskedastic=name == TESTS["durbin"][0])
+    factor, note = problem.discount_absorbed(homoskedastic=name == TESTS["durbin"][0])
     if test.df_denom is not None:  # an F counts coefficients by itself
         note = ""
     elif note:
         statistic *= factor
         p_value = float(stats.chi2.sf(statistic, test.df))
     one = problem.shape[1] == 1
-    reading = decided(
+    reading = conclude(
         p_value,
         significance=significance,
         rejected=f"least squares and two-stage least squares differ: {'the' if one else 'a'} treatment is endogenous, the "

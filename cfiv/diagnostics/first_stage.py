@@ -7,7 +7,7 @@ from scipy import stats
 
 from cfiv.data import Array
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
-from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, conclude
 
 #: Worst-case relative biases of two-stage least squares for which critical values of the effective F are given.
 BIASES = (0.05, 0.10, 0.20, 0.30)
@@ -55,7 +55,7 @@ def partial_f(problem: LinearProblem, *, significance: float) -> tuple[Diagnosti
                 statistic,
                 f"F({q}, {problem.wald_dof})",
                 p_value,
-                decided(
+                conclude(
                     p_value,
                     significance=significance,
                     rejected=f"the instruments move {name}; whether strongly enough is for the tests below",
@@ -104,7 +104,7 @@ def conditional_f(problem: LinearProblem, *, significance: float) -> tuple[TestR
                 statistic,
                 f"F({numerator}, {problem.dof})",
                 p_value,
-                decided(
+                conclude(
                     p_value,
                     significance=significance,
                     rejected=f"the instruments move {name} apart from the other treatments, which does not say how strongly "

@@ -185,7 +185,7 @@ class LinearProblem:
         factor = n / self.dof
         return factor * g / (g - 1) * (n - 1) / n if self.covariance.kind == "clustered" else factor
 
-    def absorbed(self, *, homoskedastic: bool) -> int:
+    def count_absorbed(self, *, homoskedastic: bool) -> int:
         """Rows that exogenous columns absorb, as dummies of many units do; 0 where they are at most ``LARGE_SHARE`` of all.
 
         Errors estimated by an average over all rows are too small by that share. Where scores are summed within clusters,
@@ -202,9 +202,9 @@ class LinearProblem:
             count -= int((present.sum(axis=0) == 1).sum())
         return count if count > LARGE_SHARE * self.shape[0] else 0
 
-    def counted(self, *, homoskedastic: bool) -> tuple[float, str]:
+    def discount_absorbed(self, *, homoskedastic: bool) -> tuple[float, str]:
         """What to multiply a statistic with that counts all rows, and what its reading says of it; one and nothing mostly."""
-        n, absorbed = self.shape[0], self.absorbed(homoskedastic=homoskedastic)
+        n, absorbed = self.shape[0], self.count_absorbed(homoskedastic=homoskedastic)
         if not absorbed:
             return 1.0, ""
         return 1.0 - absorbed / n, f" (counting {n - absorbed} rows, since covariates absorb {absorbed} of {n})"

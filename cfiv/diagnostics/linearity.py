@@ -12,7 +12,7 @@ from cfiv.diagnostics.curves import Variable, numbers
 from cfiv.diagnostics.first_stage import effective_f, partial_f
 from cfiv.diagnostics.linear_problem import LinearProblem
 from cfiv.diagnostics.rank import kleibergen_paap
-from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, conclude
 from cfiv.errors import quoted
 
 NAME = "Residual prediction, curves"
@@ -67,10 +67,10 @@ def linearity(
         second = _curved_reading(replace(second, name=NAME), model, significance)
     if first.rejects(significance):
         why = _what(problem, model, second, significance=significance, random_state=random_state)
-        first = replace(first, reading=decided(0.0, significance=significance, rejected=why, kept=""))
+        first = replace(first, reading=conclude(0.0, significance=significance, rejected=why, kept=""))
     elif isinstance(second, TestResult) and second.rejects(significance):
         why = "nothing in this test speaks against the linear model, but the next one does, with curves of the covariates"
-        first = replace(first, reading=decided(1.0, significance=significance, rejected="", kept=why))
+        first = replace(first, reading=conclude(1.0, significance=significance, rejected="", kept=why))
     return first, second
 
 
@@ -89,7 +89,7 @@ def _curved_reading(result: Diagnostic, model: CurvedModel, significance: float)
     assert result.p_value is not None
     every = "" if model.all_pairs else "some "
     many = f"{model.added} column{'s' * (model.added > 1)}"
-    reading = decided(
+    reading = conclude(
         result.p_value,
         significance=significance,
         rejected=f"the model is rejected where the covariates enter as curves and in {every}pairs too ({many} more)",

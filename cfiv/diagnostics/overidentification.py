@@ -7,7 +7,7 @@ from scipy import stats
 
 from cfiv.data import Array
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem, is_invertible
-from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import Diagnostic, TestResult, Unavailable, conclude
 
 NULL = "the instruments are valid and the model is linear: E[Z' e] = 0 at one coefficient vector"
 
@@ -100,10 +100,10 @@ def _exactly_identified(problem: LinearProblem) -> str | None:
 
 def _result(name: str, statistic: float, problem: LinearProblem, significance: float, *, homoskedastic: bool) -> TestResult:
     _, k, q = problem.shape
-    factor, note = problem.counted(homoskedastic=homoskedastic)
+    factor, note = problem.discount_absorbed(homoskedastic=homoskedastic)
     statistic *= factor
     p_value = float(stats.chi2.sf(statistic, q - k))
-    reading = decided(
+    reading = conclude(
         p_value,
         significance=significance,
         rejected="the instruments contradict one another: one is invalid, effects are not linear, or they differ between "

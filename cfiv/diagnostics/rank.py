@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from cfiv.diagnostics.linear_problem import SINGULAR_REASON, LinearProblem
-from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, decided
+from cfiv.diagnostics.results import CriticalValue, Diagnostic, TestResult, Unavailable, conclude
 
 #: Stock and Yogo (2005), table 5.2: one treatment, 1 to 10 instruments; the 5 % Wald test of 2SLS has a size of at most 10 %.
 STOCK_YOGO_SIZE_10 = (16.38, 19.93, 22.30, 24.58, 26.87, 29.18, 31.50, 33.84, 36.19, 38.54)
@@ -71,7 +71,7 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     config = {"clusters": problem.clusters} if problem.covariance.kind == "clustered" else {}
     scaled = problem.treatment / np.linalg.norm(problem.treatment, axis=0)
 
-    def computed(statistic: Callable[..., Any]) -> Any:
+    def compute(statistic: Callable[..., Any]) -> Any:
         """What linearmodels says of the partialled-out arrays; None where the covariance is singular."""
         if problem.singular:
             return None
@@ -85,13 +85,13 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     what = "the treatment" if k == 1 else "every treatment"
     null = f"the instruments do not identify {what} (reduced rank)"
     reason = problem.singular or SINGULAR_REASON
-    lm, wald_f = computed(rk_lm), computed(rk_wald_f)
+    lm, wald_f = compute(rk_lm), compute(rk_wald_f)
     found: list[Diagnostic] = [Unavailable("Kleibergen-Paap LM", reason), Unavailable("Kleibergen-Paap F", reason)]
     if lm is not None and hasattr(lm, "df"):  # linearmodels' own kind of unavailable has none
-        factor, note = problem.counted(homoskedastic=False)
+        factor, note = problem.discount_absorbed(homoskedastic=False)
         statistic = float(lm.stat) * factor
         p_value = float(stats.chi2.sf(statistic, q - k + 1)) if note else float(lm.pval)
-        reading = decided(
+        reading = conclude(
             p_value,
             significance=significance,
             rejected=f"the instruments identify {what}; this does not say how strongly",

@@ -141,6 +141,6 @@ class ConfidenceSet:
 Diagnostic = TestResult | Unavailable
 
 
-def decided(p_value: float, *, significance: float, rejected: str, kept: str, note: str = "") -> str:
+def conclude(p_value: float, *, significance: float, rejected: str, kept: str, note: str = "") -> str:
     """The reading of a test: one of two clauses, with the significance level it was taken at, and a note on the statistic."""
     return f"At {100 * significance:g} %, {rejected if p_value < significance else kept}{note}."

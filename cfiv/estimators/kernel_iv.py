@@ -27,7 +27,7 @@ from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import split_rows
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, cross_fitted, two_samples
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_across_folds, fit_two_samples
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -260,7 +260,7 @@ class KernelIV(StructuralEstimator):
             first, second = parts
             sample1 = inputs.moments(first, of=first, phi=phi, psi=psi, structural=True)
             sample2 = inputs.moments(second, of=second, phi=phi, psi=psi, structural=False)
-            return two_samples(sample1=sample1, sample2=sample2, **penalties)
+            return fit_two_samples(sample1=sample1, sample2=sample2, **penalties)
         everything, structural = torch.cat(tuple(parts)), self.validation == "treatment"
         folds = [inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural) for part in parts]
-        return cross_fitted(folds, **penalties)
+        return fit_across_folds(folds, **penalties)

@@ -1,8 +1,8 @@
 """Solves from a factorisation, with a condition number, a rank and a warning where the digits are few.
 
 Two systems are solved for the shift ``D = W - W_0`` from the anchor: ``(G + mu I) D = R`` by an eigendecomposition, and
-``min_D sum_i w_i |r_i - D' phi_i|^2 + mu |D|^2`` by QR. Both scale the columns to
-unit length first, so that their units do not matter. Arguments are float64 and taken as checked.
+``min_D sum_i w_i |r_i - D' phi_i|^2 + mu |D|^2`` by QR. Both scale the columns to unit length first, so
+that their units do not matter. Arguments are float64 and taken as checked.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ class KernelTwoStage:
     stage2: PenaltyChoice
 
 
-def two_samples(*, sample1: Moments, sample2: Moments, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
+def fit_two_samples(
+    *, sample1: Moments, sample2: Moments, stage1_penalties: Tensor, stage2_penalties: Tensor
+) -> KernelTwoStage:
     """Algorithm 1 of the paper, penalties chosen as in its appendix A.5.
 
     ``lambda`` minimises stage 1's loss on sample 2; then, at that V, ``xi`` minimises ``mean_1 (Y - h(X))^2``.
@@ -179,7 +181,7 @@ def two_samples(*, sample1: Moments, sample2: Moments, stage1_penalties: Tensor,
     return KernelTwoStage(first_stage=v, structural=second.weights(stage2.chosen)[:, 0], stage1=stage1, stage2=stage2)
 
 
-def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
+def fit_across_folds(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
     """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
 
     ``lambda`` minimises ``sum_k loss_k(V_k(lambda))``, stage 1's loss out of fold. To judge ``xi``, fold k is kept from *both*
@@ -194,7 +196,7 @@ def cross_fitted(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_p
     folds : sequence of Moments
         At least two, and three to validate at the instruments; their weights sum to one.
     stage1_penalties, stage2_penalties : Tensor (m,)
-        As in :func:`two_samples`.
+        As in :func:`fit_two_samples`.
 
     Notes
     -----

@@ -218,7 +218,7 @@ def _of_rows(name: str, given: Any, rows: Any) -> np.ndarray[Any, Any]:
         raise StudyError(str(error)) from error
 
 
-def drawn(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tuple[Any, Any]:
+def draw(simulate: Simulate, parameters: Mapping[str, Any], *, seed: int) -> tuple[Any, Any]:
     """Data and truth of one replication; the truth has ``error(model)``.
 
     Raises

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from cfiv.errors import LedgerError, OutputError
 from cfiv.files import from_here, replacing
-from cfiv.studies.ledger_file import COLUMNS, begin, checked_seal, damaged, digest, read_row, seal_anew, seal_text
+from cfiv.studies.ledger_file import COLUMNS, begin, checked_seal, describe_damage, digest, read_row, seal_anew, seal_text
 from cfiv.studies.ledger_log import PATIENCE, check_log
 
 _ROW = f"SELECT {', '.join(COLUMNS)} FROM replications WHERE hash = ?"
@@ -228,7 +228,7 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         text = str(error)
         if "decode" in text or "no such" in text:
-            raise LedgerError(damaged(path, error)) from error
+            raise LedgerError(describe_damage(path, error)) from error
         if "locked" in text:
             raise LedgerError(f"the ledger '{path}' is locked by another program ({text}): close it there") from error
         if "full" in text or "disk I/O" in text:
@@ -237,4 +237,4 @@ def _explained(path: Path) -> Iterator[None]:
             ) from error
         raise OutputError(f"the ledger '{path}' cannot be used ({text}): check the place and its permissions") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # in damaged files, SQLite's messages too are damaged
-        raise LedgerError(damaged(path, error)) from error
+        raise LedgerError(describe_damage(path, error)) from error

@@ -98,22 +98,22 @@ def checked_seal(path: Path, connection: sqlite3.Connection) -> str | None:
     found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"))
     for name in sorted(found.keys() | _TABLES.keys()):
         if found.get(name) != _TABLES.get(name):
-            raise LedgerError(damaged(path, f"its {name!r} is not that of a ledger"))
+            raise LedgerError(describe_damage(path, f"its {name!r} is not that of a ledger"))
     (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if said != "ok":
-        raise LedgerError(damaged(path, said))
+        raise LedgerError(describe_damage(path, said))
     if meta.keys() != ({"format"} if meta["format"] == "1" else {"format", "seal"}):
-        raise LedgerError(damaged(path, f"format {meta['format']} with {', '.join(meta)}"))
+        raise LedgerError(describe_damage(path, f"format {meta['format']} with {', '.join(meta)}"))
     try:
         found_seal = seal_text(_sum(connection))
     except TypeError as error:  # bytes where there should be text, or types that have no order
-        raise LedgerError(damaged(path, error)) from None
+        raise LedgerError(describe_damage(path, error)) from None
     except _OutOfOrderError:
-        raise LedgerError(damaged(path, "its rows are not in their order")) from None
+        raise LedgerError(describe_damage(path, "its rows are not in their order")) from None
     if "seal" not in meta:
         _check_every_row(path, connection)
     elif meta["seal"] != found_seal:
-        raise LedgerError(damaged(path, "its rows are not those that were written"))
+        raise LedgerError(describe_damage(path, "its rows are not those that were written"))
     return meta.get("seal")
 
 
@@ -137,12 +137,12 @@ def read_row(path: Path, row: Sequence[Any], environments: Mapping[int, str]) ->
     record = dict(zip(COLUMNS, row, strict=True))
     for name, kinds in COLUMNS.items():
         if type(record[name]) not in kinds:
-            raise LedgerError(damaged(path, f"{name} of a row is {type(record[name]).__name__}"))
+            raise LedgerError(describe_damage(path, f"{name} of a row is {type(record[name]).__name__}"))
     try:
         texts = record["metrics"], record["warnings"], environments[record["environment"]]
         metrics, warnings, versions = (json.loads(text, parse_constant=_refused) for text in texts)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise LedgerError(damaged(path, f"a row cannot be read: {type(error).__name__}: {error}")) from None
+        raise LedgerError(describe_damage(path, f"a row cannot be read: {type(error).__name__}: {error}")) from None
     whole = (
         record["status"] in ("done", "failed")
         and isinstance(metrics, dict)
@@ -153,11 +153,11 @@ def read_row(path: Path, row: Sequence[Any], environments: Mapping[int, str]) ->
         and all(isinstance(version, str) for version in versions.values())
     )
     if not whole:
-        raise LedgerError(damaged(path, "a row holds what no replication has"))
+        raise LedgerError(describe_damage(path, "a row holds what no replication has"))
     return {**record, "metrics": metrics, "warnings": warnings, "versions": versions}
 
 
-def damaged(path: Path, what: object) -> str:
+def describe_damage(path: Path, what: object) -> str:
     """What to say of a ledger that is not whole."""
     return (
         f"the ledger '{path}' is damaged or no SQLite file ({what}): move it away and begin another, or look at what can be "
@@ -182,7 +182,7 @@ def _meta(path: Path, connection: sqlite3.Connection) -> dict[str, str]:
             "another ledger"
         )
     if found not in map(str, range(1, FORMAT_VERSION + 1)):
-        raise LedgerError(damaged(path, f"format {found}"))
+        raise LedgerError(describe_damage(path, f"format {found}"))
     return meta
 
 

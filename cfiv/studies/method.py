@@ -69,7 +69,7 @@ def known_parameters(estimator: Any) -> set[str] | None:
     return set(estimator.get_params())
 
 
-def made(estimator: Any, parameters: dict[str, Any], *, seed: int) -> Any:
+def make_estimator(estimator: Any, parameters: dict[str, Any], *, seed: int) -> Any:
     """An unfitted copy with its hyper-parameters and seed."""
     if not hasattr(estimator, "fit"):
         return estimator(seed=seed, **parameters)

@@ -160,7 +160,7 @@ class Coefficient:
         )
 
 
-def measured(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
+def measure(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:
     """The values of all metrics by column, without those that raise a NotApplicableError.
 
     Raises

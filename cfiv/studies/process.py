@@ -275,7 +275,7 @@ def stop_processes(run: str) -> None:
         pool.stop()
 
 
-def packed(cell: Any, sources: Mapping[str, str]) -> bytes:
+def pack(cell: Any, sources: Mapping[str, str]) -> bytes:
     """A job: a :class:`Cell`, and the digests that files of modules must have where it is unpacked."""
     return pickle.dumps((dict(sources), cloudpickle.dumps(cell)), protocol=pickle.HIGHEST_PROTOCOL)
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cfiv.errors import StudyError
-from cfiv.studies.design import Simulate, drawn
+from cfiv.studies.design import Simulate, draw
 from cfiv.studies.identity import seed_of
-from cfiv.studies.method import made
-from cfiv.studies.metrics import Fit, Metric, measured
+from cfiv.studies.method import make_estimator
+from cfiv.studies.metrics import Fit, Metric, measure
 
 #: Warnings of one replication that are kept, each once.
 KEPT_WARNINGS = 5
@@ -92,9 +92,9 @@ def _outcome(cell: Cell, *, data_seed: int, fit_seed: int) -> Outcome:
     stage = "the design"
     spent: dict[str, float | None] = {}
     try:
-        data, truth = drawn(cell.simulate, cell.parameters, seed=data_seed)
+        data, truth = draw(cell.simulate, cell.parameters, seed=data_seed)
         stage = "the method"
-        model = made(cell.estimator, cell.hyper_parameters, seed=fit_seed)
+        model = make_estimator(cell.estimator, cell.hyper_parameters, seed=fit_seed)
         before = _reset_peak()
         clock, processor = time.perf_counter(), time.process_time()
         fitted = model.fit(data)
@@ -105,9 +105,9 @@ def _outcome(cell: Cell, *, data_seed: int, fit_seed: int) -> Outcome:
             model if fitted is None else fitted,
             data,
             truth,
-            lambda: drawn(cell.simulate, cell.parameters, seed=seed_of(data_seed, "another")),
+            lambda: draw(cell.simulate, cell.parameters, seed=seed_of(data_seed, "another")),
         )
-        return Outcome(status="done", values=measured(cell.metrics, fit), **spent)  # type: ignore[arg-type]
+        return Outcome(status="done", values=measure(cell.metrics, fit), **spent)  # type: ignore[arg-type]
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # noqa: BLE001  whatever a person's code raises, SystemExit too, is a row with its reason

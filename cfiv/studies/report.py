@@ -192,7 +192,7 @@ class Report:
         self._metric(None)
         tables = []
         for metric in self.metrics:
-            if summary.measured(self.results, metric, self._telling()).empty:
+            if summary.select_measured(self.results, metric, self._telling()).empty:
                 continue
             tables.append((metric, _flat(self.table(metric))))
             if (
@@ -235,7 +235,7 @@ class Report:
 
     def _measured(self, metric: str) -> pd.DataFrame:
         """The rows of the methods to which a metric applies."""
-        measured = summary.measured(self.results, metric, self._telling())
+        measured = summary.select_measured(self.results, metric, self._telling())
         if measured.empty:
             raise StudyError(f"the metric {metric!r} applies to none of the methods: leave it out, or add one that has it")
         return measured

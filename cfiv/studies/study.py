@@ -30,7 +30,7 @@ from cfiv.studies.identity import configuration_hash, description, file_digest, 
 from cfiv.studies.ledger import Ledger
 from cfiv.studies.method import Method
 from cfiv.studies.metrics import Metric
-from cfiv.studies.process import packed
+from cfiv.studies.process import pack
 from cfiv.studies.replication import Cell
 from cfiv.studies.report import Report
 from cfiv.terminal import progress_bar
@@ -275,7 +275,7 @@ class Study:
                             raise StudyError(f"design {self.cells[key].coordinates['design']!r}: {outcome['reason']}")
                         ledger.add(key, replication, outcome, **self.seeds(self.cells[key], replication))
                         forecast.done(key, outcome.get("seconds"))
-                        bar.set_postfix_str(forecast.said(), refresh=False)
+                        bar.set_postfix_str(forecast.describe(), refresh=False)
                         bar.update()
                 finally:
                     running.close()
@@ -304,7 +304,7 @@ class Study:
 
     def _pickled(self) -> dict[str, bytes]:
         try:
-            return {key: packed(cell.replication, cell.sources) for key, cell in self.cells.items()}
+            return {key: pack(cell.replication, cell.sources) for key, cell in self.cells.items()}
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise StudyError(
                 f"designs, methods and metrics are sent to other processes, and one cannot be pickled ({error}): "
@@ -411,7 +411,7 @@ class Forecast:
             total, count = self._spent.get(key, (0.0, 0))
             self._spent[key] = total + seconds, count + 1
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """Such as ``about 12 min left``; nothing before anything is known."""
         means = {key: total / count for key, (total, count) in self._spent.items() if key in self._left}
         if not means:

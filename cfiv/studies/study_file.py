@@ -15,7 +15,7 @@ from cfiv.errors import CfivError, ParameterError, StudyFileError, nearest
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design, name_of
-from cfiv.studies.method import Method, made
+from cfiv.studies.method import Method, make_estimator
 from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
 from cfiv.studies.study import Study, check_setting
 from cfiv.studies.study_text import Source, read_text
@@ -185,7 +185,7 @@ def _method(source: Source, name: str, entry: dict[str, Any]) -> Method:
     with source.at("methods", name, *(["vary"] if varied else [])):
         for cell in method.cells():
             try:
-                fresh = made(model, cell, seed=0)
+                fresh = make_estimator(model, cell, seed=0)
             except CfivError:
                 raise
             except Exception as error:

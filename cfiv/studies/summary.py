@@ -92,7 +92,7 @@ def _accuracy(cell: pd.DataFrame, metric: str) -> dict[str, float]:
     return {**found, **counts}
 
 
-def measured(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+def select_measured(results: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
     """The rows that have a metric, and the failed ones of cells to which it applies.
 
     It does not apply to a cell where replications have finished and none has it. Where none has finished, nobody knows, and

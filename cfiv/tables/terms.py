@@ -208,13 +208,8 @@ class _Check:
         """What ``C`` makes categories of: a column, which it sees as categories, and with those nothing computes."""
         self.number(node)
         for part in filter(_computes, ast.walk(node)):
-            inside = ast.unparse(node)
-            advice = (
-                f"I({inside}) is that column of 0 and 1"
-                if part is node and isinstance(node, ast.Compare)
-                else "compute that column first"
-            )
-            raise FormulaError(f"C() takes a column as it is, got {self.term!r}: {advice}")
+            flag = ", or write I() for a column of 0 and 1" if isinstance(part, ast.Compare) else ""
+            raise FormulaError(f"C() takes a column as it is, got {self.term!r}: compute that column first{flag}")
 
     def contrasts(self, node: ast.expr) -> None:
         """The coding of a category: one of CONTRASTS, called with constants or by its name alone."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfiv.datasets import demand
 from cfiv.numerics.bandwidths import median_bandwidth
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, sample_moments, two_samples
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, fit_two_samples, sample_moments
 from cfiv.numerics.kernels import kernel_matrix
 from cfiv.numerics.landmarks import KernelFeatures
 
@@ -56,7 +56,7 @@ def path(problem: Demand) -> KernelTwoStage:
         )
         for x, z, y in zip(problem.x, problem.z, problem.y, strict=True)
     )
-    return two_samples(sample1=sample1, sample2=sample2, stage1_penalties=PENALTIES, stage2_penalties=PENALTIES)
+    return fit_two_samples(sample1=sample1, sample2=sample2, stage1_penalties=PENALTIES, stage2_penalties=PENALTIES)
 
 
 class OneByOne:

@@ -266,7 +266,7 @@ def test_the_set_of_one_of_two_weakly_identified_coefficients_covers_at_least_it
     [
         (["2"], "coefficients holds text"),
         ([np.nan], "coefficients must be finite"),
-        (np.ma.array([2.0], mask=[True]), "coefficients has 1 masked values"),
+        (np.ma.array([2.0], mask=[True]), "coefficients must have no masked values, got 1"),
         ([1.0, 2.0], r"one number a treatment, shape \(1,\), got shape \(2,\)"),
         (2.0, r"shape \(1,\), got shape \(\)"),
     ],

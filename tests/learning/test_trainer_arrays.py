@@ -121,7 +121,7 @@ def holed(values: np.ndarray[Any, Any], hole: float) -> np.ndarray[Any, Any]:
 
 
 BAD: dict[str, tuple[Callable[[np.ndarray[Any, Any]], Any], str]] = {
-    "masked": (lambda a: masked(a, 0, 3), "has 2 masked values: drop or fill those rows"),
+    "masked": (lambda a: masked(a, 0, 3), "must have no masked values, got 2: drop or fill those rows"),
     "nan": (lambda a: holed(a, np.nan), "must be finite, got 1 values that are infinite or missing"),
     "infinite": (lambda a: holed(a, -np.inf), "must be finite, got 1 values that are infinite or missing"),
     "nan in a tensor": (lambda a: torch.from_numpy(holed(a, np.nan)), "must be finite, got 1 values"),

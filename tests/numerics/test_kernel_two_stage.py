@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cfiv.numerics import kernels
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, cross_fitted, sample_moments, two_samples
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, fit_across_folds, fit_two_samples, sample_moments
 from cfiv.numerics.kernels import kernel_matrix
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
@@ -59,7 +59,7 @@ class Problem:
     def fit(self, lam: list[float], xi: list[float], landmarks: Tensor | None = None) -> tuple[KernelTwoStage, KernelFeatures]:
         phi, psi = self.features(self.first if landmarks is None else landmarks)
         sample1, sample2 = (self.moments(rows, phi, psi) for rows in (self.first, self.second))
-        return two_samples(sample1=sample1, sample2=sample2, **grids(lam, xi)), psi
+        return fit_two_samples(sample1=sample1, sample2=sample2, **grids(lam, xi)), psi
 
     def transcribed(self, lam: float, xi: float, at: Tensor) -> tuple[Tensor, float, float]:
         """``h(at)`` of Algorithm 1 and both out-of-sample losses; penalties times n and m, as there."""
@@ -236,7 +236,7 @@ def test_cross_fitting_is_the_papers_formulas_on_folds_with_no_row_predicted_by_
     direct, grid = CrossFit(folds), [1e-4, 1e-3, 1e-2, 1e-1]
     phi, psi = direct.problem.features(torch.arange(90))
     parts = [direct.problem.moments(rows, phi, psi, total=90.0, structural=structural) for rows in direct.rows]
-    fitted = cross_fitted(parts, **grids(grid, grid))
+    fitted = fit_across_folds(parts, **grids(grid, grid))
     losses1 = [direct.stage1_loss(lam) for lam in grid]
     np.testing.assert_allclose(fitted.stage1.losses, losses1, rtol=TRANSCRIBED)
     lam = grid[int(np.argmin(losses1))]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cfiv.studies import error, process
-from cfiv.studies.process import FittingProcess, FittingProcesses, packed
+from cfiv.studies.process import FittingProcess, FittingProcesses, pack
 from cfiv.studies.replication import Cell
 from tests.studies import problems
 
@@ -26,7 +26,7 @@ SEEDS = {"data_seed": 1, "fit_seed": 2}
 
 
 def job(estimator: Any, simulate: Callable[..., Any] = problems.line) -> bytes:
-    return packed(Cell(simulate, {}, estimator, {}, {"error": error}), {})
+    return pack(Cell(simulate, {}, estimator, {}, {"error": error}), {})
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +183,10 @@ def test_a_study_killed_as_soon_as_it_started_a_process_leaves_nobody_fitting(tm
         sys.path.insert(0, {ROOT!r})
         import os
         from cfiv.studies import error
-        from cfiv.studies.process import FittingProcess, _framed, packed
+        from cfiv.studies.process import FittingProcess, _framed, pack
         from cfiv.studies.replication import Cell
         from tests.studies import problems
-        job = packed(Cell(problems.line, {{}}, problems.Hangs(), {{}}, {{"error": error}}), {{}})
+        job = pack(Cell(problems.line, {{}}, problems.Hangs(), {{}}, {{"error": error}}), {{}})
         process = FittingProcess(1)
         os.write(process._jobs.fileno(), _framed((job, {SEEDS!r})))
         print(process._process.pid, flush=True)
