@@ -29,6 +29,7 @@ from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
 from cfiv.learning.member_networks import can_be_stacked
 from cfiv.learning.networks import Networks, NetworkSpec
+from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, hold_out, split_rows
 from cfiv.learning.training import Report, Training
 from cfiv.memory import within_memory
@@ -373,8 +374,11 @@ class DFIV(StructuralEstimator):
         _warn_if_weak(problem, members[0].networks)
         outcomes: list[TwoStageFit | DivergenceError] = []
         with progress_bar(self.steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
-            for together in _side_by_side(members):
-                outcomes += self._fit_members(problem, together, bar.update, runs)
+            for number, together in enumerate(_side_by_side(members), start=1):
+                file = None
+                if runs is not None:
+                    file = runs.file(f"fits-{number}", sample=problem.sample, networks=together[0].networks.modules())
+                outcomes += self._fit_members(problem, together, bar.update, file)
         return self._estimated(problem, members, outcomes)
 
     def _members(self, problem: StandardisedData) -> list[_Member]:
@@ -396,7 +400,7 @@ class DFIV(StructuralEstimator):
         return members
 
     def _fit_members(
-        self, problem: StandardisedData, members: list[_Member], on_step: Callable[..., object], runs: SavedRuns | None
+        self, problem: StandardisedData, members: list[_Member], on_step: Callable[..., object], file: RunFile | None
     ) -> list[TwoStageFit | DivergenceError]:
         task = DFIVProblem(
             sample=problem.sample,
@@ -414,7 +418,6 @@ class DFIV(StructuralEstimator):
             training=self._options(),
         )
         modules = members[0].networks.modules()
-        file = None if runs is None else runs.file(_file_name(members), sample=problem.sample, networks=modules)
         with members[0].draws.here(*modules), suitable_threads(modules):
             return fit_dfiv(
                 task,
@@ -572,12 +575,6 @@ def _side_by_side(members: list[_Member]) -> Iterator[list[_Member]]:
     size = TOGETHER if together else 1
     for start in range(0, len(members), size):
         yield members[start : start + size]
-
-
-def _file_name(members: list[_Member]) -> str:
-    """Of the run file of members that train together."""
-    names = [f"fit-{member.fit + 1}{'-swapped' if member.swapped else ''}" for member in (members[0], members[-1])]
-    return names[0] if len(members) == 1 else f"{names[0]}-to-{names[1]}"
 
 
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:

@@ -88,7 +88,7 @@ class Member:
         """End with the state that is kept, at least the present one."""
         if self._stopping.kept is None:
             self._stopping.add(self._checkpoint(number, v, u))
-        self.ended, self.reason = "interrupted", f"training was interrupted at step {number + 1} of {self._problem.steps}"
+        self.ended, self.reason = "interrupted", f"training was interrupted after step {number} of {self._problem.steps}"
 
     @contextmanager
     def surviving(self, number: int) -> Iterator[None]:

@@ -20,7 +20,7 @@ import cfiv
 from cfiv import DFIV, DivergenceError, IVData, ParameterError, Training, TrainingWarning, TwoStageLeastSquares
 from cfiv.errors import WeakIdentificationWarning
 from cfiv.estimators import dfiv
-from cfiv.learning import two_stage_fit
+from cfiv.learning import dfiv_fit
 from cfiv.learning.networks import FeatureNetwork
 
 #: Two ways to one answer in float64, on columns of very different scale.
@@ -628,7 +628,7 @@ def test_a_failing_second_fit_leaves_the_first_result_whole(monkeypatch: pytest.
     def fail(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(two_stage_fit, "step", fail)
+    monkeypatch.setattr(dfiv_fit, "step", fail)
     with pytest.raises(KeyboardInterrupt):
         model.fit(frame)
     np.testing.assert_array_equal(model.predict(frame), before)

@@ -40,6 +40,8 @@ def images() -> cfiv.IVData:
     return cfiv.IVData(outcome=pictures.mean(axis=(1, 2)) / 100 + z[:, 1], treatment=pictures, instruments=z)
 
 
+#: Those that train side by side, in one pass; of the others each has a pass and a file of its own.
+SIDE_BY_SIDE = ("default", "current")
 #: Names of models and data, all small.
 CASES: dict[str, tuple[Callable[[], cfiv.DFIV], Callable[[], Any]]] = {
     "default": (lambda: cfiv.DFIV(FORMULA, batch_size=32, **QUIET), columns),
@@ -94,7 +96,7 @@ def test_saving_changes_no_number_and_a_finished_fit_is_there_at_once(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr("cfiv.learning.two_stage_fit.step", never)
+    monkeypatch.setattr("cfiv.learning.dfiv_fit.step", never)
     same(undisturbed, make().fit(data, checkpoint=tmp_path, every=5), data)
 
 
@@ -103,9 +105,10 @@ def test_saving_changes_no_number_and_a_finished_fit_is_there_at_once(
 def test_a_fit_that_is_killed_anywhere_goes_on_bit_for_bit(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, data = CASES[case][0], CASES[case][1]()
     undisturbed = make().fit(data)
-    # A write a step: before any check, between two checks, at the end of the first fit, within the second one.
+    passes = 1 if case in SIDE_BY_SIDE else len(undisturbed.fits_)
+    # A write a step: before any check, between two checks, at the end of the first pass, within the second one.
     for place, writes in enumerate((1, 7, STEPS, STEPS + 6)):
-        if writes > STEPS * len(undisturbed.fits_):
+        if writes > STEPS * passes:
             continue
         folder = tmp_path / str(place)
         with monkeypatch.context() as patch:
@@ -124,25 +127,26 @@ write, done = RunFile.write, []
 def counted(self, values):
     write(self, values)
     done.append(self.path.name)
-    if len(done) == 7:
+    if len(done) == {writes}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 RunFile.write = counted
-make, data = CASES["default"]
+make, data = CASES["{case}"]
 make().fit(data(), checkpoint=sys.argv[1], every=5)
 """
 
 
 @pytest.mark.law
 @pytest.mark.slow
-def test_kill_9_in_the_second_fit_changes_no_bit(tmp_path: Path) -> None:
-    program = textwrap.dedent(PROGRAM).format(root=str(Path(__file__).parents[2]))
+@pytest.mark.parametrize(("case", "writes", "files"), [("default", 3, ["fits-1"]), ("images", 7, ["fits-1", "fits-2"])])
+def test_kill_9_changes_no_bit(case: str, writes: int, files: list[str], tmp_path: Path) -> None:
+    program = textwrap.dedent(PROGRAM).format(root=str(Path(__file__).parents[2]), case=case, writes=writes)
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
     )
     assert ended.returncode == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit-1-swapped.safetensors", "fit-1.safetensors"]
-    make, data = CASES["default"][0], columns()
+    assert sorted(path.stem for path in tmp_path.iterdir()) == files
+    make, data = CASES[case][0], CASES[case][1]()
     same(make().fit(data), make().fit(data, checkpoint=tmp_path), data)
 
 
@@ -192,7 +196,7 @@ def test_a_place_that_takes_no_folder_and_a_file_that_is_no_run_are_refused(tmp_
     (tmp_path / "file").write_text("here first")
     with pytest.raises(cfiv.errors.OutputError, match="cannot be written"):
         cfiv.DFIV(FORMULA, **QUIET).fit(columns(), checkpoint=tmp_path / "file")
-    (tmp_path / "fit-1.safetensors").write_text("no run")
+    (tmp_path / "fits-1.safetensors").write_text("no run")
     with pytest.raises(cfiv.errors.ModelFileError, match="not a whole checkpoint"):
         cfiv.DFIV(FORMULA, **QUIET).fit(columns(), checkpoint=tmp_path)
 
