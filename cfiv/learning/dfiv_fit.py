@@ -1,37 +1,32 @@
-"""DFIV's training: members side by side, each judged, kept and ended by itself."""
+"""DFIV's training: what its members learn and report, and the fit around it."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.errors import DivergenceError, TrainingWarning, warn
-from cfiv.file_values import fields, listed, tensor_of
-from cfiv.learning.dfiv_member import ADVICE, Member
+from cfiv.errors import DivergenceError
+from cfiv.file_values import fields, listed, number, tensor_of
+from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import (
-    Batch,
-    DFIVState,
-    Losses,
-    MemberNetworks,
-    Stage1Rows,
-    Stage2Rows,
-    StepOptions,
-    step,
-)
+from cfiv.learning.dfiv_step import Batch, DFIVState, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
+from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import Memory
-from cfiv.learning.loop import check_steps, drive
-from cfiv.learning.member_networks import member_network
+from cfiv.learning.learner import Learner
+from cfiv.learning.loop import DivergedError, check_steps, drive
+from cfiv.learning.member_networks import MemberNetwork, member_network
+from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import Networks
-from cfiv.learning.run_file import RunFile, draws_of, restore_draws
+from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import batches
-from cfiv.learning.saved_state import check_draws, check_optimiser
+from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import structural_features
 
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
@@ -79,14 +74,34 @@ def fit_dfiv(
     ----------
     Xu et al. 2021, algorithm 1, for the alternation of the stages; Galashov et al., arXiv 2510.04606, for the proximal solves.
     """
-    run = DFIVRun(problem, networks, generators)
+    # "current" is what training leaves: no state is given up for an earlier one.
+    training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
+    steps = DFIVSteps(problem, networks, generators)
+    outcomes = [problem.sample.outcome[split.stage2] for split in problem.splits]
+    run: MembersRun[SolvedLayers] = MembersRun(steps, count=problem.steps, training=training, outcomes=outcomes)
     drive(run, steps=problem.steps, on_step=on_step, file=file)
-    run.warn()
-    return [member.fitted() for member in run.members]
+    return [
+        member if isinstance(member, DivergenceError) else steps.report(place, member)
+        for place, member in enumerate(run.conclude())
+    ]
 
 
-class DFIVRun:
-    """The steps of all members of a problem; its state moves on with every one."""
+@dataclass(frozen=True)
+class SolvedLayers:
+    """V and u as they would be reported, with the ridges that they are (to be) refitted with; nan where they are not."""
+
+    first_stage: Tensor
+    structural: Tensor
+    first_stage_ridge: float
+    ridge: float
+
+
+class DFIVSteps:
+    """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
+
+    losses = ("stage1_loss", "stage2_loss")
+    notes = ("stage1_heldout_loss", "heldout_loss", "refit_ridge")
+    advice = "lower learning_rate, raise lambda1, lambda2 and lambda12 or the ridges"
 
     def __init__(self, problem: DFIVProblem, networks: Sequence[Networks], generators: Sequence[np.random.Generator]) -> None:
         self._problem, training = problem, problem.training
@@ -103,132 +118,164 @@ class DFIVRun:
         resting = replace(training, stage1_steps=0, stage2_steps=0, covariate_steps=0)
         self._resting = replace(self._options, training=resting)
         self._batches = draw_batches(problem, generators)
-        self.members = [Member(problem, self._networks, place) for place in range(len(problem.splits))]
-        self._checks = check_steps(problem.steps, training.checks)
-        self._judged = EARLY_CHECKS | self._checks if training.stage1_steps else set()
-        self._losses: list[Losses] = []
+        places = range(len(problem.splits))
+        self._judges = [Judge(problem, self._networks, place) for place in places]
+        self._stage1_heldout_losses = [math.nan for _ in places]
+        self._judged = EARLY_CHECKS | check_steps(problem.steps, training.checks) if training.stage1_steps else set()
 
     @property
-    def over(self) -> bool:
-        """Whether all members have ended."""
-        return not self._active()
+    def networks(self) -> list[MemberNetwork]:
+        """All feature maps."""
+        return self._networks.those()
 
-    def step(self, number: int) -> None:
-        """Take step ``number`` (from 1), and go back to better instrument features where there were any."""
-        training, learning = self._problem.training, self._problem.learning_steps
+    @property
+    def learners(self) -> list[Learner]:
+        """Of phi, of psi and xi."""
+        return self._state.learners()
+
+    @property
+    def memories(self) -> list[Memory | None]:
+        """Of V and u."""
+        return [self._state.v, self._state.u]
+
+    @memories.setter
+    def memories(self, memories: list[Memory | None]) -> None:
+        v, u = memories
+        self._state = replace(self._state, v=v, u=u)
+
+    def step(self, number: int) -> tuple[Tensor, Tensor]:
+        """Stage 1 and stage 2 on the next batches."""
+        training, learning, layers = self._problem.training, self._problem.learning_steps, self._problem.layers
+        options = self._options
         if number <= learning:
             for learner in self._state.learners():
                 learner.set_rate(training.rate_factor(number - 1, learning))
-            layers = self._problem.layers.scheduled(training.lambda_factor(number - 1, learning))
+            layers = layers.scheduled(training.lambda_factor(number - 1, learning))
         else:
             # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory
             # now; large proximal penalties would only keep directions of little variance from settling.
-            layers = self._problem.layers.scheduled(training.lambda_start).settling(2.0 / (number - learning + 1))
-        options = self._options if number <= learning else self._resting
+            options, layers = self._resting, layers.scheduled(training.lambda_start).settling(2.0 / (number - learning + 1))
         self._state, losses = step(next(self._batches), self._state, layers=layers, options=options)
-        self._losses.append(losses)
-        for place, member in self._active():
-            member.judge.forget()
-            if number in self._judged and member.gives_up:
-                with member.surviving(number):
-                    first_stage = member.choose_instrument_features()
-                    if first_stage is not None:
-                        self._solved[0][place] = first_stage
+        return losses.stage1, losses.stage2
 
-    def look(self, number: int) -> None:
-        """Judge all members as they would be reported now, at every check."""
-        if number not in self._checks:
-            return
-        stage1, stage2 = (torch.stack([getattr(losses, name) for losses in self._losses]) for name in ("stage1", "stage2"))
-        self._losses, (v, u) = [], self._solved
-        for place, member in self._active():
-            with member.surviving(number):
-                member.look(number, stage1=stage1[:, place], stage2=stage2[:, place], v=v[place], u=u[place])
+    def settle(self, place: int, number: int) -> None:
+        """Go back to better instrument features where there were any."""
+        judge = self._judges[place]
+        judge.forget()
+        if number in self._judged and self._problem.gives_up(place):
+            first_stage, self._stage1_heldout_losses[place] = judge.best_instrument_features()
+            if first_stage is not None:
+                self._solved()[0][place] = first_stage
 
-    def interrupt(self, number: int) -> None:
-        """End all members with what is kept of them."""
-        v, u = self._solved
-        for place, member in self._active():
-            with member.surviving(number):
-                member.interrupt(number, v=v[place], u=u[place])
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[SolvedLayers], tuple[float, ...]]:
+        """The state as it would be reported now, with its held-out losses.
 
-    def warn(self) -> None:
-        """Say why members have ended that did not on their own terms."""
-        for reason in dict.fromkeys(member.reason for member in self.members if member.reason and member.kept_step):
-            steps = sorted({member.kept_step for member in self.members if member.reason == reason and member.kept_step})
-            kept = f"the state of step {steps[0]} is kept and usable"
-            if len(steps) > 1:
-                kept = f"the states of steps {' and '.join(map(str, steps))} are kept and usable"
-            advice = f"; {ADVICE}" if "diverged" in reason else ""
-            warn(f"{reason}{advice}; {kept}", TrainingWarning)
+        The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on
+        the held-out rows. Where nothing is given up, V and u are as training has them.
+        """
+        problem, judge = self._problem, self._judges[place]
+        if not judge.finite():
+            raise DivergedError("the features are not finite")
+        parameters = [network.state(place) for network in self.networks]
+        if problem.gives_up(place):
+            first_stage, ridges = judge.first_stage(), problem.refit_ridges
+            candidates, losses = judge.heldout_losses(first_stage, ridges)
+            chosen = int(losses.mean(dim=1).argmin())
+            solved = SolvedLayers(first_stage.weights, candidates[chosen], first_stage.ridge, ridges[chosen])
+            now = Checkpoint(number, parameters, solved, losses[chosen])
+        else:
+            v, u = (weights[place].clone() for weights in self._solved())
+            ridges = (problem.ridge1, problem.ridge2) if problem.report == "refit" else (math.nan, math.nan)
+            heldout = problem.splits[place].heldout is not None
+            losses = judge.squared_errors(v, u[None])[0] if heldout else v.new_zeros(0)
+            now = Checkpoint(number, parameters, SolvedLayers(v, u, *ridges), losses)
+        return now, (self._stage1_heldout_losses[place], now.loss, now.last_layers.ridge)
 
-    def saved(self) -> dict[str, Any]:
-        """The state, what is remembered of every member, and the generators."""
-        state, places = self._state, range(len(self.members))
-        return {
-            "networks": [[network.state(place) for place in places] for network in self._networks.those()],
-            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers()],
-            "last_layers": [[memory.weights, *memory.more] for memory in (state.v, state.u) if memory is not None],
-            "losses": [[losses.stage1, losses.stage2] for losses in self._losses],
-            "members": [member.saved() for member in self.members],
-            "draws": draws_of(self._device),
-        }
+    def report(self, place: int, member: Member[SolvedLayers]) -> TwoStageFit:
+        """The state that is kept of a member (none where there were no steps), its last layers refitted where asked for."""
+        kept, problem = member.kept, self._problem
+        if kept is not None:
+            for network, state in zip(self.networks, kept.parameters, strict=True):
+                network.put(place, state)
+        modules = [network.module(place) for network in self.networks]
+        networks = Networks(modules[0], modules[1], modules[2] if len(modules) > 2 else None)
+        if kept is None:
+            layers = self._refit(place, networks, problem.ridge1, problem.ridge2)
+        elif problem.report == "refit":
+            layers = self._refit(place, networks, kept.last_layers.first_stage_ridge, kept.last_layers.ridge)
+        else:
+            layers = kept.last_layers
+        return TwoStageFit(
+            networks=networks,
+            first_stage=layers.first_stage,
+            structural=layers.structural,
+            structure=problem.structure,
+            heldout_loss=math.nan if kept is None else kept.loss,
+            first_stage_ridge=layers.first_stage_ridge,
+            refit_ridge=layers.ridge,
+            history=member.history,
+            ended=member.ended or "finished",
+        )
 
-    def restore(self, values: dict[str, Any], *, done: int) -> None:
-        """Go where the run was after ``done`` steps. Their batches are drawn again, one of each sample a step."""
-        fields(values, *self.saved())
-        count, device = len(self.members), self._device
-        draws = check_draws(values["draws"], device)
-        v, u = self._restored_memories(values["last_layers"])
-        self._state = replace(self._state, v=v, u=u)
-        for network, states in zip(self._networks.those(), listed(values["networks"]), strict=True):
-            for place, state in enumerate(listed(states, count=count)):
-                network.put(place, network.check(state))
-        for optimiser, kept in zip(self._optimisers(), listed(values["optimisers"]), strict=True):
-            optimiser.load_state_dict(check_optimiser(kept, optimiser))
-        looks = sorted(at for at in self._checks if 0 < at <= done)
-        for member, kept in zip(self.members, listed(values["members"]), strict=True):
-            member.restore(kept, looks=looks, v=v.weights.shape[1:], u=u.weights.shape[1:])
-        for pair in listed(values["losses"], count=done - max(looks, default=0)):
-            stage1, stage2 = (tensor_of(loss, (count,), loss.dtype, finite=False) for loss in listed(pair, count=2))
-            self._losses.append(Losses(stage1.to(device), stage2.to(device)))
-        for _ in range(done):
+    def _refit(self, place: int, networks: Networks, first_stage_ridge: float, ridge: float) -> SolvedLayers:
+        """V and u on all rows of the samples."""
+        sample, split = self._problem.sample, self._problem.splits[place]
+        first_stage, structural = refit_last_layers(
+            with_treatment_features(sample.rows(split.stage1), networks.treatment),
+            replace(sample, treatment=sample.outcome).rows(split.sample2),  # no second stage looks at its treatments
+            networks,
+            structure=self._problem.structure,
+            first_stage_ridge=first_stage_ridge,
+            ridge=ridge,
+            unpredicted_penalty=self._problem.unpredicted_penalty,
+        )
+        return SolvedLayers(first_stage, structural, first_stage_ridge, ridge)
+
+    def skip(self, steps: int) -> None:
+        """One batch of each sample a step."""
+        for _ in range(steps):
             next(self._batches)
-        restore_draws(draws, device)
 
-    def _restored_memories(self, values: Any) -> list[Memory]:
-        """Of V and u, whose shapes are those that these networks' features give."""
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of V and u with these networks' features."""
         row, networks = self._problem.sample.rows(slice(0, 1)), self._networks
-        psi = networks.treatment.evaluate(0, row.treatment)
-        phi = networks.instrument.evaluate(0, row.instruments)
+        psi, phi = networks.treatment.evaluate(0, row.treatment), networks.instrument.evaluate(0, row.instruments)
         xi = None if networks.covariate is None or row.covariates is None else networks.covariate.evaluate(0, row.covariates)
         f = structural_features(treatment_features=psi, covariate_features=xi, structure=self._problem.structure)
-        count = len(self.members)
-        shapes = [(count, phi.shape[1] + 1, psi.shape[1]), (count, f.shape[1], 1)]
-        memories = []
-        for kept, shape in zip(listed(values), shapes, strict=True):
-            weights, *more = listed(kept)
-            tensor_of(weights, shape, torch.float64, finite=False)
-            memories.append(Memory(weights.to(self._device), tuple(part.to(self._device) for part in more)))
-        return memories
+        return [(phi.shape[1] + 1, psi.shape[1]), (f.shape[1], 1)]
 
-    @property
+    def pack(self, last_layers: SolvedLayers) -> list[Any]:
+        """V, u and their ridges."""
+        return [last_layers.first_stage, last_layers.structural, last_layers.first_stage_ridge, last_layers.ridge]
+
+    def unpack(self, values: list[Any]) -> SolvedLayers:
+        """The reverse."""
+        first_stage, structural, *ridges = listed(values, count=4)
+        device = self._problem.sample.outcome.device
+        v, u = (
+            tensor_of(given, shape, torch.float64).to(device)
+            for given, shape in zip((first_stage, structural), self.shapes(), strict=True)
+        )
+        return SolvedLayers(v, u, *(number(ridge, finite=False) for ridge in ridges))
+
+    def saved(self, place: int) -> dict[str, Any]:
+        """What the judgement of instrument features remembers."""
+        state, loss = self._judges[place].best_state, self._stage1_heldout_losses[place]
+        return {"instrument_features": state, "stage1_heldout_loss": loss}
+
+    def restore(self, place: int, values: Any) -> None:
+        """The reverse."""
+        fields(values, "instrument_features", "stage1_heldout_loss")
+        state, loss = values["instrument_features"], values["stage1_heldout_loss"]
+        self._judges[place].best_state = None if state is None else self._networks.instrument.check(state)
+        self._stage1_heldout_losses[place] = number(loss, finite=state is not None)
+
     def _solved(self) -> tuple[Tensor, Tensor]:
         """V and u of all members."""
         v, u = self._state.v, self._state.u
         assert v is not None, "after the first step"
         assert u is not None, "after the first step"
         return v.weights, u.weights
-
-    @property
-    def _device(self) -> torch.device:
-        return self._problem.sample.outcome.device
-
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
-        return [learner.optimiser for learner in self._state.learners() if learner.optimiser is not None]
-
-    def _active(self) -> list[tuple[int, Member]]:
-        return [(place, member) for place, member in enumerate(self.members) if member.ended is None]
 
 
 def draw_batches(problem: DFIVProblem, generators: Sequence[np.random.Generator]) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from cfiv.learning.early_stopping import standard_errors_above_zero
 from cfiv.learning.samples import Sample, Split
 from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows
 from cfiv.numerics.least_squares import with_intercept
-from cfiv.numerics.moments import Moments, accumulate, moments, ridge_path
+from cfiv.numerics.moments import Moments, accumulate, moments, predict_with_each, ridge_path
 from cfiv.numerics.two_stage import structural_features, unpredicted_features
 
 #: How many times ``tolerance`` standard errors worse instrument features may predict before they are given up.
@@ -144,7 +144,7 @@ class Judge:
         for rows in self._chunks(self._heldout):
             phi = with_intercept(self._networks.instrument.evaluate(self._member, rows.instruments))
             features = self._structural(phi.double() @ first_stage, rows)
-            errors.append((rows.outcome - predictions(features, candidates))[..., 0].square())
+            errors.append((rows.outcome - predict_with_each(candidates, features))[..., 0].square())
         weights = self._weights(self._heldout)
         together = torch.cat(errors, dim=1)
         return together if weights is None else together * (weights / weights.mean())
@@ -183,7 +183,7 @@ class Judge:
         candidates = ridge_path(total, ridges)
         targets = psi_stage2.double()
         variance = targets.var(dim=0, correction=0)
-        scaled = (targets - predictions(phi_stage2.double(), candidates)).square_()
+        scaled = (targets - predict_with_each(candidates, phi_stage2.double())).square_()
         scaled /= variance.clamp_min(torch.finfo(variance.dtype).tiny)
         losses = scaled[..., variance > 0].sum(dim=2)
         weights = self._weights(self._stage2)
@@ -244,12 +244,6 @@ class Judge:
     def _weights(self, rows: Tensor) -> Tensor | None:
         weights = self._problem.sample.weights
         return None if weights is None else weights[rows]
-
-
-def predictions(features: Tensor, candidates: Tensor) -> Tensor:
-    """``W_r' f`` for several W (r, d, k) at features (n, d), shape (r, n, k), by one product."""
-    r, d, k = candidates.shape
-    return (features @ candidates.permute(1, 0, 2).reshape(d, r * k)).view(-1, r, k).transpose(0, 1)
 
 
 def _summed(features: Tensor, targets: Tensor, weights: Tensor | None) -> Moments:

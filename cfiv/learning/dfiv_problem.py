@@ -61,6 +61,10 @@ class DFIVProblem:
         """Steps in which features learn; all of them, but for the rest at the end of "current"."""
         return self.steps - round(self.training.rest * self.steps) if self.report == "current" else self.steps
 
+    def gives_up(self, place: int) -> bool:
+        """Whether states of a member may be given up for earlier ones, by losses on held-out rows."""
+        return self.splits[place].heldout is not None and self.report == "refit"
+
     @property
     def refit_ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final u."""

@@ -6,7 +6,7 @@ state. The networks and their optimisers are objects that the state carries alon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cfiv.errors import ParameterError
 from cfiv.learning.last_layer import ClosedForm, Memory, Settling, scheduled, update_members
+from cfiv.learning.learner import Learner
 from cfiv.learning.member_networks import MemberNetwork, Pass
-from cfiv.learning.optimisers import adam
 from cfiv.learning.training import Training
 from cfiv.numerics.last_layer import last_layer_gradient, mean_square
 from cfiv.numerics.least_squares import with_intercept
@@ -36,54 +36,6 @@ class MemberNetworks:
     def those(self) -> list[MemberNetwork]:
         """The networks that exist, in a fixed order."""
         return [network for network in (self.treatment, self.instrument, self.covariate) if network is not None]
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Networks that take their gradient steps together, and their optimiser; None where none of them has parameters."""
-
-    networks: tuple[MemberNetwork, ...]
-    optimiser: torch.optim.Optimizer | None
-
-    @classmethod
-    def of(cls, networks: Iterable[tuple[MemberNetwork | None, float, float]], *, decoupled: bool) -> Learner:
-        """Adam, or AdamW with ``decoupled`` weight decay, for networks with their peak rates and decays."""
-        there = [(network, rate, decay) for network, rate, decay in networks if network is not None]
-        groups = [
-            {"params": network.parameters, "lr": rate, "peak": rate, "weight_decay": decay}
-            for network, rate, decay in there
-            if network.parameters
-        ]
-        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-        return cls(tuple(network for network, *_ in there), adam(kind, groups) if groups else None)
-
-    def set_rate(self, factor: float) -> None:
-        """Set every learning rate to a fraction of its peak."""
-        for group in () if self.optimiser is None else self.optimiser.param_groups:
-            group["lr"] = factor * group["peak"]
-
-    def descend(self, losses: Tensor, *passes: Sequence[Pass]) -> None:
-        """One gradient step down the losses (members,), which depend on the features of some passes of every network."""
-        leaves = [one.features for some in passes for one in some]
-        if self.optimiser is None or not leaves:
-            return
-        if not losses.requires_grad:
-            raise ParameterError(
-                "last_layer must give weights that are differentiable in its targets, got some without a gradient: in stage 2 "
-                "the treatment features learn through them; give Ridge, Proximal or Kalman for V12"
-            )
-        gradients = iter(torch.autograd.grad(losses.sum(), leaves, materialize_grads=True, allow_unused=True))
-        self.step(*([one.gradients(next(gradients)) for one in some] for some in passes))
-
-    def step(self, *gradients: Sequence[Sequence[Tensor | None]]) -> None:
-        """One step of the optimiser; for every network the gradients of its parameters, those of several passes to be added."""
-        if self.optimiser is None:
-            return
-        for network, found in zip(self.networks, gradients, strict=True):
-            for parameter, *parts in zip(network.parameters, *found, strict=True):
-                there = [part for part in parts if part is not None]
-                parameter.grad = sum(there[1:], start=there[0]) if there else None
-        self.optimiser.step()
 
 
 @dataclass(frozen=True)
@@ -315,6 +267,11 @@ class SecondStage:
         phi_stage1, phi_stage2 = self.phi
         xi_stage2, xi_stage1 = (*xi, None, None)[:2]
         v = update_members(self.layers.v12, self.state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
+        if psi.requires_grad and not v.weights.requires_grad:
+            raise ParameterError(
+                "last_layer must give weights that are differentiable in its targets, got some without a gradient: in stage 2 "
+                "the treatment features learn through them; give Ridge, Proximal or Kalman for V12"
+            )
         v12 = v.weights.to(phi_stage1.dtype)
         features = structural_features(
             treatment_features=phi_stage2 @ v12, covariate_features=xi_stage2, structure=self.options.structure

@@ -12,12 +12,13 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from cfiv.checks import check_flag, check_number, refusal
+from cfiv.checks import check_flag, check_instance, check_number, refusal
 from cfiv.errors import ParameterError
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step
 from cfiv.numerics.moments import Moments, moments, solve_moments
+from cfiv.runtime.draws import watched
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,15 @@ def check_last_layer(layer: object) -> None:
         raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or an object with their update", layer, kind=True)
 
 
+def check_memory(memory: object, *, shape: tuple[int, int]) -> Memory:
+    """What a layer's update gives, if it is a Memory with weights of this shape."""
+    check_instance("what last_layer.update gives", memory, Memory, "a Memory")
+    assert isinstance(memory, Memory)
+    if memory.weights.shape != shape:
+        raise ParameterError(f"last_layer must give weights of shape {shape}, a bias last, got {tuple(memory.weights.shape)}")
+    return memory
+
+
 def scheduled(layer: ClosedForm, factor: float) -> ClosedForm:
     """The layer with its pull to the previous weights, where it has one, at a factor of what it is at the end of training."""
     return replace(layer, lam=layer.lam * factor) if isinstance(layer, Proximal) else layer
@@ -287,7 +297,9 @@ def update_members(
     for place in range(len(features)):
         before = None if memory is None else Memory(memory.weights[place], tuple(part[place] for part in memory.more))
         w = None if weights is None else weights[place]
-        new.append(layer.update(before, features=features[place], targets=targets[place], weights=w))
+        with watched(layer):
+            after = layer.update(before, features=features[place], targets=targets[place], weights=w)
+        new.append(check_memory(after, shape=(features.shape[-1], targets.shape[-1])))
     return Memory(
         torch.stack([each.weights for each in new]),
         tuple(torch.stack(parts) for parts in zip(*(each.more for each in new), strict=True)),

@@ -283,9 +283,8 @@ def _chain(network: nn.Module) -> list[nn.Module] | None:
         return _chain(network.layers)
     if type(network) is nn.Sequential:
         chains = [_chain(part) for part in network if not isinstance(part, FeatureNetwork)]
-        if len(chains) != len(network) or None in chains:
-            return None
-        return [layer for chain in chains for layer in chain or ()]
+        plain = [chain for chain in chains if chain is not None]
+        return [layer for chain in plain for layer in chain] if len(plain) == len(network) else None
     if type(network) is nn.Linear:
         learns = all(parameter.requires_grad for parameter in network.parameters())
         return [network] if learns and not network._parameters.keys() - {"weight", "bias"} else None

@@ -2,113 +2,99 @@
 
     W = argmin_W  mean |Y - W' f|^2 + ridge |W|^2 + lambda |W - W_prev|^2,      f the features of a row,
 
-solved on every minibatch; only the features take gradient steps. What the features are made of is the business of a
-:class:`Features`.
+solved on every minibatch; only the features take gradient steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cfiv.errors import DivergenceError
+from cfiv.file_values import listed, number, tensor_of
 from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import Memory, Proximal
-from cfiv.learning.loop import DIVERGED, Ended, train
-from cfiv.learning.networks import evaluate, features_of
-from cfiv.learning.optimisers import adam
-from cfiv.learning.samples import Sample, joined
-from cfiv.learning.samples import sample_batches as batches
+from cfiv.learning.last_layer import ClosedForm, Memory, scheduled, update_members
+from cfiv.learning.learner import Learner
+from cfiv.learning.loop import Ended, drive
+from cfiv.learning.member_networks import MemberNetwork, member_network
+from cfiv.learning.members import Member, MembersRun
+from cfiv.learning.networks import evaluate
+from cfiv.learning.run_file import RunFile
+from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Training
-from cfiv.learning.whole_sample import CHECK_ROWS, chunks, refit
-from cfiv.numerics.last_layer import last_layer_loss
+from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows, chunks, refit
+from cfiv.numerics.last_layer import mean_square
 from cfiv.numerics.least_squares import with_intercept
-from cfiv.numerics.moments import accumulate, moments, ridge_path
+from cfiv.numerics.moments import accumulate, moments, predict_with_each, ridge_path
 from cfiv.numerics.two_stage import Structure, structural_features
-from cfiv.runtime.draws import running_again
-from cfiv.runtime.module_state import put, state_of
 
-
-class Features(Protocol):
-    """Features ``f`` of a sample's rows, constant included."""
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The networks that learn."""
-        ...
-
-    def __call__(self, sample: Sample, *, fixed: bool) -> Tensor:
-        """``f``, shape (n, d); ``fixed`` in evaluation mode and without gradients."""
-        ...
+#: Roles of a sample's columns that networks take.
+Role = Literal["treatment", "covariates", "instruments"]
 
 
 @dataclass(frozen=True)
-class StructuralFeatures:
-    """``f(psi(T), xi(X))``, the features of the structural function at the treatment itself."""
+class Features:
+    """What features are made of: the roles that networks take, and how their features come together.
 
-    treatment: nn.Module
-    covariate: nn.Module | None
+    Parameters
+    ----------
+    roles : tuple of str
+        The treatment first: ``f(psi(T), xi(X))``, those of the structural function at the treatment itself; or the instruments
+        alone: ``[phi(Z, X), 1]``, those of a conditional mean.
+    structure : {"product", "additive"}
+    """
+
+    roles: tuple[Role, ...]
     structure: Structure
 
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """``psi`` and, with covariates, ``xi``."""
-        return (self.treatment,) if self.covariate is None else (self.treatment, self.covariate)
+    def inputs(self, sample: Sample, rows: Tensor | slice) -> list[Tensor]:
+        """Of the networks, at some rows."""
+        return [getattr(sample, role)[rows] for role in self.roles]
 
-    def __call__(self, sample: Sample, *, fixed: bool) -> Tensor:
-        """Shape (n, p)."""
-        covariates = None
-        if self.covariate is not None:
-            assert sample.covariates is not None
-            covariates = _apply(self.covariate, sample.covariates, fixed=fixed)
-        treatment = _apply(self.treatment, sample.treatment, fixed=fixed)
-        return structural_features(treatment_features=treatment, covariate_features=covariates, structure=self.structure)
-
-
-@dataclass(frozen=True)
-class InstrumentFeatures:
-    """``[phi(Z, X), 1]``, the features of a conditional mean given instruments and covariates."""
-
-    instrument: nn.Module
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """``phi``."""
-        return (self.instrument,)
-
-    def __call__(self, sample: Sample, *, fixed: bool) -> Tensor:
-        """Shape (n, d + 1)."""
-        return with_intercept(_apply(self.instrument, sample.instruments, fixed=fixed))
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Features (..., n, d), the constant last, from those of the networks (..., n, m)."""
+        if self.roles == ("instruments",):
+            return with_intercept(parts[0])
+        return structural_features(
+            treatment_features=parts[0], covariate_features=parts[1] if len(parts) > 1 else None, structure=self.structure
+        )
 
 
 @dataclass(frozen=True)
 class RegressionProblem:
-    """What one fit is asked to do.
+    """What members that train side by side are asked to do.
 
     Parameters
     ----------
-    train : Sample
-        Rows that the gradients see.
-    heldout : Sample or None
-        Rows for early stopping and the choice of the final ridge.
-    layer : Proximal
-        Penalties as they stand at the end of training.
+    sample : Sample
+        All rows.
+    splits : tuple of Split
+        One a member, of which the rows of stage 2 train, and those held out serve early stopping and the choice of the ridge.
+    features : Features
+    layer : ClosedForm
+        The last layer as it stands at the end of training.
+    ridge : float
+        Of the final last layer where nothing is held out.
     steps : int
     batch_size : int or None
         None for full batches.
     learning_rates, weight_decays : tuple of float
-        One for each of the features' networks.
+        One for each of the networks.
     training : Training
         Its schedules, checks, tolerance, patience and refit ridges; what concerns two stages is not used.
     """
 
-    train: Sample
-    heldout: Sample | None
-    layer: Proximal
+    sample: Sample
+    splits: tuple[Split, ...]
+    features: Features
+    layer: ClosedForm
+    ridge: float
     steps: int
     batch_size: int | None
     learning_rates: tuple[float, ...]
@@ -118,7 +104,7 @@ class RegressionProblem:
     @property
     def ridges(self) -> tuple[float, ...]:
         """Candidates for the ridge of the final last layer."""
-        return self.training.refit_ridges or (self.layer.beta,)
+        return self.training.refit_ridges or (self.ridge,)
 
 
 @dataclass(frozen=True)
@@ -128,7 +114,8 @@ class RegressionFit:
     Parameters
     ----------
     features : Features
-        With networks in evaluation mode.
+    networks : list of Module
+        In the order of the features' roles, in evaluation mode.
     weights : Tensor (d, 1), float64
         W, refitted on all rows.
     heldout_loss, refit_ridge : float
@@ -139,6 +126,7 @@ class RegressionFit:
     """
 
     features: Features
+    networks: list[nn.Module]
     weights: Tensor
     heldout_loss: float
     refit_ridge: float
@@ -147,151 +135,192 @@ class RegressionFit:
 
     def predict(self, sample: Sample) -> Tensor:
         """``W' f`` at each row, shape (n, 1), float64."""
-        return torch.cat([self.features(chunk, fixed=True).double() @ self.weights for chunk in chunks(sample)])
+        return torch.cat([self.evaluate(chunk).double() @ self.weights for chunk in chunks(sample)])
+
+    def evaluate(self, sample: Sample) -> Tensor:
+        """``f`` at each row."""
+        inputs = self.features.inputs(sample, slice(None))
+        return self.features.join([evaluate(network, x) for network, x in zip(self.networks, inputs, strict=True)])
+
+
+def fit_regression(
+    problem: RegressionProblem,
+    networks: Sequence[Sequence[nn.Module]],
+    *,
+    generators: Sequence[np.random.Generator],
+    on_step: Callable[[], object],
+    file: RunFile | None = None,
+) -> list[RegressionFit | DivergenceError]:
+    """Train members side by side, choose a state of each by held-out loss, and solve its last layer on all rows.
+
+    Parameters
+    ----------
+    problem : RegressionProblem
+    networks : sequence of sequences of Module
+        Those of every member, in the order of the features' roles; trained in place.
+    generators : sequence of Generator
+        Sources of the members' batches.
+    on_step : callable
+        Called after every step, for progress.
+    file : RunFile, optional
+        Where the run is saved on its way, and continued from.
+
+    Returns
+    -------
+    list of RegressionFit or DivergenceError
+        One a member; the latter where it diverged before any check.
+
+    Raises
+    ------
+    KeyboardInterrupt, ModelFileError, OutputError
+        As :func:`cfiv.learning.dfiv_fit.fit_dfiv`.
+
+    References
+    ----------
+    Galashov et al., arXiv 2510.04606, equation 9, with the proximal penalty.
+    """
+    steps = RegressionSteps(problem, networks, generators)
+    outcomes = [problem.sample.outcome[split.stage2] for split in problem.splits]
+    run: MembersRun[SolvedLayer] = MembersRun(steps, count=problem.steps, training=problem.training, outcomes=outcomes)
+    drive(run, steps=problem.steps, on_step=on_step, file=file)
+    return [
+        member if isinstance(member, DivergenceError) else steps.report(place, member)
+        for place, member in enumerate(run.conclude())
+    ]
 
 
 @dataclass(frozen=True)
-class LastLayer:
+class SolvedLayer:
     """W of a state, and the ridge that it is to be refitted with."""
 
     weights: Tensor
     ridge: float
 
 
-@dataclass(frozen=True)
-class RegressionState:
-    """What a step hands to the next: features and optimiser (changed in place), and W (None before the first batch)."""
+class RegressionSteps:
+    """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
-    features: Features
-    optimiser: torch.optim.Optimizer | None
-    weights: Tensor | None = None
-
-
-def step(batch: Sample, state: RegressionState, *, layer: Proximal) -> tuple[RegressionState, Tensor]:
-    """Solve W on the batch, pulled to the last one, and take a gradient step of the features at that W.
-
-    Returns
-    -------
-    state : RegressionState
-    loss : Tensor ()
-        On the batch, before the gradient step.
-    """
-    before = None if state.weights is None else Memory(state.weights)
-
-    def solve(**given: Any) -> Tensor:
-        return layer.update(before, **given).weights
-
-    loss, weights = last_layer_loss(
-        features=state.features(batch, fixed=False), targets=batch.outcome, solve=solve, weights=batch.weights
-    )
-    if state.optimiser is not None and loss.requires_grad:
-        state.optimiser.zero_grad(set_to_none=True)
-        with running_again():
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-        state.optimiser.step()
-    return replace(state, weights=weights), loss.detach()
-
-
-def fit_regression(
-    problem: RegressionProblem, features: Features, *, generator: np.random.Generator, on_step: Callable[[], object]
-) -> RegressionFit:
-    """Train the features, choose a state by held-out loss, and solve its last layer on all rows.
-
-    Parameters
-    ----------
-    problem : RegressionProblem
-    features : Features
-        Trained in place.
-    generator : Generator
-        Source of the batches.
-    on_step : callable
-        Called after every step, for progress.
-
-    Returns
-    -------
-    RegressionFit
-
-    Raises
-    ------
-    DivergenceError, KeyboardInterrupt
-        As :func:`cfiv.learning.loop.train`.
-
-    References
-    ----------
-    Galashov et al., arXiv 2510.04606, equation 9, with the proximal penalty.
-    """
-    for network in features.networks:
-        network.train()
-    run = _RegressionRun(problem, features, generator)
-    trained = train(run, steps=problem.steps, training=problem.training, on_step=on_step)
-    kept = trained.kept
-    if kept is not None:
-        for network, parameters in zip(features.networks, kept.parameters, strict=True):
-            put(network, parameters)
-    for network in features.networks:
-        network.eval()
-    ridge = problem.layer.beta if kept is None else kept.last_layers.ridge
-    everything = problem.train if problem.heldout is None else joined(problem.train, problem.heldout)
-    weights = refit(everything, lambda chunk: features(chunk, fixed=True), lambda chunk: chunk.outcome, ridge)
-    loss = float("nan") if kept is None else kept.loss
-    return RegressionFit(features, weights, loss, ridge, trained.history, trained.ended)
-
-
-class _RegressionRun:
-    """The steps of one regression; its state moves on with every one."""
-
+    losses = ("loss",)
+    notes = ("heldout_loss", "refit_ridge")
     advice = "lower learning_rate, or raise the penalties"
 
-    def __init__(self, problem: RegressionProblem, features: Features, generator: np.random.Generator) -> None:
-        self.limits = {"loss": DIVERGED * float(problem.train.outcome.square().mean())}
+    def __init__(
+        self, problem: RegressionProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
+    ) -> None:
         self._problem = problem
-        self._state = RegressionState(features, _optimiser(problem, features))
-        self._batches = batches(problem.train, size=problem.batch_size, generator=generator)
+        self.networks: list[MemberNetwork] = [member_network(same) for same in zip(*networks, strict=True)]
+        rates = zip(self.networks, problem.learning_rates, problem.weight_decays, strict=True)
+        self.learners = [Learner.of(rates, decoupled=True)]
+        self.memories: list[Memory | None] = [None]
+        self._batches = self._draw(generators)
 
-    def step(self, number: int) -> dict[str, Tensor]:
-        problem, training = self._problem, self._problem.training
-        if self._state.optimiser is not None:
-            for group in self._state.optimiser.param_groups:
-                group["lr"] = group["peak"] * training.rate_factor(number - 1, problem.steps)
-        layer = replace(problem.layer, lam=problem.layer.lam * training.lambda_factor(number - 1, problem.steps))
-        self._state, loss = step(next(self._batches), self._state, layer=layer)
-        return {"loss": loss}
+    def step(self, number: int) -> tuple[Tensor]:
+        """Solve W on the batch, pulled to the last one, and take a gradient step of the features at that W."""
+        problem, training, (learner,) = self._problem, self._problem.training, self.learners
+        learner.set_rate(training.rate_factor(number - 1, problem.steps))
+        layer = scheduled(problem.layer, training.lambda_factor(number - 1, problem.steps))
+        rows = next(self._batches)
+        outcome, weights = (
+            problem.sample.outcome[rows],
+            None if problem.sample.weights is None else problem.sample.weights[rows],
+        )
+        inputs = problem.features.inputs(problem.sample, rows)
+        passes = [network.learn(x) for network, x in zip(self.networks, inputs, strict=True)]
+        features = problem.features.join([one.features for one in passes])
+        memory = update_members(layer, self.memories[0], features=features.detach(), targets=outcome, weights=weights)
+        loss = mean_square(outcome - features @ memory.weights.to(features.dtype), weights=weights)
+        learner.descend(loss, *([one] for one in passes))
+        self.memories = [memory]
+        return (loss.detach(),)
 
-    def check(self, number: int) -> tuple[Checkpoint[LastLayer], dict[str, float]]:
-        now = check(self._state, self._problem, number)
-        return now, {"heldout_loss": now.loss, "refit_ridge": now.last_layers.ridge}
+    def settle(self, place: int, number: int) -> None:
+        """Nothing."""
 
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[SolvedLayer], tuple[float, float]]:
+        """The state as it would be reported now, its ridge the one with the lowest held-out loss."""
+        problem, split = self._problem, self._problem.splits[place]
+        seen = (problem.sample.rows(part) for part in torch.split(split.stage2[:CHECK_ROWS], self._size))
+        total = accumulate(
+            moments(features=self._features(place, rows), targets=rows.outcome, weights=rows.weights) for rows in seen
+        )
+        parameters = [network.state(place) for network in self.networks]
+        if split.heldout is None:
+            (weights,) = ridge_path(total, (problem.ridge,))
+            now = Checkpoint(number, parameters, SolvedLayer(weights, problem.ridge), weights.new_zeros(0))
+            return now, (now.loss, problem.ridge)
+        candidates = ridge_path(total, problem.ridges)
+        heldout = problem.sample.rows(split.heldout[:CHECK_ROWS])
+        predicted = torch.cat(
+            [predict_with_each(candidates, self._features(place, chunk).double()) for chunk in chunks(heldout)], dim=1
+        )
+        losses = (heldout.outcome - predicted)[..., 0].square()
+        if heldout.weights is not None:
+            losses = losses * (heldout.weights / heldout.weights.mean())
+        best = int(losses.mean(dim=1).argmin())
+        now = Checkpoint(number, parameters, SolvedLayer(candidates[best], problem.ridges[best]), losses[best])
+        return now, (now.loss, problem.ridges[best])
 
-def check(state: RegressionState, problem: RegressionProblem, done: int) -> Checkpoint[LastLayer]:
-    """The state as it would be reported now, its ridge the one with the lowest held-out loss."""
-    features = state.features
-    parameters = [state_of(network) for network in features.networks]
-    rows = problem.train.rows(slice(CHECK_ROWS))
-    together = accumulate(
-        moments(features=features(chunk, fixed=True), targets=chunk.outcome, weights=chunk.weights) for chunk in chunks(rows)
-    )
-    candidates = ridge_path(together, problem.ridges if problem.heldout is not None else (problem.layer.beta,))
-    if problem.heldout is None:
-        return Checkpoint(done, parameters, LastLayer(candidates[0], problem.layer.beta), candidates.new_zeros(0))
-    heldout = problem.heldout.rows(slice(CHECK_ROWS))
-    predicted = torch.cat([features(chunk, fixed=True).double() @ candidates for chunk in chunks(heldout)], dim=1)
-    losses = (heldout.outcome - predicted)[..., 0].square()
-    if heldout.weights is not None:
-        losses = losses * (heldout.weights / heldout.weights.mean())
-    chosen = int(losses.mean(dim=1).argmin())
-    return Checkpoint(done, parameters, LastLayer(candidates[chosen], problem.ridges[chosen]), losses[chosen])
+    def report(self, place: int, member: Member[SolvedLayer]) -> RegressionFit:
+        """The state that is kept of a member (none where there were no steps), with W solved on all rows."""
+        kept, problem, split = member.kept, self._problem, self._problem.splits[place]
+        if kept is not None:
+            for network, state in zip(self.networks, kept.parameters, strict=True):
+                network.put(place, state)
+        ridge = problem.ridge if kept is None else kept.last_layers.ridge
+        fitted = RegressionFit(
+            features=problem.features,
+            networks=[network.module(place) for network in self.networks],
+            weights=problem.sample.outcome.new_zeros(0),
+            heldout_loss=math.nan if kept is None else kept.loss,
+            refit_ridge=ridge,
+            history=member.history,
+            ended=member.ended or "finished",
+        )
+        everything = problem.sample.rows(split.sample2)
+        return replace(fitted, weights=refit(everything, fitted.evaluate, lambda chunk: chunk.outcome, ridge))
 
+    def skip(self, steps: int) -> None:
+        """One batch a step."""
+        for _ in range(steps):
+            next(self._batches)
 
-def _optimiser(problem: RegressionProblem, features: Features) -> torch.optim.Optimizer | None:
-    """AdamW with the peak rate and the decay of each network; None where nothing learns."""
-    groups = [
-        {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
-        for network, rate, decay in zip(features.networks, problem.learning_rates, problem.weight_decays, strict=True)
-        if (parameters := [p for p in network.parameters() if p.requires_grad])
-    ]
-    return adam(torch.optim.AdamW, groups) if groups else None
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of W with these networks' features."""
+        return [(self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1)]
 
+    def pack(self, last_layers: SolvedLayer) -> list[Any]:
+        """W and its ridge."""
+        return [last_layers.weights, last_layers.ridge]
 
-def _apply(network: nn.Module, inputs: Tensor, *, fixed: bool) -> Tensor:
-    features: Tensor = evaluate(network, inputs) if fixed else features_of(network, inputs)
-    return features
+    def unpack(self, values: list[Any]) -> SolvedLayer:
+        """The reverse."""
+        weights, ridge = listed(values, count=2)
+        (shape,) = self.shapes()
+        return SolvedLayer(tensor_of(weights, shape, torch.float64).to(self._problem.sample.outcome.device), number(ridge))
+
+    def saved(self, place: int) -> None:
+        """Nothing else is remembered."""
+
+    def restore(self, place: int, values: Any) -> None:
+        """Nothing else is remembered."""
+        if values is not None:
+            raise ValueError("more is remembered of a member than there is")
+
+    @property
+    def _size(self) -> int:
+        return chunk_rows(self._problem.sample.treatment.shape[1:])
+
+    def _features(self, place: int, rows: Sample) -> Tensor:
+        inputs = self._problem.features.inputs(rows, slice(None))
+        return self._problem.features.join(
+            [network.evaluate(place, x) for network, x in zip(self.networks, inputs, strict=True)]
+        )
+
+    def _draw(self, generators: Sequence[np.random.Generator]) -> Iterator[Tensor]:
+        """Rows of a batch of every member, (members, rows), without end."""
+        streams = [
+            batches(split.stage2, size=self._problem.batch_size, generator=generator)
+            for split, generator in zip(self._problem.splits, generators, strict=True)
+        ]
+        while True:
+            yield torch.stack([next(stream) for stream in streams])

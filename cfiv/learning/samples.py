@@ -124,24 +124,3 @@ def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | N
             f"use at most {smallest_sample}, 'auto', or None for full batches"
         )
     return int(batch_size)
-
-
-def joined(first: Sample, second: Sample) -> Sample:
-    """The rows of both."""
-
-    def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else torch.cat([a, b])
-
-    return Sample(
-        torch.cat([first.outcome, second.outcome]),
-        torch.cat([first.treatment, second.treatment]),
-        torch.cat([first.instruments, second.instruments]),
-        cat(first.covariates, second.covariates),
-        cat(first.weights, second.weights),
-    )
-
-
-def sample_batches(sample: Sample, *, size: int | None, generator: np.random.Generator) -> Iterator[Sample]:
-    """Of a sample by itself."""
-    for rows in batches(torch.arange(len(sample)), size=size, generator=generator):
-        yield sample.rows(rows)

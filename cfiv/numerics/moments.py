@@ -178,6 +178,12 @@ def ridge_path(total: Moments, ridges: Sequence[float]) -> Tensor:
     return path
 
 
+def predict_with_each(solutions: Tensor, features: Tensor) -> Tensor:
+    """``W_r' f`` for several W (r, d, k) at features (n, d), by one product: shape (r, n, k)."""
+    r, d, k = solutions.shape
+    return (features @ solutions.permute(1, 0, 2).reshape(d, r * k)).view(-1, r, k).transpose(0, 1)
+
+
 def _means(total: Moments) -> tuple[Tensor, Tensor]:
     """``G / m`` and ``C / m``."""
     if not total.mass > 0:

@@ -1,0 +1,337 @@
+"""Members that train side by side, each judged, kept and ended by itself: the run of DFIV and of NetworkRegression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
+from cfiv.file_values import choice, fields, listed, number, tensor_of, whole
+from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
+from cfiv.learning.last_layer import Memory
+from cfiv.learning.learner import Learner
+from cfiv.learning.loop import DIVERGED, DivergedError, Ended, check_steps
+from cfiv.learning.member_networks import MemberNetwork
+from cfiv.learning.run_file import draws_of, restore_draws
+from cfiv.learning.saved_state import check_draws, check_optimiser
+from cfiv.learning.training import Training
+from cfiv.tensor_file import short
+
+L = TypeVar("L")
+
+
+class MemberSteps(Protocol[L]):
+    """What members learn: their steps, and what one of them would report, with last layers of type L.
+
+    Parameters
+    ----------
+    networks : list of MemberNetwork
+    learners : list of Learner
+    memories : list of Memory or None
+        What the last layers remember, (members, ...).
+    losses, notes : tuple of str
+        Names of the training losses, and of what the history notes of a check.
+    advice : str
+        What to do where a member diverges.
+    """
+
+    memories: list[Memory | None]
+    losses: tuple[str, ...]
+    notes: tuple[str, ...]
+    advice: str
+
+    @property
+    def networks(self) -> list[MemberNetwork]: ...
+
+    @property
+    def learners(self) -> list[Learner]: ...
+
+    def step(self, number: int) -> tuple[Tensor, ...]:
+        """Take step ``number`` (from 1); its losses (members,), not yet read."""
+        ...
+
+    def settle(self, place: int, number: int) -> None:
+        """What a member does after a step, before it is judged."""
+        ...
+
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[L], tuple[float, ...]]:
+        """A member as it would be reported now, and what the history notes of it."""
+        ...
+
+    def skip(self, steps: int) -> None:
+        """Draw the batches of so many steps and pass them over."""
+        ...
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the weights that each memory holds."""
+        ...
+
+    def pack(self, last_layers: L) -> list[Any]:
+        """As tensors and numbers."""
+        ...
+
+    def unpack(self, values: list[Any]) -> L:
+        """The reverse, checked."""
+        ...
+
+    def saved(self, place: int) -> Any:
+        """What else is remembered of a member."""
+        ...
+
+    def restore(self, place: int, values: Any) -> None:
+        """The reverse, checked."""
+        ...
+
+
+class Member(Generic[L]):
+    """What is kept of one member, and why it trains no longer.
+
+    Parameters
+    ----------
+    stopping : EarlyStopping
+    limit : float
+        Above which the last of its training losses has diverged.
+    """
+
+    def __init__(self, stopping: EarlyStopping[L], *, limit: float) -> None:
+        self.stopping, self._limit = stopping, limit
+        self._history: list[dict[str, Any]] = []
+        self.ended: Ended | None = None
+        self.reason = ""
+
+    @property
+    def kept(self) -> Checkpoint[L] | None:
+        """The state to report; None where there was no check."""
+        return self.stopping.kept
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a check: ``step``, mean training losses since the last one, what was noted, and ``kept``."""
+        return [record | {"kept": self.kept is not None and record["step"] == self.kept.step} for record in self._history]
+
+    def look(
+        self, step: int, *, losses: Mapping[str, Tensor], judge: Callable[[], tuple[Checkpoint[L], dict[str, float]]]
+    ) -> None:
+        """Take the state after a step into account, by the training losses (k,) since the last look and a judgement."""
+        means = _mean_losses(losses, limit=self._limit, last=step)
+        now, notes = judge()
+        self.stopping.add(now)
+        self._history.append({"step": step, **means, **notes})
+        if self.stopping.exhausted:
+            self.ended = "stopped early"
+
+    @contextmanager
+    def surviving(self, step: int, steps: int) -> Iterator[None]:
+        """Errors inside end this member alone: rows were finite when training began, so they speak of its features."""
+        try:
+            yield
+        except (SingularError, DataError, DivergedError) as error:
+            self.ended, self.reason = "diverged", f"training diverged at step {step} of {steps} ({error})"
+
+
+class MembersRun(Generic[L]):
+    """A run of members, for :func:`cfiv.learning.loop.drive`.
+
+    Parameters
+    ----------
+    steps : MemberSteps
+    count : int
+        How many steps.
+    training : Training
+        Its ``checks``, ``tolerance`` and ``patience``.
+    outcomes : sequence of Tensor
+        One a member, of the rows that it trains on: a loss ``DIVERGED`` times their mean square has diverged.
+    """
+
+    def __init__(self, steps: MemberSteps[L], *, count: int, training: Training, outcomes: Sequence[Tensor]) -> None:
+        self._steps, self._count, self._device = steps, count, outcomes[0].device
+        self._checks, self._patience = check_steps(count, training.checks), training.patience
+        self.members = [
+            Member[L](
+                EarlyStopping(tolerance=training.tolerance, patience=training.patience),
+                limit=DIVERGED * float(outcome.square().mean()),
+            )
+            for outcome in outcomes
+        ]
+        self._losses: list[tuple[Tensor, ...]] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether all members have ended."""
+        return not self._active()
+
+    def step(self, number: int) -> None:
+        """Take step ``number`` (from 1)."""
+        self._losses.append(self._steps.step(number))
+        for place, member in self._active():
+            with member.surviving(number, self._count):
+                self._steps.settle(place, number)
+
+    def look(self, number: int) -> None:
+        """Judge all members as they would be reported now, at every check."""
+        if number not in self._checks:
+            return
+        together = [torch.stack(losses) for losses in zip(*self._losses, strict=True)]
+        self._losses = []
+        for place, member in self._active():
+            losses = {name: loss[:, place] for name, loss in zip(self._steps.losses, together, strict=True)}
+            with member.surviving(number, self._count):
+                member.look(number, losses=losses, judge=partial(self._judge, place, number))
+
+    def interrupt(self, number: int) -> None:
+        """End all members with what is kept of them, at least the present."""
+        for place, member in self._active():
+            with member.surviving(number, self._count):
+                if member.kept is None:
+                    member.stopping.add(self._judge(place, number)[0])
+                member.ended, member.reason = "interrupted", f"training was interrupted after step {number} of {self._count}"
+
+    def conclude(self) -> list[Member[L] | DivergenceError]:
+        """The members as they have ended; an error in the place of one that diverged before any usable state.
+
+        Warns
+        -----
+        TrainingWarning
+            Where others diverged or were interrupted; the state kept is usable.
+        """
+        advice = {"diverged": f"; {self._steps.advice}", "interrupted": ""}
+        kept: dict[str, set[int]] = {}
+        for member in self.members:
+            if member.ended in advice and member.kept is not None:
+                kept.setdefault(member.reason + advice[member.ended], set()).add(member.kept.step)
+        for what, steps in kept.items():
+            states = " and ".join(map(str, sorted(steps)))
+            one = len(steps) == 1
+            warn(
+                f"{what}; the state{'' if one else 's'} of step {states} {'is' if one else 'are'} kept and usable",
+                TrainingWarning,
+            )
+        return [
+            DivergenceError(
+                f"{member.reason} before any usable state: {self._steps.advice}, or check the data for extreme values"
+            )
+            if member.kept is None and member.ended == "diverged"
+            else member
+            for member in self.members
+        ]
+
+    def saved(self) -> dict[str, Any]:
+        """The networks, what last layers and members remember, and the generators."""
+        steps, places = self._steps, range(len(self.members))
+        return {
+            "networks": [[network.state(place) for place in places] for network in steps.networks],
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers()],
+            "memories": [None if memory is None else [memory.weights, *memory.more] for memory in steps.memories],
+            "losses": [list(losses) for losses in self._losses],
+            "members": [self._saved(place) for place in places],
+            "draws": draws_of(self._device),
+        }
+
+    def restore(self, values: dict[str, Any], *, done: int) -> None:
+        """Go where the run was after ``done`` steps. Their batches are drawn again."""
+        fields(values, "networks", "optimisers", "memories", "losses", "members", "draws")
+        steps, count, device = self._steps, len(self.members), self._device
+        draws = check_draws(values["draws"], device)
+        for network, states in zip(steps.networks, listed(values["networks"]), strict=True):
+            for place, state in enumerate(listed(states, count=count)):
+                network.put(place, network.check(state))
+        for optimiser, kept in zip(self._optimisers(), listed(values["optimisers"]), strict=True):
+            optimiser.load_state_dict(check_optimiser(kept, optimiser))
+        memories: list[Memory | None] = []
+        for kept, shape in zip(listed(values["memories"]), steps.shapes(), strict=True):
+            weights, *more = listed(kept)
+            tensor_of(weights, (count, *shape), torch.float64, finite=False)
+            memories.append(Memory(weights.to(device), tuple(part.to(device) for part in more)))
+        steps.memories = memories
+        looks = sorted(at for at in self._checks if 0 < at <= done)
+        for place, kept in enumerate(listed(values["members"], count=count)):
+            self._restore(place, kept, looks)
+        for record in listed(values["losses"], count=done - max(looks, default=0)):
+            parts = listed(record, count=len(steps.losses))
+            self._losses.append(tuple(tensor_of(part, (count,), part.dtype, finite=False).to(device) for part in parts))
+        steps.skip(done)
+        restore_draws(draws, device)
+
+    def _judge(self, place: int, number: int) -> tuple[Checkpoint[L], dict[str, float]]:
+        if not all(network.finite(place) for network in self._steps.networks):  # no solve would notice
+            raise DivergedError("the networks' weights are not finite")
+        now, notes = self._steps.checkpoint(place, number)
+        return now, dict(zip(self._steps.notes, notes, strict=True))
+
+    def _saved(self, place: int) -> dict[str, Any]:
+        member = self.members[place]
+        return {
+            "ended": member.ended,
+            "reason": member.reason,
+            "history": member._history,
+            "best": self._packed(member.stopping.best),
+            "kept": self._packed(member.stopping.kept),
+            "risen": member.stopping.risen,
+            "more": self._steps.saved(place),
+        }
+
+    def _restore(self, place: int, values: Any, looks: list[int]) -> None:
+        """Be as saved after looks at these steps."""
+        fields(values, "ended", "reason", "history", "best", "kept", "risen", "more")
+        member, losses, notes = self.members[place], self._steps.losses, self._steps.notes
+        ended, reason, history = values["ended"], values["reason"], listed(values["history"])
+        member.ended = None if ended is None else choice(ended, ("stopped early", "diverged"))
+        if not isinstance(reason, str) or (reason != "") != (ended == "diverged"):
+            raise ValueError(f"a member that is {short(ended)} for the reason {short(reason)}")
+        if len(history) > len(looks) or (ended is None and len(history) < len(looks)):
+            raise ValueError(f"{len(history)} records of {len(looks)} checks")
+        for at, record in zip(looks, history, strict=False):
+            fields(record, "step", *losses, *notes)
+            whole(record["step"], at, at)
+            for name in (*losses, *notes):
+                number(record[name], finite=name in losses)
+        member.reason, member._history = reason, history
+        steps = [record["step"] for record in history]
+        best, kept = (self._unpacked(values[name], steps) for name in ("best", "kept"))
+        member.stopping.best, member.stopping.kept = best, kept
+        member.stopping.risen = whole(values["risen"], 0, self._patience)
+        self._steps.restore(place, values["more"])
+
+    def _packed(self, checkpoint: Checkpoint[L] | None) -> list[Any] | None:
+        if checkpoint is None:
+            return None
+        return [checkpoint.step, checkpoint.parameters, self._steps.pack(checkpoint.last_layers), checkpoint.losses]
+
+    def _unpacked(self, values: Any, steps: list[int]) -> Checkpoint[L] | None:
+        if (values is None) != (not steps):
+            raise ValueError("a state is kept from the first check on")
+        if values is None:
+            return None
+        step, parameters, last_layers, losses = listed(values, count=4)
+        if step not in steps:
+            raise ValueError(f"a state after step {short(step)}")
+        states = [network.check(state) for network, state in zip(self._steps.networks, listed(parameters), strict=True)]
+        layers = self._steps.unpack(listed(last_layers))
+        if not isinstance(losses, Tensor) or losses.ndim != 1:
+            raise ValueError("losses that are no losses of rows")
+        return Checkpoint(step, states, layers, tensor_of(losses, losses.shape, torch.float64).to(self._device))
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        return [learner.optimiser for learner in self._steps.learners if learner.optimiser is not None]
+
+    def _active(self) -> list[tuple[int, Member[L]]]:
+        return [(place, member) for place, member in enumerate(self.members) if member.ended is None]
+
+
+def _mean_losses(losses: Mapping[str, Tensor], *, limit: float, last: int) -> dict[str, float]:
+    """Of the steps (k,) up to the last one; raises where they are not finite, or the last kind is enormous."""
+    *_, bounded = losses
+    bad = torch.stack([~loss.isfinite() | ((loss > limit) & (name == bounded)) for name, loss in losses.items()]).any(dim=0)
+    if bool(bad.any()):
+        at = int(bad.int().argmax())
+        which = " and ".join(f"{name.replace('_', ' ')} was {float(loss[at]):.3g}" for name, loss in losses.items())
+        finite = all(math.isfinite(float(loss[at])) for loss in losses.values())
+        why = "" if finite else ", by a singular system or features that are not finite"
+        raise DivergedError(f"{which} at step {last - len(bad) + at + 1}{why}")
+    return {name: float(loss.mean()) for name, loss in losses.items()}
