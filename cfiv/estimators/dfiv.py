@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import NoneType
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole, refusal
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning, warn
+from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
+from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
@@ -27,10 +28,9 @@ from cfiv.learning.dfiv_fit import fit_dfiv
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
-from cfiv.learning.member_networks import can_be_stacked
 from cfiv.learning.networks import Networks, NetworkSpec
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, hold_out, split_rows
+from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
 from cfiv.learning.training import Report, Training
 from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
@@ -45,8 +45,6 @@ from cfiv.terminal import progress_bar
 
 #: What "auto" stands for on images.
 IMAGE_UNPREDICTED_PENALTY = 1.0
-#: Members that train side by side at most: more take as long as one after another.
-TOGETHER = 16
 
 
 class DFIV(StructuralEstimator):
@@ -371,17 +369,29 @@ class DFIV(StructuralEstimator):
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
         members = self._members(problem)
-        _warn_if_weak(problem, members[0].networks)
-        outcomes: list[TwoStageFit | DivergenceError] = []
+        _warn_if_weak(problem, members[0].networks[0])
         with progress_bar(self.steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
-            for number, together in enumerate(_side_by_side(members), start=1):
-                file = None
-                if runs is not None:
-                    file = runs.file(f"fits-{number}", sample=problem.sample, networks=together[0].networks.modules())
-                outcomes += self._fit_members(problem, together, bar.update, file)
-        return self._estimated(problem, members, outcomes)
 
-    def _members(self, problem: StandardisedData) -> list[_Member]:
+            def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
+                file = None if runs is None else runs.file(name, sample=problem.sample, networks=together[0].networks)
+                return self._fit_members(problem, together, bar.update, file)
+
+            fitted, interrupted = fit_members(members, fit)
+        self.fits_ = [_on_cpu(one) for _, one in fitted]
+        history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
+        components = tuple(
+            problem.component(
+                treatment=one.networks.treatment,
+                covariate=one.networks.covariate,
+                structural=one.structural,
+                structure=one.structure,
+            )
+            for one in self.fits_
+        )
+        reduced_form, facts = problem.reduced_form(self.fits_), self._facts(problem.sample, interrupted=interrupted)
+        return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
+
+    def _members(self, problem: StandardisedData) -> list[PlannedMember]:
         """Every function to be averaged: its rows, networks and random numbers."""
         members, options = [], self._options()
         for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(self.fits)):
@@ -396,11 +406,11 @@ class DFIV(StructuralEstimator):
                 with draws.here(other_code=True):
                     networks = self._networks(problem)
                 size = batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2)))
-                members.append(_Member(number, swapped, split, size, networks, batch_generator, draws))
+                members.append(PlannedMember(number, swapped, split, size, networks, batch_generator, draws))
         return members
 
     def _fit_members(
-        self, problem: StandardisedData, members: list[_Member], on_step: Callable[..., object], file: RunFile | None
+        self, problem: StandardisedData, members: list[PlannedMember], on_step: Callable[..., object], file: RunFile | None
     ) -> list[TwoStageFit | DivergenceError]:
         task = DFIVProblem(
             sample=problem.sample,
@@ -417,45 +427,17 @@ class DFIV(StructuralEstimator):
             report=self.report,
             training=self._options(),
         )
-        modules = members[0].networks.modules()
+        modules = members[0].networks
         with members[0].draws.here(*modules), suitable_threads(modules):
             return fit_dfiv(
                 task,
-                [member.networks for member in members],
-                generators=[member.batch_generator for member in members],
+                [Networks.of(member.networks) for member in members],
+                generators=[member.batches for member in members],
                 on_step=lambda: on_step(len(members)),
                 file=file,
             )
 
-    def _estimated(
-        self, problem: StandardisedData, members: list[_Member], outcomes: list[TwoStageFit | DivergenceError]
-    ) -> Estimate:
-        fits: list[TwoStageFit] = []
-        history: list[dict[str, Any]] = []
-        for member, outcome in zip(members, outcomes, strict=False):
-            if isinstance(outcome, DivergenceError):
-                if all(isinstance(other, DivergenceError) for other in outcomes):
-                    raise outcome
-                warn(f"a fit is left out of the average: {outcome}", TrainingWarning)
-                continue
-            fits.append(_on_cpu(outcome))
-            history += [{"fit": member.fit, "swapped": member.swapped, **record} for record in outcome.history]
-        self.fits_ = fits
-        components = tuple(
-            problem.component(
-                treatment=fitted.networks.treatment,
-                covariate=fitted.networks.covariate,
-                structural=fitted.structural,
-                structure=fitted.structure,
-            )
-            for fitted in fits
-        )
-        reduced_form = problem.reduced_form(fits)
-        interrupted = any(fitted.ended == "interrupted" for fitted in fits)
-        facts = self._facts(problem.sample, interrupted=interrupted)
-        return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
-
-    def _networks(self, problem: StandardisedData) -> Networks:
+    def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         sample = problem.sample
         treatment = nets.build(
             self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
@@ -468,10 +450,8 @@ class DFIV(StructuralEstimator):
             covariate = nets.build(
                 self.covariate_network, shape=sample.covariates.shape[1:], default=nets.covariate_network, role="covariate"
             )
-        networks = Networks(problem.on_stored(treatment), instrument, covariate)
-        for module in networks.modules():
-            cast(module, sample.outcome.dtype, device=problem.device)
-        return networks
+        networks = [problem.on_stored(treatment), instrument, *([] if covariate is None else [covariate])]
+        return [cast(network, sample.outcome.dtype, device=problem.device) for network in networks]
 
     def _split(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         share = self._options().split
@@ -550,33 +530,6 @@ class DFIV(StructuralEstimator):
         }
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One of the functions that are averaged, before it is fitted."""
-
-    fit: int
-    swapped: bool
-    split: Split
-    batch_size: int | None
-    networks: Networks
-    batch_generator: np.random.Generator
-    draws: Draws
-
-
-def _side_by_side(members: list[_Member]) -> Iterator[list[_Member]]:
-    """Members that train together: all with plain networks and equal batches, at most ``TOGETHER``; others one by one."""
-    shapes = {
-        (member.batch_size, *((len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else ()))
-        for m in members
-        for member in (m,)
-    }
-    parts = zip(*(member.networks.modules() for member in members), strict=True)
-    together = len(shapes) == 1 and all(can_be_stacked(modules) for modules in parts)
-    size = TOGETHER if together else 1
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
-
-
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
     """The fit on the cpu, where results live, and its networks frozen."""
     for module in fitted.networks.modules():
@@ -588,9 +541,9 @@ def _listed(model: DFIV, *names: str) -> str:
     return ", ".join(f"{name} {getattr(model, name):g}" for name in names)
 
 
-def _warn_if_weak(problem: StandardisedData, networks: Networks) -> None:
+def _warn_if_weak(problem: StandardisedData, treatment: nn.Module) -> None:
     """Warn where the instruments take too few values for the features, and for the values of the treatment as well."""
-    features = nets.evaluate(networks.treatment, problem.sample.treatment[:2]).shape[1]
+    features = nets.evaluate(treatment, problem.sample.treatment[:2]).shape[1]
     instruments = problem.distinct_instruments
     if instruments > features:
         return

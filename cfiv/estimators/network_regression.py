@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, warn
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
+from cfiv.estimators.planned_members import PlannedMember, fit_members
+from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.dfiv_step import PerNetwork
-from cfiv.learning.last_layer import Proximal
+from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
 from cfiv.learning.networks import NetworkSpec
-from cfiv.learning.regression import (
-    Features,
-    InstrumentFeatures,
-    RegressionFit,
-    RegressionProblem,
-    StructuralFeatures,
-    fit_regression,
-)
-from cfiv.learning.samples import Sample, batch_rows, check_batch_size, split_rows
+from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
+from cfiv.learning.run_file import RunFile
+from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, split_rows
 from cfiv.learning.training import Training
+from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
+from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -65,6 +65,8 @@ class NetworkRegression(StructuralEstimator):
     proximal, ridge : float
         Penalties of u in training, on the *mean* squared error of a standardised outcome; ``proximal`` rises to its value. The
         ridge of the final u is chosen by held-out loss.
+    last_layer : a last layer, optional
+        How u is solved on every batch instead, as in :class:`cfiv.DFIV`.
     batch_size, steps, learning_rate, weight_decay, standardise
         As in :class:`cfiv.DFIV`; of three rates or decays the second is that of ``instrument_network``.
     holdout : float
@@ -124,6 +126,7 @@ class NetworkRegression(StructuralEstimator):
         structure: Structure = "product",
         proximal: float = 2.0,
         ridge: float = 1e-3,
+        last_layer: ClosedForm | None = None,
         batch_size: int | str | None = "auto",
         steps: int = 500,
         learning_rate: float | PerNetwork | Literal["auto"] = "auto",
@@ -148,6 +151,7 @@ class NetworkRegression(StructuralEstimator):
         self.structure = structure
         self.proximal = proximal
         self.ridge = ridge
+        self.last_layer = last_layer
         self.batch_size = batch_size
         self.steps = steps
         self.learning_rate = learning_rate
@@ -167,6 +171,8 @@ class NetworkRegression(StructuralEstimator):
         check_choice("structure", self.structure, ("product", "additive"))
         check_number("proximal", self.proximal, least=0.0)
         check_number("ridge", self.ridge, least=0.0)
+        if self.last_layer is not None:
+            check_last_layer(self.last_layer)
         check_number("holdout", self.holdout, least=0.0, most=0.9)
         for flag in ("standardise", "progress"):
             check_flag(flag, getattr(self, flag))
@@ -176,131 +182,158 @@ class NetworkRegression(StructuralEstimator):
         resolve_device(self.device)
         check_batch_size(self.batch_size)
 
-    def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+    def fit(
+        self,
+        data: Any,
+        y: None = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int = 100,
+    ) -> Self:
+        """Estimate the structural function, or continue where a killed fit stopped; as :meth:`cfiv.DFIV.fit`."""
+        started = time.perf_counter()
+        refuse_target(y)
+        self._check_parameters()
+        runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
+        with within_memory("NetworkRegression.fit", self._SMALLER), ordinary_torch(device=resolve_device(self.device)):
+            encoder, arrays = self.encode(data)
+            arrays = arrays.with_positive_weight()
+            arrays.check_fittable()
+            estimate = self._estimate(arrays, intercept=has_intercept(encoder), runs=runs)
+        return self._keep(estimate, encoder, arrays, started)
+
+    def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
+        members = [self._plan(problem, number, generator) for number, generator in enumerate(generators)]
+        explaining = self._plan(problem, self.fits, last, explains=True)
         with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:
-            fits, interrupted = self._fit_all(problem, generators, bar.update)
-            reduced_form, again = self._fit_reduced_form(problem, fits, last, bar.update, train=not interrupted)
-        self.fits_ = fits
+
+            def fit(together: list[PlannedMember], name: str) -> list[RegressionFit | DivergenceError]:
+                file = None if runs is None else runs.file(name, sample=problem.sample, networks=together[0].networks)
+                return self._fit_members(problem.sample, together, on_step=bar.update, file=file)
+
+            fitted, interrupted = fit_members(members, fit)
+            self.fits_ = [_on_cpu(one) for _, one in fitted]
+            explained = self._explain(
+                problem.sample, explaining, bar.update, runs=None if interrupted else runs, train=not interrupted
+            )
+        history = [{"fit": member.fit, **record} for member, one in fitted for record in one.history]
         components = tuple(
             problem.component(
-                treatment=fitted.features.treatment,
-                covariate=fitted.features.covariate,
-                structural=fitted.weights,
+                treatment=one.networks[0],
+                covariate=one.networks[1] if len(one.networks) > 1 else None,
+                structural=one.weights,
                 structure=self.structure,
             )
-            for fitted in fits
-            if isinstance(fitted.features, StructuralFeatures)
+            for one in self.fits_
         )
-        history = pd.DataFrame([{"fit": i, **record} for i, fitted in enumerate(fits) for record in fitted.history])
         return Estimate(
             components,
-            problem.reduced_form([_Explained(reduced_form)]),
+            problem.reduced_form([_Explained(explained)]),
             self._facts(),
-            history,
-            {"ridge": tuple(fitted.refit_ridge for fitted in fits)} if self.holdout else {},
-            interrupted or again,
+            pd.DataFrame(history),
+            {"ridge": tuple(one.refit_ridge for one in self.fits_)} if self.holdout else {},
+            interrupted or explained.ended == "interrupted",
         )
 
-    def _fit_all(
-        self, problem: StandardisedData, generators: Sequence[np.random.Generator], on_step: Callable[[], object]
-    ) -> tuple[list[RegressionFit], bool]:
-        """The fits to average, and whether Ctrl-C ended them early."""
-        fits: list[RegressionFit] = []
-        for generator in generators:
-            try:
-                fits.append(self._fit_once(problem, problem.sample, self._structural, generator, on_step))
-            except (KeyboardInterrupt, DivergenceError) as error:
-                if not fits:
-                    raise
-                warn(f"a fit is left out of the average: {_reason(error)}", TrainingWarning)
-                if isinstance(error, KeyboardInterrupt):
-                    return fits, True
-            if fits[-1].ended == "interrupted":
-                return fits, True
-        return fits, False
-
-    def _fit_reduced_form(
-        self,
-        problem: StandardisedData,
-        fits: Sequence[RegressionFit],
-        generator: np.random.Generator,
-        on_step: Callable[[], object],
-        *,
-        train: bool,
-    ) -> tuple[RegressionFit, bool]:
-        """What instruments and covariates explain of the fitted function, and whether Ctrl-C ended its training early."""
-        predicted = torch.stack([fitted.predict(_on_cpu(problem.sample)) for fitted in fits]).mean(dim=0)
-        outcome = predicted.to(problem.sample.outcome)
-        explained = replace(problem.sample, outcome=outcome, treatment=outcome)  # in place of images, which would be copied
-        explain = partial(self._fit_once, problem, explained, self._instrument, generator, on_step)
-        try:
-            fitted = explain(steps=None if train else 0)
-        except (KeyboardInterrupt, DivergenceError) as error:
-            warn(f"the features for score are left untrained: {_reason(error)}", TrainingWarning)
-            return explain(steps=0), isinstance(error, KeyboardInterrupt)
-        return fitted, fitted.ended == "interrupted"
-
-    def _fit_once(
-        self,
-        problem: StandardisedData,
-        sample: Sample,
-        make: Callable[[StandardisedData], Features],
-        generator: np.random.Generator,
-        on_step: Callable[[], object],
-        *,
-        steps: int | None = None,
-    ) -> RegressionFit:
-        """One regression of a sample's outcome; ``steps`` other than the estimator's where given."""
-        split_generator, batch_generator, network_generator = generator.spawn(3)
-        heldout, train = None, sample
-        if min(round(self.holdout * len(sample)), len(sample) - round(self.holdout * len(sample))) >= 2:
-            held, kept = split_rows(len(sample), share=float(self.holdout), generator=split_generator)
-            heldout, train = sample.rows(held), sample.rows(kept)
+    def _plan(
+        self, problem: StandardisedData, number: int, generator: np.random.Generator, *, explains: bool = False
+    ) -> PlannedMember:
+        """A fit of the outcome, or, after them, of what instruments and covariates explain of the functions fitted."""
+        split_generator, batches, network_generator = generator.spawn(3)
+        sample, rows = problem.sample, len(problem.sample)
+        heldout, train = None, torch.arange(rows)
+        if min(round(self.holdout * rows), rows - round(self.holdout * rows)) >= 2:
+            heldout, train = split_rows(rows, share=float(self.holdout), generator=split_generator)
         draws = Draws(int(network_generator.integers(2**62)), problem.device)
         with draws.here(other_code=True):
-            features = make(problem)
-        for network in features.networks:
+            networks = self._instrument_network(sample) if explains else self._structural_networks(problem)
+        for network in networks:
             cast(network, sample.outcome.dtype, device=problem.device)
+        size = batch_rows(self.batch_size, smallest_sample=len(train))
+        return PlannedMember(number, False, Split(train, train, heldout), size, networks, batches, draws)
+
+    def _fit_members(
+        self,
+        sample: Sample,
+        members: list[PlannedMember],
+        *,
+        on_step: Callable[..., object],
+        file: RunFile | None,
+        steps: int | None = None,
+        explains: bool = False,
+    ) -> list[RegressionFit | DivergenceError]:
+        """Regressions of a sample's outcome; ``steps`` other than the estimator's where given."""
         rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
         decays = per_network("weight_decay", self.weight_decay)
-        places = (1,) if isinstance(features, InstrumentFeatures) else (0, 2)
-        task = RegressionProblem(
-            train=train,
-            heldout=heldout,
-            layer=Proximal(float(self.proximal), beta=float(self.ridge)),
+        roles: tuple[Role, ...] = ("treatment",) if len(members[0].networks) == 1 else ("treatment", "covariates")
+        places = (0, 2)[: len(roles)]
+        if explains:
+            roles, places = ("instruments",), (1,)
+        problem = RegressionProblem(
+            sample=sample,
+            splits=tuple(member.split for member in members),
+            features=Features(roles, self.structure),
+            layer=Proximal(self.proximal, beta=self.ridge) if self.last_layer is None else self.last_layer,
+            ridge=float(self.ridge),
             steps=int(self.steps) if steps is None else steps,
-            batch_size=batch_rows(self.batch_size, smallest_sample=len(train)),
-            learning_rates=tuple(rates[place] for place in places[: len(features.networks)]),
-            weight_decays=tuple(decays[place] for place in places[: len(features.networks)]),
+            batch_size=members[0].batch_size,
+            learning_rates=tuple(rates[place] for place in places),
+            weight_decays=tuple(decays[place] for place in places),
             training=Training(),
         )
-        with draws.here(*features.networks), suitable_threads(features.networks):
-            fitted = fit_regression(task, features, generator=batch_generator, on_step=on_step)
-        for network in fitted.features.networks:
-            network.cpu().requires_grad_(False)
-        return replace(fitted, weights=fitted.weights.cpu())
+        networks = members[0].networks
+        with members[0].draws.here(*networks), suitable_threads(networks):
+            return fit_regression(
+                problem,
+                [member.networks for member in members],
+                generators=[member.batches for member in members],
+                on_step=lambda: on_step(len(members)),
+                file=file,
+            )
 
-    def _structural(self, problem: StandardisedData) -> StructuralFeatures:
+    def _explain(
+        self, sample: Sample, member: PlannedMember, on_step: Callable[..., object], *, runs: SavedRuns | None, train: bool
+    ) -> RegressionFit:
+        """What instruments and covariates explain of the functions fitted."""
+        predicted = torch.stack([one.predict(_sample_on_cpu(sample)) for one in self.fits_]).mean(dim=0)
+        outcome = predicted.to(sample.outcome)
+        explained = replace(sample, outcome=outcome, treatment=outcome)  # in place of images, which would be copied
+        file = None if runs is None else runs.file("explained", sample=explained, networks=member.networks)
+        fit = partial(self._fit_members, explained, [member], on_step=on_step, explains=True)
+        try:
+            (fitted,) = fit(file=file, steps=None if train else 0)
+        except KeyboardInterrupt:
+            warn("the features for score are left untrained: training was interrupted", TrainingWarning)
+            (fitted,) = fit(file=None, steps=0)
+            assert isinstance(fitted, RegressionFit)
+            fitted = replace(fitted, ended="interrupted")
+        if isinstance(fitted, DivergenceError):
+            warn(f"the features for score are left untrained: {fitted}", TrainingWarning)
+            (fitted,) = fit(file=None, steps=0)
+            assert isinstance(fitted, RegressionFit)
+        return _on_cpu(fitted)
+
+    def _structural_networks(self, problem: StandardisedData) -> list[nn.Module]:
+        """``psi`` and, with covariates, ``xi``."""
         sample = problem.sample
-        covariate = None
         treatment = nets.build(
             self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
         )
+        networks = [problem.on_stored(treatment)]
         if sample.covariates is not None:
-            covariate = nets.build(
-                self.covariate_network, shape=sample.covariates.shape[1:], default=nets.covariate_network, role="covariate"
-            )
-        return StructuralFeatures(problem.on_stored(treatment), covariate, self.structure)
+            shape = sample.covariates.shape[1:]
+            networks.append(nets.build(self.covariate_network, shape=shape, default=nets.covariate_network, role="covariate"))
+        return networks
 
-    def _instrument(self, problem: StandardisedData) -> InstrumentFeatures:
-        shape = problem.sample.instruments.shape[1:]
-        network = nets.build(self.instrument_network, shape=shape, default=nets.instrument_network, role="instrument")
-        return InstrumentFeatures(network)
+    def _instrument_network(self, sample: Sample) -> list[nn.Module]:
+        """``phi``."""
+        shape = sample.instruments.shape[1:]
+        return [nets.build(self.instrument_network, shape=shape, default=nets.instrument_network, role="instrument")]
 
     def _facts(self) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
@@ -326,9 +359,12 @@ class _Explained:
         return self.fitted.predict(Sample(nothing, nothing, instruments, covariates))
 
 
-def _reason(error: BaseException) -> str:
-    return "training was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+def _on_cpu(fitted: RegressionFit) -> RegressionFit:
+    """The fit on the cpu, where results live, and its networks frozen."""
+    for network in fitted.networks:
+        network.cpu().requires_grad_(False)
+    return replace(fitted, weights=fitted.weights.cpu())
 
 
-def _on_cpu(sample: Sample) -> Sample:
+def _sample_on_cpu(sample: Sample) -> Sample:
     return Sample(*(None if part is None else part.cpu() for part in vars(sample).values()))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -99,9 +99,9 @@ class SolvedLayers:
 class DFIVSteps:
     """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
-    losses = ("stage1_loss", "stage2_loss")
-    notes = ("stage1_heldout_loss", "heldout_loss", "refit_ridge")
-    advice = "lower learning_rate, raise lambda1, lambda2 and lambda12 or the ridges"
+    losses: ClassVar[tuple[str, ...]] = ("stage1_loss", "stage2_loss")
+    notes: ClassVar[tuple[str, ...]] = ("stage1_heldout_loss", "heldout_loss", "refit_ridge")
+    advice: ClassVar[str] = "lower learning_rate, raise lambda1, lambda2 and lambda12 or the ridges"
 
     def __init__(self, problem: DFIVProblem, networks: Sequence[Networks], generators: Sequence[np.random.Generator]) -> None:
         self._problem, training = problem, problem.training
@@ -197,8 +197,7 @@ class DFIVSteps:
         if kept is not None:
             for network, state in zip(self.networks, kept.parameters, strict=True):
                 network.put(place, state)
-        modules = [network.module(place) for network in self.networks]
-        networks = Networks(modules[0], modules[1], modules[2] if len(modules) > 2 else None)
+        networks = Networks.of([network.module(place) for network in self.networks])
         if kept is None:
             layers = self._refit(place, networks, problem.ridge1, problem.ridge2)
         elif problem.report == "refit":

@@ -107,7 +107,6 @@ class Archive(Protocol[L]):
 class DrivenRun(Protocol):
     """What :func:`drive` drives: something that takes steps, looks at itself, and can be written down."""
 
-    @property
     def over(self) -> bool:
         """Whether nothing is left to train."""
         ...
@@ -160,16 +159,17 @@ def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object], file: Ru
         run.restore(there, done=done)
         return done
 
-    done = (None if file is None else file.read(restored)) or 0
+    found = None if file is None else file.read(restored)
+    done = 0 if found is None else found
     for _ in range(done):
         on_step()
     try:
-        while done < steps and not run.over:
+        while done < steps and not run.over():
             run.step(done + 1)
             done += 1
             on_step()
             run.look(done)
-            if file is not None and (done == steps or run.over or done % file.every == 0):
+            if file is not None and (done == steps or run.over() or done % file.every == 0):
                 file.write({"done": done, **run.saved()})
     except KeyboardInterrupt:
         if not done:

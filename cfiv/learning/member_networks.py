@@ -168,7 +168,7 @@ class Stacked:
         with torch.no_grad():
             for layer in linear:
                 layer.weight.copy_(next(parts)[0].mT)
-                if layer.bias is not None:
+                if _has_bias(layer):
                     layer.bias.copy_(next(parts)[0, 0])
         return module.eval()
 
@@ -178,7 +178,7 @@ class Stacked:
         for layer in self._layers:
             if isinstance(layer, nn.Linear):
                 shapes = [(layer.in_features, layer.out_features)]
-                if layer.bias is not None:
+                if _has_bias(layer):
                     shapes.append((1, layer.out_features))
                 for shape in shapes:
                     size = shape[0] * shape[1]
@@ -193,7 +193,7 @@ class Stacked:
         for layer in self._layers:
             if isinstance(layer, nn.Linear):
                 weight = next(following)
-                x = torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(next(following), x, weight)
+                x = torch.baddbmm(next(following), x, weight) if _has_bias(layer) else torch.bmm(x, weight)
             else:
                 x = ELEMENTWISE[type(layer)][0](x)
             seen.append(x)
@@ -208,7 +208,7 @@ class Stacked:
             if not isinstance(layer, nn.Linear):
                 g = ELEMENTWISE[type(layer)][1](g, x, y)
                 continue
-            if layer.bias is not None:
+            if _has_bias(layer):
                 parts.pop()
                 pieces.append(g.sum(dim=1))
             weight = parts.pop()
@@ -291,9 +291,13 @@ def _chain(network: nn.Module) -> list[nn.Module] | None:
     return [network] if type(network) in ELEMENTWISE else None
 
 
+def _has_bias(layer: nn.Linear) -> bool:
+    return layer._parameters["bias"] is not None
+
+
 def _shape(layer: nn.Module) -> tuple[object, ...]:
     if isinstance(layer, nn.Linear):
-        return (nn.Linear, layer.in_features, layer.out_features, layer.bias is not None)
+        return (nn.Linear, layer.in_features, layer.out_features, _has_bias(layer))
     return (type(layer),)
 
 
@@ -303,6 +307,6 @@ def _row(network: nn.Module) -> Tensor:
     for layer in _chain(network) or ():
         if isinstance(layer, nn.Linear):
             parts.append(layer.weight.detach().mT.flatten())
-            if layer.bias is not None:
+            if _has_bias(layer):
                 parts.append(layer.bias.detach())
     return torch.cat(parts) if parts else torch.zeros(0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,15 +42,19 @@ class MemberSteps(Protocol[L]):
     """
 
     memories: list[Memory | None]
-    losses: tuple[str, ...]
-    notes: tuple[str, ...]
-    advice: str
+    losses: ClassVar[tuple[str, ...]]
+    notes: ClassVar[tuple[str, ...]]
+    advice: ClassVar[str]
 
     @property
-    def networks(self) -> list[MemberNetwork]: ...
+    def networks(self) -> list[MemberNetwork]:
+        """All feature maps, in a fixed order."""
+        ...
 
     @property
-    def learners(self) -> list[Learner]: ...
+    def learners(self) -> list[Learner]:
+        """Of all of them."""
+        ...
 
     def step(self, number: int) -> tuple[Tensor, ...]:
         """Take step ``number`` (from 1); its losses (members,), not yet read."""
@@ -161,7 +165,6 @@ class MembersRun(Generic[L]):
         ]
         self._losses: list[tuple[Tensor, ...]] = []
 
-    @property
     def over(self) -> bool:
         """Whether all members have ended."""
         return not self._active()

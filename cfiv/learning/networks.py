@@ -180,6 +180,12 @@ class Networks:
     instrument: nn.Module
     covariate: nn.Module | None
 
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> Networks:
+        """From those that exist, in the order of :meth:`modules`."""
+        treatment, instrument, *covariate = modules
+        return cls(treatment, instrument, covariate[0] if covariate else None)
+
     def modules(self) -> list[nn.Module]:
         """The networks that exist, in a fixed order."""
         return [module for module in (self.treatment, self.instrument, self.covariate) if module is not None]

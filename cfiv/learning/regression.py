@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -200,9 +200,9 @@ class SolvedLayer:
 class RegressionSteps:
     """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
-    losses = ("loss",)
-    notes = ("heldout_loss", "refit_ridge")
-    advice = "lower learning_rate, or raise the penalties"
+    losses: ClassVar[tuple[str, ...]] = ("loss",)
+    notes: ClassVar[tuple[str, ...]] = ("heldout_loss", "refit_ridge")
+    advice: ClassVar[str] = "lower learning_rate, or raise the penalties"
 
     def __init__(
         self, problem: RegressionProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]

@@ -1,0 +1,108 @@
+"""Functions that are fitted and averaged: the rows, networks and random numbers of each, and which of them train together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from torch import nn
+
+from cfiv.errors import DivergenceError, TrainingWarning, warn
+from cfiv.learning.member_networks import can_be_stacked
+from cfiv.learning.samples import Split
+from cfiv.runtime.draws import Draws
+
+#: Members that train side by side at most: more take as long as one after another.
+TOGETHER = 16
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class PlannedMember:
+    """One of the functions that are averaged.
+
+    Parameters
+    ----------
+    fit : int
+    swapped : bool
+        Whether the samples have swapped roles.
+    split : Split
+    batch_size : int or None
+    networks : list of Module
+    batches : Generator
+        Source of its batches.
+    draws : Draws
+        What its networks draw from.
+    """
+
+    fit: int
+    swapped: bool
+    split: Split
+    batch_size: int | None
+    networks: list[nn.Module]
+    batches: np.random.Generator
+    draws: Draws
+
+
+def group_members(members: Sequence[PlannedMember]) -> Iterator[list[PlannedMember]]:
+    """Members that train together: all with plain networks and equal batches, at most ``TOGETHER``; others one by one."""
+    sizes = {(len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else m.batch_size for m in members}
+    alike = zip(*(member.networks for member in members), strict=True)
+    together = len(sizes) == 1 and all(can_be_stacked(networks) for networks in alike)
+    size = TOGETHER if together else 1
+    for start in range(0, len(members), size):
+        yield list(members[start : start + size])
+
+
+def fit_members(
+    members: Sequence[PlannedMember], fit: Callable[[list[PlannedMember], str], Sequence[F | DivergenceError]]
+) -> tuple[list[tuple[PlannedMember, F]], bool]:
+    """Fit all members, group by group, until one is interrupted; those that diverged are left out.
+
+    Parameters
+    ----------
+    members : sequence of PlannedMember
+    fit : callable
+        From members that train together, and the name of their run file, to what comes of each.
+
+    Returns
+    -------
+    fitted : list of (PlannedMember, fit)
+        At least one.
+    interrupted : bool
+
+    Raises
+    ------
+    DivergenceError
+        If all diverged before any usable state.
+    KeyboardInterrupt
+        If training was interrupted before the first step.
+
+    Warns
+    -----
+    TrainingWarning
+        Where one is left out.
+    """
+    outcomes: list[F | DivergenceError] = []
+    interrupted = False
+    for number, together in enumerate(group_members(members), start=1):
+        try:
+            outcomes += fit(together, f"fits-{number}")
+        except KeyboardInterrupt:
+            if not outcomes:
+                raise
+            interrupted = True
+            what = f"training was interrupted before the first step of fit {len(outcomes) + 1}"
+            warn(f"{what}; what was fitted before is kept and usable", TrainingWarning)
+        interrupted = interrupted or any(getattr(outcome, "ended", None) == "interrupted" for outcome in outcomes)
+        if interrupted:
+            break
+    errors = [outcome for outcome in outcomes if isinstance(outcome, DivergenceError)]
+    if len(errors) == len(outcomes):
+        raise errors[0]
+    for error in errors:
+        warn(f"a fit is left out of the average: {error}", TrainingWarning)
+    pairs = zip(members, outcomes, strict=False)
+    return [(member, outcome) for member, outcome in pairs if not isinstance(outcome, DivergenceError)], interrupted
