@@ -27,7 +27,7 @@ MAY_USE = {
     "labels": {"errors", "arrays"},
     "data": {"errors", "arrays", "labels"},
     "numerics": {"errors", "checks"},
-    "tables": {"errors", "checks", "arrays", "labels", "data"},
+    "tables": {"errors", "checks", "file_values", "arrays", "labels", "data"},
     "runtime": {"errors", "checks", "arrays"},
     "learning": {"errors", "checks", "arrays", "files", "tensor_file", "file_values", "memory", "numerics", "runtime"},
     "rendering": set(),

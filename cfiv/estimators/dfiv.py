@@ -19,7 +19,7 @@ from torch import Tensor
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, WeakIdentificationWarning
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, refuse_target, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -349,7 +349,7 @@ class DFIV(StructuralEstimator):
             encoder, arrays = self.encode(data)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
-            estimate = self._estimate(arrays, intercept=has_intercept(encoder), runs=runs)
+            estimate = self._estimate(arrays, intercept=encoder.intercept, runs=runs)
         return self._keep(estimate, encoder, arrays, started)
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:

@@ -25,7 +25,7 @@ import cfiv
 from cfiv import IVData
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.estimators.model_file import FORMAT_VERSION
+from cfiv.estimators.structural import FORMAT_VERSION
 
 EXPORTED = [getattr(cfiv, name) for name in cfiv.__all__]
 ESTIMATORS = [kind for kind in EXPORTED if isinstance(kind, type) and issubclass(kind, StructuralEstimator)]
