@@ -20,7 +20,7 @@ from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
 from cfiv.tables.parts import fit_part
 from cfiv.tables.roles import Roles
-from cfiv.tables.table_encoder import TableEncoder, prediction_columns
+from cfiv.tables.table_encoder import TableEncoder
 
 
 def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing, clustered: bool) -> tuple[Encoder, IVData]:
@@ -107,7 +107,6 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         names={role: state.columns for role, state in states.items()}
         | {role: (name,) for role, name in (("weights", roles.weights), ("clusters", roles.clusters)) if name is not None},
     )
-    needed, treatment_columns = prediction_columns(parts["treatment"], parts.get("covariates"))
     stride = max(1, -(-len(frame) // REFERENCE_ROWS))
     encoder = TableEncoder(
         roles=roles,
@@ -115,8 +114,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         treatment=states["treatment"],
         instruments=states["instruments"],
         covariates=states.get("covariates"),
-        treatment_columns=treatment_columns,
-        reference=frame[list(needed)].iloc[::stride].reset_index(drop=True),
+        reference=frame[list(roles.prediction_columns)].iloc[::stride].reset_index(drop=True),
     )
     return encoder, data
 

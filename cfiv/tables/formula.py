@@ -9,7 +9,7 @@ from formulaic.parser.types import Factor, Term
 
 from cfiv.errors import FormulaError
 from cfiv.tables.grammar import part_terms
-from cfiv.tables.terms import factor_columns, factor_functions, factor_width, identifier_of, is_category
+from cfiv.tables.terms import Contents, contents, identifier_of
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,8 @@ class Part:
     ----------
     terms : tuple of Term
         As formulaic has them, without the constant, those of fewer factors first.
-    factors : tuple of Factor
-        Of all terms, each once, without literal numbers.
-    columns : mapping from the text of a factor to the raw columns in it
-    widths : mapping from the text of a factor to the number of columns that its calls make of one, at most
+    factors : mapping from the text of a factor to what it holds
+        Of all terms, without literal numbers.
     variables : tuple of str
         All raw columns, in the order of their first use.
     categories : frozenset of str
@@ -41,28 +39,27 @@ class Part:
 
     text: str
     terms: tuple[Term, ...] = field(init=False, repr=False, compare=False)
-    factors: tuple[Factor, ...] = field(init=False, repr=False, compare=False)
-    columns: dict[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
-    widths: dict[str, int] = field(init=False, repr=False, compare=False)
+    factors: dict[str, Contents] = field(init=False, repr=False, compare=False)
     variables: tuple[str, ...] = field(init=False, repr=False, compare=False)
     categories: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         terms = part_terms(self.text)
         found = {factor.expr: factor for term in terms for factor in term.factors}
-        factors = tuple(factor for factor in found.values() if factor.eval_method is not Factor.EvalMethod.LITERAL)
-        columns = {factor.expr: factor_columns(factor) for factor in factors}
+        literal = Factor.EvalMethod.LITERAL
+        factors = {text: contents(factor) for text, factor in found.items() if factor.eval_method is not literal}
         read = {
             "terms": terms,
             "factors": factors,
-            "columns": columns,
-            "widths": {factor.expr: factor_width(factor) for factor in factors},
-            "variables": tuple(dict.fromkeys(name for names in columns.values() for name in names)),
-            "categories": frozenset(name for factor in factors if is_category(factor) for name in columns[factor.expr]),
+            "variables": tuple(dict.fromkeys(name for held in factors.values() for name in held.columns)),
+            "categories": frozenset(name for held in factors.values() if held.category for name in held.columns),
         }
         for name, value in read.items():
             object.__setattr__(self, name, value)
-        self._check_names()
+        python = Factor.EvalMethod.PYTHON
+        self._check_names(
+            {name for text, factor in found.items() if factor.eval_method is python for name in factors[text].columns}
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its text, whatever formulaic makes of it there."""
@@ -72,16 +69,14 @@ class Part:
         """The sum of the other's terms and these."""
         return self if other is None else Part(f"{other.text} + {self.text}")
 
-    def _check_names(self) -> None:
-        """Raise for columns that formulaic takes for a function, or for one another."""
-        for function in dict.fromkeys(function for factor in self.factors for function in factor_functions(factor)):
+    def _check_names(self, in_code: set[str]) -> None:
+        """Raise for columns that formulaic takes for a function, or in code for one another."""
+        for function in dict.fromkeys(function for held in self.factors.values() for function in held.functions):
             if function.split(".")[0] in self.variables:
                 raise FormulaError(
                     f"{self.text!r} calls {function}() beside a column named {function.split('.')[0]!r}, which would take the "
                     "function's place: rename that column"
                 )
-        python = [factor for factor in self.factors if factor.eval_method is Factor.EvalMethod.PYTHON]
-        in_code = {name for factor in python for name in self.columns[factor.expr]}
         for name in sorted(in_code):
             identifier = identifier_of(name)
             for other in self.variables:

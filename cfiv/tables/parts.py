@@ -22,11 +22,10 @@ from formulaic.parser.types import Factor, Term
 
 from cfiv.data import Array
 from cfiv.errors import DataError, FormulaError, TooLargeError
-from cfiv.tables.columns import numeric, require_columns
+from cfiv.tables.columns import categorised, listed, numeric, plain_level, require_columns, seen_levels
 from cfiv.tables.formula import Part
 from cfiv.tables.grammar import UNREADABLE, reason
-from cfiv.tables.levels import categorised, listed, plain_level, seen_levels
-from cfiv.tables.terms import is_category, named_levels, term_text
+from cfiv.tables.terms import term_text
 
 #: Columns that the terms of a part may make, besides those of the table itself.
 MOST_COLUMNS = 100_000
@@ -156,7 +155,7 @@ def fit_part(
     categories = joint.categories | typed
     ready = numeric(frame, joint.variables, categories)
     for name in (name for name in joint.variables if name in joint.categories and name not in typed):
-        if any(name in joint.columns[factor.expr] and not is_category(factor) for factor in joint.factors):
+        if any(name in held.columns and not held.category for held in joint.factors.values()):
             raise FormulaError(
                 f"column {name!r} is both C({name}) and a number in {joint.text!r}: copy it to a second column for one of the "
                 "two"
@@ -175,14 +174,14 @@ def fit_part(
 
 def _check_named_levels(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:
     """Raise unless the categories that ``C(..., levels=...)`` and its contrasts name are those of the column."""
-    for factor in filter(is_category, part.factors):
-        for argument, named in named_levels(factor).items():
-            for column in part.columns[factor.expr][:1]:
+    for text, held in part.factors.items():
+        for argument, named in held.named.items():
+            for column in held.columns[:1]:
                 known = levels[column]
                 strange = [level for level in named if level not in known]
                 if strange or (argument == "levels" and len(named) != len(known)):
                     raise FormulaError(
-                        f"{argument} of {factor.expr!r} must name {'all ' if argument == 'levels' else ''}categories of "
+                        f"{argument} of {text!r} must name {'all ' if argument == 'levels' else ''}categories of "
                         f"{column!r}, got {listed(named)}: they are {listed(known)}"
                     )
 
@@ -195,10 +194,11 @@ def _covariates_beside(part: Part, covariates: Part, typed: Container[str]) -> P
 
     def split(term: Term) -> tuple[frozenset[str], bool]:
         """A term's factors that are numbers, and whether there are categories besides."""
-        factors = [factor for factor in term.factors if factor.eval_method is not Factor.EvalMethod.LITERAL]
-        lookup = Factor.EvalMethod.LOOKUP
-        kinds = [is_category(factor) or (factor.eval_method is lookup and factor.expr in typed) for factor in factors]
-        return frozenset(f.expr for f, kind in zip(factors, kinds, strict=True) if not kind), any(kinds)
+        held = {factor.expr: factors[factor.expr] for factor in term.factors if factor.expr in factors}
+        numbers = frozenset(text for text, one in held.items() if not one.category and text not in typed)
+        return numbers, len(numbers) < len(held)
+
+    factors = covariates.factors | part.factors
 
     own = {term: split(term) for term in part.terms}
     numbers = {only for only, categories in own.values() if categories}
@@ -251,8 +251,8 @@ def _check_width(part: Part, levels: Mapping[str, Sequence[Hashable]], text: str
     """Raise before any is made where there would be very many columns."""
     lookup, made = Factor.EvalMethod.LOOKUP, 0
     width = {
-        factor: part.widths[factor] * prod(len(levels[name]) for name in names if name in levels)
-        for factor, names in part.columns.items()
+        text: held.width * prod(len(levels[name]) for name in held.columns if name in levels)
+        for text, held in part.factors.items()
     }
     for term in part.terms:
         if not all(factor.eval_method is lookup and factor.expr not in levels for factor in term.factors):

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,13 +54,27 @@ class Roles:
     intercept: bool = True
     clusters: str | None = None
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Part]:
-        """The formula of each role that there is, read anew."""
+        """The formula of each role that there is, read once."""
         texts = {"outcome": self.outcome, "treatment": self.treatment, "instruments": self.instruments}
         if self.covariates is not None:
             texts["covariates"] = self.covariates
         return {role: Part(text) for role, text in texts.items()}
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """Raw columns that the structural function needs: those of treatments, then of covariates."""
+        return tuple(dict.fromkeys((*self.parts["treatment"].variables, *self._exogenous)))
+
+    @property
+    def treatment_columns(self) -> tuple[str, ...]:
+        """Those of them that are the treatment, which ``effect`` and ``dose_response`` set."""
+        return tuple(name for name in self.parts["treatment"].variables if name not in self._exogenous)
+
+    @property
+    def _exogenous(self) -> tuple[str, ...]:
+        return self.parts["covariates"].variables if self.covariates is not None else ()
 
     @property
     def label_columns(self) -> tuple[str, ...]:

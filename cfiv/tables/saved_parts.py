@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cfiv.file_values import choice, fields, flag, like, listed, numbers, text, texts
+from cfiv.tables.columns import plain_level
 from cfiv.tables.formula import Part
-from cfiv.tables.levels import plain_level
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 
@@ -48,11 +48,11 @@ def part_to_values(part: PartState) -> dict[str, Any]:
     }
 
 
-def part_from_values(values: Any, formula: str) -> PartState:
+def part_from_values(values: Any, part: Part) -> PartState:
     """A fitted part whose formula is the role's."""
     fields(values, "formula", "columns", "transform_state", "levels", "intercept", "beside")
-    if text(values["formula"]) != formula:
-        raise ValueError(f"a part {values['formula']!r} for the role {formula!r}")
+    if text(values["formula"]) != part.text:
+        raise ValueError(f"a part {values['formula']!r} for the role {part.text!r}")
     levels: dict[str, tuple[Any, ...]] = {}
     for name, seen in (listed(pair, count=2) for pair in listed(values["levels"])):
         levels[text(name)] = tuple(_level(level, name) for level in listed(seen))
@@ -60,7 +60,7 @@ def part_from_values(values: Any, formula: str) -> PartState:
     if not isinstance(state, dict) or not all(isinstance(term, str) and isinstance(kept, dict) for term, kept in state.items()):
         raise TypeError("transforms that have learned nothing by name")
     beside = None if values["beside"] is None else Part(text(values["beside"]))
-    return PartState(Part(formula), texts(values["columns"]), state, levels, flag(values["intercept"]), beside)
+    return PartState(part, texts(values["columns"]), state, levels, flag(values["intercept"]), beside)
 
 
 def check_part(part: PartState, frame: pd.DataFrame) -> None:

@@ -16,7 +16,6 @@ from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.file_values import fields, listed, texts
 from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
-from cfiv.tables.formula import Part
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 from cfiv.tables.saved_parts import (
@@ -29,6 +28,8 @@ from cfiv.tables.saved_parts import (
 )
 from cfiv.tables.treatment_values import grid_table, values_by_column
 
+ROLES = ("outcome", "treatment", "instruments", "covariates")
+
 
 @dataclass(frozen=True, eq=False)
 class TableEncoder:
@@ -39,8 +40,6 @@ class TableEncoder:
     roles : Roles
     outcome, treatment, instruments, covariates : PartState
         ``covariates`` is None where there are none.
-    treatment_columns : tuple of str
-        The raw columns that are the treatment, those that ``effect`` and ``dose_response`` set.
     reference : DataFrame
         Rows of the training table (all raw columns the structural function needs) to average over.
     """
@@ -50,7 +49,6 @@ class TableEncoder:
     treatment: PartState
     instruments: PartState
     covariates: PartState | None
-    treatment_columns: tuple[str, ...]
     reference: pd.DataFrame
 
     kind: ClassVar[str] = "table"
@@ -68,7 +66,12 @@ class TableEncoder:
     @property
     def columns(self) -> tuple[str, ...]:
         """The raw columns that prediction needs."""
-        return tuple(self.reference.columns)
+        return self.roles.prediction_columns
+
+    @property
+    def treatment_columns(self) -> tuple[str, ...]:
+        """The raw columns that are the treatment, those that ``effect`` and ``dose_response`` set."""
+        return self.roles.treatment_columns
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -175,7 +178,7 @@ class TableEncoder:
 
     def to_values(self) -> dict[str, Any]:
         """All that :meth:`from_values` needs."""
-        parts = self._parts()
+        parts = {role: getattr(self, role) for role in ROLES}
         categories = {name for part in parts.values() if part is not None for name in part.levels}
         columns = [(name, self.reference[name]) for name in self.reference.columns]
         return {
@@ -197,26 +200,18 @@ class TableEncoder:
         """
         fields(values, "kind", "roles", "parts", "treatment_columns", "reference")
         roles = roles_from_values(values["roles"])
-        parts: dict[str, Any] = {
-            role: None if getattr(roles, role) is None else part_from_values(part, getattr(roles, role))
-            for role, part in fields(values["parts"], "outcome", "treatment", "instruments", "covariates").items()
-        }
-        if roles.covariates is None and values["parts"]["covariates"] is not None:
+        parts = fields(values["parts"], *ROLES)
+        if roles.covariates is None and parts["covariates"] is not None:
             raise ValueError("covariates without a role")
-        encoder = cls(
-            roles=roles,
-            treatment_columns=texts(values["treatment_columns"]),
-            reference=pd.DataFrame(dict(column_from_values(column) for column in listed(values["reference"]))),
-            **parts,
-        )
-        needed, treatment = prediction_columns(
-            encoder.treatment.formula, None if not parts["covariates"] else parts["covariates"].formula
-        )
-        if encoder.columns != needed or not 1 <= len(encoder.reference) <= REFERENCE_ROWS:
-            rows = len(encoder.reference)
-            raise ValueError(f"{rows} rows of {encoder.columns} to average over, of the columns {needed}")
-        if encoder.treatment_columns != treatment:
-            raise ValueError(f"the treatment columns are {treatment}, got {encoder.treatment_columns}")
+        fitted: dict[str, Any] = {role: part_from_values(parts[role], part) for role, part in roles.parts.items()}
+        reference = pd.DataFrame(dict(column_from_values(column) for column in listed(values["reference"])))
+        if tuple(reference.columns) != roles.prediction_columns or not 1 <= len(reference) <= REFERENCE_ROWS:
+            raise ValueError(
+                f"{len(reference)} rows of {list(reference.columns)} to average over, of the columns {roles.prediction_columns}"
+            )
+        if texts(values["treatment_columns"]) != roles.treatment_columns:
+            raise ValueError(f"the treatment columns are {roles.treatment_columns}, got {values['treatment_columns']}")
+        encoder = cls(roles=roles, reference=reference, **{"covariates": None, **fitted})
         for part in (encoder.treatment, encoder.covariates):
             if part is not None:
                 check_part(part, encoder.reference)
@@ -246,12 +241,3 @@ class TableEncoder:
                 f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(needed)} (first: row "
                 f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
             )
-
-    def _parts(self) -> dict[str, PartState | None]:
-        return {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
-
-
-def prediction_columns(treatment: Part, covariates: Part | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Raw columns of predictions, and those of them that are the treatment."""
-    exogenous = () if covariates is None else covariates.variables
-    return tuple(dict.fromkeys((*treatment.variables, *exogenous))), tuple(n for n in treatment.variables if n not in exogenous)

@@ -12,7 +12,8 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from formulaic.parser.types import Factor, Term
@@ -40,13 +41,33 @@ _PLAIN_TEXT = re.compile(r"'[\w .,:;/&%+-]*'|\"[\w .,:;/&%+-]*\"")
 _QUOTED_NAME = re.compile(r"`([^`]*)`")
 
 
-def is_category(factor: Factor) -> bool:
-    """Whether a factor is a call of ``C``."""
-    return factor.eval_method is Factor.EvalMethod.PYTHON and str(factor.expr).startswith("C(")
+@dataclass(frozen=True)
+class Contents:
+    """What a factor of a term holds.
+
+    Parameters
+    ----------
+    columns : tuple of str
+        Raw columns, in the order of their use.
+    category : bool
+        Whether it is a call of ``C``.
+    functions : tuple of str
+        Those that it uses, with those of CONTRASTS that C is given without a call.
+    width : int
+        An upper bound of the columns that its calls make of one column.
+    named : mapping from ``levels``, ``base`` or ``reference`` to categories
+        Those that C and its contrasts name.
+    """
+
+    columns: tuple[str, ...]
+    category: bool = False
+    functions: tuple[str, ...] = ()
+    width: int = 1
+    named: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-def factor_columns(factor: Factor) -> tuple[str, ...]:
-    """Columns in one factor.
+def contents(factor: Factor) -> Contents:
+    """Read a factor.
 
     Raises
     ------
@@ -54,43 +75,31 @@ def factor_columns(factor: Factor) -> tuple[str, ...]:
         Unless it is built from columns, arithmetic and TRANSFORMS, of sizes within their bounds.
     """
     if factor.eval_method is Factor.EvalMethod.LOOKUP:
-        return (factor.expr,)
-    tree, original = _parsed(factor.expr)
-    check = _Check(factor.expr)
+        return Contents((factor.expr,))
+    term = str(factor.expr)
+    tree, original = _parsed(term)
+    check = _Check(term)
     try:
         check.number(tree.body)
     except RecursionError:
-        raise FormulaError(f"the term {factor.expr[:200]!r} is nested too deeply: compute that column first") from None
-    return tuple(original.get(name, name) for name in check.columns)
-
-
-def named_levels(factor: Factor) -> dict[str, list[Any]]:
-    """The categories that a factor names: ``levels`` of C, and ``base`` or ``reference`` of its contrasts."""
-    if not is_category(factor):
-        return {}
-    found: dict[str, list[Any]] = {}
-    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
-        signature = {**TRANSFORMS, **CONTRASTS}.get(ast.unparse(call.func))
-        for name, node in () if signature is None else arguments(call, signature, factor.expr):
-            if name in ("levels", "base", "reference"):
-                nodes = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
-                found[name] = [n.value if isinstance(n, ast.Constant) else _constant(n, factor.expr) for n in nodes]
-    return found
-
-
-def factor_width(factor: Factor) -> int:
-    """An upper bound of the columns that the calls in a factor make of one column."""
-    if factor.eval_method is not Factor.EvalMethod.PYTHON:
-        return 1
-    width = 1
-    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
-        signature = TRANSFORMS.get(ast.unparse(call.func))
-        if signature is not None and signature.sizes:
-            given = arguments(call, signature, factor.expr)
-            sizes = [_constant(node, factor.expr) or 0 for name, node in given if name in signature.sizes]
+        raise FormulaError(f"the term {term[:200]!r} is nested too deeply: compute that column first") from None
+    category, functions, width, named = term.startswith("C("), [], 1, {}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        signature = TRANSFORMS.get(function) or CONTRASTS[function]
+        given = arguments(call, signature, term)
+        handed = [ast.unparse(node) for _, node in given]
+        functions += [function, *(text for text in handed if text in TRANSFORMS or text in CONTRASTS)]
+        if signature.sizes:
+            sizes = [_constant(node, term) or 0 for name, node in given if name in signature.sizes]
             lists = [len(node.elts) for _, node in given if isinstance(node, (ast.List, ast.Tuple))]
             width *= int(sum(sizes) + sum(lists)) + 4  # a spline's degree is 3 where nothing is said
-    return width
+        for name, node in given if category else ():
+            if name in ("levels", "base", "reference"):
+                nodes = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
+                named[name] = [n.value if isinstance(n, ast.Constant) else _constant(n, term) for n in nodes]
+    columns = tuple(original.get(name, name) for name in check.columns)
+    return Contents(columns, category, tuple(functions), width, named)
 
 
 class _Check:
@@ -212,15 +221,6 @@ def _constant(node: ast.expr, term: str) -> float | None:
     if not isinstance(value, float) or not math.isfinite(value):
         raise FormulaError(f"the constant {ast.unparse(node)[:50]} in {term[:200]!r} is no finite number: write its value")
     return value
-
-
-def factor_functions(factor: Factor) -> list[str]:
-    """The functions that a factor uses, those of CONTRASTS included that C is given without a call."""
-    if factor.eval_method is not Factor.EvalMethod.PYTHON:
-        return []
-    calls = [node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)]
-    handed = [value for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords))]
-    return [name for name in map(ast.unparse, (*(call.func for call in calls), *handed)) if name in {*TRANSFORMS, *CONTRASTS}]
 
 
 def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:

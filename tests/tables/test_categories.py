@@ -450,7 +450,7 @@ def test_a_file_of_an_older_cfiv_is_read_beside_a_constant(frame: pd.DataFrame, 
     values["transform_state"] = {
         "pairs": [[name, {"pairs": list(kept.items())}] for name, kept in part.transform_state.items()]
     }
-    assert part_from_values(old_model_files._part(values), part.formula.text) == part
+    assert part_from_values(old_model_files._part(values), part.formula) == part
 
 
 @pytest.mark.contract
