@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.data import Array, to_tensor
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix

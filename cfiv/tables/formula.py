@@ -14,20 +14,24 @@ from cfiv.tables.terms import Contents, contents, identifier_of
 
 @dataclass(frozen=True)
 class Part:
-    """A sum of terms, such as ``C(shop) + poly(x, 2):z``.
+    """A sum of terms, such as ``C(shop) + poly(x, 2):z``, with what it is coded beside.
 
     Parameters
     ----------
     text : str
+    other : Part, optional
+        Covariate terms that the part's categories are coded beside.
 
     Attributes
     ----------
     terms : tuple of Term
         As formulaic has them, without the constant, those of fewer factors first.
+    own : tuple of Term
+        Those of them that are not among the other's.
     factors : mapping from the text of a factor to what it holds
-        Of all terms, without literal numbers.
+        Of these terms and the other's, without literal numbers.
     variables : tuple of str
-        All raw columns, in the order of their first use.
+        All raw columns in them, in the order of their first use.
     categories : frozenset of str
         Those in ``C(...)``.
 
@@ -38,18 +42,25 @@ class Part:
     """
 
     text: str
+    other: Part | None = None
     terms: tuple[Term, ...] = field(init=False, repr=False, compare=False)
+    own: tuple[Term, ...] = field(init=False, repr=False, compare=False)
     factors: dict[str, Contents] = field(init=False, repr=False, compare=False)
     variables: tuple[str, ...] = field(init=False, repr=False, compare=False)
     categories: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         terms = part_terms(self.text)
-        found = {factor.expr: factor for term in terms for factor in term.factors}
-        literal = Factor.EvalMethod.LITERAL
-        factors = {text: contents(factor) for text, factor in found.items() if factor.eval_method is not literal}
+        before, known = ((), {}) if self.other is None else (self.other.terms, self.other.factors)
+        found = {factor.expr: factor for term in (*before, *terms) for factor in term.factors}
+        factors = {
+            text: known[text] if text in known else contents(factor)
+            for text, factor in found.items()
+            if factor.eval_method is not Factor.EvalMethod.LITERAL
+        }
         read = {
             "terms": terms,
+            "own": tuple(term for term in terms if term not in before),
             "factors": factors,
             "variables": tuple(dict.fromkeys(name for held in factors.values() for name in held.columns)),
             "categories": frozenset(name for held in factors.values() if held.category for name in held.columns),
@@ -63,18 +74,19 @@ class Part:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its text, whatever formulaic makes of it there."""
-        return Part, (self.text,)
+        return Part, (self.text, self.other)
 
-    def beside(self, other: Part | None) -> Part:
-        """The sum of the other's terms and these."""
-        return self if other is None else Part(f"{other.text} + {self.text}")
+    @property
+    def joint(self) -> str:
+        """The text of the sum with what it is coded beside."""
+        return self.text if self.other is None else f"{self.other.text} + {self.text}"
 
     def _check_names(self, in_code: set[str]) -> None:
         """Raise for columns that formulaic takes for a function, or in code for one another."""
         for function in dict.fromkeys(function for held in self.factors.values() for function in held.functions):
             if function.split(".")[0] in self.variables:
                 raise FormulaError(
-                    f"{self.text!r} calls {function}() beside a column named {function.split('.')[0]!r}, which would take the "
+                    f"{self.joint!r} calls {function}() beside a column named {function.split('.')[0]!r}, which would take the "
                     "function's place: rename that column"
                 )
         for name in sorted(in_code):
@@ -82,5 +94,5 @@ class Part:
             for other in self.variables:
                 if other != name and identifier in (other, other in in_code and identifier_of(other)):
                     raise FormulaError(
-                        f"columns {name!r} and {other!r} cannot be told apart in {self.text!r}: rename one of them"
+                        f"columns {name!r} and {other!r} cannot be told apart in {self.joint!r}: rename one of them"
                     )

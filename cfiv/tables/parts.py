@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from math import prod
 from typing import Any
@@ -46,8 +45,6 @@ class PartState:
         For the columns used as categories, in the order in which they are coded, the first being the reference.
     intercept : bool
         Whether the part is coded beside a constant.
-    beside : Part or None
-        Covariate terms that the part's categories are coded beside.
 
     Raises
     ------
@@ -60,33 +57,21 @@ class PartState:
     transform_state: Mapping[str, Any]
     levels: Mapping[str, tuple[Hashable, ...]]
     intercept: bool = True
-    beside: Part | None = None
 
     def __post_init__(self) -> None:
-        text, joint = self.formula.text, self.joint
+        part, text = self.formula, self.formula.text
         if not isinstance(self.transform_state, Mapping):
             raise FormulaError(f"the part {text!r} has a state of the wrong type: fit again")
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
             raise FormulaError(f"the part {text!r} has columns without names: fit again")
         for name, known in self.levels.items():
-            if name not in joint.variables or not isinstance(known, tuple):
+            if name not in part.variables or not isinstance(known, tuple):
                 raise FormulaError(f"the part {text!r} has categories of {name!r}, which it does not use: fit again")
             if len(dict.fromkeys(plain_level(level, name) for level in known)) < max(2, len(known)):
                 raise DataError(f"column {name!r} has too few categories, or one twice: fit again")
-        if joint.categories - set(self.levels):
+        if part.categories - set(self.levels):
             raise FormulaError(f"the part {text!r} lacks categories that it uses: fit again")
-        _check_width(joint, self.levels, text)
-
-    @cached_property
-    def joint(self) -> Part:
-        """The part with what it is coded beside."""
-        return self.formula.beside(self.beside)
-
-    @cached_property
-    def own(self) -> tuple[Term, ...]:
-        """The part's terms that it is not coded beside."""
-        before = () if self.beside is None else self.beside.terms
-        return tuple(term for term in self.formula.terms if term not in before)
+        _check_width(part, self.levels)
 
     def matrix(self, frame: pd.DataFrame) -> Array:
         """The part's columns at the rows of ``frame``, shape (n, len(columns)); raises as :meth:`materialise`."""
@@ -103,12 +88,12 @@ class PartState:
         DataError
             For missing columns, text, infinities, and categories that training did not see.
         """
-        require_columns(frame, self.joint.variables, needed_for="predictions")  # again, for a file whose parts disagree
+        require_columns(frame, self.formula.variables, needed_for="predictions")  # again, for a file whose parts disagree
         return _materialise(self, self.raw(frame))
 
     def raw(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The columns that the part is made of: numbers, and categories as training knows them."""
-        return categorised(numeric(frame, self.joint.variables, self.levels), self.levels)
+        return categorised(numeric(frame, self.formula.variables, self.levels), self.levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +133,19 @@ def fit_part(
         For columns and terms that cannot be used.
     """
     typed = {str(name) for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
-    beside = None
     if covariates is not None and (part.categories or typed & set(part.variables)):
-        beside = _covariates_beside(part, covariates, typed)
-    joint = part.beside(beside)
-    categories = joint.categories | typed
-    ready = numeric(frame, joint.variables, categories)
-    for name in (name for name in joint.variables if name in joint.categories and name not in typed):
-        if any(name in held.columns and not held.category for held in joint.factors.values()):
+        part = _beside(part, covariates, typed)
+    categories = part.categories | typed
+    ready = numeric(frame, part.variables, categories)
+    for name in (name for name in part.variables if name in part.categories and name not in typed):
+        if any(name in held.columns and not held.category for held in part.factors.values()):
             raise FormulaError(
-                f"column {name!r} is both C({name}) and a number in {joint.text!r}: copy it to a second column for one of the "
+                f"column {name!r} is both C({name}) and a number in {part.joint!r}: copy it to a second column for one of the "
                 "two"
             )
-    levels = {name: seen_levels(ready[name], name) for name in joint.variables if name in categories}
-    _check_named_levels(joint, levels)
-    draft = PartState(part, (part.text,), {}, levels, intercept, beside)
+    levels = {name: seen_levels(ready[name], name) for name in part.variables if name in categories}
+    _check_named_levels(part, levels)
+    draft = PartState(part, (part.text,), {}, levels, intercept)
     made = _materialise(draft, categorised(ready, levels))
     if made.spanned and (role == "treatment" or not made.columns):
         raise FormulaError(
@@ -186,8 +169,8 @@ def _check_named_levels(part: Part, levels: Mapping[str, Sequence[Hashable]]) ->
                     )
 
 
-def _covariates_beside(part: Part, covariates: Part, typed: Container[str]) -> Part | None:
-    """The covariate terms that a part's categories have to be coded beside.
+def _beside(part: Part, covariates: Part, typed: Container[str]) -> Part:
+    """The part with the covariate terms that its categories have to be coded beside.
 
     Those of the same numbers: beside ``x`` the categories of ``C(shop):x`` are one less, beside ``w`` they are not.
     """
@@ -203,16 +186,16 @@ def _covariates_beside(part: Part, covariates: Part, typed: Container[str]) -> P
     own = {term: split(term) for term in part.terms}
     numbers = {only for only, categories in own.values() if categories}
     kept = [term_text(term) for term in covariates.terms if split(term)[0] in numbers and (split(term)[1] or term not in own)]
-    return Part(" + ".join(kept)) if kept else None
+    return Part(part.text, Part(" + ".join(kept))) if kept else part
 
 
 def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
     """formulaic's model matrix, of it the part's own columns, with a check for finite values."""
-    text, own = part.formula.text, frozenset(part.own)
+    text, own = part.formula.text, frozenset(part.formula.own)
     constant = [Term([Factor("1", eval_method="literal")])] if part.intercept else []
-    before = () if part.beside is None else part.beside.terms
+    before = () if part.formula.other is None else part.formula.other.terms
     spec = ModelSpec(
-        formula=SimpleFormula([*constant, *before, *part.own], _ordering="none"),
+        formula=SimpleFormula([*constant, *before, *part.formula.own], _ordering="none"),
         transform_state=dict(part.transform_state),
         na_action="ignore",
     )
@@ -231,7 +214,7 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
         raise FormulaError(f"the term(s) {text!r} cannot be evaluated: {reason(error)}") from None
     structure = table.model_spec.structure
     if sum(len(term.columns) for term in structure) != table.shape[1]:
-        raise FormulaError(f"two terms of {part.joint.text!r} make columns of the same name: rename a column")
+        raise FormulaError(f"two terms of {part.formula.joint!r} make columns of the same name: rename a column")
     names = list(chain.from_iterable(term.columns for term in structure if term.term in own))
     matrix = pd.DataFrame(table)[names].to_numpy(dtype=np.float64, copy=True)
     finite = np.isfinite(matrix)
@@ -247,17 +230,17 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
     return Made(matrix, tuple(map(str, names)), table.model_spec.transform_state, tuple(map(str, spanned)))
 
 
-def _check_width(part: Part, levels: Mapping[str, Sequence[Hashable]], text: str) -> None:
+def _check_width(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:
     """Raise before any is made where there would be very many columns."""
     lookup, made = Factor.EvalMethod.LOOKUP, 0
     width = {
         text: held.width * prod(len(levels[name]) for name in held.columns if name in levels)
         for text, held in part.factors.items()
     }
-    for term in part.terms:
+    for term in (*(part.other.terms if part.other is not None else ()), *part.own):
         if not all(factor.eval_method is lookup and factor.expr not in levels for factor in term.factors):
             made += prod(width.get(factor.expr, 1) for factor in term.factors)
     if made > MOST_COLUMNS:
         raise FormulaError(
-            f"{text[:200]!r} makes up to {made:,} columns, and {MOST_COLUMNS:,} at most: use fewer categories or knots"
+            f"{part.text[:200]!r} makes up to {made:,} columns, and {MOST_COLUMNS:,} at most: use fewer categories or knots"
         )

@@ -65,16 +65,14 @@ class Roles:
     @property
     def prediction_columns(self) -> tuple[str, ...]:
         """Raw columns that the structural function needs: those of treatments, then of covariates."""
-        return tuple(dict.fromkeys((*self.parts["treatment"].variables, *self._exogenous)))
+        parts = [self.parts[role] for role in ("treatment", "covariates") if role in self.parts]
+        return tuple(dict.fromkeys(name for part in parts for name in part.variables))
 
     @property
     def treatment_columns(self) -> tuple[str, ...]:
         """Those of them that are the treatment, which ``effect`` and ``dose_response`` set."""
-        return tuple(name for name in self.parts["treatment"].variables if name not in self._exogenous)
-
-    @property
-    def _exogenous(self) -> tuple[str, ...]:
-        return self.parts["covariates"].variables if self.covariates is not None else ()
+        covariates = self.parts["covariates"].variables if self.covariates is not None else ()
+        return tuple(name for name in self.parts["treatment"].variables if name not in covariates)
 
     @property
     def label_columns(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def part_to_values(part: PartState) -> dict[str, Any]:
         "transform_state": _learned_to_values(part.transform_state),
         "levels": [[name, _learned_to_values(levels)] for name, levels in part.levels.items()],
         "intercept": part.intercept,
-        "beside": None if part.beside is None else part.beside.text,
+        "beside": None if part.formula.other is None else part.formula.other.text,
     }
 
 
@@ -59,8 +59,9 @@ def part_from_values(values: Any, part: Part) -> PartState:
     state = _learned(values["transform_state"])
     if not isinstance(state, dict) or not all(isinstance(term, str) and isinstance(kept, dict) for term, kept in state.items()):
         raise TypeError("transforms that have learned nothing by name")
-    beside = None if values["beside"] is None else Part(text(values["beside"]))
-    return PartState(part, texts(values["columns"]), state, levels, flag(values["intercept"]), beside)
+    if values["beside"] is not None:
+        part = Part(part.text, Part(text(values["beside"])))
+    return PartState(part, texts(values["columns"]), state, levels, flag(values["intercept"]))
 
 
 def check_part(part: PartState, frame: pd.DataFrame) -> None:

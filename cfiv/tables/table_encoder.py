@@ -224,7 +224,7 @@ class TableEncoder:
         self._check_complete(frame, without=self.treatment_columns)
         covariates = None if self.covariates is None else self.covariates.matrix(frame)
         encoded = None
-        if same is not None and set(self.treatment.joint.variables) <= set(self.treatment_columns):
+        if same is not None and set(self.treatment.formula.variables) <= set(self.treatment_columns):
             with suppress(DataError):  # which is then said of the rows
                 encoded = np.concatenate([self.treatment.matrix(table) for table in same])
         return Counterfactuals(

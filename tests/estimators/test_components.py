@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cfiv.estimators.components import TOGETHER, Component, KernelComponent, LinearComponent, NetworkComponent
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import Standardiser
 from cfiv.learning.whole_sample import CHUNK
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import Structure

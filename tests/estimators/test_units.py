@@ -13,8 +13,8 @@ import cfiv
 from cfiv import DFIV, DataError, IllConditionedWarning, IVData, KernelIV, NetworkRegression
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.results import ConfidenceSet
-from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.units import Standardiser
 
 ROLES = ["outcome", "treatment", "instruments", "covariates", "weights"]
 MAKE: dict[str, Callable[[], Any]] = {

@@ -87,6 +87,12 @@ def test_a_part_is_its_text() -> None:
     assert part.categories == {"shop"}
     assert part == Part(part.text) == pickle.loads(pickle.dumps(part))
     assert part != Part("C(shop)")
+    beside = Part("C(shop):z", Part("z + w"))
+    assert beside.variables == ("z", "w", "shop")
+    assert beside.joint == "z + w + C(shop):z"
+    assert beside != Part("C(shop):z")
+    assert beside == copy.deepcopy(beside)
+    assert Part("z + C(shop):z", Part("z")).own == Part("C(shop):z").terms
 
 
 @pytest.mark.contract
