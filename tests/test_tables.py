@@ -582,7 +582,7 @@ def test_one_value_a_row_is_set_by_position_not_by_index() -> None:
 
 def test_a_transformed_treatment_is_set_by_its_raw_column_and_covariates_stay() -> None:
     fitted = encoder("y ~ x + [t + t:x + I(t**2) ~ z + z:x + I(z**2)]", table())
-    assert fitted.treatment_columns == ("t",)
+    assert fitted.roles.treatment_columns == ("t",)
     made, _ = fitted.inputs(table().assign(**fitted.treatment_values(3.0, rows=40)))
     np.testing.assert_array_equal(made, np.column_stack([np.full(40, 3.0), np.full(40, 9.0), 3.0 * table()["x"]]))
 

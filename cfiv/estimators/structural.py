@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.encoder import Counterfactuals, Encoder
 from cfiv.tensor_file import TensorFile
 
-#: Values of several treatments at all rows that are held at once: 64 MB.
+#: Values of several treatments at all rows that are held at once, 64 MB; of one treatment where there are more rows.
 BLOCK = 2**23
 FORMAT_VERSION = 3
 MODEL_FILE = TensorFile(
@@ -191,7 +192,7 @@ class StructuralFunction:
 
     def _average(self, values: Iterable[Array]) -> Array:
         """Of the components' values, two of which are held at once; refused where it is no number."""
-        mean = np.asarray(sum(values) / len(self.components))
+        mean = np.asarray(reduce(np.add, values) / len(self.components))
         finite = np.isfinite(mean)
         if not finite.all():
             rows = finite.reshape(-1, finite.shape[-1])

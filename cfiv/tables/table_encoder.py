@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, ParameterError, quoted
+from cfiv.errors import DataError, FormulaError, ParameterError, quoted
 from cfiv.file_values import fields, listed, texts
 from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
@@ -28,7 +28,7 @@ from cfiv.tables.saved_parts import (
 )
 from cfiv.tables.treatment_values import grid_table, values_by_column
 
-ROLES = ("outcome", "treatment", "instruments", "covariates")
+PARTS = ("outcome", "treatment", "instruments", "covariates")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +64,8 @@ class TableEncoder:
         return self.roles.intercept
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The raw columns that prediction needs."""
-        return self.roles.prediction_columns
-
-    @property
-    def treatment_columns(self) -> tuple[str, ...]:
-        """The raw columns that are the treatment, those that ``effect`` and ``dose_response`` set."""
-        return self.roles.treatment_columns
-
-    @property
     def text_columns(self) -> tuple[str, ...]:
-        """Those of them that training knew as text, which a file may hold as digits."""
+        """Columns of predictions that training knew as text, which a file may hold as digits."""
         parts = [part for part in (self.treatment, self.covariates) if part is not None]
         levels = {name: known for part in parts for name, known in part.levels.items()}
         return tuple(name for name, known in levels.items() if all(isinstance(level, str) for level in known))
@@ -120,7 +110,7 @@ class TableEncoder:
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
         """A grid of m treatments as a table of the treatment columns."""
-        table = grid_table(grid, columns=self.treatment_columns)
+        table = grid_table(grid, columns=self.roles.treatment_columns)
         frame = self.reference if rows is None else read_table(rows)
         return table, self._asked(
             frame, [{str(name): value for name, value in point.items()} for point in table.to_dict("records")], [table]
@@ -134,23 +124,24 @@ class TableEncoder:
         ParameterError
             Unless they cover all treatment columns, and nothing else.
         """
+        columns = self.roles.treatment_columns
         if isinstance(value, Mapping):
             # By position, as everywhere: assign would align a Series on its index.
             values = {name: item if np.ndim(item) == 0 else np.asarray(item) for name, item in value.items()}
         elif np.ndim(value) == 0:
-            values = dict.fromkeys(self.treatment_columns[:1], value)
+            values = dict.fromkeys(columns[:1], value)
         else:
             each = list(value)
             values = {}
-            if len(each) == len(self.treatment_columns):
-                values = dict(zip(self.treatment_columns, each, strict=True))
-            elif len(self.treatment_columns) == 1 and len(each) == rows:  # one a row
-                values = {self.treatment_columns[0]: np.asarray(value)}
-        if set(values) != set(self.treatment_columns):
+            if len(each) == len(columns):
+                values = dict(zip(columns, each, strict=True))
+            elif len(columns) == 1 and len(each) == rows:  # one a row
+                values = {columns[0]: np.asarray(value)}
+        if set(values) != set(columns):
             raise ParameterError(
-                f"treatment values must cover {quoted(self.treatment_columns)}, got {shortened(value)}: give one number for "
+                f"treatment values must cover {quoted(columns)}, got {shortened(value)}: give one number for "
                 "each, or a mapping from column to number, or to one number a row, as in "
-                f"{{{self.treatment_columns[0]!r}: ...}}"
+                f"{{{columns[0]!r}: ...}}"
             )
         for name, item in values.items():
             if np.ndim(item) > 0 and np.shape(item) != (rows,):
@@ -178,14 +169,14 @@ class TableEncoder:
 
     def to_values(self) -> dict[str, Any]:
         """All that :meth:`from_values` needs."""
-        parts = {role: getattr(self, role) for role in ROLES}
+        parts = {role: getattr(self, role) for role in PARTS}
         categories = {name for part in parts.values() if part is not None for name in part.levels}
         columns = [(name, self.reference[name]) for name in self.reference.columns]
         return {
             "kind": self.kind,
             "roles": asdict(self.roles),
             "parts": {role: None if part is None else part_to_values(part) for role, part in parts.items()},
-            "treatment_columns": self.treatment_columns,
+            "treatment_columns": self.roles.treatment_columns,
             "reference": [column_to_values(name, column, category=name in categories) for name, column in columns],
         }
 
@@ -200,7 +191,7 @@ class TableEncoder:
         """
         fields(values, "kind", "roles", "parts", "treatment_columns", "reference")
         roles = roles_from_values(values["roles"])
-        parts = fields(values["parts"], *ROLES)
+        parts = fields(values["parts"], *PARTS)
         if roles.covariates is None and parts["covariates"] is not None:
             raise ValueError("covariates without a role")
         fitted: dict[str, Any] = {role: part_from_values(parts[role], part) for role, part in roles.parts.items()}
@@ -221,11 +212,11 @@ class TableEncoder:
         self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None
     ) -> Counterfactuals:
         """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
-        self._check_complete(frame, without=self.treatment_columns)
+        self._check_complete(frame, without=self.roles.treatment_columns)
         covariates = None if self.covariates is None else self.covariates.matrix(frame)
         encoded = None
-        if same is not None and set(self.treatment.formula.variables) <= set(self.treatment_columns):
-            with suppress(DataError):  # which is then said of the rows
+        if same is not None and set(self.treatment.formula.variables) <= set(self.roles.treatment_columns):
+            with suppress(DataError, FormulaError):  # which is then said of the rows
                 encoded = np.concatenate([self.treatment.matrix(table) for table in same])
         return Counterfactuals(
             len(frame), covariates, encoded, (self.treatment.matrix(frame.assign(**values)) for values in each)
@@ -233,7 +224,7 @@ class TableEncoder:
 
     def _check_complete(self, frame: pd.DataFrame, *, without: Sequence[str] = ()) -> None:
         """Raise where a column that prediction needs is missing, or has gaps."""
-        needed = [name for name in self.columns if name not in without]
+        needed = [name for name in self.roles.prediction_columns if name not in without]
         require_columns(frame, needed, needed_for="predictions")
         gaps = gaps_in(frame[needed]).any(axis=1).to_numpy()
         if gaps.any():
