@@ -546,7 +546,7 @@ def test_values_beyond_a_spline_are_refused_unless_the_formula_says_what_to_do_w
 
 def test_predictions_need_neither_outcome_nor_instruments_nor_weights() -> None:
     fitted = fit_encoder(table().assign(w=1.0), Roles.from_formula("y ~ x + [t ~ z]", weights="w"))[0]
-    assert fitted.columns == ("t", "x")
+    assert fitted.roles.prediction_columns == ("t", "x")
     treatment, covariate = fitted.inputs(table()[["x", "t"]])
     np.testing.assert_array_equal(treatment, table()[["t"]])
     np.testing.assert_array_equal(covariate, table()[["x"]])
