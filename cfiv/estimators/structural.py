@@ -144,6 +144,11 @@ class StructuralFunction:
         ------
         ParameterError, DataError
             Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
+
+        Notes
+        -----
+        Covariates are encoded once, and what depends on them alone is computed once: tens of points cost a few predictions of
+        the same rows. Where treatment terms hold covariates, as in ``price:time``, each point costs one.
         """
         with self._within_memory():
             table, asked = self.encoder.grid(grid, rows)
