@@ -19,7 +19,7 @@ class Part:
     Parameters
     ----------
     text : str
-    other : Part, optional
+    beside : Part, optional
         Covariate terms that the part's categories are coded beside.
 
     Attributes
@@ -27,9 +27,9 @@ class Part:
     terms : tuple of Term
         As formulaic has them, without the constant, those of fewer factors first.
     own : tuple of Term
-        Those of them that are not among the other's.
+        Those of them that are not among those that it is coded beside.
     factors : mapping from the text of a factor to what it holds
-        Of these terms and the other's, without literal numbers.
+        Of these terms and of those beside them, without literal numbers.
     variables : tuple of str
         All raw columns in them, in the order of their first use.
     categories : frozenset of str
@@ -42,7 +42,7 @@ class Part:
     """
 
     text: str
-    other: Part | None = None
+    beside: Part | None = None
     terms: tuple[Term, ...] = field(init=False, repr=False, compare=False)
     own: tuple[Term, ...] = field(init=False, repr=False, compare=False)
     factors: dict[str, Contents] = field(init=False, repr=False, compare=False)
@@ -51,7 +51,7 @@ class Part:
 
     def __post_init__(self) -> None:
         terms = part_terms(self.text)
-        before, known = ((), {}) if self.other is None else (self.other.terms, self.other.factors)
+        before, known = ((), {}) if self.beside is None else (self.beside.terms, self.beside.factors)
         found = {factor.expr: factor for term in (*before, *terms) for factor in term.factors}
         factors = {
             text: known[text] if text in known else contents(factor)
@@ -74,12 +74,12 @@ class Part:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its text, whatever formulaic makes of it there."""
-        return Part, (self.text, self.other)
+        return Part, (self.text, self.beside)
 
     @property
     def joint(self) -> str:
         """The text of the sum with what it is coded beside."""
-        return self.text if self.other is None else f"{self.other.text} + {self.text}"
+        return self.text if self.beside is None else f"{self.beside.text} + {self.text}"
 
     def _check_names(self, in_code: set[str]) -> None:
         """Raise for columns that formulaic takes for a function, or in code for one another."""

@@ -193,7 +193,7 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
     """formulaic's model matrix, of it the part's own columns, with a check for finite values."""
     text, own = part.formula.text, frozenset(part.formula.own)
     constant = [Term([Factor("1", eval_method="literal")])] if part.intercept else []
-    before = () if part.formula.other is None else part.formula.other.terms
+    before = () if part.formula.beside is None else part.formula.beside.terms
     spec = ModelSpec(
         formula=SimpleFormula([*constant, *before, *part.formula.own], _ordering="none"),
         transform_state=dict(part.transform_state),
@@ -237,7 +237,7 @@ def _check_width(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:
         text: held.width * prod(len(levels[name]) for name in held.columns if name in levels)
         for text, held in part.factors.items()
     }
-    for term in (*(part.other.terms if part.other is not None else ()), *part.own):
+    for term in (*(part.beside.terms if part.beside is not None else ()), *part.own):
         if not all(factor.eval_method is lookup and factor.expr not in levels for factor in term.factors):
             made += prod(width.get(factor.expr, 1) for factor in term.factors)
     if made > MOST_COLUMNS:

@@ -44,7 +44,7 @@ def part_to_values(part: PartState) -> dict[str, Any]:
         "transform_state": _learned_to_values(part.transform_state),
         "levels": [[name, _learned_to_values(levels)] for name, levels in part.levels.items()],
         "intercept": part.intercept,
-        "beside": None if part.formula.other is None else part.formula.other.text,
+        "beside": None if part.formula.beside is None else part.formula.beside.text,
     }
 
 
