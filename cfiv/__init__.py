@@ -60,8 +60,9 @@ if TYPE_CHECKING:
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.least_squares import LeastSquares
+    from cfiv.estimators.model_file import load
     from cfiv.estimators.network_regression import NetworkRegression
-    from cfiv.estimators.structural import StructuralFunction, load
+    from cfiv.estimators.structural import StructuralFunction
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
     from cfiv.learning.trainer import LastLayerTrainer
@@ -85,7 +86,7 @@ else:
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",
         "compare": "cfiv.estimators.comparison",
         "diagnose": "cfiv.diagnostics.diagnose",
-        "load": "cfiv.estimators.structural",
+        "load": "cfiv.estimators.model_file",
     }
 
     def __getattr__(name: str) -> object:

@@ -86,7 +86,8 @@ def test_an_estimator_that_gets_no_memory_says_what_needs_less(make: Any, monkey
         changed.setattr(make, "_estimate", without)
         with pytest.raises(cfiv.errors.TooLargeError, match=rf"^{make.__name__}\.fit needs more memory.*{REMEDIES[make]}"):
             make(demand.FORMULA, **options).fit(data)
-    monkeypatch.setattr(type(model.structural_function_.components[0]), "evaluate", without)
+    for way in ("evaluate", "cross"):
+        monkeypatch.setattr(type(model.structural_function_.components[0]), way, without)
     for ask in (model.predict, lambda rows: model.dose_response([20.0], rows)):
         with pytest.raises(
             cfiv.errors.TooLargeError, match=r"structural function needs more memory .*: give fewer rows at a time"

@@ -15,8 +15,9 @@ import pytest
 
 from cfiv.data import IVData, read_table
 from cfiv.errors import CfivError, DataError, FormulaError, MissingRowsWarning, ParameterError
-from cfiv.tables.encoding import TableEncoder, fit_encoder
+from cfiv.tables.encoding import fit_encoder
 from cfiv.tables.roles import Roles
+from cfiv.tables.table_encoder import TableEncoder
 
 #: Sums of a few products in another order.
 ROUNDING = 1e-14
@@ -567,7 +568,7 @@ def test_values_beyond_a_spline_are_refused_unless_the_formula_says_what_to_do_w
 
 def test_predictions_need_neither_outcome_nor_instruments_nor_weights() -> None:
     fitted = fit_encoder(table().assign(w=1.0), Roles.from_formula("y ~ x + [t ~ z]", weights="w"))[0]
-    assert fitted.columns == ("t", "x")
+    assert fitted.roles.prediction_columns == ("t", "x")
     treatment, covariate = fitted.inputs(table()[["x", "t"]])
     np.testing.assert_array_equal(treatment, table()[["t"]])
     np.testing.assert_array_equal(covariate, table()[["x"]])
@@ -589,7 +590,7 @@ def test_the_rows_kept_for_averages_are_at_most_2000_spread_over_the_table(n: in
 @pytest.mark.parametrize("value", [1.5, [1.5], {"t": 1.5}, {"t": np.full(40, 1.5)}, np.float32(1.5)])
 def test_the_treatment_is_set_by_number_sequence_or_mapping(value: object) -> None:
     frame = table()
-    changed = encoder("y ~ x + [t ~ z]", frame).with_treatment(frame, value)
+    changed = frame.assign(**encoder("y ~ x + [t ~ z]", frame).treatment_values(value, rows=40))
     assert (changed["t"] == 1.5).all()
     assert changed.drop(columns="t").equals(frame.drop(columns="t"))
 
@@ -597,28 +598,28 @@ def test_the_treatment_is_set_by_number_sequence_or_mapping(value: object) -> No
 def test_one_value_a_row_is_set_by_position_not_by_index() -> None:
     frame = table()
     values = pd.Series(np.arange(40.0), index=np.arange(40)[::-1])
-    changed = encoder("y ~ x + [t ~ z]", frame).with_treatment(frame, {"t": values})
+    changed = frame.assign(**encoder("y ~ x + [t ~ z]", frame).treatment_values({"t": values}, rows=40))
     assert changed["t"].tolist() == values.tolist()
 
 
 def test_a_transformed_treatment_is_set_by_its_raw_column_and_covariates_stay() -> None:
     fitted = encoder("y ~ x + [t + t:x + I(t**2) ~ z + z:x + I(z**2)]", table())
-    assert fitted.treatment_columns == ("t",)
-    made, _ = fitted.inputs(fitted.with_treatment(table(), 3.0))
+    assert fitted.roles.treatment_columns == ("t",)
+    made, _ = fitted.inputs(table().assign(**fitted.treatment_values(3.0, rows=40)))
     np.testing.assert_array_equal(made, np.column_stack([np.full(40, 3.0), np.full(40, 9.0), 3.0 * table()["x"]]))
 
 
 @pytest.mark.parametrize("value", [1.0, [1.0], [1.0, 2.0, 3.0], {"t": 1.0}, {"t": 1.0, "s": 1.0, "x": 1.0}])
 def test_every_treatment_must_be_given_a_value_and_nothing_else(value: object) -> None:
     frame = table().assign(s=table(seed=1)["t"])
-    message = refusal(encoder("y ~ x + [t + s ~ z + flag]", frame).with_treatment, frame, value)
+    message = refusal(encoder("y ~ x + [t + s ~ z + flag]", frame).treatment_values, value, rows=40)
     assert "treatment values must cover 't', 's'" in message
     assert "give one number for each, or a mapping" in message
 
 
 def test_one_value_a_row_must_be_as_many_as_the_rows() -> None:
     with pytest.raises(ParameterError, match=r"one for each of the 40 rows, got shape \(3,\)"):
-        encoder("y ~ x + [t ~ z]", table()).with_treatment(table(), {"t": [1.0, 2.0, 3.0]})
+        encoder("y ~ x + [t ~ z]", table()).treatment_values({"t": [1.0, 2.0, 3.0]}, rows=40)
 
 
 def test_errors_of_formulas_and_data_are_also_value_errors() -> None:

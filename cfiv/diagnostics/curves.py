@@ -8,13 +8,11 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 from scipy import linalg
 
 from cfiv.data import Array, IVData
-from cfiv.tables.columns import numeric
-from cfiv.tables.encoding import TableEncoder
-from cfiv.tables.levels import categorised
-from cfiv.tables.terms import raw_columns
+from cfiv.tables.encoder import Encoder
 
 #: What the columns before leave of a column, relative to its length, below which it adds nothing.
 ADDS_NOTHING = 1e-5
@@ -82,20 +80,15 @@ def numbers(names: Sequence[str], columns: Array) -> tuple[Variable, ...]:
     return tuple(Variable(name, columns[:, [j]].astype(np.float64)) for j, name in enumerate(names))
 
 
-def covariates(data: IVData, encoder: object) -> tuple[Variable, ...]:
+def covariates(data: IVData, encoder: Encoder) -> tuple[Variable, ...]:
     """The covariates: columns of the table where a formula made the data, else of the array."""
-    assert data.names is not None
     if data.covariates is None:
         return ()
-    if not isinstance(encoder, TableEncoder) or encoder.covariates is None or data.frame is None:
-        return numbers(data.names["covariates"], data.covariates)
-    part = encoder.covariates
-    table = categorised(numeric(data.frame, raw_columns(part.formula), part.levels), part.levels)
     return tuple(
-        Variable(name, centre(np.column_stack([table[name] == level for level in part.levels[name][1:]])), category=True)
-        if name in part.levels
-        else Variable(name, table[[name]].to_numpy(dtype=np.float64))
-        for name in table.columns
+        Variable(str(name), centre(np.column_stack([column == level for level in column.cat.categories[1:]])), category=True)
+        if isinstance(column.dtype, pd.CategoricalDtype)
+        else Variable(str(name), column.to_numpy(dtype=np.float64)[:, None])
+        for name, column in encoder.covariate_table(data).items()
     )
 
 

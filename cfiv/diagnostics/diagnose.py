@@ -19,9 +19,10 @@ from cfiv.diagnostics.report import Diagnostics
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
-from cfiv.estimators.two_sls import TwoStageLeastSquares
 from cfiv.tables.columns import Missing
-from cfiv.tables.encoding import TableEncoder
+from cfiv.tables.encoder import Encoder
+from cfiv.tables.encoding import encode
+from cfiv.tables.roles import Roles, read_roles
 
 
 def diagnose(
@@ -100,12 +101,11 @@ def diagnose(
     (13.26, '[0.0248, 0.2848]')
     """
     _check(covariance, level, random_state)
-    encoder, arrays = _regression(roles, weights=weights, missing=missing, clusters=clusters).encode(data)
+    encoder, arrays = _encode(data, roles, weights=weights, missing=missing, clusters=clusters)
     arrays = arrays.with_positive_weight()
     arrays.check_fittable()
-    intercept = encoder.roles.intercept if isinstance(encoder, TableEncoder) else True
     chosen = covariance or _default_covariance(roles, arrays)
-    problem = LinearProblem.from_data(arrays, intercept=intercept, covariance=Covariance(chosen))
+    problem = LinearProblem.from_data(arrays, intercept=encoder.intercept, covariance=Covariance(chosen))
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
     strong = is_strong(problem, significance)
@@ -152,12 +152,25 @@ def _default_covariance(roles: str | StructuralEstimator | None, arrays: IVData)
     return "robust" if own is None or own == "clustered" else own
 
 
-def _regression(
+def _encode(
+    data: Any,
+    roles: str | StructuralEstimator | None,
+    *,
+    weights: str | None,
+    missing: Missing,
+    clusters: str | None,
+) -> tuple[Encoder, IVData]:
+    read = _roles(roles, weights=weights, missing=missing, clusters=clusters)
+    missing = roles.missing if isinstance(roles, StructuralEstimator) else missing
+    return encode(data, read, reader="diagnose", missing=missing, clustered=True)
+
+
+def _roles(
     roles: str | StructuralEstimator | None, *, weights: str | None, missing: Missing, clusters: str | None
-) -> TwoStageLeastSquares:
-    """The linear regression that has the roles, not fitted."""
+) -> Roles | None:
+    """By a formula, or those of an estimator, with weights and clusters that it does not name itself."""
     if roles is None or isinstance(roles, str):
-        return TwoStageLeastSquares(roles, weights=weights, missing=missing, clusters=clusters)
+        return read_roles(roles, weights=weights, clusters=clusters)
     if not isinstance(roles, StructuralEstimator):
         kind = roles.__name__ if isinstance(roles, type) else type(roles).__name__
         raise ParameterError(
@@ -170,14 +183,13 @@ def _regression(
             raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own[name]!r}: leave it out")
     if missing != "drop" and missing != roles.missing:
         raise ParameterError(f"missing={missing!r} is given, but the estimator has missing={roles.missing!r}: leave it out")
-    return TwoStageLeastSquares(
+    return read_roles(
         roles.formula,
         outcome=roles.outcome,
         treatment=roles.treatment,
         instruments=roles.instruments,
         covariates=roles.covariates,
         weights=own["weights"] if weights is None else weights,
-        missing=roles.missing,
         clusters=own["clusters"] if clusters is None else clusters,
     )
 

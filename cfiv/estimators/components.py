@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.data import Array, to_tensor
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
-from cfiv.numerics.kernels import KernelExpansion
-from cfiv.numerics.two_stage import Structure, structural_features
+from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix
+from cfiv.numerics.two_stage import Structure, structural_features, structural_grid
 from cfiv.tensor_file import owned
+
+#: A processor computes some rows of a network at once and the last ones by themselves, which rounds float32 in another way:
+#: treatments that fill such groups get the features that they have in a long table.
+TOGETHER = 64
 
 
 class Component(Protocol):
@@ -26,6 +30,13 @@ class Component(Protocol):
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,), float64."""
+        ...
+
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each of b treatments with each of n rows of covariates, shape (b, n), float64; (b, 1) without covariates.
+
+        What depends on one of the two alone is computed once for each.
+        """
         ...
 
 
@@ -44,6 +55,11 @@ class LinearComponent:
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,)."""
         values: Array = self.constant + treatment.astype(np.float64) @ self.treatment
+        return values if covariates is None else values + covariates @ self.covariates
+
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each treatment with each row of covariates, shape (b, n)."""
+        values = self.evaluate(treatments, None)[:, None]
         return values if covariates is None else values + covariates @ self.covariates
 
 
@@ -78,21 +94,44 @@ class NetworkComponent:
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); in evaluation mode, in chunks."""
         rows = chunk_rows(treatment.shape[1:])
-        values = [
-            self._chunk(treatment[start : start + rows], None if covariates is None else covariates[start : start + rows])
-            for start in range(0, len(treatment), rows)
-        ]
+        values = []
+        for start in range(0, len(treatment), rows):
+            psi = self._psi(treatment[start : start + rows])
+            xi = self._xi(None if covariates is None else covariates[start : start + rows])
+            features = structural_features(treatment_features=psi, covariate_features=xi, structure=self.structure)
+            values.append((features @ self.structural)[:, 0].numpy())
         return self.outcome_scale.undo(np.concatenate(values))
 
-    def _chunk(self, treatment: Array, covariates: Array | None) -> Array:
-        dtype = torch.float64 if self.double else torch.float32
-        psi = evaluate(self.treatment_network, to_tensor(self.treatment_scale.apply(treatment), dtype=dtype))
-        xi = None
-        if self.covariate_network is not None and covariates is not None:
-            xi = evaluate(self.covariate_network, to_tensor(self.covariate_scale.apply(covariates), dtype=dtype))
-        features = structural_features(treatment_features=psi.double(), covariate_features=xi, structure=self.structure)
-        values: Array = (features @ self.structural)[:, 0].numpy()
-        return values
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each treatment with each row of covariates, shape (b, n); each network sees each of its inputs once."""
+        count = len(treatments)
+        if treatments.ndim == 2:
+            treatments = np.concatenate([treatments, treatments[:1].repeat(-count % TOGETHER, axis=0)])
+        rows = chunk_rows(treatments.shape[1:])
+        psi = torch.cat([self._psi(treatments[start : start + rows]) for start in range(0, len(treatments), rows)])[:count]
+        u, structure = self.structural, self.structure
+        if covariates is None:
+            grid = structural_grid(u, treatment_features=psi, covariate_features=None, structure=structure)
+            return self.outcome_scale.undo(grid.numpy())
+        rows = chunk_rows(covariates.shape[1:])
+        values = [
+            structural_grid(u, treatment_features=psi, covariate_features=self._xi(block), structure=structure).numpy()
+            for block in (covariates[start : start + rows] for start in range(0, len(covariates), rows))
+        ]
+        return self.outcome_scale.undo(np.concatenate(values, axis=1))
+
+    def _psi(self, treatment: Array) -> Tensor:
+        """Treatment features, float64."""
+        return evaluate(self.treatment_network, self._scaled(treatment, self.treatment_scale)).double()
+
+    def _xi(self, covariates: Array | None) -> Tensor | None:
+        """Covariate features, None where there are none."""
+        if self.covariate_network is None or covariates is None:
+            return None
+        return evaluate(self.covariate_network, self._scaled(covariates, self.covariate_scale))
+
+    def _scaled(self, values: Array, scale: Standardiser) -> Tensor:
+        return to_tensor(scale.apply(values), dtype=torch.float64 if self.double else torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,3 +158,17 @@ class KernelComponent:
         if covariates is not None:
             points = torch.cat([points, to_tensor(covariates, dtype=torch.float64)], dim=1)
         return self.outcome_scale.undo(self.expansion(points).numpy())
+
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each treatment with each row of covariates, shape (b, n): a product of kernels is the kernel of both."""
+        if covariates is None:
+            return self.evaluate(treatments, None)[:, None]
+        points, bandwidths = self.expansion.points, self.expansion.bandwidths
+        at, given = to_tensor(treatments, dtype=torch.float64).flatten(start_dim=1), to_tensor(covariates, dtype=torch.float64)
+        k = at.shape[1]
+        own = kernel_matrix(at, points[:, :k], bandwidths=bandwidths[:k]) * self.expansion.coefficients
+        values = [
+            (own @ kernel_matrix(given[rows], points[:, k:], bandwidths=bandwidths[k:]).mT).numpy()
+            for rows in blocks(rows=len(given), columns=len(points))
+        ]
+        return self.outcome_scale.undo(np.concatenate(values, axis=1))

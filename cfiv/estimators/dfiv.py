@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import NoneType
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole, refusal
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, has_intercept, refuse_target, warn_of_learned_constant
+from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
@@ -32,12 +31,10 @@ from cfiv.learning.networks import Networks, NetworkSpec
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
 from cfiv.learning.training import Report, Training
-from cfiv.memory import within_memory
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
-from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -350,16 +347,7 @@ class DFIV(StructuralEstimator):
         TooLargeError
             If there is not enough memory.
         """
-        started = time.perf_counter()
-        refuse_target(y)
-        self._check_parameters()
-        runs = None if checkpoint is None else SavedRuns.of(self, checkpoint, every)
-        with within_memory("DFIV.fit", self._SMALLER), ordinary_torch(device=resolve_device(self.device)):
-            encoder, arrays = self.encode(data)
-            arrays = arrays.with_positive_weight()
-            arrays.check_fittable()
-            estimate = self._estimate(arrays, intercept=has_intercept(encoder), runs=runs)
-        return self._keep(estimate, encoder, arrays, started)
+        return self._fit(data, y, lambda: {"runs": SavedRuns.of(self, checkpoint, every)})
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         check_units(data)

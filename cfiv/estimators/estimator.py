@@ -8,24 +8,24 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from reprlib import repr as shortened
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, FormulaError, FormulaWarning, NotFittedError, ParameterError, warn
+from cfiv.data import Array, IVData
+from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, warn
 from cfiv.estimators.components import Component
-from cfiv.estimators.structural import ArrayEncoder, StructuralFunction, Summary
+from cfiv.estimators.structural import StructuralFunction, Summary
 from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.columns import Missing
-from cfiv.tables.encoding import TableEncoder, fit_encoder
-from cfiv.tables.roles import Names, Roles
+from cfiv.tables.encoder import Encoder
+from cfiv.tables.encoding import encode
+from cfiv.tables.roles import Names, Roles, read_roles
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +105,23 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         TooLargeError
             If there is not enough memory.
         """
+        return self._fit(data, y)
+
+    def _fit(self, data: Any, y: None, prepare: Callable[[], Mapping[str, Any]] = dict) -> Self:
+        """What every ``fit`` does; ``prepare``, called on checked hyper-parameters, gives what ``_estimate`` takes besides."""
         started = time.perf_counter()
         refuse_target(y)
         self._check_parameters()
+        more = prepare()
         device = resolve_device(getattr(self, "device", "cpu"))
         with within_memory(f"{type(self).__name__}.fit", self._SMALLER), ordinary_torch(device=device):
             encoder, arrays = self.encode(data)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
-            estimate = self._estimate(arrays, intercept=has_intercept(encoder))
+            estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
         return self._keep(estimate, encoder, arrays, started)
 
-    def _keep(self, estimate: Estimate, encoder: TableEncoder | ArrayEncoder, arrays: IVData, started: float) -> Self:
+    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
         self.structural_function_ = StructuralFunction(
@@ -162,15 +167,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             As for :meth:`fit`.
         """
         refuse_target(y)
-        encoder = self._fitted().encoder
-        if isinstance(encoder, TableEncoder):
-            arrays = encoder.observations(read_table(data), missing=self.missing)
-        elif isinstance(data, IVData):
-            encoder.inputs(data)
-            encoder.check_columns("instruments", data.columns.get("instruments"))
-            arrays = data
-        else:
-            raise DataError(f"the estimator was fitted to arrays: score an IVData, got {type(data).__name__}")
+        arrays = self._fitted().encoder.observations(data, missing=self.missing)
         arrays.check_observed("scoring")
         if arrays.instruments.shape[1] != self._instruments:
             raise DataError(
@@ -214,7 +211,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         """Estimate from arrays in the user's units; ``intercept`` is False where the formula takes the constant away."""
 
-    def encode(self, data: Any) -> tuple[TableEncoder | ArrayEncoder, IVData]:
+    def encode(self, data: Any) -> tuple[Encoder, IVData]:
         """The data in their roles, as :meth:`fit` takes them: gaps dropped, transforms learned; the estimator is not changed.
 
         Parameters
@@ -223,7 +220,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
         Returns
         -------
-        encoder : TableEncoder or ArrayEncoder
+        encoder : Encoder
             Turns later rows into the same arrays.
         arrays : IVData
 
@@ -232,23 +229,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError
             For bad data or roles.
         """
-        roles = self._roles()
-        if roles is None:
-            if not isinstance(data, IVData):
-                raise FormulaError(
-                    f"{type(self).__name__} does not know the roles of the columns: fit an IVData(outcome=..., treatment=..., "
-                    "instruments=...) of arrays, or give it a formula such as 'outcome ~ covariates + [treatment ~ "
-                    "instruments]', or column names, for a table"
-                )
-            return ArrayEncoder.fit(data), data
-        for role in ("weights", "clusters"):
-            takes = role == "weights" or hasattr(self, "clusters")
-            if takes and isinstance(data, IVData) and getattr(data, role) is not None and getattr(roles, role) is None:
-                raise DataError(
-                    f"the IVData has {role}, but this {type(self).__name__} reads columns of its frame: give {role}='column', "
-                    "or leave the roles out to use the arrays"
-                )
-        return fit_encoder(read_table(data), roles, missing=self.missing)
+        return encode(
+            data, self._roles(), reader=type(self).__name__, missing=self.missing, clustered=hasattr(self, "clusters")
+        )
 
     def check(self) -> None:
         """Whether some data could be fitted; :meth:`fit` asks the same first.
@@ -263,30 +246,15 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
     def _roles(self) -> Roles | None:
         """By the formula or the names that were given; None where arrays have their own."""
-        clusters: str | None = getattr(self, "clusters", None)  # only estimators with covariances have them
-        names = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
-        named = [role for role, value in names.items() if value is not None]
-        if self.formula is not None and named:
-            raise FormulaError(
-                f"give either a formula or column names, got the formula {self.formula!r} and {', '.join(named)}"
-            )
-        for role, column in (("weights", self.weights), ("clusters", clusters)):
-            if column is not None and not isinstance(column, str):
-                raise FormulaError(
-                    f"{role} must be the name of one column, got {shortened(column)}: combine several into one column of the "
-                    f"table, or give IVData({role}=...) with arrays"
-                )
-        if self.formula is None and not named:
-            for role, column in (("weights", self.weights), ("clusters", clusters)):
-                if column is not None:
-                    raise FormulaError(
-                        f"{role}={column!r} names a column, but no other role is named: name all roles, or give "
-                        f"IVData({role}=...)"
-                    )
-            return None
-        if self.formula is not None:
-            return Roles.from_formula(self.formula, weights=self.weights, clusters=clusters)
-        return Roles.from_names(**names, weights=self.weights, clusters=clusters)
+        return read_roles(
+            self.formula,
+            outcome=self.outcome,
+            treatment=self.treatment,
+            instruments=self.instruments,
+            covariates=self.covariates,
+            weights=self.weights,
+            clusters=getattr(self, "clusters", None),  # only estimators with covariances have them
+        )
 
     def _fitted(self) -> StructuralFunction:
         function: StructuralFunction | None = getattr(self, "structural_function_", None)
@@ -316,8 +284,3 @@ def warn_of_learned_constant(estimator: object) -> None:
         "TwoStageLeastSquares and LeastSquares fit without one",
         FormulaWarning,
     )
-
-
-def has_intercept(encoder: TableEncoder | ArrayEncoder) -> bool:
-    """Whether a linear model has one; without a formula it always does."""
-    return encoder.roles.intercept if isinstance(encoder, TableEncoder) else True

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cfiv.data import Array, IVData, to_tensor
-from cfiv.estimators.standardise import Standardiser
-from cfiv.estimators.units import exponents, in_unit
+from cfiv.estimators.units import Standardiser, exponents, in_unit
 from cfiv.numerics.kernel_two_stage import Moments, sample_moments
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.landmarks import KernelFeatures

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,48 +15,41 @@ import torch
 
 from cfiv.errors import ModelFileError
 from cfiv.estimators.old_model_files import values_of_old
-from cfiv.estimators.saved_components import component_from_values, component_to_values
-from cfiv.estimators.saved_encoders import encoder_from_values, encoder_to_values, inputs_of
-from cfiv.estimators.structural import StructuralFunction
-from cfiv.file_values import fields, listed, scalar, text
+from cfiv.estimators.saved_components import Inputs, component_from_values
+from cfiv.estimators.structural import MODEL_FILE, StructuralFunction
+from cfiv.file_values import choice, fields, listed, scalar, text
 from cfiv.learning.networks import seeded
 from cfiv.runtime.surroundings import ordinary_torch
-from cfiv.tables.encoding import TableEncoder
-from cfiv.tensor_file import TensorFile, nested
+from cfiv.tables.array_encoder import ArrayEncoder
+from cfiv.tables.encoder import Encoder
+from cfiv.tables.table_encoder import TableEncoder
+from cfiv.tensor_file import nested
 
-FORMAT_VERSION = 3
-MODEL_FILE = TensorFile(
-    key="cfiv",
-    version=FORMAT_VERSION,
-    digested=3,
-    noun="model file",
-    remedy="save it again",
-    otherwise="leave out what it belongs to, or compute that column first",
-)
+#: What reads an encoder, by the kind that the file says.
+ENCODERS: Mapping[str, Any] = {encoder.kind: encoder.from_values for encoder in (ArrayEncoder, TableEncoder)}
 
 
-def write_model(function: StructuralFunction, path: str | os.PathLike[str]) -> None:
-    """Write a structural function; the file appears at ``path`` only once it is whole.
+def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = None) -> StructuralFunction:
+    """Read a model file written by ``save``.
+
+    Parameters
+    ----------
+    path : path
+    networks : mapping, optional
+        For models with networks that are not cfiv's own: ``{"treatment": factory or module, "covariate": ...}`` of the same
+        architecture; a file holds weights, not code.
+
+    Returns
+    -------
+    StructuralFunction
+        Whose predictions equal those of the one saved, bit for bit on the same machine.
 
     Raises
     ------
     ModelFileError
-        If there is something in it that no file can hold.
-    OutputError
-        If the folder is missing or cannot be written to.
+        If the file is missing, damaged in any bit, foreign, from a newer version, or needs ``networks``.
     """
-    values = {
-        "estimator": function.estimator,
-        "outcome": function.outcome,
-        "facts": function.facts,
-        "encoder": encoder_to_values(function.encoder),
-        "components": [component_to_values(component) for component in function.components],
-    }
-    MODEL_FILE.write(Path(path), values)
-
-
-def read_model(path: str | os.PathLike[str], *, networks: Mapping[str, Any]) -> StructuralFunction:
-    """Read what :func:`write_model` wrote; see :func:`cfiv.load`."""
+    networks = networks or {}
     if not isinstance(networks, Mapping):
         raise ModelFileError(
             f"networks must be a mapping such as {{'treatment': factory}}, got {type(networks).__name__}: name the role"
@@ -75,8 +67,8 @@ def _read(path: str | os.PathLike[str], networks: Mapping[str, Any]) -> Structur
         values = values_of_old(header, tensors) if version < 3 else nested(header, tensors)
         del tensors
         fields(values, "estimator", "outcome", "facts", "encoder", "components")
-        encoder = encoder_from_values(values["encoder"])
-        inputs = inputs_of(encoder)
+        encoder: Encoder = ENCODERS[choice(values["encoder"]["kind"], tuple(ENCODERS))](values["encoder"])
+        inputs = Inputs(*encoder.shape)
         with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
             components = tuple(component_from_values(part, inputs, networks) for part in listed(values["components"]))
             function = StructuralFunction(
@@ -103,12 +95,6 @@ def _facts(values: Any) -> dict[str, Any]:
 
 def _check_answers(function: StructuralFunction, *, finite: bool) -> None:
     """Raise unless it has an answer, a finite one, at a row of training, or at an array of zeros, or of their darkest pixel."""
-    encoder = function.encoder
-    if isinstance(encoder, TableEncoder):
-        answers = function.predict(encoder.reference.iloc[:1])
-    else:
-        grey = 0.0 if encoder.pixels is None else encoder.pixels[0]
-        treatment = np.full((1, *encoder.treatment_shape), grey)
-        answers = function.predict(treatment=treatment, covariates=None if encoder.reference is None else encoder.reference[:1])
+    answers = function.predict(function.encoder.example())
     if answers.shape != (1,) or (finite and not np.isfinite(answers).all()):
         raise ValueError(f"asked for one value, it answers {answers}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError
 from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.networks import copied, evaluate, made_ready

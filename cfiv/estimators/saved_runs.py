@@ -43,8 +43,8 @@ class SavedRuns:
     configuration: Mapping[str, Any]
 
     @classmethod
-    def of(cls, estimator: Any, folder: str | os.PathLike[str], every: int) -> SavedRuns:
-        """Make the folder, unless it is there.
+    def of(cls, estimator: Any, folder: str | os.PathLike[str] | None, every: int) -> SavedRuns | None:
+        """Make the folder, unless it is there; None where there is to be none.
 
         Raises
         ------
@@ -53,6 +53,8 @@ class SavedRuns:
         OutputError
             If the folder cannot be made.
         """
+        if folder is None:
+            return None
         check_whole("every", every, least=1)
         check_repeatable(estimator.random_state)
         place = Path(folder)

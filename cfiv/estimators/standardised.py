@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cfiv.data import Array, IVData, to_tensor
 from cfiv.errors import DataError
 from cfiv.estimators.components import NetworkComponent
-from cfiv.estimators.standardise import Standardiser
+from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
 from cfiv.numerics.two_stage import Structure

@@ -84,6 +84,34 @@ def structural_features(*, treatment_features: Tensor, covariate_features: Tenso
     return (treatment[..., :, None] * covariates[..., None, :]).flatten(start_dim=-2)
 
 
+def structural_grid(
+    structural: Tensor, *, treatment_features: Tensor, covariate_features: Tensor | None, structure: Structure
+) -> Tensor:
+    """``f(psi_i, xi_j)' u`` for each treatment i with each row of covariates j, without making the features of all pairs.
+
+    Parameters
+    ----------
+    structural : Tensor (p, 1)
+        ``u``.
+    treatment_features : Tensor (b, m)
+    covariate_features : Tensor (n, c), optional
+    structure : {"product", "additive"}
+
+    Returns
+    -------
+    Tensor (b, n)
+        (b, 1) without covariates.
+    """
+    treatment = with_intercept(treatment_features)
+    if covariate_features is None:
+        return treatment @ structural
+    covariates = with_intercept(covariate_features.to(treatment_features.dtype))
+    if structure == "additive":
+        own, others = structural[: treatment_features.shape[1]], structural[treatment_features.shape[1] :]
+        return treatment_features @ own + (covariates @ others).mT
+    return treatment @ structural.reshape(treatment.shape[1], covariates.shape[1]) @ covariates.mT
+
+
 def first_stage_loss(
     *,
     instrument_features_stage1: Tensor,

@@ -1,9 +1,10 @@
-"""Raw columns: those that are there, without gaps, as numbers or as categories."""
+"""Raw columns: those that are there, without gaps, as numbers, or as categories in the order that training knows."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
+from reprlib import Repr
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,10 @@ from cfiv.arrays import Array, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted, warn
 
 Missing = Literal["drop", "raise"]
+#: Of one text, or digits of one number: a model file names every level.
+LONGEST = 1000
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 def require_columns(frame: pd.DataFrame, names: Sequence[str], *, needed_for: str) -> None:
@@ -82,3 +87,131 @@ def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
 def row_weights(frame: pd.DataFrame, name: str) -> Array:
     """A column of row weights as numbers, shape (n,)."""
     return column_numbers(name, frame[name]).to_numpy()
+
+
+def seen_levels(column: pd.Series[Any], name: str) -> tuple[Hashable, ...]:
+    """The categories that a column holds: in the order that was declared, else numbers, then text, each sorted.
+
+    Declared categories without a row are left out, since nothing is known of them.
+
+    Raises
+    ------
+    DataError
+        For a single category, categories that look the same, and values that a model file could not name: anything but text,
+        numbers, True and False, and intervals of numbers.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        used = set(column.cat.codes.tolist())
+        seen = [plain_level(level, name) for i, level in enumerate(column.cat.categories.tolist()) if i in used]
+    else:
+        values = column.tolist()
+        distinct = dict.fromkeys(values) if all(map(_is_hashable, values)) else values
+        seen = sorted(dict.fromkeys(plain_level(value, name) for value in distinct), key=_rank)
+    if len(seen) < 2:
+        raise DataError(f"column {name!r} has the single category {seen[0]!r} and distinguishes nothing: drop it")
+    by_text: dict[str, Hashable] = {}
+    for level in seen:
+        other = by_text.setdefault(str(level), level)
+        if other is not level:
+            raise DataError(
+                f"column {name!r} has the categories {other!r} and {level!r}, which look the same: make all of them text, or "
+                "all of them numbers"
+            )
+    return tuple(seen)
+
+
+def plain_level(value: Any, name: str) -> Hashable:
+    """A category as plain text, number, truth value or interval of numbers.
+
+    Raises
+    ------
+    DataError
+        For anything else, and text longer than LONGEST.
+    """
+    value = value.item() if isinstance(value, np.generic) and not isinstance(value, (np.datetime64, np.timedelta64)) else value
+    level: Hashable
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        level = str.__str__(value)
+        unicode = not any("\ud800" <= character <= "\udfff" for character in level)  # halves, which no file can hold
+        if len(level) <= LONGEST and unicode:
+            return level
+        what = f"text of {len(level):,} characters" if unicode else "text that is no Unicode"
+    elif isinstance(value, int):
+        level = int(value)
+        if level.bit_length() <= LONGEST:
+            return level
+        what = f"whole numbers of {level.bit_length():,} bits"
+    elif isinstance(value, float) and np.isfinite(value):
+        return float(value)
+    elif isinstance(value, pd.Interval) and all(_is_number(end) for end in (value.left, value.right)):
+        return pd.Interval(_plain_number(value.left), _plain_number(value.right), value.closed)
+    else:
+        what = f"values of type {type(value).__name__} ({_REPR.repr(value)})"
+    raise DataError(
+        f"column {name!r} has {what} as categories, and those are text, numbers, True and False, or intervals of numbers: "
+        f"convert them to short text, such as frame[{name!r}].astype(str)"
+    )
+
+
+def level_codes(column: pd.Series[Any], name: str, known: Sequence[Hashable]) -> Array:
+    """The position of each row's category among those that are known, shape (n,).
+
+    By equality of values, whatever their type: a category True may come back as 1, or 2 as 2.0; an interval also as its text.
+
+    Raises
+    ------
+    DataError
+        For categories that training did not see.
+    """
+    positions: dict[Hashable, int] = {str(level): i for i, level in enumerate(known) if isinstance(level, pd.Interval)}
+    positions |= {level: i for i, level in enumerate(known)}
+    values = column.tolist()
+    codes = np.fromiter((positions.get(value, -1) if _is_hashable(value) else -1 for value in values), np.int64, len(values))
+    if (codes < 0).any():
+        strange = [value for value, code in zip(values, codes, strict=True) if code < 0]
+        unseen = list(dict.fromkeys(strange)) if all(map(_is_hashable, strange)) else strange
+        count = "1 category" if len(unseen) == 1 else f"{len(unseen)} categories"
+        raise DataError(
+            f"column {name!r} has {count} that training did not see ({listed(unseen)}); known are "
+            f"{listed(known)}: drop those rows or train with them"
+        )
+    return codes
+
+
+def categorised(frame: pd.DataFrame, levels: Mapping[str, Sequence[Hashable]]) -> pd.DataFrame:
+    """Columns used as categories, with the categories of training, in their order; unseen ones are refused."""
+    columns = {}
+    for name, known in levels.items():
+        # Of several types only as objects: pandas would round a large whole number beside a fraction.
+        kind = object if len({type(level) for level in known}) > 1 else None
+        codes = level_codes(frame[name], name, known)
+        columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(list(known), dtype=kind))
+    return frame.assign(**columns)
+
+
+def listed(levels: Sequence[Any], limit: int = 8) -> str:
+    """Categories for a message, with their types: text in quotes, numbers without."""
+    shown = ", ".join(_REPR.repr(level) for level in levels[:limit])
+    return shown if len(levels) <= limit else f"{shown}, ... ({len(levels)} in all)"
+
+
+def _rank(level: Any) -> tuple[int, Any]:
+    return (2 if isinstance(level, pd.Interval) else int(isinstance(level, str)), level)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
+
+
+def _plain_number(value: Any) -> int | float:
+    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

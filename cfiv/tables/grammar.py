@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from formulaic import Formula
@@ -59,7 +59,6 @@ def read_formula(text: str) -> tuple[Any, list[str]]:
     return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
 
 
-@lru_cache(maxsize=256)
 def part_terms(formula: str) -> tuple[Term, ...]:
     """The terms of one part, without the constant, those of fewer factors first.
 

@@ -7,8 +7,8 @@ for treatment and instruments the covariates. Ours besides are checks of what co
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 from typing import Any
@@ -21,19 +21,10 @@ from formulaic.parser.types import Factor, Term
 
 from cfiv.data import Array
 from cfiv.errors import DataError, FormulaError, TooLargeError
-from cfiv.tables.columns import numeric, require_columns
-from cfiv.tables.grammar import UNREADABLE, part_terms, reason
-from cfiv.tables.levels import categorised, listed, plain_level, seen_levels
-from cfiv.tables.terms import (
-    category_columns,
-    factor_columns,
-    factor_width,
-    is_category,
-    named_levels,
-    part_factors,
-    raw_columns,
-    term_text,
-)
+from cfiv.tables.columns import categorised, listed, numeric, plain_level, require_columns, seen_levels
+from cfiv.tables.formula import Part
+from cfiv.tables.grammar import UNREADABLE, reason
+from cfiv.tables.terms import term_text
 
 #: Columns that the terms of a part may make, besides those of the table itself.
 MOST_COLUMNS = 100_000
@@ -45,7 +36,7 @@ class PartState:
 
     Parameters
     ----------
-    formula : str
+    formula : Part
     columns : tuple of str
         Names of the matrix's columns, without the constant.
     transform_state : mapping
@@ -54,8 +45,6 @@ class PartState:
         For the columns used as categories, in the order in which they are coded, the first being the reference.
     intercept : bool
         Whether the part is coded beside a constant.
-    beside : str or None
-        Covariate terms that the part's categories are coded beside.
 
     Raises
     ------
@@ -63,38 +52,32 @@ class PartState:
         For parts of a file that no table can have made.
     """
 
-    formula: str
+    formula: Part
     columns: tuple[str, ...]
     transform_state: Mapping[str, Any]
     levels: Mapping[str, tuple[Hashable, ...]]
     intercept: bool = True
-    beside: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(isinstance(text, str) for text in (self.formula, self.beside or "")):
-            raise FormulaError(f"a part is text, got {self.formula!r} beside {self.beside!r}: fit again")
-        variables = raw_columns(self._joint)
+        part, text = self.formula, self.formula.text
         if not isinstance(self.transform_state, Mapping):
-            raise FormulaError(f"the part {self.formula!r} has a state of the wrong type: fit again")
+            raise FormulaError(f"the part {text!r} has a state of the wrong type: fit again")
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
-            raise FormulaError(f"the part {self.formula!r} has columns without names: fit again")
+            raise FormulaError(f"the part {text!r} has columns without names: fit again")
         for name, known in self.levels.items():
-            if name not in variables or not isinstance(known, tuple):
-                raise FormulaError(f"the part {self.formula!r} has categories of {name!r}, which it does not use: fit again")
+            if name not in part.variables or not isinstance(known, tuple):
+                raise FormulaError(f"the part {text!r} has categories of {name!r}, which it does not use: fit again")
             if len(dict.fromkeys(plain_level(level, name) for level in known)) < max(2, len(known)):
                 raise DataError(f"column {name!r} has too few categories, or one twice: fit again")
-        if set(category_columns(self._joint)) - set(self.levels):
-            raise FormulaError(f"the part {self.formula!r} lacks categories that it uses: fit again")
-
-    @property
-    def _joint(self) -> str:
-        return _joint(self.formula, self.beside)
+        if part.categories - set(self.levels):
+            raise FormulaError(f"the part {text!r} lacks categories that it uses: fit again")
+        _check_width(part, self.levels)
 
     def matrix(self, frame: pd.DataFrame) -> Array:
         """The part's columns at the rows of ``frame``, shape (n, len(columns)); raises as :meth:`materialise`."""
         made = self.materialise(frame)
         if made.columns != self.columns:
-            raise FormulaError(f"{self.formula!r} makes other columns than in training: fit again")
+            raise FormulaError(f"{self.formula.text!r} makes other columns than in training: fit again")
         return made.matrix
 
     def materialise(self, frame: pd.DataFrame) -> Made:
@@ -105,10 +88,12 @@ class PartState:
         DataError
             For missing columns, text, infinities, and categories that training did not see.
         """
-        variables = raw_columns(self._joint)
-        require_columns(frame, variables, needed_for="predictions")  # again, for a file whose parts disagree
-        ready = categorised(numeric(frame, variables, self.levels), self.levels)
-        return _materialise(self, ready)
+        require_columns(frame, self.formula.variables, needed_for="predictions")  # again, for a file whose parts disagree
+        return _materialise(self, self.raw(frame))
+
+    def raw(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The columns that the part is made of: numbers, and categories as training knows them."""
+        return categorised(numeric(frame, self.formula.variables, self.levels), self.levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,19 +107,19 @@ class Made:
 
 
 def fit_part(
-    frame: pd.DataFrame, formula: str, *, role: str, intercept: bool, covariates: str | None
+    frame: pd.DataFrame, part: Part, *, role: str, intercept: bool, covariates: Part | None
 ) -> tuple[PartState, Array]:
     """Learn a part's categories and transforms from a table without gaps, and its columns there.
 
     Parameters
     ----------
     frame : DataFrame
-    formula : str
+    part : Part
     role : str
         For messages.
     intercept : bool
         Whether a constant enters the part's regression.
-    covariates : str or None
+    covariates : Part or None
         What else enters it.
 
     Returns
@@ -147,83 +132,70 @@ def fit_part(
     DataError, FormulaError
         For columns and terms that cannot be used.
     """
-    typed = {name for name in raw_columns(formula) if _is_categorical(frame, name)}
-    beside = _covariates_beside(formula, covariates, frame) if typed or category_columns(formula) else None
-    joint = _joint(formula, beside)
-    variables = raw_columns(joint)
-    categories = category_columns(joint) | {name for name in variables if _is_categorical(frame, name)}
-    ready = numeric(frame, variables, categories)
-    for name in variables:
-        as_number = [f.expr for f in part_factors(joint) if name in factor_columns(f) and not is_category(f)]
-        if name in category_columns(joint) and as_number and not _is_categorical(frame, name):
+    typed = {str(name) for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
+    if covariates is not None and (part.categories or typed & set(part.variables)):
+        part = _beside(part, covariates, typed)
+    categories = part.categories | typed
+    ready = numeric(frame, part.variables, categories)
+    for name in (name for name in part.variables if name in part.categories and name not in typed):
+        if any(name in held.columns and not held.category for held in part.factors.values()):
             raise FormulaError(
-                f"column {name!r} is both C({name}) and a number in {joint!r}: copy it to a second column for one of the two"
+                f"column {name!r} is both C({name}) and a number in {part.joint!r}: copy it to a second column for one of the "
+                "two"
             )
-    levels = {name: seen_levels(ready[name], name) for name in variables if name in categories}
-    _check_named_levels(joint, levels)
-    made = _materialise(PartState(formula, (formula,), {}, levels, intercept, beside), categorised(ready, levels))
+    levels = {name: seen_levels(ready[name], name) for name in part.variables if name in categories}
+    _check_named_levels(part, levels)
+    draft = PartState(part, (part.text,), {}, levels, intercept)
+    made = _materialise(draft, categorised(ready, levels))
     if made.spanned and (role == "treatment" or not made.columns):
         raise FormulaError(
             f"the {role} term {made.spanned[0]!r} is among the covariates already, which enter both stages by themselves: name "
             "it once"
         )
-    return PartState(formula, made.columns, made.transform_state, levels, intercept, beside), made.matrix
+    return replace(draft, columns=made.columns, transform_state=made.transform_state), made.matrix
 
 
-def _joint(formula: str, beside: str | None) -> str:
-    return formula if beside is None else f"{beside} + {formula}"
-
-
-def _is_categorical(frame: pd.DataFrame, name: str) -> bool:
-    return isinstance(frame[name].dtype, pd.CategoricalDtype)
-
-
-def _check_named_levels(formula: str, levels: Mapping[str, Sequence[Hashable]]) -> None:
+def _check_named_levels(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:
     """Raise unless the categories that ``C(..., levels=...)`` and its contrasts name are those of the column."""
-    for factor in part_factors(formula):
-        for argument, named in named_levels(factor).items():
-            for column in factor_columns(factor)[:1]:
+    for text, held in part.factors.items():
+        for argument, named in held.named.items():
+            for column in held.columns[:1]:
                 known = levels[column]
                 strange = [level for level in named if level not in known]
                 if strange or (argument == "levels" and len(named) != len(known)):
                     raise FormulaError(
-                        f"{argument} of {factor.expr!r} must name {'all ' if argument == 'levels' else ''}categories of "
+                        f"{argument} of {text!r} must name {'all ' if argument == 'levels' else ''}categories of "
                         f"{column!r}, got {listed(named)}: they are {listed(known)}"
                     )
 
 
-def _covariates_beside(formula: str, covariates: str | None, frame: pd.DataFrame) -> str | None:
-    """The covariate terms that a part's categories have to be coded beside.
+def _beside(part: Part, covariates: Part, typed: Container[str]) -> Part:
+    """The part with the covariate terms that its categories have to be coded beside.
 
     Those of the same numbers: beside ``x`` the categories of ``C(shop):x`` are one less, beside ``w`` they are not.
     """
 
     def split(term: Term) -> tuple[frozenset[str], bool]:
         """A term's factors that are numbers, and whether there are categories besides."""
-        factors = [factor for factor in term.factors if factor.eval_method is not Factor.EvalMethod.LITERAL]
-        lookup = Factor.EvalMethod.LOOKUP
-        kinds = [is_category(f) or (f.eval_method is lookup and _is_categorical(frame, f.expr)) for f in factors]
-        return frozenset(f.expr for f, kind in zip(factors, kinds, strict=True) if not kind), any(kinds)
+        held = {factor.expr: factors[factor.expr] for factor in term.factors if factor.expr in factors}
+        numbers = frozenset(text for text, one in held.items() if not one.category and text not in typed)
+        return numbers, len(numbers) < len(held)
 
-    own = {term: split(term) for term in part_terms(formula)}
+    factors = covariates.factors | part.factors
+
+    own = {term: split(term) for term in part.terms}
     numbers = {only for only, categories in own.values() if categories}
-    kept = [
-        term_text(term)
-        for term in (part_terms(covariates) if covariates is not None else ())
-        if split(term)[0] in numbers and (split(term)[1] or term not in own)
-    ]
-    return " + ".join(kept) or None
+    kept = [term_text(term) for term in covariates.terms if split(term)[0] in numbers and (split(term)[1] or term not in own)]
+    return Part(part.text, Part(" + ".join(kept))) if kept else part
 
 
 def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
     """formulaic's model matrix, of it the part's own columns, with a check for finite values."""
-    formula = part.formula
+    text, own = part.formula.text, frozenset(part.formula.own)
     constant = [Term([Factor("1", eval_method="literal")])] if part.intercept else []
-    before = () if part.beside is None else part_terms(part.beside)
-    own = [term for term in part_terms(formula) if term not in before]
-    _check_width([*before, *own], part.levels, formula)
+    before = () if part.formula.beside is None else part.formula.beside.terms
     spec = ModelSpec(
-        formula=SimpleFormula([*constant, *before, *own], _ordering="none"),
+        formula=SimpleFormula([*constant, *before, *part.formula.own], _ordering="none"),
         transform_state=dict(part.transform_state),
         na_action="ignore",
     )
@@ -232,17 +204,17 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
         with np.errstate(all="ignore"):
             table = spec.get_model_matrix(frame, context={})
     except MemoryError:
-        raise TooLargeError(f"the columns of {formula!r} do not fit in memory: use fewer rows, categories or knots") from None
+        raise TooLargeError(f"the columns of {text!r} do not fit in memory: use fewer rows, categories or knots") from None
     except UNREADABLE as error:
         if "extrapolation" in str(error) and part.transform_state:
             raise DataError(
-                f"the spline(s) in {formula!r} got values beyond those of training: write bs(..., extrapolation='clip') or "
+                f"the spline(s) in {text!r} got values beyond those of training: write bs(..., extrapolation='clip') or "
                 "'extend' in the formula, or drop those rows"
             ) from None
-        raise FormulaError(f"the term(s) {formula!r} cannot be evaluated: {reason(error)}") from None
+        raise FormulaError(f"the term(s) {text!r} cannot be evaluated: {reason(error)}") from None
     structure = table.model_spec.structure
     if sum(len(term.columns) for term in structure) != table.shape[1]:
-        raise FormulaError(f"two terms of {_joint(formula, part.beside)!r} make columns of the same name: rename a column")
+        raise FormulaError(f"two terms of {part.formula.joint!r} make columns of the same name: rename a column")
     names = list(chain.from_iterable(term.columns for term in structure if term.term in own))
     matrix = pd.DataFrame(table)[names].to_numpy(dtype=np.float64, copy=True)
     finite = np.isfinite(matrix)
@@ -253,25 +225,22 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
             f"{names[column]!r} is infinite or undefined in {int(bad.sum())} of {len(bad)} rows (first: row "
             f"{int(bad.argmax())}): drop those rows or choose another transform"
         )
-    spanned = [term for term in part_terms(formula) if term not in own]
+    spanned = [term for term in part.formula.terms if term not in own]
     spanned += [term.term for term in structure if term.term in own and not term.columns]
     return Made(matrix, tuple(map(str, names)), table.model_spec.transform_state, tuple(map(str, spanned)))
 
 
-def _check_width(terms: Sequence[Term], levels: Mapping[str, Sequence[Hashable]], formula: str) -> None:
+def _check_width(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:
     """Raise before any is made where there would be very many columns."""
-
-    def width(factor: Factor) -> int:
-        if factor.eval_method is Factor.EvalMethod.LITERAL:
-            return 1
-        return factor_width(factor) * prod(len(levels[name]) for name in factor_columns(factor) if name in levels)
-
-    made = sum(prod(width(factor) for factor in term.factors) for term in terms if not _is_column(term, levels))
+    lookup, made = Factor.EvalMethod.LOOKUP, 0
+    width = {
+        text: held.width * prod(len(levels[name]) for name in held.columns if name in levels)
+        for text, held in part.factors.items()
+    }
+    for term in (*(part.beside.terms if part.beside is not None else ()), *part.own):
+        if not all(factor.eval_method is lookup and factor.expr not in levels for factor in term.factors):
+            made += prod(width.get(factor.expr, 1) for factor in term.factors)
     if made > MOST_COLUMNS:
         raise FormulaError(
-            f"{formula[:200]!r} makes up to {made:,} columns, and {MOST_COLUMNS:,} at most: use fewer categories or knots"
+            f"{part.text[:200]!r} makes up to {made:,} columns, and {MOST_COLUMNS:,} at most: use fewer categories or knots"
         )
-
-
-def _is_column(term: Term, levels: Mapping[str, Sequence[Hashable]]) -> bool:
-    return all(f.eval_method is Factor.EvalMethod.LOOKUP and f.expr not in levels for f in term.factors)

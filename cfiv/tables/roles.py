@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cfiv.errors import FormulaError, FormulaWarning, warn
+from cfiv.tables.formula import Part
 from cfiv.tables.grammar import UNREADABLE, check_bounds, read_formula, reason
-from cfiv.tables.terms import category_columns, term_text
+from cfiv.tables.terms import term_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,11 +53,30 @@ class Roles:
     intercept: bool = True
     clusters: str | None = None
 
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """The formula of each role that there is, read once."""
+        texts = {"outcome": self.outcome, "treatment": self.treatment, "instruments": self.instruments}
+        if self.covariates is not None:
+            texts["covariates"] = self.covariates
+        return {role: Part(text) for role, text in texts.items()}
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """Raw columns that the structural function needs: those of treatments, then of covariates."""
+        parts = [self.parts[role] for role in ("treatment", "covariates") if role in self.parts]
+        return tuple(dict.fromkeys(name for part in parts for name in part.variables))
+
+    @property
+    def treatment_columns(self) -> tuple[str, ...]:
+        """Those of them that are the treatment, which ``effect`` and ``dose_response`` set."""
+        covariates = self.parts["covariates"].variables if self.covariates is not None else ()
+        return tuple(name for name in self.parts["treatment"].variables if name not in covariates)
+
     @property
     def label_columns(self) -> tuple[str, ...]:
         """Columns whose values are labels and no numbers: those in ``C(...)``, and the clusters."""
-        parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
-        names = dict.fromkeys(name for part in parts for name in sorted(category_columns(part)))
+        names = dict.fromkeys(name for part in self.parts.values() for name in sorted(part.categories))
         return (*names, *([] if self.clusters is None else [self.clusters]))
 
     @classmethod
@@ -167,6 +188,51 @@ class Roles:
             weights=weights,
             clusters=clusters,
         )
+
+
+def read_roles(
+    formula: str | None,
+    *,
+    outcome: str | None = None,
+    treatment: Names | None = None,
+    instruments: Names | None = None,
+    covariates: Names | None = None,
+    weights: str | None = None,
+    clusters: str | None = None,
+) -> Roles | None:
+    """By a formula or by names, as estimators are given them; None where none is named, since arrays have their own.
+
+    Raises
+    ------
+    FormulaError
+        For both of them, weights or clusters that are no name or come without roles, and as :class:`Roles` has it.
+    """
+    names = {"outcome": outcome, "treatment": treatment, "instruments": instruments, "covariates": covariates}
+    named = [role for role, value in names.items() if value is not None]
+    if formula is not None and named:
+        raise FormulaError(f"give either a formula or column names, got the formula {formula!r} and {', '.join(named)}")
+    for role, column in (("weights", weights), ("clusters", clusters)):
+        if column is not None and not isinstance(column, str):
+            raise FormulaError(
+                f"{role} must be the name of one column, got {shortened(column)}: combine several into one column of the "
+                f"table, or give IVData({role}=...) with arrays"
+            )
+        if column is not None and formula is None and not named:
+            raise FormulaError(
+                f"{role}={column!r} names a column, but no other role is named: name all roles, or give IVData({role}=...)"
+            )
+    if formula is not None:
+        return Roles.from_formula(formula, weights=weights, clusters=clusters)
+    if not named:
+        return None
+    return Roles.from_names(
+        outcome=outcome,
+        treatment=treatment,
+        instruments=instruments,
+        covariates=covariates,
+        weights=weights,
+        clusters=clusters,
+    )
 
 
 def column_names(role: str, given: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Terms: what a part of a formula is made of, and what it may hold.
+"""Terms: the factors that a formula is made of, and what they may hold.
 
 Terms may use columns, arithmetic and the functions in :mod:`cfiv.tables.transforms`, nothing else, so that a formula read from
 a model file can neither run code of its author's choosing nor compute without end.
@@ -12,14 +12,14 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from formulaic.parser.types import Factor, Term
 
 from cfiv.errors import FormulaError, quoted
-from cfiv.tables.grammar import UNREADABLE, part_terms
+from cfiv.tables.grammar import UNREADABLE
 from cfiv.tables.transforms import CONTRASTS, TRANSFORMS, arguments, check_size
 
 #: Arithmetic on columns; matrix products would mix rows, and shifts make numbers without bound.
@@ -41,46 +41,33 @@ _PLAIN_TEXT = re.compile(r"'[\w .,:;/&%+-]*'|\"[\w .,:;/&%+-]*\"")
 _QUOTED_NAME = re.compile(r"`([^`]*)`")
 
 
-@lru_cache(maxsize=256)
-def raw_columns(formula: str) -> tuple[str, ...]:
-    """Raw columns that a part uses, in the order of their first use."""
-    factors = part_factors(formula)
-    names = tuple(dict.fromkeys(name for factor in factors for name in factor_columns(factor)))
-    for function in dict.fromkeys(function for factor in factors for function in _functions(factor)):
-        if function.split(".")[0] in names:
-            raise FormulaError(
-                f"{formula!r} calls {function}() beside a column named {function.split('.')[0]!r}, which would take the "
-                "function's place: rename that column"
-            )
-    in_code = {name for factor in factors if factor.eval_method is Factor.EvalMethod.PYTHON for name in factor_columns(factor)}
-    for name in sorted(in_code):
-        clashing = [
-            other for other in names if other != name and _identifier(name) in (other, other in in_code and _identifier(other))
-        ]
-        if clashing:
-            raise FormulaError(f"columns {name!r} and {clashing[0]!r} cannot be told apart in {formula!r}: rename one of them")
-    return names
+@dataclass(frozen=True)
+class Contents:
+    """What a factor of a term holds.
+
+    Parameters
+    ----------
+    columns : tuple of str
+        Raw columns, in the order of their use.
+    category : bool
+        Whether it is a call of ``C``.
+    functions : tuple of str
+        Those that it uses, with those of CONTRASTS that C is given without a call.
+    width : int
+        An upper bound of the columns that its calls make of one column.
+    named : mapping from ``levels``, ``base`` or ``reference`` to categories
+        Those that C and its contrasts name.
+    """
+
+    columns: tuple[str, ...]
+    category: bool = False
+    functions: tuple[str, ...] = ()
+    width: int = 1
+    named: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=256)
-def category_columns(formula: str) -> frozenset[str]:
-    """Raw columns that a part uses as categories, by ``C(...)``."""
-    return frozenset(name for factor in part_factors(formula) if is_category(factor) for name in factor_columns(factor))
-
-
-def is_category(factor: Factor) -> bool:
-    """Whether a factor is a call of ``C``."""
-    return factor.eval_method is Factor.EvalMethod.PYTHON and str(factor.expr).startswith("C(")
-
-
-def part_factors(formula: str) -> list[Factor]:
-    """The distinct factors of a part's terms, without literal numbers."""
-    factors = {factor.expr: factor for term in part_terms(formula) for factor in term.factors}
-    return [factor for factor in factors.values() if factor.eval_method is not Factor.EvalMethod.LITERAL]
-
-
-def factor_columns(factor: Factor) -> list[str]:
-    """Columns in one factor.
+def contents(factor: Factor) -> Contents:
+    """Read a factor.
 
     Raises
     ------
@@ -88,43 +75,31 @@ def factor_columns(factor: Factor) -> list[str]:
         Unless it is built from columns, arithmetic and TRANSFORMS, of sizes within their bounds.
     """
     if factor.eval_method is Factor.EvalMethod.LOOKUP:
-        return [factor.expr]
-    tree, original = _parsed(factor.expr)
-    check = _Check(factor.expr)
+        return Contents((factor.expr,))
+    term = str(factor.expr)
+    tree, original = _parsed(term)
+    check = _Check(term)
     try:
         check.number(tree.body)
     except RecursionError:
-        raise FormulaError(f"the term {factor.expr[:200]!r} is nested too deeply: compute that column first") from None
-    return [original.get(name, name) for name in check.columns]
-
-
-def named_levels(factor: Factor) -> dict[str, list[Any]]:
-    """The categories that a factor names: ``levels`` of C, and ``base`` or ``reference`` of its contrasts."""
-    if not is_category(factor):
-        return {}
-    found: dict[str, list[Any]] = {}
-    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
-        signature = {**TRANSFORMS, **CONTRASTS}.get(ast.unparse(call.func))
-        for name, node in () if signature is None else arguments(call, signature, factor.expr):
-            if name in ("levels", "base", "reference"):
-                nodes = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
-                found[name] = [n.value if isinstance(n, ast.Constant) else _constant(n, factor.expr) for n in nodes]
-    return found
-
-
-def factor_width(factor: Factor) -> int:
-    """An upper bound of the columns that the calls in a factor make of one column."""
-    if factor.eval_method is not Factor.EvalMethod.PYTHON:
-        return 1
-    width = 1
-    for call in (node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)):
-        signature = TRANSFORMS.get(ast.unparse(call.func))
-        if signature is not None and signature.sizes:
-            given = arguments(call, signature, factor.expr)
-            sizes = [_constant(node, factor.expr) or 0 for name, node in given if name in signature.sizes]
+        raise FormulaError(f"the term {term[:200]!r} is nested too deeply: compute that column first") from None
+    category, functions, width, named = term.startswith("C("), [], 1, {}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        signature = TRANSFORMS.get(function) or CONTRASTS[function]
+        given = arguments(call, signature, term)
+        handed = [ast.unparse(node) for _, node in given]
+        functions += [function, *(text for text in handed if text in TRANSFORMS or text in CONTRASTS)]
+        if signature.sizes:
+            sizes = [_constant(node, term) or 0 for name, node in given if name in signature.sizes]
             lists = [len(node.elts) for _, node in given if isinstance(node, (ast.List, ast.Tuple))]
             width *= int(sum(sizes) + sum(lists)) + 4  # a spline's degree is 3 where nothing is said
-    return width
+        for name, node in given if category else ():
+            if name in ("levels", "base", "reference"):
+                nodes = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
+                named[name] = [n.value if isinstance(n, ast.Constant) else _constant(n, term) for n in nodes]
+    columns = tuple(original.get(name, name) for name in check.columns)
+    return Contents(columns, category, tuple(functions), width, named)
 
 
 class _Check:
@@ -269,15 +244,6 @@ def _constant(node: ast.expr, term: str) -> float | None:
     return value
 
 
-def _functions(factor: Factor) -> list[str]:
-    """The functions that a factor uses, those of CONTRASTS included that C is given without a call."""
-    if factor.eval_method is not Factor.EvalMethod.PYTHON:
-        return []
-    calls = [node for node in ast.walk(_parsed(factor.expr)[0]) if isinstance(node, ast.Call)]
-    handed = [value for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords))]
-    return [name for name in map(ast.unparse, (*(call.func for call in calls), *handed)) if name in {*TRANSFORMS, *CONTRASTS}]
-
-
 def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
     """The syntax tree of a factor, the one that formulaic runs, and the columns behind the names that stand for quoted ones.
 
@@ -292,21 +258,21 @@ def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
         if not name or keyword.iskeyword(name):
             raise FormulaError(f"the term {expression!r} quotes {name!r}, which python reserves: rename that column")
     unusual = [name for name in _QUOTED_NAME.findall(expression) if not name.isidentifier()]
-    for name, uses in Counter(map(_identifier, unusual)).items():
+    for name, uses in Counter(map(identifier_of, unusual)).items():
         if uses > 1:
             raise FormulaError(
-                f"the term {expression!r} quotes {quoted([n for n in unusual if _identifier(n) == name])}, which cannot be "
+                f"the term {expression!r} quotes {quoted([n for n in unusual if identifier_of(n) == name])}, which cannot be "
                 "told apart: a term may name a quoted column once, so rename it"
             )
-    original = {_identifier(name): name for name in unusual}
-    source = _QUOTED_NAME.sub(lambda match: f" {_identifier(match.group(1))} ", expression)
+    original = {identifier_of(name): name for name in unusual}
+    source = _QUOTED_NAME.sub(lambda match: f" {identifier_of(match.group(1))} ", expression)
     try:
         return ast.parse(source.strip(), mode="eval"), original
     except UNREADABLE:
         raise FormulaError(f"the term {expression[:200]!r} cannot be read: quote unusual column names with backticks") from None
 
 
-def _identifier(name: str) -> str:
+def identifier_of(name: str) -> str:
     """The identifier that formulaic puts in the place of a quoted column name."""
     if name.isidentifier():
         return name

@@ -25,7 +25,7 @@ import cfiv
 from cfiv import IVData
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.estimators.model_file import FORMAT_VERSION
+from cfiv.estimators.structural import FORMAT_VERSION
 
 EXPORTED = [getattr(cfiv, name) for name in cfiv.__all__]
 ESTIMATORS = [kind for kind in EXPORTED if isinstance(kind, type) and issubclass(kind, StructuralEstimator)]
@@ -39,6 +39,8 @@ RICH = "y ~ center(x) + C(region) + bs(q, df=4, extrapolation='clip') + [t + s +
 
 #: The same numbers added up in another order.
 ROUNDING = 1e-12
+#: Features in float32 of the same inputs in tables of other lengths: a matrix product treats its last rows by themselves.
+SINGLE = 1e-6
 #: The same fit after float32 training on columns that differ by rounding: a few steps, so differences cannot grow far.
 TRAINED = 1e-3
 
@@ -171,8 +173,9 @@ def test_a_dose_response_is_an_average_of_predictions(kind: type) -> None:
     for rows, averaged in ((frame, frame), (None, table())):  # the rows of training by default
         response = model.dose_response(grid, rows)
         assert response["t"].tolist() == grid
+        tolerance = SINGLE if kind in (cfiv.DFIV, cfiv.NetworkRegression) else ROUNDING
         np.testing.assert_allclose(
-            response["estimate"], [model.predict(averaged.assign(t=t)).mean() for t in grid], rtol=ROUNDING
+            response["estimate"], [model.predict(averaged.assign(t=t)).mean() for t in grid], rtol=tolerance
         )
 
 

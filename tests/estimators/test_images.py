@@ -17,8 +17,8 @@ import cfiv
 from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, ParameterError
 from cfiv.datasets import dsprites
 from cfiv.errors import ModelFileError
-from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.units import Standardiser
 from cfiv.learning import networks as nets
 from tests.estimators.test_model_file import OLD_FILES, rewrite
 
@@ -111,7 +111,7 @@ def test_units_and_origins_of_images_pass_through(scale: float, shift: float) ->
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_images_have_one_mean_and_one_scale_whatever_the_blocks(dtype: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfiv.estimators.standardise.BLOCK_VALUES", 64 * rows)
+    monkeypatch.setattr("cfiv.estimators.units.BLOCK_VALUES", 64 * rows)
     images = pictures().treatment.astype(dtype)
     scaler = Standardiser.fit(images)
     assert (scaler.mean.shape, scaler.scale.shape) == ((), ())

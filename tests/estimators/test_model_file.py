@@ -25,7 +25,6 @@ from torch import nn
 import cfiv
 from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, Training, TwoStageLeastSquares
 from cfiv.errors import ModelFileError, OutputError
-from cfiv.estimators.structural import ArrayEncoder
 from cfiv.tensor_file import _content, digest
 from tests.estimators import test_contract as contract
 
@@ -598,7 +597,7 @@ def test_a_file_of_format_2_is_read_and_predicts_what_the_cfiv_that_wrote_it_pre
     assert json.loads(split(file.read_bytes())[0]["__metadata__"]["cfiv"])["format"] == 2
     loaded = cfiv.load(file)
     expected = json.loads((OLD_FILES / "predictions.json").read_text())[name]
-    if isinstance(loaded.encoder, ArrayEncoder):
+    if loaded.encoder.kind == "array":
         shape = loaded.encoder.treatment_shape
         treatment = np.arange(5 * np.prod(shape)).reshape(5, *shape) % 7
         predicted = loaded.predict(treatment=treatment, covariates=loaded.encoder.reference[:5])

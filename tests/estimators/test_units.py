@@ -14,8 +14,8 @@ from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.results import ConfidenceSet
 from cfiv.errors import IllConditionedWarning
-from cfiv.estimators.standardise import Standardiser
 from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.units import Standardiser
 
 ROLES = ["outcome", "treatment", "instruments", "covariates", "weights"]
 MAKE: dict[str, Callable[[], Any]] = {

@@ -18,8 +18,10 @@ from cfiv.diagnostics.linear_problem import LinearProblem
 from cfiv.diagnostics.rank import cragg_donald
 from cfiv.errors import CfivError, DataError, FormulaError, FormulaWarning, ModelFileError
 from cfiv.estimators.linear_regression import Covariance
-from cfiv.tables.encoding import TableEncoder, fit_encoder
+from cfiv.tables.encoding import fit_encoder
+from cfiv.tables.formula import Part
 from cfiv.tables.roles import Roles
+from cfiv.tables.table_encoder import TableEncoder
 
 #: Least squares of a few columns, by QR and by the normal equations.
 CLOSE = 1e-9
@@ -439,15 +441,16 @@ def test_what_fits_is_saved(frame: pd.DataFrame, values: list[Any], tmp_path: Pa
 @pytest.mark.contract
 def test_a_file_of_an_older_cfiv_is_read_beside_a_constant(frame: pd.DataFrame, tmp_path: Path) -> None:
     """Format 2 did not say beside what a part was coded: a constant, always."""
-    from cfiv.estimators import old_model_files, saved_encoders
+    from cfiv.estimators import old_model_files
+    from cfiv.tables.saved_parts import part_from_values
 
     part = fitted("y ~ C(shop) + [t ~ z]", frame).structural_function_.encoder.covariates
-    values = {"formula": part.formula, "columns": list(part.columns)}
+    values = {"formula": part.formula.text, "columns": list(part.columns)}
     values["levels"] = [[name, list(levels)] for name, levels in part.levels.items()]
     values["transform_state"] = {
         "pairs": [[name, {"pairs": list(kept.items())}] for name, kept in part.transform_state.items()]
     }
-    assert saved_encoders._part(old_model_files._part(values), part.formula) == part
+    assert part_from_values(old_model_files._part(values), part.formula) == part
 
 
 @pytest.mark.contract
@@ -464,11 +467,11 @@ def test_a_part_of_a_file_that_no_table_can_have_made_is_refused(frame: pd.DataF
         {"columns": ()},
         {"columns": (1,)},
         {"transform_state": []},
-        {"formula": "C(shop) + bs(x, df=10**9)"},
-        {"formula": None},
-        {"beside": "I(9**9**9)"},
     ):
         with pytest.raises((FormulaError, DataError, ModelFileError)):
             replace(part, **change)  # type: ignore[arg-type]
+    for text in ("C(shop) + bs(x, df=10**9)", None, "I(9**9**9)"):
+        with pytest.raises(FormulaError):
+            Part(text)  # type: ignore[arg-type]
     with pytest.raises(FormulaError, match="makes other columns than in training"):
         replace(part, columns=part.columns[:-1]).matrix(frame)

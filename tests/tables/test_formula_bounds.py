@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfiv.errors import CfivError, FormulaError, FormulaWarning
-from cfiv.tables.encoding import TableEncoder, fit_encoder
+from cfiv.tables.encoding import fit_encoder
+from cfiv.tables.formula import Part
 from cfiv.tables.grammar import part_terms
 from cfiv.tables.roles import Roles
-from cfiv.tables.terms import raw_columns
+from cfiv.tables.table_encoder import TableEncoder
 
 
 def table() -> pd.DataFrame:
@@ -175,7 +176,7 @@ PIECES = st.sampled_from(
 @pytest.mark.law
 @given(st.lists(PIECES, min_size=1, max_size=12).map("".join))
 def test_any_text_is_a_formula_or_refused_as_one(text: str) -> None:
-    for read in (Roles.from_formula, raw_columns, part_terms):
+    for read in (Roles.from_formula, Part, part_terms):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

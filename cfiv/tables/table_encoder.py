@@ -1,0 +1,234 @@
+"""TableEncoder: roles fitted to a table; later tables become the same arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from reprlib import repr as shortened
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from cfiv.data import Array, IVData, read_table
+from cfiv.errors import DataError, FormulaError, ParameterError, quoted
+from cfiv.file_values import fields, listed, texts
+from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
+from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
+from cfiv.tables.parts import PartState
+from cfiv.tables.roles import Roles
+from cfiv.tables.saved_parts import (
+    check_part,
+    column_from_values,
+    column_to_values,
+    part_from_values,
+    part_to_values,
+    roles_from_values,
+)
+from cfiv.tables.treatment_values import grid_table, values_by_column
+
+PARTS = ("outcome", "treatment", "instruments", "covariates")
+
+
+@dataclass(frozen=True, eq=False)
+class TableEncoder:
+    """Of a fit to a table; an :class:`cfiv.tables.encoder.Encoder`.
+
+    Parameters
+    ----------
+    roles : Roles
+    outcome, treatment, instruments, covariates : PartState
+        ``covariates`` is None where there are none.
+    reference : DataFrame
+        Rows of the training table (all raw columns the structural function needs) to average over.
+    """
+
+    roles: Roles
+    outcome: PartState
+    treatment: PartState
+    instruments: PartState
+    covariates: PartState | None
+    reference: pd.DataFrame
+
+    kind: ClassVar[str] = "table"
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], int]:
+        """Of one treatment, (columns,), and the number of covariate columns."""
+        return (len(self.treatment.columns),), 0 if self.covariates is None else len(self.covariates.columns)
+
+    @property
+    def intercept(self) -> bool:
+        """Whether the formula leaves the constant in."""
+        return self.roles.intercept
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns of predictions that training knew as text, which a file may hold as digits."""
+        parts = [part for part in (self.treatment, self.covariates) if part is not None]
+        levels = {name: known for part in parts for name, known in part.levels.items()}
+        return tuple(name for name, known in levels.items() if all(isinstance(level, str) for level in known))
+
+    def inputs(self, rows: Any) -> tuple[Array, Array | None]:
+        """Treatment and covariate arrays at new rows.
+
+        Raises
+        ------
+        DataError
+            For missing columns, gaps, infinities, text, or categories that training did not see.
+        """
+        frame = read_table(rows)
+        self._check_complete(frame)
+        return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
+
+    def observations(self, rows: Any, *, missing: Missing = "drop") -> IVData:
+        """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
+        frame, weights = read_table(rows), self.roles.weights
+        parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
+        names = [name for part in parts for name in part.formula.variables] + ([weights] if weights else [])
+        require_columns(frame, names, needed_for="held-out criteria")
+        frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
+        return IVData(
+            outcome=self.outcome.matrix(frame)[:, 0],
+            treatment=self.treatment.matrix(frame),
+            instruments=self.instruments.matrix(frame),
+            covariates=None if self.covariates is None else self.covariates.matrix(frame),
+            weights=None if weights is None else row_weights(frame, weights),
+        )
+
+    def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
+        """Rows with their treatment columns set: to one number, one each, or a mapping from column to number(s)."""
+        frame = read_table(rows)
+        given = [
+            self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
+            for name, value in treatments.items()
+        ]
+        varying = any(np.ndim(item) for values in given for item in values.values())
+        same = None if varying else [pd.DataFrame(values, index=[0]) for values in given]
+        return self._asked(frame, given, same)
+
+    def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
+        """A grid of m treatments as a table of the treatment columns."""
+        table = grid_table(grid, columns=self.roles.treatment_columns)
+        frame = self.reference if rows is None else read_table(rows)
+        return table, self._asked(
+            frame, [{str(name): value for name, value in point.items()} for point in table.to_dict("records")], [table]
+        )
+
+    def treatment_values(self, value: Any, *, rows: int) -> dict[str, Any]:
+        """Values by treatment column, each one number or one for each row: of one number, one each, or a mapping.
+
+        Raises
+        ------
+        ParameterError
+            Unless they cover all treatment columns, and nothing else.
+        """
+        columns = self.roles.treatment_columns
+        if isinstance(value, Mapping):
+            # By position, as everywhere: assign would align a Series on its index.
+            values = {name: item if np.ndim(item) == 0 else np.asarray(item) for name, item in value.items()}
+        elif np.ndim(value) == 0:
+            values = dict.fromkeys(columns[:1], value)
+        else:
+            each = list(value)
+            values = {}
+            if len(each) == len(columns):
+                values = dict(zip(columns, each, strict=True))
+            elif len(columns) == 1 and len(each) == rows:  # one a row
+                values = {columns[0]: np.asarray(value)}
+        if set(values) != set(columns):
+            raise ParameterError(
+                f"treatment values must cover {quoted(columns)}, got {shortened(value)}: give one number for "
+                "each, or a mapping from column to number, or to one number a row, as in "
+                f"{{{columns[0]!r}: ...}}"
+            )
+        for name, item in values.items():
+            if np.ndim(item) > 0 and np.shape(item) != (rows,):
+                raise ParameterError(
+                    f"treatment values of {name!r} must be one number, or one for each of the {rows} rows, got shape "
+                    f"{np.shape(item)}"
+                )
+        return values
+
+    def covariate_table(self, data: IVData) -> pd.DataFrame:
+        """The raw columns of the covariates."""
+        assert self.covariates is not None
+        assert data.frame is not None
+        return self.covariates.raw(data.frame)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Each role's part of the formula."""
+        roles = self.roles
+        lines = [("Outcome", roles.outcome), ("Treatment", roles.treatment), ("Instruments", roles.instruments)]
+        return lines + [("Covariates", roles.covariates or "none")] + ([("Weights", roles.weights)] if roles.weights else [])
+
+    def example(self) -> pd.DataFrame:
+        """A row of training."""
+        return self.reference.iloc[:1]
+
+    def to_values(self) -> dict[str, Any]:
+        """All that :meth:`from_values` needs."""
+        parts = {role: getattr(self, role) for role in PARTS}
+        categories = {name for part in parts.values() if part is not None for name in part.levels}
+        columns = [(name, self.reference[name]) for name in self.reference.columns]
+        return {
+            "kind": self.kind,
+            "roles": asdict(self.roles),
+            "parts": {role: None if part is None else part_to_values(part) for role, part in parts.items()},
+            "treatment_columns": self.roles.treatment_columns,
+            "reference": [column_to_values(name, column, category=name in categories) for name, column in columns],
+        }
+
+    @classmethod
+    def from_values(cls, values: Any) -> TableEncoder:
+        """From the values of a file, compared with what the roles call for.
+
+        Raises
+        ------
+        Exception
+            One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
+        """
+        fields(values, "kind", "roles", "parts", "treatment_columns", "reference")
+        roles = roles_from_values(values["roles"])
+        parts = fields(values["parts"], *PARTS)
+        if roles.covariates is None and parts["covariates"] is not None:
+            raise ValueError("covariates without a role")
+        fitted: dict[str, Any] = {role: part_from_values(parts[role], part) for role, part in roles.parts.items()}
+        reference = pd.DataFrame(dict(column_from_values(column) for column in listed(values["reference"])))
+        if tuple(reference.columns) != roles.prediction_columns or not 1 <= len(reference) <= REFERENCE_ROWS:
+            raise ValueError(
+                f"{len(reference)} rows of {list(reference.columns)} to average over, of the columns {roles.prediction_columns}"
+            )
+        if texts(values["treatment_columns"]) != roles.treatment_columns:
+            raise ValueError(f"the treatment columns are {roles.treatment_columns}, got {values['treatment_columns']}")
+        encoder = cls(roles=roles, reference=reference, **{"covariates": None, **fitted})
+        for part in (encoder.treatment, encoder.covariates):
+            if part is not None:
+                check_part(part, encoder.reference)
+        return encoder
+
+    def _asked(
+        self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None
+    ) -> Counterfactuals:
+        """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
+        self._check_complete(frame, without=self.roles.treatment_columns)
+        covariates = None if self.covariates is None else self.covariates.matrix(frame)
+        encoded = None
+        if same is not None and set(self.treatment.formula.variables) <= set(self.roles.treatment_columns):
+            with suppress(DataError, FormulaError):  # which is then said of the rows
+                encoded = np.concatenate([self.treatment.matrix(table) for table in same])
+        return Counterfactuals(
+            len(frame), covariates, encoded, (self.treatment.matrix(frame.assign(**values)) for values in each)
+        )
+
+    def _check_complete(self, frame: pd.DataFrame, *, without: Sequence[str] = ()) -> None:
+        """Raise where a column that prediction needs is missing, or has gaps."""
+        needed = [name for name in self.roles.prediction_columns if name not in without]
+        require_columns(frame, needed, needed_for="predictions")
+        gaps = gaps_in(frame[needed]).any(axis=1).to_numpy()
+        if gaps.any():
+            raise DataError(
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(needed)} (first: row "
+                f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
+            )
