@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cfiv.checks import check_choice
-from cfiv.data import IVData
+from cfiv.data import IVData, read_table
 from cfiv.errors import DataError, FormulaError, quoted
 from cfiv.tables.array_encoder import ArrayEncoder
 from cfiv.tables.columns import Missing, require_columns, row_weights, without_gaps
