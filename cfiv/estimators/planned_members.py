@@ -76,7 +76,7 @@ def fit_members(
     Raises
     ------
     DivergenceError
-        If all diverged before any usable state.
+        If the first diverged before any usable state.
     KeyboardInterrupt
         If training was interrupted before the first step.
 
@@ -99,10 +99,10 @@ def fit_members(
         interrupted = interrupted or any(getattr(outcome, "ended", None) == "interrupted" for outcome in outcomes)
         if interrupted:
             break
-    errors = [outcome for outcome in outcomes if isinstance(outcome, DivergenceError)]
-    if len(errors) == len(outcomes):
-        raise errors[0]
-    for error in errors:
-        warn(f"a fit is left out of the average: {error}", TrainingWarning)
+    if isinstance(outcomes[0], DivergenceError):
+        raise outcomes[0]
+    for outcome in outcomes:
+        if isinstance(outcome, DivergenceError):
+            warn(f"a fit is left out of the average: {outcome}", TrainingWarning)
     pairs = zip(members, outcomes, strict=False)
     return [(member, outcome) for member, outcome in pairs if not isinstance(outcome, DivergenceError)], interrupted

@@ -144,16 +144,14 @@ class Judge:
         for rows in self._chunks(self._heldout):
             phi = with_intercept(self._networks.instrument.evaluate(self._member, rows.instruments))
             features = self._structural(phi.double() @ first_stage, rows)
-            errors.append((rows.outcome - predict_with_each(candidates, features))[..., 0].square())
+            errors.append((rows.outcome - predict_with_each(candidates, features=features))[..., 0].square())
         weights = self._weights(self._heldout)
         together = torch.cat(errors, dim=1)
         return together if weights is None else together * (weights / weights.mean())
 
     def finite(self) -> bool:
-        """Whether the networks' weights are, and the features that they give on some rows."""
+        """Whether the features that the networks give on some rows are."""
         networks, member = self._networks, self._member
-        if not all(network.finite(member) for network in networks.those()):
-            return False
         rows = self._problem.sample.rows(self._stage1[:256])
         features = [
             networks.treatment.evaluate(member, rows.treatment),
@@ -183,7 +181,7 @@ class Judge:
         candidates = ridge_path(total, ridges)
         targets = psi_stage2.double()
         variance = targets.var(dim=0, correction=0)
-        scaled = (targets - predict_with_each(candidates, phi_stage2.double())).square_()
+        scaled = (targets - predict_with_each(candidates, features=phi_stage2.double())).square_()
         scaled /= variance.clamp_min(torch.finfo(variance.dtype).tiny)
         losses = scaled[..., variance > 0].sum(dim=2)
         weights = self._weights(self._stage2)

@@ -119,8 +119,8 @@ class DrivenRun(Protocol):
         """Judge what step ``number`` has left, where it is time to."""
         ...
 
-    def interrupt(self, number: int) -> None:
-        """End after step ``number``, with what is kept."""
+    def interrupt(self, number: int, *, during: int) -> None:
+        """End after step ``number``, with what is kept; Ctrl-C came ``during`` that step or the next."""
         ...
 
     def saved(self) -> dict[str, Any]:
@@ -159,14 +159,16 @@ def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object], file: Ru
         run.restore(there, done=done)
         return done
 
+    during = 0
     found = None if file is None else file.read(restored)
     done = 0 if found is None else found
     for _ in range(done):
         on_step()
     try:
         while done < steps and not run.over():
-            run.step(done + 1)
-            done += 1
+            during = done + 1
+            run.step(during)
+            done = during
             on_step()
             run.look(done)
             if file is not None and (done == steps or run.over() or done % file.every == 0):
@@ -174,7 +176,7 @@ def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object], file: Ru
     except KeyboardInterrupt:
         if not done:
             raise
-        run.interrupt(done)
+        run.interrupt(done, during=during)
 
 
 class DivergedError(ArithmeticError):

@@ -136,7 +136,9 @@ class Stacked:
     def learn(self, inputs: Tensor) -> Pass:
         """The same, written out backwards: a graph of small operations takes longer to make than to compute."""
         features, seen = self._forward(inputs, self._parts)
-        return Pass(features.requires_grad_(), lambda gradient: [self._backward(gradient, seen)] if self.parameters else [])
+        return Pass(
+            features.detach().requires_grad_(), lambda gradient: [self._backward(gradient, seen)] if self.parameters else []
+        )
 
     def state(self, member: int) -> Tensor:
         """A row."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
-from cfiv.file_values import choice, fields, listed, number, tensor_of, whole
+from cfiv.file_values import choice, fields, listed, number, tensor_of, texts, whole
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.learner import Learner
@@ -107,7 +107,7 @@ class Member(Generic[L]):
         self.stopping, self._limit = stopping, limit
         self._history: list[dict[str, Any]] = []
         self.ended: Ended | None = None
-        self.reason = ""
+        self.reason = self.why = ""
 
     @property
     def kept(self) -> Checkpoint[L] | None:
@@ -136,7 +136,7 @@ class Member(Generic[L]):
         try:
             yield
         except (SingularError, DataError, DivergedError) as error:
-            self.ended, self.reason = "diverged", f"training diverged at step {step} of {steps} ({error})"
+            self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
 
 
 class MembersRun(Generic[L]):
@@ -187,13 +187,13 @@ class MembersRun(Generic[L]):
             with member.surviving(number, self._count):
                 member.look(number, losses=losses, judge=partial(self._judge, place, number))
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, *, during: int) -> None:
         """End all members with what is kept of them, at least the present."""
         for place, member in self._active():
             with member.surviving(number, self._count):
                 if member.kept is None:
                     member.stopping.add(self._judge(place, number)[0])
-                member.ended, member.reason = "interrupted", f"training was interrupted after step {number} of {self._count}"
+                member.ended, member.reason = "interrupted", f"training was interrupted at step {during} of {self._count}"
 
     def conclude(self) -> list[Member[L] | DivergenceError]:
         """The members as they have ended; an error in the place of one that diverged before any usable state.
@@ -207,7 +207,7 @@ class MembersRun(Generic[L]):
         kept: dict[str, set[int]] = {}
         for member in self.members:
             if member.ended in advice and member.kept is not None:
-                kept.setdefault(member.reason + advice[member.ended], set()).add(member.kept.step)
+                kept.setdefault(member.reason + member.why + advice[member.ended], set()).add(member.kept.step)
         for what, steps in kept.items():
             states = " and ".join(map(str, sorted(steps)))
             one = len(steps) == 1
@@ -217,7 +217,8 @@ class MembersRun(Generic[L]):
             )
         return [
             DivergenceError(
-                f"{member.reason} before any usable state: {self._steps.advice}, or check the data for extreme values"
+                f"{member.reason} before any usable state{member.why}: {self._steps.advice}, or check the data for extreme "
+                "values"
             )
             if member.kept is None and member.ended == "diverged"
             else member
@@ -271,7 +272,7 @@ class MembersRun(Generic[L]):
         member = self.members[place]
         return {
             "ended": member.ended,
-            "reason": member.reason,
+            "reason": [member.reason, member.why],
             "history": member._history,
             "best": self._packed(member.stopping.best),
             "kept": self._packed(member.stopping.kept),
@@ -283,9 +284,9 @@ class MembersRun(Generic[L]):
         """Be as saved after looks at these steps."""
         fields(values, "ended", "reason", "history", "best", "kept", "risen", "more")
         member, losses, notes = self.members[place], self._steps.losses, self._steps.notes
-        ended, reason, history = values["ended"], values["reason"], listed(values["history"])
+        ended, (reason, why), history = values["ended"], texts(values["reason"]), listed(values["history"])
         member.ended = None if ended is None else choice(ended, ("stopped early", "diverged"))
-        if not isinstance(reason, str) or (reason != "") != (ended == "diverged"):
+        if (reason != "") != (ended == "diverged"):
             raise ValueError(f"a member that is {short(ended)} for the reason {short(reason)}")
         if len(history) > len(looks) or (ended is None and len(history) < len(looks)):
             raise ValueError(f"{len(history)} records of {len(looks)} checks")
@@ -294,7 +295,7 @@ class MembersRun(Generic[L]):
             whole(record["step"], at, at)
             for name in (*losses, *notes):
                 number(record[name], finite=name in losses)
-        member.reason, member._history = reason, history
+        member.reason, member.why, member._history = reason, why, history
         steps = [record["step"] for record in history]
         best, kept = (self._unpacked(values[name], steps) for name in ("best", "kept"))
         member.stopping.best, member.stopping.kept = best, kept

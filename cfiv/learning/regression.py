@@ -251,7 +251,7 @@ class RegressionSteps:
         candidates = ridge_path(total, problem.ridges)
         heldout = problem.sample.rows(split.heldout[:CHECK_ROWS])
         predicted = torch.cat(
-            [predict_with_each(candidates, self._features(place, chunk).double()) for chunk in chunks(heldout)], dim=1
+            [predict_with_each(candidates, features=self._features(place, chunk).double()) for chunk in chunks(heldout)], dim=1
         )
         losses = (heldout.outcome - predicted)[..., 0].square()
         if heldout.weights is not None:

@@ -187,16 +187,16 @@ def _cholesky(symmetric: Tensor, mu: float, rows: int) -> Tensor:
     penalised = torch.add(symmetric, identity, alpha=rows * mu)  # out of place: the Gram matrix may carry gradients
     factor: Tensor
     factor, failure = torch.linalg.cholesky_ex(penalised)
-    solvable, pivot = failure == 0, failure
-    if not mu:  # rounding leaves an exactly singular system a tiny positive pivot as often as a negative one
-        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
-        solvable, pivot = solvable & (pivots.amin(dim=-1) >= SINGULAR_PIVOT), pivots.argmin(dim=-1) + 1
+    # Rounding leaves an exactly singular system a tiny positive pivot as often as a negative one.
+    pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / penalised.detach().diagonal(dim1=-2, dim2=-1)
+    solvable = (failure == 0) & (pivots.amin(dim=-1) >= SINGULAR_PIVOT)
     if symmetric.ndim > 2:
         usable: Tensor = factor / solvable[..., None, None]  # nan or infinite where it is not
         return usable
     if not bool(solvable):
         raise SingularError(
-            f"the last-layer system is singular at pivot {int(failure) or int(pivot)} of {symmetric.shape[0]} with penalties "
-            f"{mu:g}: the features are collinear or not finite; use a ridge or proximal penalty > 0, or fewer features"
+            f"the last-layer system is singular at pivot {int(failure) or int(pivots.argmin()) + 1} of {symmetric.shape[0]} "
+            f"with penalties {mu:g}: the features are collinear or not finite; use a ridge or proximal penalty > 0, or fewer "
+            "features"
         )
     return factor

@@ -178,7 +178,7 @@ def ridge_path(total: Moments, ridges: Sequence[float]) -> Tensor:
     return path
 
 
-def predict_with_each(solutions: Tensor, features: Tensor) -> Tensor:
+def predict_with_each(solutions: Tensor, *, features: Tensor) -> Tensor:
     """``W_r' f`` for several W (r, d, k) at features (n, d), by one product: shape (r, n, k)."""
     r, d, k = solutions.shape
     return (features @ solutions.permute(1, 0, 2).reshape(d, r * k)).view(-1, r, k).transpose(0, 1)
