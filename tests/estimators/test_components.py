@@ -45,7 +45,8 @@ def kernel(columns: int) -> KernelComponent:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(9, columns, dtype=torch.float64, generator=generator)
     coefficients = torch.randn(9, dtype=torch.float64, generator=generator)
-    return KernelComponent(KernelExpansion(points, torch.linspace(0.5, 2.0, columns).double(), coefficients), SCALE)
+    bandwidths = torch.linspace(0.5, 2.0, columns).double()
+    return KernelComponent(KernelExpansion(points=points, bandwidths=bandwidths, coefficients=coefficients), SCALE)
 
 
 TREATMENTS = np.random.default_rng(0).normal(size=(7, 2))
