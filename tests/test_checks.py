@@ -79,7 +79,6 @@ def of_estimator(kind: type, **arguments: object) -> Callable[[], object]:
 
 NETS, BAD = (cfiv.DFIV, cfiv.NetworkRegression), ("1", True, float("nan"), float("inf"), -3.0, np.array([1.0, 2.0]))
 REFUSED = [
-    *[("Proximal(1.0, gain)", lambda v=v: cfiv.Proximal(1.0, gain=v), "gain must be > 0 and <= 1, got") for v in (*BAD, 0.0)],
     *[("Proximal(lam)", lambda v=v: cfiv.Proximal(v), "lam must be finite and >= 0, got") for v in BAD],
     *[("Proximal(beta)", lambda v=v: cfiv.Proximal(1.0, beta=v), "beta must be finite and >= 0, got") for v in BAD],
     *[("Ridge", lambda v=v: cfiv.Ridge(v), "beta must be finite and >= 0, got") for v in BAD],

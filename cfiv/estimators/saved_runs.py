@@ -16,6 +16,7 @@ from cfiv.checks import check_repeatable, check_whole
 from cfiv.data import ROLES
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
+from cfiv.learning.last_layer import describe_layer
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
 from cfiv.runtime.digest import digest
@@ -81,6 +82,9 @@ class SavedRuns:
 
 def _described(parameter: str, value: object) -> str:
     """A hyper-parameter as text. Names in an Index, an array or a Series count as the list of them, which leaves none out."""
+    if parameter == "last_layer":
+        layers = value if isinstance(value, tuple | list) else (value,)
+        return ", ".join(describe_layer(layer) for layer in layers)
     if parameter in ROLES and not (value is None or isinstance(value, (str, list, tuple))):
         value = column_names(parameter, value)
     return without_addresses(value.item() if isinstance(value, np.generic) else value)

@@ -270,7 +270,7 @@ class SecondStage:
         if psi.requires_grad and not v.weights.requires_grad:
             raise ParameterError(
                 "last_layer must give weights that are differentiable in its targets, got some without a gradient: in stage 2 "
-                "the treatment features learn through them; give Ridge, Proximal or Kalman for V12"
+                "the treatment features learn through them; do not detach them"
             )
         v12 = v.weights.to(phi_stage1.dtype)
         features = structural_features(

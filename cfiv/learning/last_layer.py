@@ -6,6 +6,7 @@ A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -271,6 +272,12 @@ def check_last_layer(layer: object) -> None:
     """Raise a ParameterError unless it is solved in closed form: an object, and not a class, with a method ``update``."""
     if isinstance(layer, type | dict | set) or not callable(getattr(layer, "update", None)):
         raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or an object with their update", layer, kind=True)
+
+
+def describe_layer(layer: object) -> str:
+    """In words that tell it from another: its repr, or, of a class that has none, what it holds."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(layer))
+    return f"{text} {vars(layer)}" if type(layer).__repr__ is object.__repr__ else text
 
 
 def check_memory(memory: object, *, shape: tuple[int, int]) -> Memory:

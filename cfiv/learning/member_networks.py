@@ -215,8 +215,9 @@ class Stacked:
                 pieces.append(g.sum(dim=1))
             weight = parts.pop()
             pieces.append(torch.bmm(x.mT, g).flatten(start_dim=1))
-            if parts:
-                g = torch.bmm(g, weight.mT)
+            if not parts:  # nothing before it learns
+                break
+            g = torch.bmm(g, weight.mT)
         return torch.cat(pieces[::-1], dim=1)
 
 

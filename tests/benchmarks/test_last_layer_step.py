@@ -38,14 +38,14 @@ def closed_form_step(features: int) -> Callable[[], None]:
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
     layer = Proximal(lam=1.0, beta=1e-3)
     inputs, targets = torch.rand(BATCH, 4096), torch.rand(BATCH, 1)
-    weights = None
+    memory = None
 
     def step() -> None:
-        nonlocal weights
+        nonlocal memory
         optimiser.zero_grad()
         phi = network(inputs)
-        weights = layer.after(weights)(features=phi.detach(), targets=targets, weights=None)
-        (phi @ weights.float() - targets).square().mean().backward()
+        memory = layer.update(memory, features=phi.detach(), targets=targets, weights=None)
+        (phi @ memory.weights.float() - targets).square().mean().backward()
         optimiser.step()
 
     return step

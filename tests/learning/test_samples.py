@@ -8,12 +8,6 @@ from cfiv.errors import DataError, ParameterError
 from cfiv.learning.samples import Sample, batch_rows, batches, hold_out, split_rows
 
 
-def numbered(rows: int, *, weighted: bool = False) -> Sample:
-    """A sample whose outcome is its row number."""
-    numbers = torch.arange(rows, dtype=torch.float64)[:, None]
-    return Sample(numbers, numbers, numbers, numbers, numbers[:, 0] + 1 if weighted else None)
-
-
 @pytest.mark.law
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_split_puts_every_row_in_exactly_one_sample(share: float) -> None:
@@ -24,44 +18,48 @@ def test_a_split_puts_every_row_in_exactly_one_sample(share: float) -> None:
 
 @pytest.mark.law
 def test_holding_out_keeps_sample_2_whole_and_sample_1_untouched() -> None:
-    sample = numbered(50, weighted=True)
-    split = hold_out(stage1=sample, sample2=sample, share=0.2, generator=np.random.default_rng(0))
+    stage1, sample2 = torch.arange(50), torch.arange(50, 100)
+    split = hold_out(stage1, sample2, share=0.2, generator=np.random.default_rng(0))
     assert split.heldout is not None
     assert len(split.heldout) == 10
-    assert split.stage1 is sample
-    whole = split.whole_stage2
-    assert sorted(whole.outcome[:, 0].tolist()) == list(range(50))
-    assert whole.weights is not None
-    assert torch.equal(whole.weights, whole.outcome[:, 0] + 1)
+    assert split.stage1 is stage1
+    assert sorted(split.sample2.tolist()) == sample2.tolist()
+    assert sorted([*split.stage2.tolist(), *split.heldout.tolist()]) == sample2.tolist()
 
 
 @pytest.mark.law
 def test_a_sample_too_small_to_spare_rows_holds_none_out() -> None:
-    split = hold_out(stage1=numbered(5), sample2=numbered(5), share=0.2, generator=np.random.default_rng(0))
+    split = hold_out(torch.arange(5), torch.arange(5), share=0.2, generator=np.random.default_rng(0))
     assert split.heldout is None
-    assert len(split.whole_stage2) == 5
+    assert len(split.sample2) == 5
 
 
 @pytest.mark.law
-def test_a_pass_of_batches_sees_no_row_twice_and_roles_stay_together() -> None:
-    drawn = batches(numbered(23, weighted=True), size=5, generator=np.random.default_rng(0))
+def test_rows_of_a_sample_stay_together() -> None:
+    numbers = torch.arange(30, dtype=torch.float64)[:, None]
+    sample = Sample(numbers, numbers, numbers, numbers, numbers[:, 0] + 1)
+    some = sample.rows(torch.tensor([[3, 1], [20, 3]]))  # of two members
+    assert some.outcome[..., 0].tolist() == [[3.0, 1.0], [20.0, 3.0]]
+    assert all(torch.equal(some.outcome, part) for part in (some.treatment, some.instruments, some.covariates))
+    assert torch.equal(some.outcome[..., 0] + 1, some.weights)
+
+
+@pytest.mark.law
+def test_a_pass_of_batches_sees_no_row_twice() -> None:
+    drawn = batches(torch.arange(100, 123), size=5, generator=np.random.default_rng(0))
     for _ in range(3):
-        one_pass = [next(drawn) for _ in range(4)]  # 23 rows: four batches, and a tail of three that this pass leaves out
-        rows = torch.cat([batch.outcome[:, 0] for batch in one_pass])
-        assert len(rows.unique()) == 20
-        for batch in one_pass:
-            assert batch.weights is not None
-            assert torch.equal(batch.outcome, batch.treatment)
-            assert torch.equal(batch.outcome[:, 0] + 1, batch.weights)
+        one_pass = torch.cat([next(drawn) for _ in range(4)])  # 23 rows: four batches, and a tail of three that is left out
+        assert len(one_pass.unique()) == 20
+        assert 100 <= int(one_pass.min()) <= int(one_pass.max()) < 123
 
 
 @pytest.mark.law
 def test_batches_depend_on_their_generator_only() -> None:
     torch.manual_seed(1)
-    first = next(batches(numbered(30), size=7, generator=np.random.default_rng(5))).outcome
+    first = next(batches(torch.arange(30), size=7, generator=np.random.default_rng(5)))
     torch.manual_seed(2)
-    again = next(batches(numbered(30), size=7, generator=np.random.default_rng(5))).outcome
-    other = next(batches(numbered(30), size=7, generator=np.random.default_rng(6))).outcome
+    again = next(batches(torch.arange(30), size=7, generator=np.random.default_rng(5)))
+    other = next(batches(torch.arange(30), size=7, generator=np.random.default_rng(6)))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -69,8 +67,8 @@ def test_batches_depend_on_their_generator_only() -> None:
 @pytest.mark.law
 @pytest.mark.parametrize("size", [None, 30, 31])
 def test_a_batch_as_large_as_the_sample_is_the_sample(size: int | None) -> None:
-    sample = numbered(30)
-    assert next(batches(sample, size=size, generator=np.random.default_rng(0))) is sample
+    rows = torch.arange(30)
+    assert next(batches(rows, size=size, generator=np.random.default_rng(0))) is rows
 
 
 @pytest.mark.parametrize(("rows", "share"), [(3, 0.5), (10, 0.05), (10, 0.95)])
