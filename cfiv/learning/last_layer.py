@@ -205,6 +205,9 @@ class MovingAverage:
     def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Add the batch to the moments and solve."""
         total = moments(features=features, targets=targets, weights=weights)
+        if targets.requires_grad:
+            phi = features.detach().double() if weights is None else features.detach().double() * weights.double()[:, None]
+            total = replace(total, cross=phi.mT @ targets.double())
         if memory is not None and memory.more and self.decay:
             gram, cross, mass = memory.more
             total = Moments(gram=self.decay * gram, cross=self.decay * cross, mass=self.decay * float(mass)) + total

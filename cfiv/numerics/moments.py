@@ -5,7 +5,7 @@ With ``G = sum_i w_i phi_i phi_i'``, ``C = sum_i w_i phi_i y_i'`` and ``m = sum_
 
     (G / m + mu I) (W - W_0) = C / m - (G / m) W_0.
 
-Sums and solves run in float64 and carry no gradient, but that of targets that require one.
+Sums and solves run in float64 and carry no gradient.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def moments(*, features: Tensor, targets: Tensor, weights: Tensor | None = None)
         If the shapes disagree, or a row weight is negative or not finite.
     """
     check_shapes(features=features, targets=targets, weights=weights)
-    phi, y = features.detach().double(), targets.double()  # live targets: a second stage may learn through them
+    phi, y = features.detach().double(), targets.detach().double()
     weighted, mass = phi, float(phi.shape[0])
     if weights is not None:
         w = weights.detach().double()
