@@ -380,7 +380,7 @@ def frozen() -> nn.Module:
     ("one", "other", "message"),
     [
         ({"last_layer": Own(0.5)}, {"last_layer": Own(0.6)}, r"last_layer was .*'share': 0.5.*is .*'share': 0.6"),
-        ({"last_layer": Proximal(1.0)}, {"last_layer": Proximal(1.0, gain=0.5)}, r"last_layer was .*gain=1.0.*gain=0.5"),
+        ({"last_layer": Proximal(1.0)}, {"last_layer": Proximal(1.0, beta=0.5)}, r"last_layer was .*beta=0.0.*beta=0.5"),
         ({}, {"module": frozen()}, r"trained was \['0.weight', .*is \['1.weight'"),
         (
             {"learning_rate_schedule": lambda share: 1.0},
