@@ -73,6 +73,11 @@ class LastLinearMap:
         return int(self.layer.weight.shape[0])
 
     @property
+    def device(self) -> torch.device:
+        """Of the layer, and so of its targets."""
+        return self.layer.weight.device
+
+    @property
     def channel_axis(self) -> int:
         """Of the layer's output: last for a linear layer, first after the batch for a convolution."""
         return -1 if isinstance(self.layer, nn.Linear) else 1

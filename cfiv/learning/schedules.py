@@ -62,13 +62,17 @@ def make_schedules(
         penalty = _check_factors("lambda_schedule", lambda_schedule)
     else:
         start = check_number("lambda_schedule", lambda_schedule, least=0.0, most=1.0, alternative="or a callable")
-        rising = Training(lambda_start=start)
-        penalty = lambda done, *, steps: rising.lambda_factor(done, steps)  # noqa: E731
+        penalty = _factor_of(Training(lambda_start=start).lambda_factor)
     if callable(learning_rate_schedule):
-        return Schedules(penalty=penalty, rate=_check_factors("learning_rate_schedule", learning_rate_schedule))
-    check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
-    named = Training(learning_rate_schedule=learning_rate_schedule)
-    return Schedules(penalty=penalty, rate=lambda done, *, steps: named.rate_factor(done, steps))
+        rate = _check_factors("learning_rate_schedule", learning_rate_schedule)
+    else:
+        check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
+        rate = _factor_of(Training(learning_rate_schedule=learning_rate_schedule).rate_factor)
+    return Schedules(penalty=penalty, rate=rate)
+
+
+def _factor_of(method: Callable[[int, int], float]) -> Factor:
+    return lambda done, *, steps: method(done, steps)
 
 
 def _check_factors(name: str, schedule: Callable[[float], float]) -> Factor:

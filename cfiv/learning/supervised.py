@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cfiv.checks import check_choice, check_flag, check_instance, refusal
 from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.examples import Examples
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, scheduled
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
 from cfiv.learning.tasks import Classification, Task
@@ -56,7 +56,7 @@ class Recipe:
     def schedule(self, factor: float) -> Recipe:
         """With so much of Proximal's penalty; other layers have none."""
         layer = self.last_layer
-        return replace(self, last_layer=replace(layer, lam=layer.lam * factor)) if isinstance(layer, Proximal) else self
+        return self if isinstance(layer, Gradient) else replace(self, last_layer=scheduled(layer, factor))
 
 
 @dataclass(frozen=True)

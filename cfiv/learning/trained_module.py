@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self, overload
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cfiv.errors import DataError
+from cfiv.checks import check_number
+from cfiv.errors import DataError, NotFittedError
 from cfiv.learning.evaluation import Evaluation, evaluate, predict, refit
 from cfiv.learning.last_linear_map import LastLinearMap
 from cfiv.learning.supervised_data import Source, make_source
@@ -22,44 +23,87 @@ from cfiv.runtime.surroundings import ordinary_torch
 
 
 class TrainedModule:
-    """A module, and what has to be known of its training.
+    """What can be done with a module that ``fit`` of a subclass has trained.
 
-    Parameters
+    Attributes
     ----------
-    head : LastLinearMap
+    last_linear_map_ : LastLinearMap
     task : Task
-    seed : int
-        Of what loaders draw.
-    columns : tuple of str or None
-        Of the inputs, where they were a table.
     """
 
-    def __init__(self, head: LastLinearMap, task: Task, *, seed: int, columns: tuple[str, ...] | None) -> None:
-        self._head, self._task, self._seed, self._columns = head, task, seed, columns
+    task: Task
+    last_linear_map_: LastLinearMap
+    #: Of what loaders draw, and of the inputs, where those in training were a table.
+    _seed: int
+    _columns: tuple[str, ...] | None
+
+    @overload
+    def predict(self, inputs: Tensor) -> Tensor: ...
+
+    @overload
+    def predict(self, inputs: Any) -> npt.NDArray[Any]: ...
 
     def predict(self, inputs: Any) -> Tensor | npt.NDArray[Any]:
-        """See :meth:`cfiv.LastLayerTrainer.predict`."""
+        """The module's output in evaluation mode, or the classes with the largest outputs.
+
+        Parameters
+        ----------
+        inputs : Tensor, array or table (n, ...)
+            Of any resolution that the module takes. It runs on at most ``evaluation.CHUNK`` examples at once.
+
+        Returns
+        -------
+        Tensor or array
+            On the device of ``inputs``, where those are a tensor.
+
+        Raises
+        ------
+        DataError
+            For inputs that are no finite numbers, or that the module does not take.
+        """
+        head = self._fitted()
         self._check_columns(columns_of(inputs))
-        with surround("predict", self._head.module, device=self._device):
+        with surround("predict", head.module, device=head.device):
             given = as_tensor("inputs", inputs)
             if given.ndim == 0 or len(given) == 0:
                 raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
-            predicted = predict(self._head, self._task, given).to(given.device)
+            predicted = predict(head, self.task, given).to(given.device)
         if isinstance(inputs, Tensor):
             return predicted
         return (predicted.float() if predicted.dtype == torch.bfloat16 else predicted).numpy()  # numpy has no bfloat16
 
     def evaluate(self, data: Any) -> Evaluation:
-        """See :meth:`cfiv.LastLayerTrainer.evaluate`."""
-        with self._as_in_fit("evaluate"):
-            return evaluate(self._head, self._task, self.read(data).epoch(0))
+        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode.
 
-    def refit(self, data: Any, *, beta: float) -> None:
-        """See :meth:`cfiv.LastLayerTrainer.refit`."""
-        with self._as_in_fit("refit"):
-            self._head.write(refit(self._head, self._task, self.read(data).epoch(0), beta=beta))
+        Raises
+        ------
+        DataError
+            For data that ``fit`` would refuse, and where the module's outputs are not finite.
+        """
+        with self._as_in_fit("evaluate") as head:
+            return evaluate(head, self.task, self._read(data).epoch(0))
 
-    def read(self, data: Any) -> Source:
+    def refit(self, data: Any, *, beta: float = 0.0) -> Self:
+        """Solve the last layer once more, on all rows of the data together, with features in evaluation mode; ours.
+
+        Parameters
+        ----------
+        data
+            As for ``fit``.
+        beta : float
+            Ridge on the mean squared error.
+        """
+        check_number("beta", beta, least=0.0)
+        with self._as_in_fit("refit") as head:
+            head.write(refit(head, self.task, self._read(data).epoch(0), beta=beta))
+        return self
+
+    def _fitted(self) -> LastLinearMap:
+        if not hasattr(self, "last_linear_map_"):
+            raise NotFittedError("this LastLayerTrainer is not fitted yet: call fit(data, epochs=...) first")
+        return self.last_linear_map_
+
+    def _read(self, data: Any) -> Source:
         """Data of the kind of those in training, in full batches where they are arrays."""
         source = make_source(data, size=None, seed=self._seed)
         self._check_columns(source.columns)
@@ -70,15 +114,12 @@ class TrainedModule:
         if None not in (columns, self._columns) and columns != self._columns:
             raise DataError(f"inputs must have the columns of training, {list(self._columns or ())}, got {list(columns or ())}")
 
-    @property
-    def _device(self) -> torch.device:
-        return self._head.layer.weight.device
-
     @contextmanager
-    def _as_in_fit(self, method: str) -> Iterator[None]:
-        draws = Draws(self._seed, self._device).here(self._head.module, other_code=True)  # loaders draw, be it only a seed
-        with surround(method, self._head.module, device=self._device), draws:
-            yield
+    def _as_in_fit(self, method: str) -> Iterator[LastLinearMap]:
+        head = self._fitted()
+        draws = Draws(self._seed, head.device).here(head.module, other_code=True)  # loaders draw, be it only a seed
+        with surround(method, head.module, device=head.device), draws:
+            yield head
 
 
 @contextmanager

@@ -6,27 +6,25 @@ import os
 from collections.abc import Callable
 from functools import partial
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cfiv.checks import (
     check_callable,
     check_file_name,
     check_instance,
-    check_number,
     check_random_state,
     check_repeatable,
     check_whole,
     fresh_seed,
     refusal,
 )
-from cfiv.errors import NotFittedError, ParameterError
+from cfiv.errors import ParameterError
 from cfiv.files import check_place
-from cfiv.learning.evaluation import Evaluation, check_width, place
+from cfiv.learning.evaluation import check_width, place
 from cfiv.learning.last_layer import ClosedForm, Gradient, Proximal
 from cfiv.learning.last_linear_map import find_last_linear_map
 from cfiv.learning.module_modes import in_mode, make_trainable
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
 
 
-class LastLayerTrainer:
+class LastLayerTrainer(TrainedModule):
     """Train the backbone by gradients and solve the last layer on every batch.
 
     For the features ``phi`` of the backbone, the rows of a batch, and penalties on the *mean* squared error,
@@ -65,10 +63,9 @@ class LastLayerTrainer:
     ----------
     module : Module
         Trained in place; from one tensor (n, ...) to one tensor that begins with the n examples. Axes of length one do not
-        count: a single output may have the shape (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a
-        1x1 convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches.
-        A bias is the weight of a constant feature, and is penalised like the others. The module's own last layer is the first
-        W_prev.
+        count: a single output may be (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a 1x1
+        convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches. A
+        bias is the weight of a constant feature, penalised like the others. The module's own last layer is the first W_prev.
     last_layer : Ridge, Proximal, Kalman, MovingAverage or Gradient
         From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Proximal(lam=1.0) by default.
     last_module : str, optional
@@ -90,22 +87,22 @@ class LastLayerTrainer:
     learning_rate_schedule : {"constant", "cosine"} or callable
         Factor of the optimiser's rates, likewise. Cosine as in :class:`cfiv.Training`.
     batch_size : int, "auto" or None
-        For arrays: examples of a batch; "auto" is 128, or all where there are fewer; None is all. Every pass leaves out its
-        ragged tail.
+        Of arrays; "auto" is 128, or all where there are fewer; None is all. Every pass leaves out its ragged tail.
     mixed_precision : bool
         Run the module under bfloat16 autocast while training. Features come in float32 to the loss, in float64 to the solve.
     device : str
         "auto" is cuda where there is one. The module is moved there by ``fit``, and stays there.
     random_state : int, Generator or None
-        Source of the batches' order, of the module's own draws, such as dropout, and of those of loaders that would draw from
-        torch's global generator, which is left alone: a whole number below 2^64 for the same numbers in every call of ``fit``,
-        a numpy Generator for the next ones that it gives, None for others every time.
+        Source of the batches' order and of what the module and loaders would draw from torch's global generator, which is left
+        alone: a whole number below 2^64 for the same numbers in every call of ``fit``, a numpy Generator for the next ones
+        that it gives, None for others every time.
 
     Attributes
     ----------
     history_ : DataFrame
-        One row a step: ``step``, ``epoch``, ``loss`` on the batch at the weights of the gradient, before the backbone moved.
-    ended_ : {"finished", "interrupted", "diverged"}
+        One row a step: ``step``, ``epoch``, ``loss`` on the batch at the weights of the gradient, before the backbone moved;
+        with validation data also ``validation_loss``, nan between checks.
+    ended_ : {"finished", "stopped early", "interrupted", "diverged"}
     last_linear_map_ : LastLinearMap
 
     References
@@ -187,26 +184,21 @@ class LastLayerTrainer:
         epochs, steps : int
             One of them.
         validation : optional
-            Data of the same kind, which the gradients never see; of a loader one pass is kept in memory. The latest state whose
-            loss there is not significantly above the lowest is left in the module.
+            Data of the same kind, which the gradients never see; one pass of a loader is kept in memory. The latest state whose
+            squared errors there are not significantly above the lowest is what the module is left with.
         checks, tolerance, patience
-            How often the loss there is looked at, what is significant, and when training stops, as in :class:`cfiv.Training`.
+            How often they are looked at, what is significant, and when training stops: as in :class:`cfiv.Training`.
         checkpoint : path, optional
             A file that is written after every ``every`` steps and at the end. Where it exists, the run continues from it, with
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
             DataLoader whose order and augmentation torch draws, without a generator or with the loader's own, and which
             otherwise yields the same batches in every pass. On cuda, up to kernels that do not give the same numbers twice.
-            Needs a whole number as ``random_state``. Another configuration and other data are refused, as far as they can be
+            Needs a whole number as ``random_state``. Other data and another configuration are refused, as far as they are
             known; the module's code and its weights are not compared.
         every : int, optional
             1000 by default.
         on_step : callable, optional
             Called with the step's number and loss. It may predict and evaluate; what it draws changes no number of the run.
-
-        Returns
-        -------
-        LastLayerTrainer
-            Itself.
 
         Raises
         ------
@@ -248,10 +240,10 @@ class LastLayerTrainer:
                 probe = place(first.rows(slice(3)), self.module).inputs
                 head = find_last_linear_map(self.module, probe, name=self.last_module)
                 self._schedules.check(total)
-                trained = TrainedModule(head, self.task, seed=seed, columns=source.columns)
+                self._seed, self._columns = seed, source.columns
                 judge = None
                 if validation is not None:
-                    batches = trained.read(validation).keep()
+                    batches = self._read(validation).keep()
                     judge = Validation(batches, head, self.task, rule=rule, steps=total, seed=seed, device=device)
             optimizer = ADAM if self.optimizer is None else self.optimizer
             state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
@@ -263,7 +255,7 @@ class LastLayerTrainer:
                 check_place(path)
                 check_kept(self.module, "module")
                 file = RunFile(path, every, describe_run(source, first, state, plan, judge))
-            self.last_linear_map_, self._trained = head, trained  # for whoever watches the steps
+            self.last_linear_map_ = head  # for whoever watches the steps
             self._history: list[tuple[int, float]] = []
             self._validation_losses: dict[int, float] | None = None
             run = SupervisedRun(source, state, plan, file=file, validation=judge)
@@ -285,60 +277,5 @@ class LastLayerTrainer:
             history["validation_loss"] = history["step"].map(self._validation_losses).astype("float64")
         return history
 
-    @overload
-    def predict(self, inputs: Tensor) -> Tensor: ...
-
-    @overload
-    def predict(self, inputs: Any) -> npt.NDArray[Any]: ...
-
-    def predict(self, inputs: Any) -> Tensor | npt.NDArray[Any]:
-        """The module's output in evaluation mode, or the classes with the largest outputs.
-
-        Parameters
-        ----------
-        inputs : Tensor, array or table (n, ...)
-            Of any resolution that the module takes. It runs on at most ``evaluation.CHUNK`` examples at once.
-
-        Returns
-        -------
-        Tensor or array
-            A tensor, on the device of ``inputs``, where those are one; else an array.
-
-        Raises
-        ------
-        DataError
-            For inputs that are no finite numbers, or that the module does not take.
-        """
-        return self._fitted().predict(inputs)
-
-    def evaluate(self, data: Any) -> Evaluation:
-        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode.
-
-        Raises
-        ------
-        DataError
-            For data that ``fit`` would refuse, and where the module's outputs are not finite.
-        """
-        return self._fitted().evaluate(data)
-
-    def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
-        """Solve the last layer once more, on all rows of the data together, with features in evaluation mode; ours.
-
-        Parameters
-        ----------
-        data
-            As for ``fit``.
-        beta : float
-            Ridge on the mean squared error.
-        """
-        trained = self._fitted()
-        trained.refit(data, beta=check_number("beta", beta, least=0.0))
-        return self
-
     def _recipe(self) -> Recipe:
         return Recipe(self.last_layer, self.order, self.task, self.loss, self.mixed_precision)
-
-    def _fitted(self) -> TrainedModule:
-        if not hasattr(self, "_trained"):
-            raise NotFittedError("this LastLayerTrainer is not fitted yet: call fit(data, epochs=...) first")
-        return self._trained
