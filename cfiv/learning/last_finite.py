@@ -24,7 +24,7 @@ class LastFinite:
         self._taken, self._inside = 0, False
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def keep(self) -> Iterator[None]:
         """Keep the present while a step is taken inside; one that Ctrl-C breaks off is taken back."""
         self._kept.reverse()
         renew(self._kept[0], self._module)

@@ -94,7 +94,7 @@ class SupervisedRun:
         DataError, ParameterError, ModelFileError, OutputError
             From the data, the targets, the checkpoint.
         DivergenceError
-            If the first step fails; the module is left as it was.
+            If the first step fails before validation has kept a state; the module is left as it was.
         KeyboardInterrupt
             If it was interrupted before the first step was done.
 
@@ -108,7 +108,7 @@ class SupervisedRun:
         except DivergedError as error:
             what = f"training stopped at step {self._began} of {self._plan.steps}: {error}"
             advice = "lower the learning rate, raise the penalties, or check the data"
-            if not self._last_finite.go_back():
+            if not self._last_finite.go_back() and self._kept_step is None:
                 raise DivergenceError(f"{what}; {advice}") from error
             self.ended = "diverged"
             warn(f"{what}; {self._say_kept('the last state with a finite loss is kept')}; {advice}", TrainingWarning)
@@ -124,7 +124,7 @@ class SupervisedRun:
         """Take step ``number`` (from 1); raises a DivergedError where its loss is not finite or its solve fails."""
         plan, self._began = self._plan, number
         self._position, batch = next(self._batches)
-        with self._last_finite.step():
+        with self._last_finite.keep():
             self._set_rates(plan.schedules.rate(number - 1, steps=plan.steps))
             recipe = plan.recipe.schedule(plan.schedules.penalty(number - 1, steps=plan.steps))
             try:
@@ -228,8 +228,11 @@ class SupervisedRun:
 
     def _say_kept(self, otherwise: str) -> str:
         """Which state stays in the module: what validation keeps, before its first check something else."""
-        kept = None if self._validation is None else self._validation.kept_step
-        return otherwise if kept is None else f"the state of step {kept} is kept and usable"
+        return otherwise if self._kept_step is None else f"the state of step {self._kept_step} is kept and usable"
+
+    @property
+    def _kept_step(self) -> int | None:
+        return None if self._validation is None else self._validation.kept_step
 
 
 def describe_run(

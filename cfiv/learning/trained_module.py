@@ -62,7 +62,7 @@ class TrainedModule:
             For inputs that are no finite numbers, or that the module does not take.
         """
         head = self._fitted()
-        self._check_columns(columns_of(inputs))
+        check_columns(columns_of(inputs), training=self._columns)
         with surround("predict", head.module, device=head.device):
             given = as_tensor("inputs", inputs)
             if given.ndim == 0 or len(given) == 0:
@@ -106,13 +106,8 @@ class TrainedModule:
     def _read(self, data: Any) -> Source:
         """Data of the kind of those in training, in full batches where they are arrays."""
         source = make_source(data, size=None, seed=self._seed)
-        self._check_columns(source.columns)
+        check_columns(source.columns, training=self._columns)
         return source
-
-    def _check_columns(self, columns: tuple[str, ...] | None) -> None:
-        """Refuse a table with other columns than training had, or in another order."""
-        if None not in (columns, self._columns) and columns != self._columns:
-            raise DataError(f"inputs must have the columns of training, {list(self._columns or ())}, got {list(columns or ())}")
 
     @contextmanager
     def _as_in_fit(self, method: str) -> Iterator[LastLinearMap]:
@@ -120,6 +115,12 @@ class TrainedModule:
         draws = Draws(self._seed, head.device).here(head.module, other_code=True)  # loaders draw, be it only a seed
         with surround(method, head.module, device=head.device), draws:
             yield head
+
+
+def check_columns(columns: tuple[str, ...] | None, *, training: tuple[str, ...] | None) -> None:
+    """Refuse a table with other columns than training had, or in another order."""
+    if None not in (columns, training) and columns != training:
+        raise DataError(f"inputs must have the columns of training, {list(training or ())}, got {list(columns or ())}")
 
 
 @contextmanager

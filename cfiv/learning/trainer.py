@@ -37,7 +37,7 @@ from cfiv.learning.supervised import Loss, Recipe, TrainerState
 from cfiv.learning.supervised_data import ArraySource, count_steps, make_source
 from cfiv.learning.supervised_run import Plan, SupervisedRun, describe_run
 from cfiv.learning.tasks import Task, make_task
-from cfiv.learning.trained_module import TrainedModule, surround
+from cfiv.learning.trained_module import TrainedModule, check_columns, surround
 from cfiv.learning.training import Order, Schedule, Training
 from cfiv.learning.validation import Validation
 from cfiv.runtime.devices import resolve_device
@@ -240,11 +240,11 @@ class LastLayerTrainer(TrainedModule):
                 probe = place(first.rows(slice(3)), self.module).inputs
                 head = find_last_linear_map(self.module, probe, name=self.last_module)
                 self._schedules.check(total)
-                self._seed, self._columns = seed, source.columns
                 judge = None
                 if validation is not None:
-                    batches = self._read(validation).keep()
-                    judge = Validation(batches, head, self.task, rule=rule, steps=total, seed=seed, device=device)
+                    held_out = make_source(validation, size=None, seed=seed)
+                    check_columns(held_out.columns, training=source.columns)
+                    judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed, device=device)
             optimizer = ADAM if self.optimizer is None else self.optimizer
             state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
             plan = Plan(
@@ -255,7 +255,7 @@ class LastLayerTrainer(TrainedModule):
                 check_place(path)
                 check_kept(self.module, "module")
                 file = RunFile(path, every, describe_run(source, first, state, plan, judge))
-            self.last_linear_map_ = head  # for whoever watches the steps
+            self.last_linear_map_, self._seed, self._columns = head, seed, source.columns  # for whoever watches the steps
             self._history: list[tuple[int, float]] = []
             self._validation_losses: dict[int, float] | None = None
             run = SupervisedRun(source, state, plan, file=file, validation=judge)

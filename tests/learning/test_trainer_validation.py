@@ -208,6 +208,28 @@ def test_a_fit_that_diverges_leaves_the_state_that_validation_keeps() -> None:
     assert fitted.evaluate(HELD).loss == pytest.approx(fitted.history_["validation_loss"][3], rel=1e-12)
 
 
+def test_a_run_that_goes_on_and_diverges_at_once_leaves_the_state_that_validation_keeps(tmp_path: Path) -> None:
+    def fit(last: float, **fit: Any) -> LastLayerTrainer:
+        """Nothing is known of the loader but its first batch."""
+
+        class Batches:
+            def __iter__(self) -> Any:
+                return iter([TRAIN] * 4 + [(TRAIN[0], TRAIN[1] * last)])
+
+        return trainer().fit(Batches(), steps=8, validation=HELD, checks=4, checkpoint=tmp_path / "run", every=4, **fit)
+
+    def on_step(step: int, loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(1.0, on_step=on_step)
+    with pytest.warns(TrainingWarning, match=r"stopped at step 5 of 8: .*; the state of step 4 is kept and usable; lower"):
+        fitted = fit(float("nan"))
+    assert fitted.ended_ == "diverged"
+    assert fitted.evaluate(HELD).loss == pytest.approx(fitted.history_["validation_loss"][3], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("fit", "error", "message"),
     [
