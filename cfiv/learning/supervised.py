@@ -1,6 +1,6 @@
 """One step of supervised training: a batch and a state in, a state and its loss out, whatever the last layer.
 
-``step(batch, state) -> (state, info)``. The last layer's memory is a value of the state; the module and the optimiser are
+``step(batch, state) -> (state, loss)``. The last layer's memory is a value of the state; the module and the optimiser are
 mutable objects of torch that the state carries along, and a step changes them in place.
 """
 
@@ -77,14 +77,7 @@ class TrainerState:
         return cls(head, made_optimiser(optimizer, parameters) if parameters else None, Memory(head.weights))
 
 
-@dataclass(frozen=True)
-class StepInfo:
-    """The batch's loss at the weights that the backbone's gradient was taken at, before it moved."""
-
-    loss: float
-
-
-def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, StepInfo]:
+def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, float]:
     """One gradient step of the backbone and one solve of the last layer, on one batch.
 
     With W the weights of the last layer, theta those of the backbone, and the loss a mean over rows,
@@ -95,6 +88,12 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
 
     where a plain step stands for the optimiser's. W is a constant in the gradient. A backbone-first step runs the module twice,
     both times in training mode.
+
+    Returns
+    -------
+    state : TrainerState
+    loss : float
+        Of the batch, at the weights that the backbone's gradient was taken at, before it moved.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     if isinstance(layer, Gradient):
         loss = joint_loss(captured, batch, state.head, recipe)
         descend(loss, state.optimiser)
-        return state, StepInfo(float(loss.detach()))
+        return state, float(loss.detach())
     targets, weights = recipe.task.rows(batch.targets, captured, state.head), row_weights_of(batch, captured, state.head)
     memories = [state.memory]
 
@@ -140,7 +139,7 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
         with torch.no_grad():
             memories.append(update(_capture(batch, state, recipe).features))
     state.head.write(memories[-1].weights)
-    return replace(state, memory=memories[-1]), StepInfo(float(loss.detach()))
+    return replace(state, memory=memories[-1]), float(loss.detach())
 
 
 def joint_loss(captured: Captured, batch: Examples, head: LastLinearMap, recipe: Recipe) -> Tensor:

@@ -29,27 +29,12 @@ from cfiv.runtime.module_state import put, state_of
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one fit is asked to do.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    schedules : Schedules
-    steps : int
-        In all, those of a continued run included.
-    seed : int
-        Of the module's draws; every pass starts them anew from (seed, pass), so that a pass can be repeated.
-    device : device
-        Whose generator is saved, besides the processor's.
-    on_step : callable, optional
-        Called with the step's number and loss.
-    """
+    """What one fit is asked to do: so many steps in all, with draws from a seed; ``on_step`` watches."""
 
     recipe: Recipe
     schedules: Schedules
     steps: int
     seed: int
-    device: torch.device
     on_step: Callable[[int, float], object] | None
 
 
@@ -76,10 +61,11 @@ class SupervisedRun:
         self, source: Source, state: TrainerState, plan: Plan, *, file: RunFile | None, validation: Validation | None
     ) -> None:
         self._source, self._state, self._plan, self._file, self._validation = source, state, plan, file, validation
+        self._device = state.head.device
         self._peaks = [] if state.optimiser is None else [group["lr"] for group in state.optimiser.param_groups]
         self._last_finite = LastFinite(state.head.module)
         self._position = Position()
-        self._batches = draw_batches(source, self._position, seed=plan.seed, device=plan.device)
+        self._batches = draw_batches(source, self._position, seed=plan.seed, device=self._device)
         self._began = 1
         self.history: list[tuple[int, float]] = []
         self.ended: Ended = "finished"
@@ -128,10 +114,10 @@ class SupervisedRun:
             self._set_rates(plan.schedules.rate(number - 1, steps=plan.steps))
             recipe = plan.recipe.schedule(plan.schedules.penalty(number - 1, steps=plan.steps))
             try:
-                self._state, info = step(place(batch, self._state.head.module), self._state, recipe=recipe)
+                self._state, loss = step(place(batch, self._state.head.module), self._state, recipe=recipe)
             except (DivergenceError, SingularError) as error:
                 raise DivergedError(str(error)) from error
-            self.history.append((self._position.epoch, info.loss))
+            self.history.append((self._position.epoch, loss))
 
     def look(self, number: int) -> None:
         """Check what step ``number`` has left, where it is to last or to be judged; then tell whoever watches."""
@@ -143,10 +129,10 @@ class SupervisedRun:
             validation.look(number)
             self.ended = "stopped early" if validation.exhausted else "finished"
         if self._plan.on_step is not None:  # what they draw is undrawn
-            draws = draws_of(self._plan.device)
+            draws = draws_of(self._device)
             with watched():
                 self._plan.on_step(number, self.history[-1][1])
-            restore_draws(draws, self._plan.device)
+            restore_draws(draws, self._device)
 
     def interrupt(self, number: int) -> None:
         """End with what is kept, after step ``number`` or in the one that follows it."""
@@ -162,7 +148,7 @@ class SupervisedRun:
             "optimiser": None if state.optimiser is None else state.optimiser.state_dict(),
             "memory": [state.memory.weights, *state.memory.more],
             "position": [position.epoch, position.taken, position.generator],
-            "draws": draws_of(self._plan.device),
+            "draws": draws_of(self._device),
             "epochs": torch.tensor([epoch for epoch, _ in self.history]),
             "losses": torch.tensor([loss for _, loss in self.history], dtype=torch.float64),
             "validation": None if self._validation is None else self._validation.saved(),
@@ -181,7 +167,7 @@ class SupervisedRun:
         memory = self._check_memory(values["memory"])
         epochs = tensor_of(values["epochs"], (done,), torch.int64).tolist()
         losses = tensor_of(values["losses"], (done,), torch.float64).tolist()
-        position, draws = self._check_position(values["position"], epochs), check_draws(values["draws"], plan.device)
+        position, draws = self._check_position(values["position"], epochs), check_draws(values["draws"], self._device)
         if (values["validation"] is None) != (self._validation is None):
             raise ValueError("losses on validation data where there are none, or none")
         if self._validation is not None:
@@ -191,7 +177,7 @@ class SupervisedRun:
         if state.optimiser is not None:
             state.optimiser.load_state_dict(optimiser)
         self._state, self._position = replace(state, memory=memory), position
-        self._batches = draw_batches(self._source, position, seed=plan.seed, device=plan.device, draws=draws)
+        self._batches = draw_batches(self._source, position, seed=plan.seed, device=self._device, draws=draws)
         self._began = done + 1
         self.history = list(zip(epochs, losses, strict=True))
 

@@ -244,12 +244,10 @@ class LastLayerTrainer(TrainedModule):
                 if validation is not None:
                     held_out = make_source(validation, size=None, seed=seed)
                     check_columns(held_out.columns, training=source.columns)
-                    judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed, device=device)
+                    judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed)
             optimizer = ADAM if self.optimizer is None else self.optimizer
             state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
-            plan = Plan(
-                recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, device=device, on_step=on_step
-            )
+            plan = Plan(recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, on_step=on_step)
             file = None
             if path is not None:
                 check_place(path)

@@ -38,7 +38,6 @@ class Validation:
         Of the run.
     seed : int
         Of what the module may draw in evaluation mode, the same at every check; the run's own draws go on undisturbed.
-    device : device
 
     Attributes
     ----------
@@ -52,18 +51,9 @@ class Validation:
     """
 
     def __init__(
-        self,
-        batches: Sequence[Examples],
-        head: LastLinearMap,
-        task: Task,
-        *,
-        rule: Training,
-        steps: int,
-        seed: int,
-        device: torch.device,
+        self, batches: Sequence[Examples], head: LastLinearMap, task: Task, *, rule: Training, steps: int, seed: int
     ) -> None:
-        self._batches, self._head, self._task, self._rule = batches, head, task, rule
-        self._seed, self._device = seed, device
+        self._batches, self._head, self._task, self._rule, self._seed = batches, head, task, rule, seed
         self._checks = check_steps(steps, rule.checks)
         self._stopping: EarlyStopping[None] = EarlyStopping(tolerance=rule.tolerance, patience=rule.patience)
         self.losses: dict[int, float] = {}
@@ -137,8 +127,8 @@ class Validation:
             raise ValueError(f"a state after another step than {looks}")
         tensor_of(errors, (self._examples,), torch.float64)
         parameters = [check_module(state, self._head.module, finite=True) for state in given]
-        return Checkpoint(step, parameters, None, errors.to(self._device))
+        return Checkpoint(step, parameters, None, errors.to(self._head.device))
 
     def _squared_errors(self) -> Tensor:
-        with Draws(self._seed, self._device).here(self._head.module):
+        with Draws(self._seed, self._head.device).here(self._head.module):
             return squared_errors(self._head, self._task, self._batches)

@@ -236,11 +236,11 @@ def test_a_step_leaves_its_batch_and_the_state_it_was_given_alone() -> None:
     head = find_last_linear_map(module, batch.inputs)
     state, inputs = TrainerState(head, None, Memory(head.weights)), batch.inputs.clone()
     memory = state.memory.weights.clone()
-    new, info = step(batch, state, recipe=Recipe(Ridge(0.1), "solve-first", Regression(), "squared", False))
+    new, loss = step(batch, state, recipe=Recipe(Ridge(0.1), "solve-first", Regression(), "squared", False))
     assert torch.equal(state.memory.weights, memory)
     assert torch.equal(batch.inputs, inputs)
     assert not torch.equal(new.memory.weights, memory)
-    assert info.loss < float((batch.targets - batch.targets.mean(dim=0)).square().sum(dim=1).mean())
+    assert loss < float((batch.targets - batch.targets.mean(dim=0)).square().sum(dim=1).mean())
 
 
 @pytest.mark.law
