@@ -25,6 +25,16 @@ class Factor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A schedule of :class:`Training`; no closure, so that a trainer can be pickled."""
+
+    method: Callable[[int, int], float]
+
+    def __call__(self, done: int, *, steps: int) -> float:
+        return self.method(done, steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedules:
     """Factors of the last layer's penalty and of the optimiser's rates."""
@@ -58,21 +68,19 @@ def make_schedules(
     ParameterError
         If they are none of these. What functions give is checked when they are called.
     """
+    penalty: Factor
+    rate: Factor
     if callable(lambda_schedule):
         penalty = _check_factors("lambda_schedule", lambda_schedule)
     else:
         start = check_number("lambda_schedule", lambda_schedule, least=0.0, most=1.0, alternative="or a callable")
-        penalty = _factor_of(Training(lambda_start=start).lambda_factor)
+        penalty = _Named(Training(lambda_start=start).lambda_factor)
     if callable(learning_rate_schedule):
         rate = _check_factors("learning_rate_schedule", learning_rate_schedule)
     else:
         check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
-        rate = _factor_of(Training(learning_rate_schedule=learning_rate_schedule).rate_factor)
+        rate = _Named(Training(learning_rate_schedule=learning_rate_schedule).rate_factor)
     return Schedules(penalty=penalty, rate=rate)
-
-
-def _factor_of(method: Callable[[int, int], float]) -> Factor:
-    return lambda done, *, steps: method(done, steps)
 
 
 def _check_factors(name: str, schedule: Callable[[float], float]) -> Factor:

@@ -91,7 +91,7 @@ class ArraySource:
         return digest(self.everything.parts())
 
     def keep(self) -> list[Examples]:
-        """They are."""
+        """As one batch."""
         return [self.everything]
 
     def epoch(self, number: int) -> Iterator[Examples]:
@@ -207,7 +207,7 @@ def make_source(data: Any, *, size: int | str | None, seed: int, finite: bool = 
     DataError, ParameterError
         If it is neither, yields nothing, or the batch size does not fit.
     """
-    if isinstance(data, (tuple, list)) and data and _is_oneread_examples(data):
+    if isinstance(data, (tuple, list)) and data and _is_one_batch(data):
         everything = read_examples(data, finite=True)
         rows = batch_rows(size, smallest_sample=len(everything))
         return ArraySource(everything=everything, size=rows, seed=seed, columns=columns_of(data[0]))
@@ -216,7 +216,7 @@ def make_source(data: Any, *, size: int | str | None, seed: int, finite: bool = 
     raise DataError(f"data must be (inputs, targets[, row weights]) or a loader of such batches, got {type(data).__name__}")
 
 
-def _is_oneread_examples(data: tuple[Any, ...] | list[Any]) -> bool:
+def _is_one_batch(data: tuple[Any, ...] | list[Any]) -> bool:
     if all(is_array(part) for part in data):
         return True
     batches = all(isinstance(part, (tuple, list)) and len(part) in (2, 3) and all(map(is_array, part)) for part in data)

@@ -1,9 +1,11 @@
 """The last-layer trainer: what a step is, what the last layers are, and what the module is afterwards."""
 
 import copy
+import pickle
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -343,3 +345,13 @@ def test_layers_that_are_lazy_are_found_once_their_width_is_known() -> None:
     trainer = LastLayerTrainer(module, Ridge(0.1)).fit(examples(), steps=2)
     assert trainer.last_linear_map_.name == "2"
     assert torch.isfinite(trainer.predict(examples()[0])).all()
+
+
+@pytest.mark.law
+def test_a_trainer_that_was_pickled_predicts_and_goes_on_training_as_before() -> None:
+    data = examples()
+    trainer = LastLayerTrainer(network(), Proximal(0.5), batch_size=10).fit(data, steps=4, validation=data)
+    other = pickle.loads(pickle.dumps(trainer))
+    assert torch.equal(other.predict(data[0]), trainer.predict(data[0]))
+    pd.testing.assert_frame_equal(other.history_, trainer.history_)
+    assert torch.equal(flat(other.fit(data, steps=3).module), flat(trainer.fit(data, steps=3).module))
