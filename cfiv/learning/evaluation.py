@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DataError
-from cfiv.learning.last_linear_map import Captured, LastLinearMap, in_mode
+from cfiv.learning.examples import Examples
+from cfiv.learning.last_linear_map import Captured, LastLinearMap
+from cfiv.learning.module_modes import in_mode
 from cfiv.learning.supervised import row_weights_of
-from cfiv.learning.supervised_data import Examples
 from cfiv.learning.tasks import Classification, Task
 from cfiv.numerics.moments import accumulate, moments, solve_moments
 from cfiv.runtime.arrays import is_finite
@@ -20,7 +21,7 @@ from cfiv.runtime.arrays import is_finite
 CHUNK = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How good predictions are. Row weights weigh every mean.
 
@@ -40,13 +41,14 @@ class Evaluation:
     accuracy: float
 
 
-def predictions(head: LastLinearMap, task: Task, inputs: Tensor) -> Tensor:
-    """What the task says of the module's outputs, on the module's device."""
+def predict(head: LastLinearMap, task: Task, inputs: Tensor) -> Tensor:
+    """What the task makes of the module's outputs, on the module's device."""
     # The inputs are their own targets: nobody looks.
-    return torch.cat([task.said(captured, head) for captured, _ in _captured(head, [Examples(inputs, inputs)])])
+    batch = Examples(inputs=inputs, targets=inputs)
+    return torch.cat([task.predict(captured, head) for captured, _ in _capture(head, [batch])])
 
 
-def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> Evaluation:
+def evaluate(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> Evaluation:
     """Over all examples of the batches.
 
     Raises
@@ -55,15 +57,12 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
         If there are none, or their targets do not fit.
     """
     loss = mass = relative = examples = right = 0.0
-    for captured, batch in _captured(head, batches):
-        targets = task.rows(batch.targets, captured, head).double()
-        residual = head.rows(captured.output, captured.shape).double() - targets
-        weights = row_weights_of(batch, captured, head)
-        w = residual.new_ones(len(residual)) if weights is None else weights.double()
+    for captured, batch in _capture(head, batches):
+        targets, residual, w = _compare(captured, batch, head, task)
         loss, mass = loss + float(w @ residual.square().sum(dim=1)), mass + float(w.sum())
         if isinstance(task, Classification):
-            said = head.rows(captured.output, captured.shape).argmax(dim=1)
-            right += float(w @ (said == targets.argmax(dim=1)).double())
+            labels = head.rows(captured.output, captured.shape).argmax(dim=1)
+            right += float(w @ (labels == targets.argmax(dim=1)).double())
             continue
         one = residual.new_ones(len(batch)) if batch.weights is None else batch.weights.double()
         truth = batch.targets.reshape(len(batch), -1).double()
@@ -73,10 +72,27 @@ def evaluation(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> 
         raise DataError("there is nothing to evaluate on: the data yield no batch")
     missing = float("nan")
     classes = isinstance(task, Classification)
-    return Evaluation(loss / mass, missing if classes else relative / examples, right / mass if classes else missing)
+    return Evaluation(
+        loss=loss / mass,
+        relative_l2=missing if classes else relative / examples,
+        accuracy=right / mass if classes else missing,
+    )
 
 
-def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, beta: float) -> Tensor:
+def squared_errors(head: LastLinearMap, task: Task, batches: Iterable[Examples]) -> Tensor:
+    """Of each example (n,), float64: the weighted sum over its rows, scaled so that their mean is the loss of `evaluate`."""
+    sums, mass = [], 0.0
+    for captured, batch in _capture(head, batches):
+        _, residual, w = _compare(captured, batch, head, task)
+        example = head.repeat(torch.arange(len(batch), device=w.device), captured)
+        order = example.argsort(stable=True)  # and no index_add: its sums on cuda are not the same twice
+        sums.append((w * residual.square().sum(dim=1))[order].reshape(len(batch), -1).sum(dim=1))
+        mass += float(w.sum())
+    together = torch.cat(sums)
+    return together * (len(together) / mass)
+
+
+def refit(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, beta: float) -> Tensor:
     """W of ``argmin_W mean |y - W' phi|^2 + beta |W|^2`` over all rows of the batches, from moments; shape (d, k), float64.
 
     Raises
@@ -96,13 +112,13 @@ def refitted(head: LastLinearMap, task: Task, batches: Iterable[Examples], *, be
                 targets=task.rows(batch.targets, captured, head),
                 weights=row_weights_of(batch, captured, head),
             )
-            for captured, batch in _captured(head, batches)
+            for captured, batch in _capture(head, batches)
         ),
         ridge=beta,
     ).weights
 
 
-def placed(batch: Examples, module: nn.Module) -> Examples:
+def place(batch: Examples, module: nn.Module) -> Examples:
     """A batch on the device of a module, its floating-point inputs in the module's dtype.
 
     Raises
@@ -116,7 +132,7 @@ def placed(batch: Examples, module: nn.Module) -> Examples:
     check_width(batch, module)
     inputs = batch.inputs.to(first.device, first.dtype if batch.inputs.is_floating_point() else None)
     weights = None if batch.weights is None else batch.weights.to(first.device)
-    return Examples(inputs, batch.targets.to(first.device), weights)
+    return Examples(inputs=inputs, targets=batch.targets.to(first.device), weights=weights)
 
 
 def check_width(batch: Examples, module: nn.Module) -> None:
@@ -146,10 +162,18 @@ def _parameter(module: nn.Module) -> nn.Parameter | None:
     return next((p for p in module.parameters() if p.is_floating_point()), None)
 
 
-def _captured(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tuple[Captured, Examples]]:
+def _compare(captured: Captured, batch: Examples, head: LastLinearMap, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets (m, k), residuals (m, k) and weights (m,) of all rows, float64."""
+    targets = task.rows(batch.targets, captured, head).double()
+    residual = head.rows(captured.output, captured.shape).double() - targets
+    weights = row_weights_of(batch, captured, head)
+    return targets, residual, residual.new_ones(len(residual)) if weights is None else weights.double()
+
+
+def _capture(head: LastLinearMap, batches: Iterable[Examples]) -> Iterator[tuple[Captured, Examples]]:
     for batch in batches:
         for start in range(0, len(batch), CHUNK):
-            chunk = placed(batch.rows(slice(start, start + CHUNK)), head.module)
+            chunk = place(batch.rows(slice(start, start + CHUNK)), head.module)
             with torch.no_grad(), in_mode(head.module, training=False):
                 captured = head(chunk.inputs)
             if not is_finite(captured.output):

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
 
 from cfiv.errors import CfivError, DataError, ParameterError
+from cfiv.learning.module_modes import in_mode
 from cfiv.runtime.draws import run
-from cfiv.runtime.module_state import tensors_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Captured:
     """What one forward pass leaves.
 
@@ -41,7 +40,7 @@ class Captured:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LastLinearMap:
     """A module seen as ``W' phi``: its last linear layer, or 1x1 convolution, and what comes before it.
 
@@ -74,6 +73,11 @@ class LastLinearMap:
         return int(self.layer.weight.shape[0])
 
     @property
+    def device(self) -> torch.device:
+        """Of the layer, and so of its targets."""
+        return self.layer.weight.device
+
+    @property
     def channel_axis(self) -> int:
         """Of the layer's output: last for a linear layer, first after the batch for a convolution."""
         return -1 if isinstance(self.layer, nn.Linear) else 1
@@ -81,7 +85,7 @@ class LastLinearMap:
     def __call__(self, inputs: Tensor) -> Captured:
         """Run the module, in the mode that it is in."""
         seen: list[Tensor] = []
-        with _hooked(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
+        with _hook(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
             output = output_of(self.module, inputs)
         features = seen[-1]
         if len(inputs) == 1:  # a module that squeezes loses the axis of the examples where there is one of them
@@ -101,13 +105,18 @@ class LastLinearMap:
         rows = features.movedim(self.channel_axis, -1).flatten(end_dim=-2)
         if self.layer.bias is not None:
             rows = torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)
-        return Captured(rows, output, tuple(shape))
+        return Captured(features=rows, output=output, shape=tuple(shape))
 
     def rows(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Values in the shape of the module's output, such as targets, as rows (m, k) of the solve."""
         there = values.reshape([shape[axis] for axis in self.order])
         back = there.permute([self.order.index(axis) for axis in range(len(shape))])
         return back.movedim(self.channel_axis, -1).flatten(end_dim=-2)
+
+    def repeat(self, values: Tensor, captured: Captured) -> Tensor:
+        """A number of each example (n,), at each of its rows (m,)."""
+        everywhere = values.reshape(-1, *[1] * (captured.output.ndim - 1)).expand(captured.output.shape)
+        return self.rows(everywhere, captured.shape)[:, 0]
 
     @property
     def weights(self) -> Tensor:
@@ -130,7 +139,7 @@ class LastLinearMap:
         return [p for p in self.module.parameters() if p.requires_grad and id(p) not in own]
 
 
-def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None) -> LastLinearMap:
+def find_last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None) -> LastLinearMap:
     """Find the last linear map that a forward pass runs, and show that the module's output is its output.
 
     The probe runs in evaluation mode and without gradients. The layer's output is replaced by distinct numbers of both signs;
@@ -186,7 +195,7 @@ def last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None = None
         raise ParameterError(
             f"the last linear layer {name!r} gives shape {made} for two examples and {more} for three: let one axis be theirs"
         )
-    return LastLinearMap(module, layer, name, order, growing[0], axes)
+    return LastLinearMap(module=module, layer=layer, name=name, order=order, examples_axis=growing[0], output_axes=axes)
 
 
 def output_of(module: nn.Module, inputs: Tensor) -> Any:
@@ -226,7 +235,7 @@ def _axes(
         marks.append((torch.arange(count, device=output.device) - count // 2 + 0.25).to(output.dtype).reshape(output.shape))
         return marks[0]
 
-    with _hooked(layer.register_forward_hook(mark)):
+    with _hook(layer.register_forward_hook(mark)):
         output = _probe(module, probe)
     if not isinstance(output, Tensor):
         raise ParameterError(f"{found}, but the module returns a {type(output).__name__}: return that layer's output alone")
@@ -276,42 +285,8 @@ def _probe(module: nn.Module, probe: Tensor) -> Any:
         return output_of(module, probe)
 
 
-def trainable(module: nn.Module) -> nn.Module:
-    """The module; where it was made in inference mode, its tensors are replaced by ones that can learn.
-
-    Raises
-    ------
-    ParameterError
-        If it is on the meta device.
-    """
-    if any(tensor.is_meta for tensor in tensors_of(module).values()):
-        raise ParameterError("the module is on the meta device, where tensors have no values: make it on the cpu")
-    new: dict[int, Tensor] = {}
-    for part in module.modules():
-        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            if not is_lazy(tensor) and tensor.is_inference():
-                learning = new.get(id(tensor), tensor.clone())
-                if isinstance(tensor, nn.Parameter) and id(tensor) not in new:
-                    learning = nn.Parameter(learning, tensor.requires_grad)
-                new[id(tensor)] = learning
-                setattr(part, name, learning)
-    return module
-
-
 @contextmanager
-def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode inside; outside every part has the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextmanager
-def _hooked(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+def _hook(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
     try:
         yield
     finally:

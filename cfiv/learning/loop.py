@@ -132,14 +132,15 @@ class DrivenRun(Protocol):
         ...
 
 
-def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object], file: RunFile | None = None) -> None:
+def drive(run: DrivenRun, *, steps: int, on_step: Callable[[], object] = lambda: None, file: RunFile | None = None) -> None:
     """The one loop: step after step to the end, or to an earlier one: where nothing is left to train, or on Ctrl-C.
 
     Parameters
     ----------
-    run : Run
+    run : DrivenRun
+        What its methods raise ends the loop, and nothing is saved then.
     steps : int
-    on_step : callable
+    on_step : callable, optional
         Called after every step, for progress; at once for the steps that a continued run has behind it.
     file : RunFile, optional
         Where the run is saved on its way, and continued from. Saving changes no number, and a continued run has those of one

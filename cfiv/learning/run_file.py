@@ -22,7 +22,7 @@ from cfiv.runtime.module_state import tensors_of
 from cfiv.tensor_file import TensorFile, nested, short
 
 #: Runs of another version are not continued.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RUN_FILE = TensorFile(
     key="cfiv-run",
     version=FORMAT_VERSION,

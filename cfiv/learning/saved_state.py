@@ -9,57 +9,16 @@ from __future__ import annotations
 import copy
 import math
 import struct
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfiv.file_values import fields, like, listed, tensor_of, whole
-from cfiv.learning.last_layer import remembered_shapes
+from cfiv.file_values import fields, like, listed, tensor_of
 from cfiv.runtime.module_state import ModuleState, extra_of, tensors_of
-
-if TYPE_CHECKING:
-    from cfiv.learning.supervised import TrainerState
-    from cfiv.learning.supervised_data import Source
-    from cfiv.learning.supervised_loop import Plan
 
 #: A generator of the processor: its seed, the words left, whether it is seeded, the next word, and all words.
 _MERSENNE, _WORDS = struct.Struct("<QiiQ624Q"), 624
-
-
-def check_supervised(values: Any, fresh: TrainerState, batches: Source, plan: Plan) -> dict[str, Any]:
-    """What :func:`cfiv.learning.supervised_loop.save` may have written of this run."""
-    fields(values, "module", "optimiser", "memory", "position", "draws", "epochs", "losses")
-    check_module(values["module"], fresh.head.module, finite=True)
-    optimiser = values["optimiser"]
-    if (optimiser is None) != (fresh.optimiser is None):
-        raise ValueError("an optimiser where nothing learns, or none")
-    if fresh.optimiser is not None:
-        optimiser = check_optimiser(optimiser, fresh.optimiser)
-    weights, *more = listed(values["memory"])
-    tensor_of(weights, fresh.memory.weights.shape, torch.float64)
-    shapes = remembered_shapes(plan.recipe(0, plan.steps).last_layer, weights)
-    for part, shape in zip(more, [part.shape for part in more] if shapes is None else shapes, strict=True):
-        tensor_of(part, shape, part.dtype if shapes is None else torch.float64)
-    _check_position(values, batches, plan)
-    return {**values, "optimiser": optimiser, "draws": check_draws(values["draws"], plan.device)}
-
-
-def _check_position(values: dict[str, Any], batches: Source, plan: Plan) -> None:
-    """The passes of all steps, and the place in the last one."""
-    steps = whole(len(values["epochs"]), 1, plan.steps)
-    epochs = tensor_of(values["epochs"], (steps,), torch.int64).tolist()
-    tensor_of(values["losses"], (steps,), torch.float64)
-    if epochs[0] != 0 or any(later - epoch not in (0, 1) for epoch, later in pairwise(epochs)):
-        raise ValueError("passes that do not follow one another")
-    epoch, taken, generator = listed(values["position"], count=3)
-    whole(epoch, epochs[-1], epochs[-1])
-    whole(taken, epochs.count(epoch), epochs.count(epoch))
-    if (generator is None) != (batches.generator is None):
-        raise ValueError(f"the loader has {'a' if generator is None else 'no'} generator of its own, that of the run not so")
-    if batches.generator is not None:
-        check_generator(generator, batches.generator.device)
 
 
 def check_generator(value: Any, device: torch.device) -> Tensor:

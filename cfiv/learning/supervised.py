@@ -1,6 +1,6 @@
 """One step of supervised training: a batch and a state in, a state and its loss out, whatever the last layer.
 
-``step(batch, state) -> (state, info)``. The last layer's memory is a value of the state; the module and the optimiser are
+``step(batch, state) -> (state, loss)``. The last layer's memory is a value of the state; the module and the optimiser are
 mutable objects of torch that the state carries along, and a step changes them in place.
 """
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfiv.checks import check_instance
+from cfiv.checks import check_choice, check_flag, check_instance, refusal
 from cfiv.errors import DivergenceError, ParameterError
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
+from cfiv.learning.examples import Examples
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, scheduled
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
-from cfiv.learning.supervised_data import Examples
+from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
 from cfiv.learning.tasks import Classification, Task
 from cfiv.learning.training import Order
 from cfiv.numerics.last_layer import last_layer_loss, mean_square
@@ -38,6 +39,25 @@ class Recipe:
     loss: Loss
     mixed_precision: bool
 
+    def check(self) -> None:
+        """Raise a ParameterError where a part is none, or does not go with the others."""
+        layer = self.last_layer
+        solved = callable(getattr(layer, "update", None)) and not isinstance(layer, type | dict | set)
+        if not isinstance(layer, Gradient) and not solved:
+            raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or Gradient", layer, kind=True)
+        check_choice("order", self.order, ("solve-first", "backbone-first"))
+        check_choice("loss", self.loss, ("squared", "cross-entropy"))
+        check_flag("mixed_precision", self.mixed_precision)
+        if self.loss == "cross-entropy" and not (isinstance(layer, Gradient) and isinstance(self.task, Classification)):
+            raise ParameterError(
+                "loss='cross-entropy' has no closed form: use last_layer=Gradient() and task='classification', or another loss"
+            )
+
+    def schedule(self, factor: float) -> Recipe:
+        """With so much of Proximal's penalty; other layers have none."""
+        layer = self.last_layer
+        return self if isinstance(layer, Gradient) else replace(self, last_layer=scheduled(layer, factor))
+
 
 @dataclass(frozen=True)
 class TrainerState:
@@ -47,15 +67,17 @@ class TrainerState:
     optimiser: torch.optim.Optimizer | None
     memory: Memory
 
+    @classmethod
+    def begin(cls, head: LastLinearMap, *, last_layer: ClosedForm | Gradient, optimizer: OptimizerFactory) -> TrainerState:
+        """With an optimiser of the backbone, or of everything, and the module's own last layer as the first W."""
+        parameters = head.backbone()
+        if isinstance(last_layer, Gradient):
+            parameters = [p for p in head.module.parameters() if p.requires_grad]
+            optimizer = optimizer if last_layer.optimizer is None else last_layer.optimizer
+        return cls(head, made_optimiser(optimizer, parameters) if parameters else None, Memory(head.weights))
 
-@dataclass(frozen=True)
-class StepInfo:
-    """The batch's loss at the weights that the backbone's gradient was taken at, before it moved."""
 
-    loss: float
-
-
-def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, StepInfo]:
+def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, float]:
     """One gradient step of the backbone and one solve of the last layer, on one batch.
 
     With W the weights of the last layer, theta those of the backbone, and the loss a mean over rows,
@@ -66,6 +88,12 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
 
     where a plain step stands for the optimiser's. W is a constant in the gradient. A backbone-first step runs the module twice,
     both times in training mode.
+
+    Returns
+    -------
+    state : TrainerState
+    loss : float
+        Of the batch, at the weights that the backbone's gradient was taken at, before it moved.
 
     Raises
     ------
@@ -81,15 +109,15 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     layer = recipe.last_layer
     if not is_finite(batch.inputs):  # a module may hide it: NaN > 0 is as false as any
         raise DivergenceError("inputs are not finite")
-    captured = _captured(batch, state, recipe)
+    captured = _capture(batch, state, recipe)
     if isinstance(layer, Gradient):
         loss = joint_loss(captured, batch, state.head, recipe)
         descend(loss, state.optimiser)
-        return state, StepInfo(float(loss.detach()))
+        return state, float(loss.detach())
     targets, weights = recipe.task.rows(batch.targets, captured, state.head), row_weights_of(batch, captured, state.head)
     memories = [state.memory]
 
-    def updated(features: Tensor) -> Memory:
+    def update(features: Tensor) -> Memory:
         if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
         with watched(layer):
@@ -102,16 +130,16 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":
-            memories.append(updated(features))
+            memories.append(update(features))
         return memories[-1].weights
 
     loss, _ = last_layer_loss(features=captured.features, targets=targets, solve=solve, weights=weights)
     descend(loss, state.optimiser)
     if recipe.order == "backbone-first":
         with torch.no_grad():
-            memories.append(updated(_captured(batch, state, recipe).features))
+            memories.append(update(_capture(batch, state, recipe).features))
     state.head.write(memories[-1].weights)
-    return replace(state, memory=memories[-1]), StepInfo(float(loss.detach()))
+    return replace(state, memory=memories[-1]), float(loss.detach())
 
 
 def joint_loss(captured: Captured, batch: Examples, head: LastLinearMap, recipe: Recipe) -> Tensor:
@@ -127,10 +155,7 @@ def joint_loss(captured: Captured, batch: Examples, head: LastLinearMap, recipe:
 
 def row_weights_of(batch: Examples, captured: Captured, head: LastLinearMap) -> Tensor | None:
     """An example's weight at each of its rows (m,)."""
-    if batch.weights is None:
-        return None
-    everywhere = batch.weights.reshape(-1, *[1] * (captured.output.ndim - 1)).expand(captured.output.shape)
-    return head.rows(everywhere, captured.shape)[:, 0]
+    return None if batch.weights is None else head.repeat(batch.weights, captured)
 
 
 def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
@@ -154,7 +179,7 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
     optimiser.zero_grad(set_to_none=True)
 
 
-def _captured(batch: Examples, state: TrainerState, recipe: Recipe) -> Captured:
+def _capture(batch: Examples, state: TrainerState, recipe: Recipe) -> Captured:
     automatic: AbstractContextManager[None] = nullcontext()
     if recipe.mixed_precision:
         automatic = torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16)

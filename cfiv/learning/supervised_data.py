@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from cfiv.errors import DataError
+from cfiv.checks import check_whole, shown
+from cfiv.errors import DataError, ParameterError
+from cfiv.learning.examples import Examples, read_examples
 from cfiv.learning.samples import batch_rows
-from cfiv.numerics.inputs import check_weights
-from cfiv.runtime.arrays import as_tensor, columns_of, is_array
+from cfiv.runtime.arrays import columns_of, is_array
 from cfiv.runtime.digest import digest
-
-#: Of the largest row weight, or its reciprocal: beyond it float32 has no digits for weighted sums.
-LEAST_WEIGHT = 1e-30
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A batch, or all there is.
-
-    Parameters
-    ----------
-    inputs : Tensor (n, ...)
-    targets : Tensor (n, ...)
-        Values, or labels of classes.
-    weights : Tensor (n,) or None
-        Row weights >= 0.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.inputs.shape[0]
-
-    def rows(self, index: Tensor | slice) -> Examples:
-        """Some of them."""
-        return Examples(self.inputs[index], self.targets[index], None if self.weights is None else self.weights[index])
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All there is to compare."""
-        return self.inputs, self.targets, self.weights
 
 
 class Source(Protocol):
@@ -87,8 +55,12 @@ class Source(Protocol):
         """The batches of pass ``number``, from 0."""
         ...
 
+    def keep(self) -> list[Examples]:
+        """All of a pass, to be looked at again and again."""
+        ...
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ArraySource:
     """Minibatches of arrays: pass e is a permutation drawn from (seed, e), without its ragged tail, so any can be repeated."""
 
@@ -118,6 +90,10 @@ class ArraySource:
         """Of all values."""
         return digest(self.everything.parts())
 
+    def keep(self) -> list[Examples]:
+        """As one batch."""
+        return [self.everything]
+
     def epoch(self, number: int) -> Iterator[Examples]:
         """In the order of that pass; all rows in their own order where batches are full."""
         if self.size is None:
@@ -128,7 +104,7 @@ class ArraySource:
             yield self.everything.rows(order[start : start + self.size])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoaderSource:
     """Whatever can be passed over again and again and yields (input, target) or (input, target, row weights).
 
@@ -169,22 +145,41 @@ class LoaderSource:
     @property
     def description(self) -> str:
         """What kind of loader and of data, how many of them, and in which order."""
-        said = f"{type(self.loader).__name__} of {self.steps_per_epoch} batches"
+        kind = f"{type(self.loader).__name__} of {self.steps_per_epoch} batches"
         data = getattr(self.loader, "dataset", None)
         if data is None:
-            return said
+            return kind
         size, order = getattr(self.loader, "batch_size", None), type(getattr(self.loader, "sampler", None)).__name__
-        return f"{said} of {size} of {_length(data)} examples of a {type(data).__name__} by {order}"
+        return f"{kind} of {size} of {_length(data)} examples of a {type(data).__name__} by {order}"
 
     def first(self) -> Examples:
-        """Of a pass of its own, the same in every call, which leaves the loader's generator as it was."""
+        """Of a pass of its own."""
+        with self._apart():
+            batch = next(self.epoch(0), None)
+        return self._expect(batch)
+
+    def keep(self) -> list[Examples]:
+        """Of a pass of its own."""
+        with self._apart():
+            batches = list(self.epoch(0))
+        self._expect(next(iter(batches), None))
+        return batches
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """A pass inside is the same in every call, and leaves the loader's generator as it was."""
         generator = self.generator
-        state = None if generator is None else generator.get_state()
-        if generator is not None:
-            generator.manual_seed(self.seed)
-        batch = next(self.epoch(0), None)
-        if generator is not None and state is not None:
+        if generator is None:
+            yield
+            return
+        state = generator.get_state()
+        generator.manual_seed(self.seed)
+        try:
+            yield
+        finally:
             generator.set_state(state)
+
+    def _expect(self, batch: Examples | None) -> Examples:
         if batch is None:
             raise DataError(f"the {type(self.loader).__name__} given yields no batch: give at least one")
         return batch
@@ -198,10 +193,10 @@ class LoaderSource:
 
     def epoch(self, number: int) -> Iterator[Examples]:
         """One pass; the number is not used."""
-        return (_batch(given, finite=self.finite) for given in self.loader)
+        return (read_examples(given, finite=self.finite) for given in self.loader)
 
 
-def source(data: Any, *, size: int | str | None, seed: int, finite: bool = True) -> Source:
+def make_source(data: Any, *, size: int | str | None, seed: int, finite: bool = True) -> Source:
     """Arrays, tensors or tables (inputs, targets[, row weights]), or an iterable of such batches.
 
     A list or tuple is an iterable of batches where every part of it is a batch; a list of anything but arrays is, too. With
@@ -213,10 +208,11 @@ def source(data: Any, *, size: int | str | None, seed: int, finite: bool = True)
         If it is neither, yields nothing, or the batch size does not fit.
     """
     if isinstance(data, (tuple, list)) and data and _is_one_batch(data):
-        everything = _batch(data, finite=True)
-        return ArraySource(everything, batch_rows(size, smallest_sample=len(everything)), seed, columns=columns_of(data[0]))
+        everything = read_examples(data, finite=True)
+        rows = batch_rows(size, smallest_sample=len(everything))
+        return ArraySource(everything=everything, size=rows, seed=seed, columns=columns_of(data[0]))
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)) and not is_array(data):
-        return LoaderSource(data, seed=seed, finite=finite)
+        return LoaderSource(loader=data, seed=seed, finite=finite)
     raise DataError(f"data must be (inputs, targets[, row weights]) or a loader of such batches, got {type(data).__name__}")
 
 
@@ -225,45 +221,6 @@ def _is_one_batch(data: tuple[Any, ...] | list[Any]) -> bool:
         return True
     batches = all(isinstance(part, (tuple, list)) and len(part) in (2, 3) and all(map(is_array, part)) for part in data)
     return isinstance(data, tuple) and not batches
-
-
-def _batch(given: Any, *, finite: bool) -> Examples:
-    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-        what = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
-        raise DataError(f"a batch must be (inputs, targets) or (inputs, targets, row weights), got {what}")
-    roles = ("inputs", "targets", "row weights")
-    _check_index(dict(zip(roles, given, strict=False)))
-    inputs, targets, *rest = (as_tensor(role, part, finite=finite) for role, part in zip(roles, given, strict=False))
-    weights = rest[0] if rest else None
-    if inputs.ndim == 0 or len(inputs) == 0 or targets.shape[:1] != inputs.shape[:1]:
-        raise DataError(
-            f"inputs and targets must have the same number of rows, at least one, got shapes {tuple(inputs.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
-    if weights is not None:
-        if weights.shape == (len(inputs), 1):  # a table of one column
-            weights = weights[:, 0]
-        if weights.shape != inputs.shape[:1]:
-            raise DataError(f"row weights must have shape ({len(inputs)},), one an example, got {tuple(weights.shape)}")
-        if not check_weights(weights) > 0:
-            raise DataError("row weights of a batch must have a positive sum, got 0: leave such rows out")
-        if not LEAST_WEIGHT < float(weights.max()) < 1 / LEAST_WEIGHT:
-            raise DataError(
-                f"row weights must be of an ordinary size, got a largest of {float(weights.max()):g}: only their ratios "
-                "matter, so divide them by it"
-            )
-    return Examples(inputs, targets, weights)
-
-
-def _check_index(parts: Mapping[str, Any]) -> None:
-    """Refuse tables of pandas whose rows have other labels, or another order: pairs of them would not belong together."""
-    indices = {role: part.index for role, part in parts.items() if isinstance(part, (pd.DataFrame, pd.Series))}
-    for (one, index), (other, labels) in pairwise(indices.items()):
-        if len(index) == len(labels) and not index.equals(labels):
-            raise DataError(
-                f"{one} and {other} must have the same index, got other labels or another order: align them, or call "
-                "reset_index(drop=True) on both if their rows belong together as they stand"
-            )
 
 
 def _length(of: Any) -> int | None:
@@ -278,3 +235,21 @@ def _stored(data: Dataset[Any] | None) -> list[Tensor | None]:
     if isinstance(data, Subset):
         return [torch.as_tensor(list(data.indices)), *_stored(data.dataset)]
     return list(data.tensors) if isinstance(data, TensorDataset) else []
+
+
+def count_steps(batches: Source, *, epochs: int | None, steps: int | None) -> int:
+    """How many steps a fit takes.
+
+    Raises
+    ------
+    ParameterError
+        If neither or both are given, they are no whole numbers, or a pass has no length.
+    """
+    if steps is not None and epochs is None:
+        return check_whole("steps", steps, least=1)
+    if epochs is None or steps is not None:
+        raise ParameterError(f"give either epochs or steps, got epochs={shown(epochs)} and steps={shown(steps)}")
+    epochs = check_whole("epochs", epochs, least=1)
+    if batches.steps_per_epoch is None:
+        raise ParameterError("the loader has no length, so a number of epochs is no number of steps: give steps= instead")
+    return max(1, epochs * batches.steps_per_epoch)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfiv.checks import check_number
+from cfiv.checks import check_choice, check_number
 from cfiv.errors import DataError
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 
 
 class Task(Protocol):
-    """How targets are read, and predictions said."""
+    """How targets are read, and what a module predicts."""
 
     def rows(self, targets: Tensor, captured: Captured, head: LastLinearMap) -> Tensor:
         """Targets (m, k) of the solve."""
         ...
 
-    def said(self, captured: Captured, head: LastLinearMap) -> Tensor:
+    def predict(self, captured: Captured, head: LastLinearMap) -> Tensor:
         """The prediction that the module's output stands for."""
         ...
 
@@ -47,7 +47,7 @@ class Regression:
             )
         return head.rows(targets, captured.shape).to(captured.features.dtype)
 
-    def said(self, captured: Captured, head: LastLinearMap) -> Tensor:
+    def predict(self, captured: Captured, head: LastLinearMap) -> Tensor:
         """The output."""
         return captured.output
 
@@ -101,7 +101,7 @@ class Classification:
         labels = self.labels(targets, captured, head)
         return self.scale * F.one_hot(labels, head.targets).to(captured.features.dtype)
 
-    def said(self, captured: Captured, head: LastLinearMap) -> Tensor:
+    def predict(self, captured: Captured, head: LastLinearMap) -> Tensor:
         """The class with the largest output."""
         labels = head.rows(captured.output, captured.shape).argmax(dim=1).reshape(_one_channel(captured.shape, head))
         return labels.permute(head.order).reshape(_grid(captured, head))
@@ -117,3 +117,10 @@ def _one_channel(shape: tuple[int, ...], head: LastLinearMap) -> tuple[int, ...]
     """The shape of one number a row."""
     axis = head.channel_axis % len(shape)
     return *shape[:axis], 1, *shape[axis + 1 :]
+
+
+def make_task(name: Literal["regression", "classification"], *, one_hot_scale: float) -> Task:
+    """By its name; the scale is checked whether it is used or not."""
+    check_choice("task", name, ("regression", "classification"))
+    classes = Classification(one_hot_scale)
+    return classes if name == "classification" else Regression()

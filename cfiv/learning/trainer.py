@@ -3,53 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cfiv.checks import (
     check_callable,
-    check_choice,
     check_file_name,
-    check_flag,
     check_instance,
-    check_number,
     check_random_state,
     check_repeatable,
     check_whole,
     fresh_seed,
     refusal,
-    shown,
 )
-from cfiv.errors import DataError, NotFittedError, ParameterError
+from cfiv.errors import ParameterError
 from cfiv.files import check_place
-from cfiv.learning.evaluation import Evaluation, check_width, evaluation, placed, predictions, refitted
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, Proximal
-from cfiv.learning.last_linear_map import LastLinearMap, in_mode, last_linear_map, trainable
+from cfiv.learning.evaluation import check_width, place
+from cfiv.learning.last_layer import ClosedForm, Gradient, Proximal
+from cfiv.learning.last_linear_map import find_last_linear_map
+from cfiv.learning.module_modes import in_mode, make_trainable
 from cfiv.learning.networks import check_kept
-from cfiv.learning.optimisers import OptimizerFactory, check_optimizer, made_optimiser
-from cfiv.learning.run_file import RunFile, described, without_addresses
+from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
+from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import check_batch_size
-from cfiv.learning.schedules import lambda_factor, places, rate_factor
+from cfiv.learning.schedules import make_schedules
 from cfiv.learning.supervised import Loss, Recipe, TrainerState
-from cfiv.learning.supervised_data import ArraySource, Examples, Source, source
-from cfiv.learning.supervised_loop import Plan, train
-from cfiv.learning.tasks import Classification, Regression, Task
-from cfiv.learning.training import Order, Schedule
-from cfiv.memory import within_memory
-from cfiv.runtime.arrays import as_tensor, columns_of
+from cfiv.learning.supervised_data import ArraySource, count_steps, make_source
+from cfiv.learning.supervised_run import Plan, SupervisedRun, describe_run
+from cfiv.learning.tasks import Task, make_task
+from cfiv.learning.trained_module import TrainedModule, check_columns, surround
+from cfiv.learning.training import Order, Schedule, Training
+from cfiv.learning.validation import Validation
 from cfiv.runtime.devices import resolve_device
-from cfiv.runtime.digest import digest
 from cfiv.runtime.draws import Draws
-from cfiv.runtime.surroundings import ordinary_torch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +49,7 @@ if TYPE_CHECKING:
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
 
 
-class LastLayerTrainer:
+class LastLayerTrainer(TrainedModule):
     """Train the backbone by gradients and solve the last layer on every batch.
 
     For the features ``phi`` of the backbone, the rows of a batch, and penalties on the *mean* squared error,
@@ -71,10 +63,9 @@ class LastLayerTrainer:
     ----------
     module : Module
         Trained in place; from one tensor (n, ...) to one tensor that begins with the n examples. Axes of length one do not
-        count: a single output may have the shape (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a
-        1x1 convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches.
-        A bias is the weight of a constant feature, and is penalised like the others. The module's own last layer is the first
-        W_prev.
+        count: a single output may be (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a 1x1
+        convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches. A
+        bias is the weight of a constant feature, penalised like the others. The module's own last layer is the first W_prev.
     last_layer : Ridge, Proximal, Kalman, MovingAverage or Gradient
         From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Proximal(lam=1.0) by default.
     last_module : str, optional
@@ -96,22 +87,22 @@ class LastLayerTrainer:
     learning_rate_schedule : {"constant", "cosine"} or callable
         Factor of the optimiser's rates, likewise. Cosine as in :class:`cfiv.Training`.
     batch_size : int, "auto" or None
-        For arrays: examples of a batch; "auto" is 128, or all where there are fewer; None is all. Every pass leaves out its
-        ragged tail.
+        Of arrays; "auto" is 128, or all where there are fewer; None is all. Every pass leaves out its ragged tail.
     mixed_precision : bool
         Run the module under bfloat16 autocast while training. Features come in float32 to the loss, in float64 to the solve.
     device : str
         "auto" is cuda where there is one. The module is moved there by ``fit``, and stays there.
     random_state : int, Generator or None
-        Source of the batches' order, of the module's own draws, such as dropout, and of those of loaders that would draw from
-        torch's global generator, which is left alone: a whole number below 2^64 for the same numbers in every call of ``fit``,
-        a numpy Generator for the next ones that it gives, None for others every time.
+        Source of the batches' order and of what the module and loaders would draw from torch's global generator, which is left
+        alone: a whole number below 2^64 for the same numbers in every call of ``fit``, a numpy Generator for the next ones
+        that it gives, None for others every time.
 
     Attributes
     ----------
     history_ : DataFrame
-        One row a step: ``step``, ``epoch``, ``loss`` on the batch at the weights of the gradient, before the backbone moved.
-    ended_ : {"finished", "interrupted", "diverged"}
+        One row a step: ``step``, ``epoch``, ``loss`` on the batch at the weights of the gradient, before the backbone moved;
+        with validation data also ``validation_loss``, nan between checks.
+    ended_ : {"finished", "stopped early", "interrupted", "diverged"}
     last_linear_map_ : LastLinearMap
 
     References
@@ -148,35 +139,22 @@ class LastLayerTrainer:
         random_state: int | np.random.Generator | None = 0,
     ) -> None:
         check_instance("module", module, nn.Module, "a torch module")
-        self.module = module
-        self.last_layer: ClosedForm | Gradient = Proximal(lam=1.0) if last_layer is None else last_layer
-        solved = callable(getattr(self.last_layer, "update", None)) and not isinstance(self.last_layer, type | dict | set)
-        if not isinstance(self.last_layer, Gradient) and not solved:
-            raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or Gradient", last_layer, kind=True)
-        check_choice("order", order, ("solve-first", "backbone-first"))
-        check_choice("task", task, ("regression", "classification"))
-        check_choice("loss", loss, ("squared", "cross-entropy"))
-        check_flag("mixed_precision", mixed_precision)
         check_instance("last_module", last_module, (str, NoneType), "the dotted name of a layer, or None")
         check_batch_size(batch_size)
         check_random_state(random_state, most=2**64 - 1)
         if optimizer is not None:
             check_optimizer(optimizer)
-        if loss == "cross-entropy" and not (isinstance(self.last_layer, Gradient) and task == "classification"):
-            raise ParameterError(
-                "loss='cross-entropy' has no closed form: use last_layer=Gradient() and task='classification', or another loss"
-            )
-        self._lambda_factor, self._rate_factor = lambda_factor(lambda_schedule), rate_factor(learning_rate_schedule)
+        resolve_device(device)
+        self.module, self.last_module, self.optimizer = module, last_module, optimizer
+        self.last_layer: ClosedForm | Gradient = Proximal(lam=1.0) if last_layer is None else last_layer
+        self.order, self.loss, self.mixed_precision = order, loss, mixed_precision
+        self.task: Task = make_task(task, one_hot_scale=one_hot_scale)
+        self._recipe().check()
+        self.lambda_schedule, self.learning_rate_schedule = lambda_schedule, learning_rate_schedule
+        self._schedules = make_schedules(lambda_schedule=lambda_schedule, learning_rate_schedule=learning_rate_schedule)
         if (callable(lambda_schedule) or lambda_schedule != 1.0) and not isinstance(self.last_layer, Proximal):
             raise ParameterError(f"lambda_schedule is for Proximal, got {type(self.last_layer).__name__}: leave it out")
-        self.last_module, self.optimizer, self.order, self.loss = last_module, optimizer, order, loss
-        self._backbone_optimizer = ADAM if optimizer is None else optimizer
-        classes = Classification(one_hot_scale)  # checked in any case
-        self.task: Task = classes if task == "classification" else Regression()
-        self.lambda_schedule, self.learning_rate_schedule = lambda_schedule, learning_rate_schedule
-        self.batch_size, self.mixed_precision, self.random_state = batch_size, mixed_precision, random_state
-        self.device = device
-        resolve_device(device)
+        self.batch_size, self.device, self.random_state = batch_size, device, random_state
 
     def fit(
         self,
@@ -184,6 +162,10 @@ class LastLayerTrainer:
         *,
         epochs: int | None = None,
         steps: int | None = None,
+        validation: Any = None,
+        checks: int = 20,
+        tolerance: float = 1.0,
+        patience: int = 6,
         checkpoint: str | os.PathLike[str] | None = None,
         every: int | None = None,
         on_step: Callable[[int, float], object] | None = None,
@@ -201,25 +183,22 @@ class LastLayerTrainer:
             whole, for embeddings, and complex inputs are for modules that take them.
         epochs, steps : int
             One of them.
+        validation : optional
+            Data of the same kind, which the gradients never see; one pass of a loader is kept in memory. The latest state whose
+            squared errors there are not significantly above the lowest is what the module is left with.
+        checks, tolerance, patience
+            How often they are looked at, what is significant, and when training stops: as in :class:`cfiv.Training`.
         checkpoint : path, optional
             A file that is written after every ``every`` steps and at the end. Where it exists, the run continues from it, with
             the very same numbers as if it had never stopped, whatever the module's weights are now: always with arrays; with a
             DataLoader whose order and augmentation torch draws, without a generator or with the loader's own, and which
-            otherwise yields the same batches in every pass. Batches of the pass that was left are drawn again and passed over.
-            On cuda, up to kernels that do not give the same numbers twice. Needs a whole number as ``random_state``. Other data
-            are refused: arrays, lists of batches, and DataLoaders of a TensorDataset or of a Subset of one, for any value that
-            differs; other loaders for another kind, length, batch size or order, or another first batch. So is another module,
-            last layer, optimiser, schedule or torch, another set of trained parameters, or another number of steps; the
-            module's code and its weights are not compared.
+            otherwise yields the same batches in every pass. On cuda, up to kernels that do not give the same numbers twice.
+            Needs a whole number as ``random_state``. Other data and another configuration are refused, as far as they are
+            known; the module's code and its weights are not compared.
         every : int, optional
             1000 by default.
         on_step : callable, optional
             Called with the step's number and loss. It may predict and evaluate; what it draws changes no number of the run.
-
-        Returns
-        -------
-        LastLayerTrainer
-            Itself.
 
         Raises
         ------
@@ -242,44 +221,46 @@ class LastLayerTrainer:
             Where a loss was not finite or training was interrupted: it stops there, with the last good state.
         """
         every = check_whole("every", 1000 if every is None else every, least=1)
+        rule = Training(checks=checks, tolerance=tolerance, patience=patience)
         if on_step is not None:
             check_callable("on_step", on_step, "a callable of the step and its loss, or None")
-        place = None if checkpoint is None else check_file_name("checkpoint", checkpoint)
-        if place is not None and place.is_dir():
+        path = None if checkpoint is None else check_file_name("checkpoint", checkpoint)
+        if path is not None and path.is_dir():
             raise refusal("checkpoint", "the name of a file", checkpoint, why="this is a folder, so name a file in it")
-        seed = fresh_seed(self.random_state) if place is None else check_repeatable(self.random_state)
+        seed = fresh_seed(self.random_state) if path is None else check_repeatable(self.random_state)
         device = resolve_device(self.device)
-        with self._within_memory("fit"), self._surroundings(device):
-            batches = source(data, size=self.batch_size, seed=seed, finite=False)
-            total = _steps(batches, epochs=epochs, steps=steps)
-            if isinstance(batches, ArraySource):
-                check_width(batches.everything, self.module)
-            trainable(self.module).to(device)
+        with surround("fit", self.module, device=device):
+            source = make_source(data, size=self.batch_size, seed=seed, finite=False)
+            total = count_steps(source, epochs=epochs, steps=steps)
+            if isinstance(source, ArraySource):
+                check_width(source.everything, self.module)
+            make_trainable(self.module).to(device)
             with Draws(seed, device).here(self.module, other_code=True):
-                first = batches.first()
-                head = last_linear_map(self.module, placed(first.rows(slice(3)), self.module).inputs, name=self.last_module)
-                self._check_schedules(total)
-            state = TrainerState(head, self._optimiser(head), Memory(head.weights))
+                first = source.first()
+                probe = place(first.rows(slice(3)), self.module).inputs
+                head = find_last_linear_map(self.module, probe, name=self.last_module)
+                self._schedules.check(total)
+                judge = None
+                if validation is not None:
+                    held_out = make_source(validation, size=None, seed=seed)
+                    check_columns(held_out.columns, training=source.columns)
+                    judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed)
+            optimizer = ADAM if self.optimizer is None else self.optimizer
+            state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
+            plan = Plan(recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, on_step=on_step)
             file = None
-            if place is not None:
-                check_place(place)
+            if path is not None:
+                check_place(path)
                 check_kept(self.module, "module")
-                file = RunFile(place, every, self._configuration(batches, first, state, total))
-            self.last_linear_map_ = head  # for whoever watches the steps
+                file = RunFile(path, every, describe_run(source, first, state, plan, judge))
+            self.last_linear_map_, self._seed, self._columns = head, seed, source.columns  # for whoever watches the steps
             self._history: list[tuple[int, float]] = []
-            self._seed, self._columns = seed, batches.columns
-            plan = Plan(
-                steps=total,
-                seed=seed,
-                device=device,
-                place=lambda batch: placed(batch, self.module),
-                recipe=self._recipe,
-                rate_factor=self._rate_factor,
-                on_step=on_step,
-                checkpoint=file,
-            )
+            self._validation_losses: dict[int, float] | None = None
+            run = SupervisedRun(source, state, plan, file=file, validation=judge)
             with Draws(seed, device).here(self.module), in_mode(self.module, training=True):
-                self._history, self.ended_ = train(batches, state, plan)
+                run.train()
+            self._history, self.ended_ = run.history, run.ended
+            self._validation_losses = None if judge is None else judge.losses
         return self
 
     @property
@@ -289,157 +270,10 @@ class LastLayerTrainer:
 
         self._fitted()
         records = [(step, epoch + 1, loss) for step, (epoch, loss) in enumerate(self._history, start=1)]
-        return pd.DataFrame(records, columns=["step", "epoch", "loss"])
+        history = pd.DataFrame(records, columns=["step", "epoch", "loss"])
+        if self._validation_losses is not None:
+            history["validation_loss"] = history["step"].map(self._validation_losses).astype("float64")
+        return history
 
-    @overload
-    def predict(self, inputs: Tensor) -> Tensor: ...
-
-    @overload
-    def predict(self, inputs: Any) -> npt.NDArray[Any]: ...
-
-    def predict(self, inputs: Any) -> Tensor | npt.NDArray[Any]:
-        """The module's output in evaluation mode, or the classes with the largest outputs.
-
-        Parameters
-        ----------
-        inputs : Tensor, array or table (n, ...)
-            Of any resolution that the module takes. It runs on at most ``evaluation.CHUNK`` examples at once.
-
-        Returns
-        -------
-        Tensor or array
-            A tensor, on the device of ``inputs``, where those are one; else an array.
-
-        Raises
-        ------
-        DataError
-            For inputs that are no finite numbers, or that the module does not take.
-        """
-        head = self._fitted()
-        self._check_columns(columns_of(inputs))
-        with self._within_memory("predict"), self._surroundings(head.layer.weight.device):
-            given = as_tensor("inputs", inputs)
-            if given.ndim == 0 or len(given) == 0:
-                raise DataError(f"inputs must have at least one row, got shape {tuple(given.shape)}")
-            said = predictions(head, self.task, given).to(given.device)
-        if isinstance(inputs, Tensor):
-            return said
-        return (said.float() if said.dtype == torch.bfloat16 else said).numpy()  # numpy has no bfloat16
-
-    def evaluate(self, data: Any) -> Evaluation:
-        """Losses and shares over all examples of data of the kind that ``fit`` takes, in evaluation mode.
-
-        Raises
-        ------
-        DataError
-            For data that ``fit`` would refuse, and where the module's outputs are not finite.
-        """
-        head = self._fitted()
-        with self._as_in_fit("evaluate", head):
-            return evaluation(head, self.task, self._every_batch(data))
-
-    def refit(self, data: Any, *, beta: float = 0.0) -> LastLayerTrainer:
-        """Solve the last layer once more, on all rows of the data together, with features in evaluation mode; ours.
-
-        Parameters
-        ----------
-        data
-            As for ``fit``.
-        beta : float
-            Ridge on the mean squared error.
-        """
-        head = self._fitted()
-        check_number("beta", beta, least=0.0)
-        with self._as_in_fit("refit", head):
-            head.write(refitted(head, self.task, self._every_batch(data), beta=beta))
-        return self
-
-    @contextmanager
-    def _as_in_fit(self, method: str, head: LastLinearMap) -> Iterator[None]:
-        device = head.layer.weight.device
-        draws = Draws(self._seed, device).here(self.module, other_code=True)  # loaders draw, be it only a seed
-        with self._within_memory(method), self._surroundings(device), draws:
-            yield
-
-    def _within_memory(self, method: str) -> AbstractContextManager[None]:
-        return within_memory(f"LastLayerTrainer.{method}", "choose a smaller batch_size or module, or give fewer rows")
-
-    def _surroundings(self, device: torch.device) -> AbstractContextManager[None]:
-        """Whatever the caller has set in torch; a module in float64 may make tensors of the default dtype that fit it."""
-        floats = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        return ordinary_torch(device=device, floats=floats)
-
-    def _fitted(self) -> LastLinearMap:
-        if not hasattr(self, "last_linear_map_"):
-            raise NotFittedError("this LastLayerTrainer is not fitted yet: call fit(data, epochs=...) first")
-        return self.last_linear_map_
-
-    def _every_batch(self, data: Any) -> Iterator[Examples]:
-        batches = source(data, size=None, seed=self._seed)
-        self._check_columns(batches.columns)
-        return batches.epoch(0)
-
-    def _check_columns(self, columns: tuple[str, ...] | None) -> None:
-        """Refuse a table with other columns than training had, or in another order."""
-        if None not in (columns, self._columns) and columns != self._columns:
-            raise DataError(f"inputs must have the columns of training, {list(self._columns or ())}, got {list(columns or ())}")
-
-    def _check_schedules(self, steps: int) -> None:
-        """Refuse schedules that give no factors before the first step, and not in the middle."""
-        for done in places(steps):
-            self._lambda_factor(done, steps)
-            self._rate_factor(done, steps)
-
-    def _recipe(self, done: int, steps: int) -> Recipe:
-        layer = self.last_layer
-        if isinstance(layer, Proximal):
-            layer = replace(layer, lam=layer.lam * self._lambda_factor(done, steps))
-        return Recipe(layer, self.order, self.task, self.loss, self.mixed_precision)
-
-    def _optimiser(self, head: LastLinearMap) -> torch.optim.Optimizer | None:
-        """Of the backbone, or of everything; None where nothing learns."""
-        if isinstance(self.last_layer, Gradient):
-            parameters = [p for p in self.module.parameters() if p.requires_grad]
-            own = self.last_layer.optimizer
-            make = own if own is not None else self._backbone_optimizer
-        else:
-            parameters, make = head.backbone(), self._backbone_optimizer
-        return made_optimiser(make, parameters) if parameters else None
-
-    def _configuration(self, batches: Source, first: Examples, state: TrainerState, steps: int) -> dict[str, Any]:
-        """What has to be the same for a run to go on. Schedules are compared by their factors."""
-        factors = [[factor(done, steps) for done in places(steps)] for factor in (self._lambda_factor, self._rate_factor)]
-        layer = without_addresses(self.last_layer)
-        if type(self.last_layer).__repr__ is object.__repr__:  # a layer of the user's own that does not say what it holds
-            layer = f"{layer} {without_addresses(vars(self.last_layer))}"
-        return {
-            **described(self.module),
-            "trained": [name for name, parameter in self.module.named_parameters() if parameter.requires_grad],
-            "last_module": state.head.name,
-            "last_layer": layer,
-            "optimizer": without_addresses(state.optimiser),
-            "order": self.order,
-            "task": repr(self.task),
-            "loss": self.loss,
-            "lambda_schedule": [self._lambda_factor(tenth, 10) for tenth in range(11)],
-            "learning_rate_schedule": [self._rate_factor(tenth, 10) for tenth in range(11)],
-            "schedules": digest([torch.tensor(factors, dtype=torch.float64)]),
-            "mixed_precision": bool(self.mixed_precision),
-            "random_state": check_repeatable(self.random_state),
-            "data": batches.description,
-            "values of the data": batches.contents(first),
-            "steps": steps,
-            "torch": torch.__version__,
-        }
-
-
-def _steps(batches: Source, *, epochs: int | None, steps: int | None) -> int:
-    """How many steps a fit takes."""
-    if steps is not None and epochs is None:
-        return check_whole("steps", steps, least=1)
-    if epochs is None or steps is not None:
-        raise ParameterError(f"give either epochs or steps, got epochs={shown(epochs)} and steps={shown(steps)}")
-    epochs = check_whole("epochs", epochs, least=1)
-    if batches.steps_per_epoch is None:
-        raise ParameterError("the loader has no length, so a number of epochs is no number of steps: give steps= instead")
-    return max(1, epochs * batches.steps_per_epoch)
+    def _recipe(self) -> Recipe:
+        return Recipe(self.last_layer, self.order, self.task, self.loss, self.mixed_precision)

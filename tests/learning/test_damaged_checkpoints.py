@@ -147,6 +147,9 @@ ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no steps": lambda v: v.update({n: v[n][:0].clone() for n in ("epochs", "losses")}),
     "passes in another order": lambda v: v["epochs"].copy_(v["epochs"].flip(0)),
     "losses that are not finite": lambda v: v["losses"].fill_(torch.inf),
+    "a step less": lambda v: v.update(done=3),
+    "steps that are text": lambda v: v.update(done="4"),
+    "validation of nothing": lambda v: v.update(validation={"losses": [], "best": None, "kept": None, "risen": 0}),
 }
 
 
@@ -165,6 +168,45 @@ def test_values_that_this_run_would_not_have_written_are_refused_and_nothing_is_
             f"the checkpoint '{file}' was not written by cfiv, or was changed since"
         ), name
         assert all(torch.equal(value, before[key]) for key, value in resumed.module.state_dict().items())
+
+
+def kept(values: dict[str, Any]) -> list[Any]:
+    return values["validation"]["kept"]
+
+
+VALIDATION_ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "none": lambda v: v.update(validation=None),
+    "more": lambda v: v["validation"].update(more=1),
+    "a loss less": lambda v: v["validation"]["losses"].pop(),
+    "losses that are not finite": lambda v: v["validation"]["losses"].__setitem__(0, float("nan")),
+    "losses that are text": lambda v: v["validation"]["losses"].__setitem__(0, "x"),
+    "nothing kept": lambda v: v["validation"].update(kept=None),
+    "nothing best": lambda v: v["validation"].update(best=None),
+    "a state after another step": lambda v: kept(v).__setitem__(0, 3),
+    "a state of a later step": lambda v: kept(v).__setitem__(0, 8),
+    "a state less": lambda v: kept(v).pop(),
+    "errors of other examples": lambda v: kept(v).__setitem__(1, torch.ones(3, dtype=torch.float64)),
+    "best errors of other examples": lambda v: v["validation"]["best"].__setitem__(1, torch.ones(3, dtype=torch.float64)),
+    "weights that are not finite": lambda v: kept(v)[2]["tensors"]["0.weight"].fill_(torch.nan),
+    "risen too often": lambda v: v["validation"].update(risen=10**9),
+    "risen by half": lambda v: v["validation"].update(risen=0.5),
+}
+
+
+def test_a_validation_that_this_run_would_not_have_written_is_refused_and_nothing_is_touched(file: Path) -> None:
+    def fit(**options: Any) -> LastLayerTrainer:
+        return made.fit(data(), steps=8, validation=data(), checks=4, checkpoint=file, every=2, **options)
+
+    made = trainer()
+    with pytest.raises(KilledError):
+        fit(on_step=kill)
+    content = file.read_bytes()
+    for name, alter in VALIDATION_ALTERATIONS.items():
+        file.write_bytes(content)
+        change(file, alter)
+        made = trainer()
+        assert "was changed since" in refusal(fit), name
+        assert all(torch.equal(value, module().state_dict()[key]) for key, value in made.module.state_dict().items())
 
 
 @pytest.mark.law
@@ -271,31 +313,40 @@ def dfiv() -> DFIV:
     return DFIV("y ~ x + [t ~ z]", **networks, **options)
 
 
+def member(values: dict[str, Any]) -> dict[str, Any]:
+    return values["members"][0]
+
+
 DFIV_ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "no loop": lambda v: v.pop("loop"),
-    "too many steps": lambda v: v["loop"].update(done=9),
-    "no step": lambda v: v["loop"].update(done=0),
-    "steps that are text": lambda v: v["loop"].update(done="5"),
-    "interrupted": lambda v: v["loop"].update(ended="interrupted"),
-    "a shorter history": lambda v: v["loop"]["history"].pop(),
-    "a history of other steps": lambda v: v["loop"]["history"][0].update(step=2),
-    "a history of text": lambda v: v["loop"]["history"][0].update(heldout_loss="x"),
-    "losses too many": lambda v: v["loop"]["losses"].append({"stage1_loss": torch.ones(()), "stage2_loss": torch.ones(())}),
-    "nothing kept": lambda v: v["loop"].update(kept=None),
-    "a state of a later step": lambda v: v["loop"]["best"].__setitem__(0, 8),
-    "losses of other rows": lambda v: v["loop"]["best"].__setitem__(3, torch.ones(3, dtype=torch.float64)),
-    "weights of a state": lambda v: v["loop"]["kept"][1][0].popitem(),
-    "V of a state": lambda v: v["loop"]["kept"][2].__setitem__(0, torch.ones(2, 2, dtype=torch.float64)),
-    "a ridge that is text": lambda v: v["loop"]["kept"][2].__setitem__(3, "x"),
-    "risen too often": lambda v: v["loop"].update(risen=10**9),
-    "a network less": lambda v: v["run"]["networks"].pop(),
-    "an optimiser less": lambda v: v["run"]["optimisers"].pop(),
-    "an optimiser's options": lambda v: v["run"]["optimisers"][0]["param_groups"][0].update(peak=5.0),
-    "an optimiser's kept": lambda v: v["run"]["optimisers"][0]["state"][0].update(exp_avg=torch.ones(7)),
-    "u": lambda v: v["run"]["last_layers"].__setitem__(1, torch.ones(2, 1, dtype=torch.float64)),
-    "u that is none": lambda v: v["run"]["last_layers"].__setitem__(1, None),
-    "instrument features": lambda v: v["run"].update(instrument_features={"a": torch.ones(1)}),
-    "a generator": lambda v: v["run"]["draws"][0].fill_(7),
+    "nothing left": lambda v: v.clear(),
+    "no members": lambda v: v.pop("members"),
+    "too many steps": lambda v: v.update(done=9),
+    "no step": lambda v: v.update(done=0),
+    "steps that are text": lambda v: v.update(done="5"),
+    "other steps": lambda v: v.update(done=6),
+    "a member less": lambda v: v["members"].pop(),
+    "interrupted": lambda v: member(v).update(ended="interrupted"),
+    "diverged for no reason": lambda v: member(v).update(ended="diverged"),
+    "a reason that is a number": lambda v: member(v).update(reason=3),
+    "a shorter history": lambda v: member(v)["history"].pop(),
+    "a history of other steps": lambda v: member(v)["history"][0].update(step=2),
+    "a history of text": lambda v: member(v)["history"][0].update(heldout_loss="x"),
+    "losses too many": lambda v: v["losses"].append([torch.ones(1), torch.ones(1)]),
+    "nothing kept": lambda v: member(v).update(kept=None),
+    "a state of a later step": lambda v: member(v)["best"].__setitem__(0, 8),
+    "losses of other rows": lambda v: member(v)["best"].__setitem__(3, torch.ones(3, dtype=torch.float64)),
+    "weights of a state": lambda v: member(v)["kept"][1][0].popitem(),
+    "V of a state": lambda v: member(v)["kept"][2].__setitem__(0, torch.ones(2, 2, dtype=torch.float64)),
+    "a ridge that is text": lambda v: member(v)["kept"][2].__setitem__(3, "x"),
+    "risen too often": lambda v: member(v).update(risen=10**9),
+    "a network less": lambda v: v["networks"].pop(),
+    "an optimiser less": lambda v: v["optimisers"].pop(),
+    "an optimiser's options": lambda v: v["optimisers"][0]["param_groups"][0].update(peak=5.0),
+    "an optimiser's kept": lambda v: v["optimisers"][0]["state"][0].update(exp_avg=torch.ones(7)),
+    "u": lambda v: v["memories"][1].__setitem__(0, torch.ones(1, 2, 1, dtype=torch.float64)),
+    "u that is none": lambda v: v["memories"].__setitem__(1, None),
+    "instrument features": lambda v: member(v)["more"].update(instrument_features={"a": torch.ones(1)}),
+    "a generator": lambda v: v["draws"][0].fill_(7),
 }  # fmt: skip
 
 

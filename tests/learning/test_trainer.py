@@ -1,9 +1,11 @@
 """The last-layer trainer: what a step is, what the last layers are, and what the module is afterwards."""
 
 import copy
+import pickle
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cfiv
 from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
+from cfiv.learning.examples import Examples
 from cfiv.learning.last_layer import ClosedForm, Memory
-from cfiv.learning.last_linear_map import last_linear_map
+from cfiv.learning.last_linear_map import find_last_linear_map
 from cfiv.learning.networks import seeded
 from cfiv.learning.supervised import Recipe, TrainerState, step
-from cfiv.learning.supervised_data import Examples
 from cfiv.learning.tasks import Regression
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step, with_intercept
@@ -40,6 +42,10 @@ def examples(rows: int = 40, *, seed: int = 0, outputs: int = 2, weighted: bool 
     return (x, y, torch.rand(rows, generator=generator, dtype=torch.float64)) if weighted else (x, y)
 
 
+def batch_of(parts: tuple[Tensor, ...]) -> Examples:
+    return Examples(inputs=parts[0], targets=parts[1], weights=parts[2] if len(parts) == 3 else None)
+
+
 def flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
@@ -49,9 +55,9 @@ def flat(module: nn.Module) -> Tensor:
 @pytest.mark.parametrize("layer", [Ridge(0.1), Proximal(0.5), Proximal(0.5, beta=0.1)], ids=repr)
 def test_a_step_descends_the_gradient_through_the_solve(layer: Ridge | Proximal, weighted: bool) -> None:
     """Of the minimised objective, penalties and all, though the step differentiates at weights held fixed."""
-    module, batch = network(), Examples(*examples(weighted=weighted))
+    module, batch = network(), batch_of(examples(weighted=weighted))
     twin = copy.deepcopy(module)
-    lam, previous = getattr(layer, "lam", 0.0), last_linear_map(module, batch.inputs).weights
+    lam, previous = getattr(layer, "lam", 0.0), find_last_linear_map(module, batch.inputs).weights
     phi = with_intercept(twin[:2](batch.inputs))
     solved = solve_step(
         features=phi, targets=batch.targets, ridge=layer.beta, proximal=lam, previous=previous, weights=batch.weights
@@ -169,7 +175,7 @@ def test_an_infinite_lambda_freezes_the_last_layer_and_none_is_ridge() -> None:
 @pytest.mark.law
 def test_backbone_first_steps_at_the_previous_weights_and_solves_at_the_new_features() -> None:
     module, (x, y) = network(), examples()
-    twin, previous = copy.deepcopy(module), last_linear_map(module, x).weights
+    twin, previous = copy.deepcopy(module), find_last_linear_map(module, x).weights
     LastLayerTrainer(module, Proximal(0.5), optimizer=SGD, order="backbone-first", batch_size=None).fit((x, y), steps=1)
     loss = (y - twin(x)).square().sum(dim=1).mean()
     gradients = torch.autograd.grad(loss, list(twin[0].parameters()))
@@ -178,7 +184,7 @@ def test_backbone_first_steps_at_the_previous_weights_and_solves_at_the_new_feat
             p -= 0.1 * g
         w = solve_step(features=with_intercept(twin[:2](x)), targets=y, proximal=0.5, previous=previous)
     torch.testing.assert_close(flat(module[0]), flat(twin[0]), rtol=SAME, atol=SAME)
-    torch.testing.assert_close(last_linear_map(module, x).weights, w, rtol=SAME, atol=SAME)
+    torch.testing.assert_close(find_last_linear_map(module, x).weights, w, rtol=SAME, atol=SAME)
 
 
 @pytest.mark.oracle
@@ -228,15 +234,15 @@ def test_the_modules_own_output_is_the_prediction(layer: ClosedForm | Gradient, 
 
 @pytest.mark.law
 def test_a_step_leaves_its_batch_and_the_state_it_was_given_alone() -> None:
-    module, batch = network(), Examples(*examples())
-    head = last_linear_map(module, batch.inputs)
+    module, batch = network(), batch_of(examples())
+    head = find_last_linear_map(module, batch.inputs)
     state, inputs = TrainerState(head, None, Memory(head.weights)), batch.inputs.clone()
     memory = state.memory.weights.clone()
-    new, info = step(batch, state, recipe=Recipe(Ridge(0.1), "solve-first", Regression(), "squared", False))
+    new, loss = step(batch, state, recipe=Recipe(Ridge(0.1), "solve-first", Regression(), "squared", False))
     assert torch.equal(state.memory.weights, memory)
     assert torch.equal(batch.inputs, inputs)
     assert not torch.equal(new.memory.weights, memory)
-    assert info.loss < float((batch.targets - batch.targets.mean(dim=0)).square().sum(dim=1).mean())
+    assert loss < float((batch.targets - batch.targets.mean(dim=0)).square().sum(dim=1).mean())
 
 
 @pytest.mark.law
@@ -339,3 +345,13 @@ def test_layers_that_are_lazy_are_found_once_their_width_is_known() -> None:
     trainer = LastLayerTrainer(module, Ridge(0.1)).fit(examples(), steps=2)
     assert trainer.last_linear_map_.name == "2"
     assert torch.isfinite(trainer.predict(examples()[0])).all()
+
+
+@pytest.mark.law
+def test_a_trainer_that_was_pickled_predicts_and_goes_on_training_as_before() -> None:
+    data = examples()
+    trainer = LastLayerTrainer(network(), Proximal(0.5), batch_size=10).fit(data, steps=4, validation=data)
+    other = pickle.loads(pickle.dumps(trainer))
+    assert torch.equal(other.predict(data[0]), trainer.predict(data[0]))
+    pd.testing.assert_frame_equal(other.history_, trainer.history_)
+    assert torch.equal(flat(other.fit(data, steps=3).module), flat(trainer.fit(data, steps=3).module))

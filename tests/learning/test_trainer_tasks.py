@@ -23,7 +23,7 @@ from cfiv import (
     Ridge,
     TrainingWarning,
 )
-from cfiv.learning.last_linear_map import last_linear_map
+from cfiv.learning.last_linear_map import find_last_linear_map
 from cfiv.learning.networks import seeded
 
 SAME = 1e-10
@@ -171,8 +171,8 @@ def test_a_named_layer_is_taken_and_a_flattened_output_is_not_a_change() -> None
             return flat
 
     with pytest.raises(ParameterError, match=r"'spare' runs 2 times in one forward pass"):
-        last_linear_map(Unused(), torch.zeros(2, 4))
-    found = last_linear_map(Unused(), torch.zeros(2, 4), name="head")
+        find_last_linear_map(Unused(), torch.zeros(2, 4))
+    found = find_last_linear_map(Unused(), torch.zeros(2, 4), name="head")
     assert (found.name, found.targets) == ("head", 1)
     trainer = LastLayerTrainer(Unused().double(), Ridge(0.1), last_module="head", batch_size=None)
     x = draws(20, 4)
