@@ -26,7 +26,7 @@ from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import batches
-from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.learning.whole_sample import CHECK_ROWS, refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import structural_features
 
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
@@ -121,7 +121,7 @@ class DFIVSteps:
         places = range(len(problem.splits))
         self._judges = [Judge(problem, self._networks, place) for place in places]
         self._stage1_heldout_losses = [math.nan for _ in places]
-        self._judged = EARLY_CHECKS | check_steps(problem.steps, training.checks) if training.stage1_steps else set()
+        self._judged = EARLY_CHECKS | check_steps(problem.steps, checks=training.checks) if training.stage1_steps else set()
 
     @property
     def networks(self) -> list[MemberNetwork]:
@@ -242,6 +242,11 @@ class DFIVSteps:
         xi = None if networks.covariate is None or row.covariates is None else networks.covariate.evaluate(0, row.covariates)
         f = structural_features(treatment_features=psi, covariate_features=xi, structure=self._problem.structure)
         return [(phi.shape[1] + 1, psi.shape[1]), (f.shape[1], 1)]
+
+    def held_out(self, place: int) -> int:
+        """At most ``CHECK_ROWS``."""
+        heldout = self._problem.splits[place].heldout
+        return 0 if heldout is None else min(len(heldout), CHECK_ROWS)
 
     def pack(self, last_layers: SolvedLayers) -> list[Any]:
         """V, u and their ridges."""

@@ -76,6 +76,10 @@ class MemberSteps(Protocol[L]):
         """Of the weights that each memory holds."""
         ...
 
+    def held_out(self, place: int) -> int:
+        """How many rows a member's held-out losses are of."""
+        ...
+
     def pack(self, last_layers: L) -> list[Any]:
         """As tensors and numbers."""
         ...
@@ -155,7 +159,7 @@ class MembersRun(Generic[L]):
 
     def __init__(self, steps: MemberSteps[L], *, count: int, training: Training, outcomes: Sequence[Tensor]) -> None:
         self._steps, self._count, self._device = steps, count, outcomes[0].device
-        self._checks, self._patience = check_steps(count, training.checks), training.patience
+        self._checks, self._patience = check_steps(count, checks=training.checks), training.patience
         self.members = [
             Member[L](
                 EarlyStopping(tolerance=training.tolerance, patience=training.patience),
@@ -297,7 +301,7 @@ class MembersRun(Generic[L]):
                 number(record[name], finite=name in losses)
         member.reason, member.why, member._history = reason, why, history
         steps = [record["step"] for record in history]
-        best, kept = (self._unpacked(values[name], steps) for name in ("best", "kept"))
+        best, kept = (self._unpacked(place, values[name], steps) for name in ("best", "kept"))
         member.stopping.best, member.stopping.kept = best, kept
         member.stopping.risen = whole(values["risen"], 0, self._patience)
         self._steps.restore(place, values["more"])
@@ -307,7 +311,7 @@ class MembersRun(Generic[L]):
             return None
         return [checkpoint.step, checkpoint.parameters, self._steps.pack(checkpoint.last_layers), checkpoint.losses]
 
-    def _unpacked(self, values: Any, steps: list[int]) -> Checkpoint[L] | None:
+    def _unpacked(self, place: int, values: Any, steps: list[int]) -> Checkpoint[L] | None:
         if (values is None) != (not steps):
             raise ValueError("a state is kept from the first check on")
         if values is None:
@@ -317,9 +321,8 @@ class MembersRun(Generic[L]):
             raise ValueError(f"a state after step {short(step)}")
         states = [network.check(state) for network, state in zip(self._steps.networks, listed(parameters), strict=True)]
         layers = self._steps.unpack(listed(last_layers))
-        if not isinstance(losses, Tensor) or losses.ndim != 1:
-            raise ValueError("losses that are no losses of rows")
-        return Checkpoint(step, states, layers, tensor_of(losses, losses.shape, torch.float64).to(self._device))
+        rows = (self._steps.held_out(place),)
+        return Checkpoint(step, states, layers, tensor_of(losses, rows, torch.float64).to(self._device))
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         return [learner.optimiser for learner in self._steps.learners if learner.optimiser is not None]

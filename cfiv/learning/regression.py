@@ -288,6 +288,11 @@ class RegressionSteps:
         """Of W with these networks' features."""
         return [(self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1)]
 
+    def held_out(self, place: int) -> int:
+        """At most ``CHECK_ROWS``."""
+        heldout = self._problem.splits[place].heldout
+        return 0 if heldout is None else min(len(heldout), CHECK_ROWS)
+
     def pack(self, last_layers: SolvedLayer) -> list[Any]:
         """W and its ridge."""
         return [last_layers.weights, last_layers.ridge]

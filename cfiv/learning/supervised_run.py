@@ -101,7 +101,6 @@ class SupervisedRun:
         if self._validation is not None:
             self._validation.leave()
 
-    @property
     def over(self) -> bool:
         """Whether it has ended before its last step."""
         return self.ended != "finished"
@@ -134,10 +133,10 @@ class SupervisedRun:
                 self._plan.on_step(number, self.history[-1][1])
             restore_draws(draws, self._device)
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, *, during: int) -> None:
         """End with what is kept, after step ``number`` or in the one that follows it."""
         self.ended = "interrupted"
-        what = f"training was interrupted at step {self._began} of {self._plan.steps}"
+        what = f"training was interrupted at step {during} of {self._plan.steps}"
         warn(f"{what}; {self._say_kept('what it had reached is kept and usable')}", TrainingWarning)
 
     def saved(self) -> dict[str, Any]:
@@ -178,7 +177,6 @@ class SupervisedRun:
             state.optimiser.load_state_dict(optimiser)
         self._state, self._position = replace(state, memory=memory), position
         self._batches = draw_batches(self._source, position, seed=plan.seed, device=self._device, draws=draws)
-        self._began = done + 1
         self.history = list(zip(epochs, losses, strict=True))
 
     def _check_memory(self, values: Any) -> Memory:

@@ -54,7 +54,7 @@ class Validation:
         self, batches: Sequence[Examples], head: LastLinearMap, task: Task, *, rule: Training, steps: int, seed: int
     ) -> None:
         self._batches, self._head, self._task, self._rule, self._seed = batches, head, task, rule, seed
-        self._checks = check_steps(steps, rule.checks)
+        self._checks = check_steps(steps, checks=rule.checks)
         self._stopping: EarlyStopping[None] = EarlyStopping(tolerance=rule.tolerance, patience=rule.patience)
         self.losses: dict[int, float] = {}
         self._examples = len(self._squared_errors())  # before any step, for whatever the module does not take
