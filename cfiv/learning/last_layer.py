@@ -6,7 +6,6 @@ A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what
 
 from __future__ import annotations
 
-import re
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cfiv.checks import check_flag, check_instance, check_number, refusal
-from cfiv.errors import ParameterError
+from cfiv.errors import ParameterError, SingularError
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
+from cfiv.learning.run_file import without_addresses
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step
 from cfiv.numerics.moments import Moments, moments, solve_moments
@@ -279,8 +279,8 @@ def check_last_layer(layer: object) -> None:
 
 def describe_layer(layer: object) -> str:
     """In words that tell it from another: its repr, or, of a class that has none, what it holds."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(layer))
-    return f"{text} {vars(layer)}" if type(layer).__repr__ is object.__repr__ else text
+    text = without_addresses(layer)
+    return f"{text} {without_addresses(vars(layer))}" if type(layer).__repr__ is object.__repr__ else text
 
 
 def check_memory(memory: object, *, shape: tuple[int, int]) -> Memory:
@@ -300,16 +300,29 @@ def scheduled(layer: ClosedForm, factor: float) -> ClosedForm:
 def update_members(
     layer: ClosedForm, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None
 ) -> Memory:
-    """A layer's update of members side by side: of features (members, n, d), targets (members, n, k), weights (members, n)."""
+    """A layer's update of members side by side: of features (members, n, d), targets (members, n, k), weights (members, n).
+
+    A member whose system is singular has weights of nan, unless all are: that is a SingularError.
+    """
     if getattr(layer, "side_by_side", False):
         return layer.update(memory, features=features, targets=targets, weights=weights)
-    new = []
+    solved: dict[int, Memory] = {}
+    singular: SingularError | None = None
     for place in range(len(features)):
         before = None if memory is None else Memory(memory.weights[place], tuple(part[place] for part in memory.more))
         w = None if weights is None else weights[place]
-        with watched(layer):
-            after = layer.update(before, features=features[place], targets=targets[place], weights=w)
-        new.append(check_memory(after, shape=(features.shape[-1], targets.shape[-1])))
+        try:
+            with watched(layer):
+                after = layer.update(before, features=features[place], targets=targets[place], weights=w)
+        except SingularError as error:
+            singular = error
+        else:
+            solved[place] = check_memory(after, shape=(features.shape[-1], targets.shape[-1]))
+    if singular is not None and not solved:
+        raise singular
+    like = next(iter(solved.values()))
+    nothing = Memory(torch.full_like(like.weights, torch.nan), tuple(torch.full_like(part, torch.nan) for part in like.more))
+    new = [solved.get(place, nothing) for place in range(len(features))]
     return Memory(
         torch.stack([each.weights for each in new]),
         tuple(torch.stack(parts) for parts in zip(*(each.more for each in new), strict=True)),

@@ -25,6 +25,9 @@ from cfiv.tensor_file import short
 
 L = TypeVar("L")
 
+#: Rows were finite when training began, so what these say of them is about features that no longer are.
+FAILURES = (SingularError, DataError, DivergedError)
+
 
 class MemberSteps(Protocol[L]):
     """What members learn: their steps, and what one of them would report, with last layers of type L.
@@ -136,11 +139,15 @@ class Member(Generic[L]):
 
     @contextmanager
     def surviving(self, step: int, steps: int) -> Iterator[None]:
-        """Errors inside end this member alone: rows were finite when training began, so they speak of its features."""
+        """Failures inside end this member alone."""
         try:
             yield
-        except (SingularError, DataError, DivergedError) as error:
-            self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
+        except FAILURES as error:
+            self.diverge(step, steps, error)
+
+    def diverge(self, step: int, steps: int, error: Exception) -> None:
+        """End, with what is kept."""
+        self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
 
 
 class MembersRun(Generic[L]):
@@ -174,8 +181,13 @@ class MembersRun(Generic[L]):
         return not self._active()
 
     def step(self, number: int) -> None:
-        """Take step ``number`` (from 1)."""
-        self._losses.append(self._steps.step(number))
+        """Take step ``number`` (from 1); what fails for all members at once ends them all."""
+        try:
+            self._losses.append(self._steps.step(number))
+        except FAILURES as error:
+            for _, member in self._active():
+                member.diverge(number, self._count, error)
+            return
         for place, member in self._active():
             with member.surviving(number, self._count):
                 self._steps.settle(place, number)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfiv.checks import check_choice, check_flag, check_instance, refusal
+from cfiv.checks import check_choice, check_flag, refusal
 from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.examples import Examples
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, scheduled
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, check_memory, scheduled
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
 from cfiv.learning.tasks import Classification, Task
@@ -122,11 +122,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
             raise DivergenceError("features or targets are not finite")
         with watched(layer):
             memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
-        check_instance("what last_layer.update gives", memory, Memory, "a Memory")
-        if memory.weights.shape != state.memory.weights.shape:
-            shapes = [tuple(part.weights.shape) for part in (state.memory, memory)]
-            raise ParameterError(f"last_layer must give weights of shape {shapes[0]}, a bias last, got {shapes[1]}")
-        return memory
+        rows, columns = state.memory.weights.shape
+        return check_memory(memory, shape=(rows, columns))
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":

@@ -14,7 +14,7 @@ from cfiv.file_values import fields, listed, tensor_of, whole
 from cfiv.learning.evaluation import place
 from cfiv.learning.examples import Examples
 from cfiv.learning.last_finite import LastFinite
-from cfiv.learning.last_layer import Memory, remembered_shapes
+from cfiv.learning.last_layer import Memory, describe_layer, remembered_shapes
 from cfiv.learning.loop import DivergedError, Ended, drive
 from cfiv.learning.passes import Position, draw_batches
 from cfiv.learning.run_file import RunFile, described, draws_of, restore_draws, without_addresses
@@ -224,14 +224,11 @@ def describe_run(
 ) -> dict[str, Any]:
     """What has to be the same for a run to go on; ``first`` is a batch of the source."""
     module, recipe = state.head.module, plan.recipe
-    layer = without_addresses(recipe.last_layer)
-    if type(recipe.last_layer).__repr__ is object.__repr__:  # a layer of the user's own that does not say what it holds
-        layer = f"{layer} {without_addresses(vars(recipe.last_layer))}"
     return {
         **described(module),
         "trained": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
         "last_module": state.head.name,
-        "last_layer": layer,
+        "last_layer": describe_layer(recipe.last_layer),
         "optimizer": without_addresses(state.optimiser),
         "order": recipe.order,
         "task": repr(recipe.task),

@@ -307,6 +307,80 @@ def test_solve_step_refuses_a_singular_system_and_names_the_remedy(shape: str, s
     assert solve_step(features=features, targets=targets, ridge=1e-8, proximal=0.0, previous=None).isfinite().all()
 
 
+def beside(shape: tuple[int, int], *, weighted: bool, pulled: bool) -> dict[str, Any]:
+    """Six problems, two by three."""
+    (n, d), k = shape, 2
+
+    def drawn(*sizes: int, seed: int) -> Tensor:
+        return normal(6, sizes[0] * sizes[1], seed=seed).reshape(2, 3, *sizes)
+
+    return {
+        "features": drawn(n, d, seed=1),
+        "targets": drawn(n, k, seed=2),
+        "previous": drawn(d, k, seed=3) if pulled else None,
+        "weights": drawn(n, 1, seed=4)[..., 0].abs() if weighted else None,
+        "ridge": 0.1,
+        "proximal": 0.5,
+    }
+
+
+def one_of(problem: dict[str, Any], place: tuple[int, int]) -> dict[str, Any]:
+    return {name: value[place] if isinstance(value, Tensor) else value for name, value in problem.items()}
+
+
+PLACES = [(i, j) for i in range(2) for j in range(3)]
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("pulled", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(20, 4), (3, 7)], ids=["primal", "dual"])
+def test_problems_side_by_side_are_each_solved_alone(shape: tuple[int, int], weighted: bool, pulled: bool) -> None:
+    problem = beside(shape, weighted=weighted, pulled=pulled)
+    together = solve_step(**problem)
+    assert together.shape == (2, 3, shape[1], 2)
+    for place in PLACES:
+        torch.testing.assert_close(together[place], solve_step(**one_of(problem, place)), rtol=SAME, atol=SAME)
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(20, 4), (3, 7)], ids=["primal", "dual"])
+def test_gradients_of_problems_side_by_side_are_those_of_each_alone(shape: tuple[int, int], weighted: bool) -> None:
+    problem = beside(shape, weighted=weighted, pulled=True)
+    live = ("features", "targets", "previous")
+    upstream = normal(6, shape[1] * 2, seed=5).reshape(2, 3, shape[1], 2)
+
+    def gradients(given: dict[str, Any], upstream: Tensor) -> tuple[Tensor, ...]:
+        leaves = {name: given[name].clone().requires_grad_() for name in live}
+        return torch.autograd.grad(solve_step(**{**given, **leaves}), list(leaves.values()), upstream)
+
+    together = gradients(problem, upstream)
+    for place in PLACES:
+        for part, own in zip(together, gradients(one_of(problem, place), upstream[place]), strict=True):
+            torch.testing.assert_close(part[place], own, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("shape", [(20, 4), (3, 7)], ids=["primal", "dual"])
+@pytest.mark.parametrize("bad", [0.0, math.nan], ids=["zero", "missing"])
+def test_a_singular_problem_among_several_is_missing_and_the_others_and_their_gradients_are_not(
+    shape: tuple[int, int], bad: float
+) -> None:
+    problem = beside(shape, weighted=False, pulled=False) | {"ridge": 0.0, "proximal": 0.0}
+    expected = solve_step(**problem)
+    problem["features"][1, 2] = bad
+    problem["targets"].requires_grad_()
+    found = solve_step(**problem)
+    (gradient,) = torch.autograd.grad(found.sum(), problem["targets"])
+    assert found[1, 2].isnan().all()
+    for place in PLACES[:-1]:
+        assert torch.equal(found[place], expected[place])
+        assert gradient[place].isfinite().all()
+    with pytest.raises(SingularError):
+        solve_step(**one_of(problem, (1, 2)))
+
+
 @pytest.mark.parametrize("features", [torch.zeros(9, 2), torch.full((9, 2), math.nan)], ids=["zero", "missing"])
 def test_solve_step_refuses_features_that_are_zero_or_not_finite(features: Tensor) -> None:
     with pytest.raises(SingularError, match="singular at pivot 1 of 2"):
