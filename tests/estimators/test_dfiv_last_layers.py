@@ -105,7 +105,7 @@ def test_the_default_is_three_proximal_layers_bit_for_bit() -> None:
         (Ridge(0.1), Ridge(0.1), Gradient()),
         (),
     ],
-    ids=str,
+    ids=["gradient", "a class", "an object", "text", "a dict", "two", "three with a gradient", "none"],
 )
 def test_what_is_no_layer_or_not_three_is_refused_before_anything_is_computed(
     layer: Any, monkeypatch: pytest.MonkeyPatch
