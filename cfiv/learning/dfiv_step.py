@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
-from cfiv.learning.last_layer import ClosedForm, Memory, Settling, scheduled, update_members
+from cfiv.learning.last_layer import ClosedForm, Memory, Settling, Solving, scheduled
 from cfiv.learning.learner import Learner
 from cfiv.learning.member_networks import MemberNetwork, Pass
 from cfiv.learning.training import Training
-from cfiv.numerics.last_layer import last_layer_gradient, mean_square
-from cfiv.numerics.least_squares import with_intercept
-from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, structural_features, unpredicted_features
+from cfiv.numerics.two_stage import (
+    Structure,
+    Unpredicted,
+    first_stage_loss,
+    predicted_treatment_features,
+    second_stage_loss,
+    unpredicted_features,
+)
 
 #: One value each for the treatment, the instrument and the covariate network.
 PerNetwork = tuple[float, float, float]
@@ -166,7 +171,6 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
     training, psi = options.training, state.networks.treatment
     backbone_first, learns = training.order == "backbone-first", training.stage2_steps > 0
     apart = training.covariate_steps > 0 and state.xi.optimiser is not None
-    held = state.u if backbone_first else None
 
     # Where training mode makes no difference, one pass serves stage 1 and stage 2.
     shared = psi.learn(batch.stage1.treatment) if psi.steady and learns else None
@@ -176,12 +180,12 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
     solved: tuple[Tensor, Memory, Memory] | None = None
     for _ in range(training.covariate_steps if apart else 0):
         xi = second.learn_covariates()
-        loss, *_ = second.solve(fixed, [one.features for one in xi], held=held)
+        loss, *_ = second.solve(fixed, [one.features for one in xi], hold_u=backbone_first)
         state.xi.descend(loss, xi)
     for _ in range(training.stage2_steps):
         live = psi.learn(batch.stage1.treatment) if shared is None else shared
         xi = [] if apart else second.learn_covariates()
-        solved = second.solve(live.features, [one.features for one in xi] or second.covariates(), held=held)
+        solved = second.solve(live.features, [one.features for one in xi] or second.covariates(), hold_u=backbone_first)
         state.psi.descend(solved[0], [live], *([xi] if xi else []))
         shared = None
     if solved is None or backbone_first:
@@ -189,7 +193,7 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
             fixed = psi.learn(batch.stage1.treatment).features.detach()
         live_xi = learns and not apart
         xi_now = [one.features.detach() for one in second.learn_covariates()] if live_xi else second.covariates()
-        solved = second.solve(fixed, xi_now, held=None)
+        solved = second.solve(fixed, xi_now, hold_u=False)
     loss2, v, u = solved
     return replace(state, v=v, u=u), Losses(loss1, loss2.detach())
 
@@ -201,28 +205,25 @@ def learn_instrument_features(
 
     V minimises this loss with penalties that do not depend on phi, so by the envelope theorem the gradient is exact.
     """
-    network, weights = state.networks.instrument, stage1.weights
-    loss, learning = psi.new_zeros(()), training.stage1_steps > 0
-    held = state.v if training.order == "backbone-first" or not learning else None
+    network, loss, learning = state.networks.instrument, psi.new_zeros(()), training.stage1_steps > 0
+    held = training.order == "backbone-first" or not learning
     for _ in range(max(1, training.stage1_steps)):  # where nothing learns from it, the history shows it
         forward = network.learn(stage1.instruments) if learning else None
-        features = network.features(stage1.instruments) if forward is None else forward.features.detach()
-        phi = with_intercept(features)
-        v = held
-        if v is None:
-            v = update_members(layer, state.v, features=phi, targets=psi, weights=weights)
-        residual, solution = psi - phi @ v.weights.to(phi.dtype), v.weights.to(phi.dtype)
-        loss = mean_square(residual, weights=weights)
+        loss, gradient = first_stage_loss(
+            instrument_features_stage1=network.features(stage1.instruments) if forward is None else forward.features.detach(),
+            treatment_features_stage1=psi,
+            solve=Solving(layer, state.v, held=held),
+            weights_stage1=stage1.weights,
+        )
         if forward is not None:
-            gradient = last_layer_gradient(residual=residual, solution=solution, weights=weights)
-            state.phi.step([forward.gradients(gradient[..., :-1])])
+            state.phi.step([forward.gradients(gradient)])
     return loss
 
 
 def _instrument_features(batch: Batch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
-    """``[phi(Z_1), 1]`` and ``[phi(Z_2), 1]``, fixed."""
+    """``phi(Z_1)`` and ``phi(Z_2)``, fixed."""
     instruments = [batch.stage1.instruments, batch.stage2.instruments]
-    phi = with_intercept(network.features(torch.cat(instruments, dim=1)))
+    phi = network.features(torch.cat(instruments, dim=1))
     first, second = torch.split(phi, [part.shape[1] for part in instruments], dim=1)
     return first, second
 
@@ -235,7 +236,7 @@ class SecondStage:
     ----------
     batch : Batch
     phi : (Tensor, Tensor)
-        ``[phi(Z_1), 1]`` and ``[phi(Z_2), 1]``.
+        ``phi(Z_1)`` and ``phi(Z_2)``.
     state, layers, options
     """
 
@@ -255,47 +256,49 @@ class SecondStage:
         network = self.state.networks.covariate
         return [] if network is None else [network.features(x) for x in self._covariates()]
 
-    def solve(self, psi: Tensor, xi: Sequence[Tensor], *, held: Memory | None) -> tuple[Tensor, Memory, Memory]:
+    def solve(self, psi: Tensor, xi: Sequence[Tensor], *, hold_u: bool) -> tuple[Tensor, Memory, Memory]:
         """The loss (members,), live in psi through V12 and in xi, at u held fixed; V and u.
 
             mean_2 (Y - u' f(V12' [phi, 1], xi))^2 + gamma mean_1 (u' (f(psi, xi) - f(V12' [phi, 1], xi)))^2
 
-        V12 minimises another loss than this one, so the gradient runs through it: it is linear in psi. u, unless it is
-        ``held``, minimises this one.
+        V12 minimises another loss than this one, so the gradient runs through it: it is linear in psi. u, unless the one of
+        the batch before is held, minimises this one.
         """
-        stage1, stage2, gamma = self.batch.stage1, self.batch.stage2, self.options.unpredicted_penalty
+        stage1, stage2, options = self.batch.stage1, self.batch.stage2, self.options
         phi_stage1, phi_stage2 = self.phi
         xi_stage2, xi_stage1 = (*xi, None, None)[:2]
-        v = update_members(self.layers.v12, self.state.v, features=phi_stage1, targets=psi, weights=stage1.weights)
-        if psi.requires_grad and not v.weights.requires_grad:
+        v12, u = Solving(self.layers.v12, self.state.v), Solving(self.layers.u, self.state.u, held=hold_u)
+        predicted_stage1, predicted_stage2, _ = predicted_treatment_features(
+            instrument_features_stage1=phi_stage1,
+            treatment_features_stage1=psi,
+            instrument_features_stage2=phi_stage2,
+            solve=v12,
+            weights_stage1=stage1.weights,
+        )
+        if psi.requires_grad and not predicted_stage2.requires_grad:
             raise ParameterError(
                 "last_layer must give weights that are differentiable in its targets, got some without a gradient: in stage 2 "
                 "the treatment features learn through them; do not detach them"
             )
-        v12 = v.weights.to(phi_stage1.dtype)
-        features = structural_features(
-            treatment_features=phi_stage2 @ v12, covariate_features=xi_stage2, structure=self.options.structure
-        )
-        targets, weights = stage2.outcome, stage2.weights
-        if gamma:
+        unpredicted = None
+        if options.unpredicted_penalty:
             gap = unpredicted_features(
                 treatment_features=psi,
-                predicted_treatment_features=phi_stage1 @ v12,
+                predicted_treatment_features=predicted_stage1,
                 covariate_features=xi_stage1,
-                structure=self.options.structure,
+                structure=options.structure,
             )
-            features, targets = penalised_rows(
-                features_stage2=features,
-                outcome_stage2=targets,
-                weights_stage2=weights,
-                unpredicted_stage1=Unpredicted(gap, gamma, stage1.weights),
-            )
-            weights = None
-        u = held
-        if u is None:
-            u = update_members(self.layers.u, self.state.u, features=features.detach(), targets=targets, weights=weights)
-        loss = mean_square(targets - features @ u.weights.to(features.dtype), weights=weights)
-        return loss, v.detached(), u
+            unpredicted = Unpredicted(gap, options.unpredicted_penalty, stage1.weights)
+        loss, _ = second_stage_loss(
+            predicted_treatment_features_stage2=predicted_stage2,
+            covariate_features_stage2=xi_stage2,
+            outcome_stage2=stage2.outcome,
+            structure=options.structure,
+            solve=u,
+            weights_stage2=stage2.weights,
+            unpredicted_stage1=unpredicted,
+        )
+        return loss, v12.memory, u.memory
 
     def _covariates(self) -> list[Tensor]:
         parts = [self.batch.stage2.covariates, self.batch.stage1.covariates if self.options.unpredicted_penalty else None]

@@ -329,6 +329,35 @@ def update_members(
     )
 
 
+class Solving:
+    """The layer of members with what it remembers, as a :class:`cfiv.numerics.last_layer.Solve`.
+
+    Parameters
+    ----------
+    layer : ClosedForm
+    memory : Memory or None
+        Of the batch before.
+    held : bool
+        Whether the weights of the memory are taken as they are, where there are any.
+    """
+
+    def __init__(self, layer: ClosedForm, memory: Memory | None, *, held: bool = False) -> None:
+        self._layer, self._memory = layer, memory
+        self._after = memory if held else None
+
+    def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """The weights (members, d, k)."""
+        if self._after is None:
+            self._after = update_members(self._layer, self._memory, features=features, targets=targets, weights=weights)
+        return self._after.weights
+
+    @property
+    def memory(self) -> Memory:
+        """What the layer remembers then, without a graph."""
+        assert self._after is not None, "after the solve"
+        return self._after.detached()
+
+
 def _keep_number(layer: object, name: str, **limits: float) -> None:
     """Check a number of a frozen layer, and keep it as Python's own, so that equal layers look the same."""
     object.__setattr__(layer, name, check_number(name, getattr(layer, name), **limits))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cfiv.errors import DivergenceError
 from cfiv.file_values import listed, number, tensor_of
 from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import ClosedForm, Memory, scheduled, update_members
+from cfiv.learning.last_layer import ClosedForm, Memory, Solving, scheduled
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import Ended, drive
 from cfiv.learning.member_networks import MemberNetwork, member_network
@@ -29,7 +29,7 @@ from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows, chunks, refit
-from cfiv.numerics.last_layer import mean_square
+from cfiv.numerics.last_layer import last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.moments import accumulate, moments, predict_with_each, ridge_path
 from cfiv.numerics.two_stage import Structure, structural_features
@@ -227,10 +227,10 @@ class RegressionSteps:
         inputs = problem.features.inputs(problem.sample, rows)
         passes = [network.learn(x) for network, x in zip(self.networks, inputs, strict=True)]
         features = problem.features.join([one.features for one in passes])
-        memory = update_members(layer, self.memories[0], features=features.detach(), targets=outcome, weights=weights)
-        loss = mean_square(outcome - features @ memory.weights.to(features.dtype), weights=weights)
+        solve = Solving(layer, self.memories[0])
+        loss, _ = last_layer_loss(features=features, targets=outcome, solve=solve, weights=weights)
         learner.descend(loss, *([one] for one in passes))
-        self.memories = [memory]
+        self.memories = [solve.memory]
         return (loss.detach(),)
 
     def settle(self, place: int, number: int) -> None:

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from cfiv.checks import check_choice
 from cfiv.numerics.inputs import row_weights
-from cfiv.numerics.last_layer import Solve, last_layer_loss
+from cfiv.numerics.last_layer import Solve, last_layer_gradient, last_layer_loss, mean_square
 from cfiv.numerics.least_squares import with_intercept
 
 Structure = Literal["product", "additive"]
@@ -120,32 +120,31 @@ def first_stage_loss(
     weights_stage1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Stage 1 for the instrument features: solve V, then the loss ``sum_i w_i |psi(T_1i) - V' [phi(Z_1i), 1]|^2`` at V held
-    fixed.
+    fixed, and its gradient with respect to ``phi(Z_1)``.
 
-    Penalties are left out of the loss, since they do not depend on the features; its gradient is that of the minimised
+    Penalties are left out of the loss, since they do not depend on the features; the gradient is that of the minimised
     objective.
 
     Parameters
     ----------
-    instrument_features_stage1 : Tensor (n1, d)
-        ``phi(Z_1)`` without the constant; gradients flow through it.
-    treatment_features_stage1 : Tensor (n1, m)
+    instrument_features_stage1 : Tensor (..., n1, d)
+        ``phi(Z_1)`` without the constant, without a graph. Leading axes are problems of their own.
+    treatment_features_stage1 : Tensor (..., n1, m)
         ``psi(T_1)``, taken as given.
     solve : Solve
-        How V is found: with ridge1, lambda1 and ``V_prev`` (d + 1, m).
-    weights_stage1 : Tensor (n1,), optional
+        How V is found: with ridge1, lambda1 and ``V_prev`` (..., d + 1, m).
+    weights_stage1 : Tensor (..., n1), optional
 
     Returns
     -------
-    loss : Tensor ()
-    weights : Tensor (d + 1, m), float64, detached
+    loss : Tensor (...)
+    gradient : Tensor (..., n1, d)
     """
-    return last_layer_loss(
-        features=with_intercept(instrument_features_stage1),
-        targets=treatment_features_stage1.detach(),
-        solve=solve,
-        weights=weights_stage1,
-    )
+    phi, psi = with_intercept(instrument_features_stage1), treatment_features_stage1.detach()
+    solution = solve(features=phi, targets=psi, weights=weights_stage1).to(phi.dtype)
+    residual = psi - phi @ solution
+    gradient = last_layer_gradient(residual=residual, solution=solution, weights=weights_stage1)
+    return mean_square(residual, weights=weights_stage1), gradient[..., :-1]
 
 
 def predicted_treatment_features(
