@@ -23,13 +23,16 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
+from cfiv.learning import original_networks
+from cfiv.learning.build import NetworkSpec, build
 from cfiv.learning.dfiv_fit import fit_dfiv
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import LastLayers, PerNetwork
-from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
-from cfiv.learning.networks import Networks, NetworkSpec
+from cfiv.learning.last_layer import ClosedForm, Proximal
+from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
+from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Report, Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
@@ -241,9 +244,9 @@ class DFIV(StructuralEstimator):
         our mean that is 0.1 / 2500 for the 5000 rows of the demand design.
         """
         arguments: dict[str, Any] = {
-            "treatment_network": nets.original_treatment_network,
-            "instrument_network": nets.original_instrument_network,
-            "covariate_network": nets.original_covariate_network,
+            "treatment_network": original_networks.original_treatment_network,
+            "instrument_network": original_networks.original_instrument_network,
+            "covariate_network": original_networks.original_covariate_network,
             "lambda1": 0.0,
             "lambda2": 0.0,
             "lambda12": 0.0,
@@ -276,16 +279,16 @@ class DFIV(StructuralEstimator):
         weight decay 0.1 of both networks beside losses summed over 2500 rows each, half of 5000.
 
         Such layers hold code of torch's that a model file does not: what was saved is loaded with ``cfiv.load(path,
-        networks={"treatment": cfiv.learning.networks.original_image_treatment_network})``. For the same reason such a fit
-        cannot be pickled.
+        networks={"treatment": original_image_treatment_network})`` from :mod:`cfiv.learning.original_networks`. For the same
+        reason such a fit cannot be pickled.
 
         References
         ----------
         Xu et al. 2021, section 5.2 and the authors' program for the layers and penalties.
         """
         arguments: dict[str, Any] = {
-            "treatment_network": nets.original_image_treatment_network,
-            "instrument_network": nets.original_image_instrument_network,
+            "treatment_network": original_networks.original_image_treatment_network,
+            "instrument_network": original_networks.original_image_instrument_network,
             "weight_decay": (4e-5, 4e-5, 0.0),
         }
         return cls.original(**{**arguments, **overrides})
@@ -427,15 +430,15 @@ class DFIV(StructuralEstimator):
 
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         sample = problem.sample
-        treatment = nets.build(
+        treatment = build(
             self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
         )
-        instrument = nets.build(
+        instrument = build(
             self.instrument_network, shape=sample.instruments.shape[1:], default=nets.instrument_network, role="instrument"
         )
         covariate = None
         if sample.covariates is not None:
-            covariate = nets.build(
+            covariate = build(
                 self.covariate_network, shape=sample.covariates.shape[1:], default=nets.covariate_network, role="covariate"
             )
         networks = [problem.on_stored(treatment), instrument, *([] if covariate is None else [covariate])]

@@ -23,12 +23,13 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
+from cfiv.learning.build import NetworkSpec, build
 from cfiv.learning.dfiv_step import PerNetwork
-from cfiv.learning.last_layer import ClosedForm, Proximal, check_last_layer
-from cfiv.learning.networks import NetworkSpec
+from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, split_rows
+from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
@@ -309,19 +310,19 @@ class NetworkRegression(StructuralEstimator):
     def _structural_networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``psi`` and, with covariates, ``xi``."""
         sample = problem.sample
-        treatment = nets.build(
+        treatment = build(
             self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
         )
         networks = [problem.on_stored(treatment)]
         if sample.covariates is not None:
             shape = sample.covariates.shape[1:]
-            networks.append(nets.build(self.covariate_network, shape=shape, default=nets.covariate_network, role="covariate"))
+            networks.append(build(self.covariate_network, shape=shape, default=nets.covariate_network, role="covariate"))
         return networks
 
     def _instrument_network(self, sample: Sample) -> list[nn.Module]:
         """``phi``."""
         shape = sample.instruments.shape[1:]
-        return [nets.build(self.instrument_network, shape=shape, default=nets.instrument_network, role="instrument")]
+        return [build(self.instrument_network, shape=shape, default=nets.instrument_network, role="instrument")]
 
     def _facts(self) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]

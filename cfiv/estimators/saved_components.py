@@ -17,7 +17,8 @@ from cfiv.estimators.components import Component, KernelComponent, LinearCompone
 from cfiv.estimators.units import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
-from cfiv.learning.networks import copied, evaluate, made_ready
+from cfiv.learning.build import copied, made_ready
+from cfiv.learning.networks import evaluate
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.two_stage import structural_features
 from cfiv.runtime.module_state import cast, extra_of, misfit, put, tensors_of

@@ -16,9 +16,9 @@ from cfiv.checks import check_repeatable, check_whole
 from cfiv.data import ROLES
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
-from cfiv.learning.last_layer import describe_layer
 from cfiv.learning.run_file import RunFile, described, without_addresses
 from cfiv.learning.samples import Sample
+from cfiv.learning.solving import describe_layer
 from cfiv.runtime.digest import digest
 from cfiv.tables.roles import column_names
 

@@ -18,7 +18,7 @@ from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import Batch, DFIVState, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
 from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import Memory
+from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DivergedError, check_steps, drive
 from cfiv.learning.member_networks import MemberNetwork, member_network
@@ -235,13 +235,14 @@ class DFIVSteps:
         for _ in range(steps):
             next(self._batches)
 
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of V and u with these networks' features."""
+    def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """V and u, with these networks' features."""
         row, networks = self._problem.sample.rows(slice(0, 1)), self._networks
         psi, phi = networks.treatment.evaluate(0, row.treatment), networks.instrument.evaluate(0, row.instruments)
         xi = None if networks.covariate is None or row.covariates is None else networks.covariate.evaluate(0, row.covariates)
         f = structural_features(treatment_features=psi, covariate_features=xi, structure=self._problem.structure)
-        return [(phi.shape[1] + 1, psi.shape[1]), (f.shape[1], 1)]
+        layers = self._problem.layers
+        return [(layers.v12, (phi.shape[1] + 1, psi.shape[1])), (layers.u, (f.shape[1], 1))]
 
     def held_out(self, place: int) -> int:
         """At most ``CHECK_ROWS``."""
@@ -258,7 +259,7 @@ class DFIVSteps:
         device = self._problem.sample.outcome.device
         v, u = (
             tensor_of(given, shape, torch.float64).to(device)
-            for given, shape in zip((first_stage, structural), self.shapes(), strict=True)
+            for given, (_, shape) in zip((first_stage, structural), self.solved(), strict=True)
         )
         return SolvedLayers(v, u, *(number(ridge, finite=False) for ridge in ridges))
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
-from cfiv.learning.last_layer import ClosedForm, Memory, Settling, Solving, scheduled
+from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.member_networks import MemberNetwork, Pass
+from cfiv.learning.solving import Settling, Solving, scheduled
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import (
     Structure,

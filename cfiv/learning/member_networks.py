@@ -280,7 +280,8 @@ class Single:
 
 def _chain(network: nn.Module) -> list[nn.Module] | None:
     """The layers that a plain network applies one after another; None for any other network."""
-    if network._forward_hooks or network._forward_pre_hooks or network._backward_hooks or "forward" in vars(network):
+    hooks = (network._forward_hooks, network._forward_pre_hooks, network._backward_hooks, network._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(network):
         return None
     if type(network) is FeatureNetwork:
         return _chain(network.layers)

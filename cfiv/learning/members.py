@@ -14,7 +14,7 @@ from torch import Tensor
 from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
 from cfiv.file_values import choice, fields, listed, number, tensor_of, texts, whole
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
-from cfiv.learning.last_layer import Memory
+from cfiv.learning.last_layer import ClosedForm, Memory, remembered_shapes
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, check_steps
 from cfiv.learning.member_networks import MemberNetwork
@@ -75,8 +75,8 @@ class MemberSteps(Protocol[L]):
         """Draw the batches of so many steps and pass them over."""
         ...
 
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of the weights that each memory holds."""
+    def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """The layer that each memory is of, and the shape of its weights."""
         ...
 
     def held_out(self, place: int) -> int:
@@ -264,9 +264,12 @@ class MembersRun(Generic[L]):
         for optimiser, kept in zip(self._optimisers(), listed(values["optimisers"]), strict=True):
             optimiser.load_state_dict(check_optimiser(kept, optimiser))
         memories: list[Memory | None] = []
-        for kept, shape in zip(listed(values["memories"]), steps.shapes(), strict=True):
+        for kept, (layer, shape) in zip(listed(values["memories"]), steps.solved(), strict=True):
             weights, *more = listed(kept)
             tensor_of(weights, (count, *shape), torch.float64, finite=False)
+            shapes = remembered_shapes(layer, weights[0])
+            for part, own in zip(more, [part.shape[1:] for part in more] if shapes is None else shapes, strict=True):
+                tensor_of(part, (count, *own), part.dtype if shapes is None else torch.float64, finite=False)
             memories.append(Memory(weights.to(device), tuple(part.to(device) for part in more)))
         steps.memories = memories
         looks = sorted(at for at in self._checks if 0 < at <= done)

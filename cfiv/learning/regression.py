@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cfiv.errors import DivergenceError
 from cfiv.file_values import listed, number, tensor_of
 from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import ClosedForm, Memory, Solving, scheduled
+from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import Ended, drive
 from cfiv.learning.member_networks import MemberNetwork, member_network
@@ -27,6 +27,7 @@ from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.solving import Solving, scheduled
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss
@@ -284,9 +285,9 @@ class RegressionSteps:
         for _ in range(steps):
             next(self._batches)
 
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of W with these networks' features."""
-        return [(self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1)]
+    def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """W, with these networks' features."""
+        return [(self._problem.layer, (self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1))]
 
     def held_out(self, place: int) -> int:
         """At most ``CHECK_ROWS``."""
@@ -300,7 +301,7 @@ class RegressionSteps:
     def unpack(self, values: list[Any]) -> SolvedLayer:
         """The reverse."""
         weights, ridge = listed(values, count=2)
-        (shape,) = self.shapes()
+        ((_, shape),) = self.solved()
         return SolvedLayer(tensor_of(weights, shape, torch.float64).to(self._problem.sample.outcome.device), number(ridge))
 
     def saved(self, place: int) -> None:

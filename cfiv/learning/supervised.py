@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from cfiv.checks import check_choice, check_flag, refusal
 from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.examples import Examples
-from cfiv.learning.last_layer import ClosedForm, Gradient, Memory, check_memory, scheduled
+from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
+from cfiv.learning.solving import check_memory, scheduled
 from cfiv.learning.tasks import Classification, Task
 from cfiv.learning.training import Order
 from cfiv.numerics.last_layer import last_layer_loss, mean_square

@@ -14,12 +14,13 @@ from cfiv.file_values import fields, listed, tensor_of, whole
 from cfiv.learning.evaluation import place
 from cfiv.learning.examples import Examples
 from cfiv.learning.last_finite import LastFinite
-from cfiv.learning.last_layer import Memory, describe_layer, remembered_shapes
+from cfiv.learning.last_layer import Memory, remembered_shapes
 from cfiv.learning.loop import DivergedError, Ended, drive
 from cfiv.learning.passes import Position, draw_batches
 from cfiv.learning.run_file import RunFile, described, draws_of, restore_draws, without_addresses
 from cfiv.learning.saved_state import check_draws, check_generator, check_module, check_optimiser
 from cfiv.learning.schedules import Schedules
+from cfiv.learning.solving import describe_layer
 from cfiv.learning.supervised import Recipe, TrainerState, step
 from cfiv.learning.supervised_data import Source
 from cfiv.learning.validation import Validation

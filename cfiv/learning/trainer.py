@@ -24,11 +24,11 @@ from cfiv.checks import (
 )
 from cfiv.errors import ParameterError
 from cfiv.files import check_place
+from cfiv.learning.build import check_kept
 from cfiv.learning.evaluation import check_width, place
 from cfiv.learning.last_layer import ClosedForm, Gradient, Proximal
 from cfiv.learning.last_linear_map import find_last_linear_map
 from cfiv.learning.module_modes import in_mode, make_trainable
-from cfiv.learning.networks import check_kept
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import check_batch_size

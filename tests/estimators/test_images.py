@@ -20,6 +20,7 @@ from cfiv.errors import ModelFileError
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import Standardiser
 from cfiv.learning import networks as nets
+from cfiv.learning import original_networks
 from tests.estimators.test_model_file import OLD_FILES, rewrite
 
 #: Standardised in float32 or in float64, then a few steps of training in float32.
@@ -368,12 +369,12 @@ def largest_singular_values(network: nn.Module) -> list[float]:
     ("make", "shape", "published"),
     [
         (
-            nets.original_image_treatment_network,
+            original_networks.original_image_treatment_network,
             (1, 64, 64),
             "Flatten 4096-1024 ReLU 1024-512 ReLU BatchNorm1d 512-128 ReLU 128-32 BatchNorm1d Tanh",
         ),
         (
-            nets.original_image_instrument_network,
+            original_networks.original_image_instrument_network,
             (3,),
             "3-256 ReLU 256-128 ReLU BatchNorm1d 128-128 ReLU BatchNorm1d 128-32 BatchNorm1d ReLU",
         ),
@@ -416,6 +417,6 @@ def test_the_original_for_images_learns_from_dsprites_and_its_file_asks_for_the_
     model.save(tmp_path / "model")
     with pytest.raises(ModelFileError, match=r"give load\(path, networks=\{'treatment': factory\}\)"):
         cfiv.load(tmp_path / "model")
-    factory = nets.original_image_treatment_network
+    factory = original_networks.original_image_treatment_network
     loaded = cfiv.load(tmp_path / "model", networks={"treatment": factory})
     np.testing.assert_array_equal(loaded.predict(treatment=truth.images[:20]), predicted)

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfiv import DFIV, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
+from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
 from cfiv.errors import ModelFileError
 from cfiv.learning.networks import seeded
-from cfiv.learning.run_file import FORMAT_VERSION, RUN_FILE, RunFile
+from cfiv.learning.run_file import FORMAT_VERSION, RUN_FILE
 from cfiv.learning.saved_state import check_generator, check_optimiser
 from cfiv.tensor_file import _content, nested
 
@@ -286,89 +286,3 @@ def test_what_any_optimiser_keeps_is_taken_back(name: str, file: Path) -> None:
     for kept, before in zip(fresh.state_dict()["state"].values(), optimiser.state_dict()["state"].values(), strict=True):
         assert all(torch.equal(kept[key], value) for key, value in before.items() if isinstance(value, Tensor))
     assert json.dumps(fresh.state_dict()["param_groups"]) == json.dumps(optimiser.state_dict()["param_groups"])
-
-
-# DFIV
-
-
-def table() -> pd.DataFrame:
-    z, x, u = np.random.default_rng(0).normal(size=(3, 60))
-    return pd.DataFrame({"y": z + u + x, "t": z + u, "z": z, "x": x})
-
-
-def small(inputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2))
-
-
-def dfiv() -> DFIV:
-    networks = {f"{role}_network": small for role in ("treatment", "instrument", "covariate")}
-    options: dict[str, Any] = {
-        "steps": 8,
-        "swap": False,
-        "progress": False,
-        "random_state": 0,
-        "device": "cpu",
-        "batch_size": 16,
-    }
-    return DFIV("y ~ x + [t ~ z]", **networks, **options)
-
-
-def member(values: dict[str, Any]) -> dict[str, Any]:
-    return values["members"][0]
-
-
-DFIV_ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "nothing left": lambda v: v.clear(),
-    "no members": lambda v: v.pop("members"),
-    "too many steps": lambda v: v.update(done=9),
-    "no step": lambda v: v.update(done=0),
-    "steps that are text": lambda v: v.update(done="5"),
-    "other steps": lambda v: v.update(done=6),
-    "a member less": lambda v: v["members"].pop(),
-    "interrupted": lambda v: member(v).update(ended="interrupted"),
-    "diverged for no reason": lambda v: member(v).update(ended="diverged"),
-    "a reason that is a number": lambda v: member(v).update(reason=3),
-    "a shorter history": lambda v: member(v)["history"].pop(),
-    "a history of other steps": lambda v: member(v)["history"][0].update(step=2),
-    "a history of text": lambda v: member(v)["history"][0].update(heldout_loss="x"),
-    "losses too many": lambda v: v["losses"].append([torch.ones(1), torch.ones(1)]),
-    "nothing kept": lambda v: member(v).update(kept=None),
-    "a state of a later step": lambda v: member(v)["best"].__setitem__(0, 8),
-    "losses of other rows": lambda v: member(v)["best"].__setitem__(3, torch.ones(3, dtype=torch.float64)),
-    "weights of a state": lambda v: member(v)["kept"][1][0].popitem(),
-    "V of a state": lambda v: member(v)["kept"][2].__setitem__(0, torch.ones(2, 2, dtype=torch.float64)),
-    "a ridge that is text": lambda v: member(v)["kept"][2].__setitem__(3, "x"),
-    "risen too often": lambda v: member(v).update(risen=10**9),
-    "a network less": lambda v: v["networks"].pop(),
-    "an optimiser less": lambda v: v["optimisers"].pop(),
-    "an optimiser's options": lambda v: v["optimisers"][0]["param_groups"][0].update(peak=5.0),
-    "an optimiser's kept": lambda v: v["optimisers"][0]["state"][0].update(exp_avg=torch.ones(7)),
-    "u": lambda v: v["memories"][1].__setitem__(0, torch.ones(1, 2, 1, dtype=torch.float64)),
-    "u that is none": lambda v: v["memories"].__setitem__(1, None),
-    "instrument features": lambda v: member(v)["more"].update(instrument_features={"a": torch.ones(1)}),
-    "a generator": lambda v: v["draws"][0].fill_(7),
-}  # fmt: skip
-
-
-def test_values_that_this_fit_would_not_have_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = RunFile.write, [0]
-
-    def killing(self: RunFile, values: Any) -> None:
-        write(self, values)
-        written[0] += 1
-        if written[0] == 5:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFile, "write", killing)
-        with pytest.raises(KilledError):
-            dfiv().fit(table(), checkpoint=tmp_path, every=1)
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    for name, alter in DFIV_ALTERATIONS.items():
-        file.write_bytes(content)
-        change(file, alter)
-        assert "was changed since" in refusal(lambda: dfiv().fit(table(), checkpoint=tmp_path)), name
-    file.write_bytes(content)
-    resumed = dfiv().fit(table(), checkpoint=tmp_path)
-    np.testing.assert_array_equal(resumed.predict(table()), dfiv().fit(table()).predict(table()))

@@ -6,19 +6,8 @@ import pytest
 import torch
 
 from cfiv.errors import ParameterError
-from cfiv.learning.last_layer import (
-    ClosedForm,
-    Gradient,
-    Kalman,
-    Memory,
-    MovingAverage,
-    Proximal,
-    Ridge,
-    Settling,
-    check_last_layer,
-    scheduled,
-    update_members,
-)
+from cfiv.learning.last_layer import ClosedForm, Gradient, Kalman, Memory, MovingAverage, Proximal, Ridge
+from cfiv.learning.solving import Settling, check_last_layer, scheduled, update_members
 from cfiv.numerics.least_squares import solve_step
 
 #: Float64 solves of well-conditioned systems of a few columns.

@@ -130,6 +130,12 @@ def hooked() -> nn.Module:
     return network
 
 
+def hooked_backward() -> nn.Module:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    network[0].register_full_backward_pre_hook(lambda *_: None)
+    return network
+
+
 def shared() -> nn.Module:
     layer = nn.Linear(3, 3)
     return nn.Sequential(layer, nn.ReLU(), layer)
@@ -154,6 +160,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a network within": lambda: nn.Sequential(FeatureNetwork(3, (4,), 2), nn.ReLU()),
     "frozen": frozen,
     "hooked": hooked,
+    "hooked on its way back": hooked_backward,
     "shared": shared,
     "patched": patched,
 }

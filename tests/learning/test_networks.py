@@ -8,14 +8,16 @@ from torch import nn
 
 from cfiv.errors import ParameterError
 from cfiv.learning import networks as nets
+from cfiv.learning import original_networks
 from cfiv.learning.architecture import describe, rebuild
+from cfiv.learning.build import NetworkSpec, build
 
 CPU = torch.device("cpu")
 
 
-def built(spec: nets.NetworkSpec, seed: int = 0, shape: tuple[int, ...] = (3,)) -> nn.Module:
+def built(spec: NetworkSpec, seed: int = 0, shape: tuple[int, ...] = (3,)) -> nn.Module:
     with nets.seeded(seed, CPU):
-        return nets.build(spec, shape=shape, default=nets.covariate_network, role="covariate")
+        return build(spec, shape=shape, default=nets.covariate_network, role="covariate")
 
 
 @pytest.mark.law
@@ -67,7 +69,7 @@ def test_a_factory_gets_the_width_of_flat_inputs_and_the_shape_of_images() -> No
         (nn.Unflatten(1, (3, 1)), r"must map \(rows, 3\) to \(rows, features\), got output shape \(2, 3, 1\)"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(spec: nets.NetworkSpec, message: str) -> None:
+def test_a_network_that_does_not_fit_is_refused(spec: NetworkSpec, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         built(spec)
 
@@ -85,8 +87,8 @@ def test_evaluating_leaves_batch_statistics_and_mode_alone() -> None:
 PLAIN = [
     nets.treatment_network((1,)),
     nets.treatment_network((8, 8)),
-    nets.original_instrument_network(3),
-    nets.original_covariate_network(2),
+    original_networks.original_instrument_network(3),
+    original_networks.original_covariate_network(2),
     nn.Sequential(
         nn.Flatten(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3), nn.Sequential(nn.GELU(), nn.Dropout(0.1)), nn.Tanh()
     ),
