@@ -26,7 +26,7 @@ from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import batches
-from cfiv.learning.whole_sample import CHECK_ROWS, refit_last_layers, with_treatment_features
+from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import structural_features
 
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
@@ -77,13 +77,9 @@ def fit_dfiv(
     # "current" is what training leaves: no state is given up for an earlier one.
     training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
     steps = DFIVSteps(problem, networks, generators)
-    outcomes = [problem.sample.outcome[split.stage2] for split in problem.splits]
-    run: MembersRun[SolvedLayers] = MembersRun(steps, count=problem.steps, training=training, outcomes=outcomes)
+    run = MembersRun(steps, count=problem.steps, training=training, sample=problem.sample, splits=problem.splits)
     drive(run, steps=problem.steps, on_step=on_step, file=file)
-    return [
-        member if isinstance(member, DivergenceError) else steps.report(place, member)
-        for place, member in enumerate(run.conclude())
-    ]
+    return run.conclude()
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class DFIVSteps:
         self._options = StepOptions(training, problem.structure, problem.unpredicted_penalty)
         resting = replace(training, stage1_steps=0, stage2_steps=0, covariate_steps=0)
         self._resting = replace(self._options, training=resting)
-        self._batches = draw_batches(problem, generators)
+        self.batches: Iterator[Any] = draw_batches(problem, generators)
         places = range(len(problem.splits))
         self._judges = [Judge(problem, self._networks, place) for place in places]
         self._stage1_heldout_losses = [math.nan for _ in places]
@@ -155,7 +151,7 @@ class DFIVSteps:
             # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory
             # now; large proximal penalties would only keep directions of little variance from settling.
             options, layers = self._resting, layers.scheduled(training.lambda_start).settling(2.0 / (number - learning + 1))
-        self._state, losses = step(next(self._batches), self._state, layers=layers, options=options)
+        self._state, losses = step(next(self.batches), self._state, layers=layers, options=options)
         return losses.stage1, losses.stage2
 
     def settle(self, place: int, number: int) -> None:
@@ -230,11 +226,6 @@ class DFIVSteps:
         )
         return SolvedLayers(first_stage, structural, first_stage_ridge, ridge)
 
-    def skip(self, steps: int) -> None:
-        """One batch of each sample a step."""
-        for _ in range(steps):
-            next(self._batches)
-
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """V and u, with these networks' features."""
         row, networks = self._problem.sample.rows(slice(0, 1)), self._networks
@@ -243,11 +234,6 @@ class DFIVSteps:
         f = structural_features(treatment_features=psi, covariate_features=xi, structure=self._problem.structure)
         layers = self._problem.layers
         return [(layers.v12, (phi.shape[1] + 1, psi.shape[1])), (layers.u, (f.shape[1], 1))]
-
-    def held_out(self, place: int) -> int:
-        """At most ``CHECK_ROWS``."""
-        heldout = self._problem.splits[place].heldout
-        return 0 if heldout is None else min(len(heldout), CHECK_ROWS)
 
     def pack(self, last_layers: SolvedLayers) -> list[Any]:
         """V, u and their ridges."""

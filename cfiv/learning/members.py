@@ -19,23 +19,29 @@ from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DIVERGED, DivergedError, Ended, check_steps
 from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.run_file import draws_of, restore_draws
+from cfiv.learning.samples import Sample, Split
 from cfiv.learning.saved_state import check_draws, check_optimiser
 from cfiv.learning.training import Training
+from cfiv.learning.whole_sample import CHECK_ROWS
 from cfiv.tensor_file import short
 
 L = TypeVar("L")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 #: Rows were finite when training began, so what these say of them is about features that no longer are.
 FAILURES = (SingularError, DataError, DivergedError)
 
 
-class MemberSteps(Protocol[L]):
+class MemberSteps(Protocol[L, R_co]):
     """What members learn: their steps, and what one of them would report, with last layers of type L.
 
     Parameters
     ----------
     networks : list of MemberNetwork
     learners : list of Learner
+    batches : iterator
+        Those of all members, one a step, without end.
     memories : list of Memory or None
         What the last layers remember, (members, ...).
     losses, notes : tuple of str
@@ -44,6 +50,7 @@ class MemberSteps(Protocol[L]):
         What to do where a member diverges.
     """
 
+    batches: Iterator[Any]
     memories: list[Memory | None]
     losses: ClassVar[tuple[str, ...]]
     notes: ClassVar[tuple[str, ...]]
@@ -71,16 +78,12 @@ class MemberSteps(Protocol[L]):
         """A member as it would be reported now, and what the history notes of it."""
         ...
 
-    def skip(self, steps: int) -> None:
-        """Draw the batches of so many steps and pass them over."""
-        ...
-
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """The layer that each memory is of, and the shape of its weights."""
         ...
 
-    def held_out(self, place: int) -> int:
-        """How many rows a member's held-out losses are of."""
+    def report(self, place: int, member: Member[L]) -> R_co:
+        """What comes of a member: the state that is kept of it (none where there were no steps)."""
         ...
 
     def pack(self, last_layers: L) -> list[Any]:
@@ -150,7 +153,7 @@ class Member(Generic[L]):
         self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
 
 
-class MembersRun(Generic[L]):
+class MembersRun(Generic[L, R]):
     """A run of members, for :func:`cfiv.learning.loop.drive`.
 
     Parameters
@@ -160,20 +163,25 @@ class MembersRun(Generic[L]):
         How many steps.
     training : Training
         Its ``checks``, ``tolerance`` and ``patience``.
-    outcomes : sequence of Tensor
-        One a member, of the rows that it trains on: a loss ``DIVERGED`` times their mean square has diverged.
+    sample : Sample
+        All rows.
+    splits : sequence of Split
+        One a member: a loss ``DIVERGED`` times the mean square of the outcome in stage 2 has diverged.
     """
 
-    def __init__(self, steps: MemberSteps[L], *, count: int, training: Training, outcomes: Sequence[Tensor]) -> None:
-        self._steps, self._count, self._device = steps, count, outcomes[0].device
+    def __init__(
+        self, steps: MemberSteps[L, R], *, count: int, training: Training, sample: Sample, splits: Sequence[Split]
+    ) -> None:
+        self._steps, self._count, self._device = steps, count, sample.outcome.device
         self._checks, self._patience = check_steps(count, checks=training.checks), training.patience
         self.members = [
             Member[L](
                 EarlyStopping(tolerance=training.tolerance, patience=training.patience),
-                limit=DIVERGED * float(outcome.square().mean()),
+                limit=DIVERGED * float(sample.outcome[split.stage2].square().mean()),
             )
-            for outcome in outcomes
+            for split in splits
         ]
+        self._held_out = [0 if split.heldout is None else min(len(split.heldout), CHECK_ROWS) for split in splits]
         self._losses: list[tuple[Tensor, ...]] = []
 
     def over(self) -> bool:
@@ -211,8 +219,8 @@ class MembersRun(Generic[L]):
                     member.stopping.add(self._judge(place, number)[0])
                 member.ended, member.reason = "interrupted", f"training was interrupted at step {during} of {self._count}"
 
-    def conclude(self) -> list[Member[L] | DivergenceError]:
-        """The members as they have ended; an error in the place of one that diverged before any usable state.
+    def conclude(self) -> list[R | DivergenceError]:
+        """What comes of the members; an error in the place of one that diverged before any usable state.
 
         Warns
         -----
@@ -237,8 +245,8 @@ class MembersRun(Generic[L]):
                 "values"
             )
             if member.kept is None and member.ended == "diverged"
-            else member
-            for member in self.members
+            else self._steps.report(place, member)
+            for place, member in enumerate(self.members)
         ]
 
     def saved(self) -> dict[str, Any]:
@@ -278,7 +286,8 @@ class MembersRun(Generic[L]):
         for record in listed(values["losses"], count=done - max(looks, default=0)):
             parts = listed(record, count=len(steps.losses))
             self._losses.append(tuple(tensor_of(part, (count,), part.dtype, finite=False).to(device) for part in parts))
-        steps.skip(done)
+        for _ in range(done):
+            next(steps.batches)
         restore_draws(draws, device)
 
     def _judge(self, place: int, number: int) -> tuple[Checkpoint[L], dict[str, float]]:
@@ -336,7 +345,7 @@ class MembersRun(Generic[L]):
             raise ValueError(f"a state after step {short(step)}")
         states = [network.check(state) for network, state in zip(self._steps.networks, listed(parameters), strict=True)]
         layers = self._steps.unpack(listed(last_layers))
-        rows = (self._steps.held_out(place),)
+        rows = (self._held_out[place],)
         return Checkpoint(step, states, layers, tensor_of(losses, rows, torch.float64).to(self._device))
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:

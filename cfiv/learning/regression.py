@@ -181,13 +181,9 @@ def fit_regression(
     Galashov et al., arXiv 2510.04606, equation 9, with the proximal penalty.
     """
     steps = RegressionSteps(problem, networks, generators)
-    outcomes = [problem.sample.outcome[split.stage2] for split in problem.splits]
-    run: MembersRun[SolvedLayer] = MembersRun(steps, count=problem.steps, training=problem.training, outcomes=outcomes)
+    run = MembersRun(steps, count=problem.steps, training=problem.training, sample=problem.sample, splits=problem.splits)
     drive(run, steps=problem.steps, on_step=on_step, file=file)
-    return [
-        member if isinstance(member, DivergenceError) else steps.report(place, member)
-        for place, member in enumerate(run.conclude())
-    ]
+    return run.conclude()
 
 
 @dataclass(frozen=True)
@@ -213,14 +209,14 @@ class RegressionSteps:
         rates = zip(self.networks, problem.learning_rates, problem.weight_decays, strict=True)
         self.learners = [Learner.of(rates, decoupled=True)]
         self.memories: list[Memory | None] = [None]
-        self._batches = self._draw(generators)
+        self.batches: Iterator[Any] = self._draw(generators)
 
     def step(self, number: int) -> tuple[Tensor]:
         """Solve W on the batch, pulled to the last one, and take a gradient step of the features at that W."""
         problem, training, (learner,) = self._problem, self._problem.training, self.learners
         learner.set_rate(training.rate_factor(number - 1, problem.steps))
         layer = scheduled(problem.layer, training.lambda_factor(number - 1, problem.steps))
-        rows = next(self._batches)
+        rows = next(self.batches)
         outcome, weights = (
             problem.sample.outcome[rows],
             None if problem.sample.weights is None else problem.sample.weights[rows],
@@ -280,19 +276,9 @@ class RegressionSteps:
         everything = problem.sample.rows(split.sample2)
         return replace(fitted, weights=refit(everything, fitted.evaluate, lambda chunk: chunk.outcome, ridge))
 
-    def skip(self, steps: int) -> None:
-        """One batch a step."""
-        for _ in range(steps):
-            next(self._batches)
-
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """W, with these networks' features."""
         return [(self._problem.layer, (self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1))]
-
-    def held_out(self, place: int) -> int:
-        """At most ``CHECK_ROWS``."""
-        heldout = self._problem.splits[place].heldout
-        return 0 if heldout is None else min(len(heldout), CHECK_ROWS)
 
     def pack(self, last_layers: SolvedLayer) -> list[Any]:
         """W and its ridge."""
