@@ -306,7 +306,7 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["fot"], ["No such command 'fot'"]),
         (["fit", "train.csv"], ["Missing argument 'FORMULA'", "cfiv fit --help"]),
         (["fit", "train.csv", demand.FORMULA], ["Missing option '--out'"]),
-        ([*FIT, "--estimator", "ols"], ["'ols' is not one of 'dfiv', 'kernel-iv', '2sls'"]),
+        ([*FIT, "--estimator", "ols"], ["'ols' is not one of 'dfiv', 'kernel-iv', 'sieve-iv', '2sls'"]),
         ([*FIT, "--seed", "-1"], ["--seed", "-1"]),
         ([*FIT, "--steps", "-1"], ["steps must be", "-1"]),
         ([*FIT, "--steps", "9", "--estimator", "2sls"], ["--steps is not for --estimator 2sls", "got --steps 9"]),

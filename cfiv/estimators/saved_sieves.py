@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.file_values import fields, flag, listed, number, numbers, whole
+from cfiv.file_values import fields, flag, listed, number, whole
 from cfiv.numerics.sieve_basis import SieveBasis
 from cfiv.numerics.sieve_choice import SieveChoice
-from cfiv.numerics.splines import Array, Spline
+from cfiv.numerics.splines import Spline
 
 #: Degrees, segments and columns beyond which a file is not believed.
 MOST = 2**20
@@ -56,7 +56,6 @@ def choice_from_values(values: Any, *, treatments: int, covariates: int) -> Siev
     fields(values, *SieveChoice.__dataclass_fields__)
     count = len(listed(values["segments"]))
     bases = tuple(sieve_from_values(basis, treatments=treatments, covariates=covariates) for basis in listed(values["bases"]))
-    width = sum(basis.width for basis in bases)
     if not 1 <= len(bases) <= count:
         raise ValueError(f"{len(bases)} bases of {count} sizes")
     return SieveChoice(
@@ -67,7 +66,6 @@ def choice_from_values(values: Any, *, treatments: int, covariates: int) -> Siev
         threshold=_positive([values["threshold"]], 1)[0],
         chosen=whole(values["chosen"], 0, count - 1),
         bases=bases,
-        covariance=_covariance(values["covariance"], width),
     )
 
 
@@ -97,10 +95,3 @@ def _positive(values: Any, count: int) -> tuple[float, ...]:
     if min(found) < 0:
         raise ValueError(f"expected numbers >= 0, got {min(found)}")
     return found
-
-
-def _covariance(values: Any, width: int) -> Array:
-    covariance = numbers(values, (width, width))
-    if (covariance.diagonal() < 0).any():
-        raise ValueError("a negative variance")
-    return covariance

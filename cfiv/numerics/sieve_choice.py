@@ -47,9 +47,8 @@ class SieveChoice:
     chosen : int
         Position of the size chosen.
     bases : tuple of SieveBasis
-        Of the sizes that a band is taken over: all but the two largest, or all if the second largest was chosen.
-    covariance : array (P, P)
-        Of their coefficients side by side, of a standardised outcome: its ratios are what matters.
+        Of the sizes that a band is a supremum over, with the one chosen: all but the two largest, or all if the second largest
+        was chosen.
     """
 
     segments: tuple[int, ...]
@@ -59,37 +58,11 @@ class SieveChoice:
     threshold: float
     chosen: int
     bases: tuple[SieveBasis, ...]
-    covariance: Array
 
     @property
     def allowance(self) -> float:
         """``A theta*``, ``A = max(0, log log J)``: what the band adds to its critical value for the bias."""
         return max(0.0, math.log(math.log(self.sizes[self.chosen]))) * self.threshold
-
-    def critical_value(
-        self, functionals: Callable[[SieveBasis], Array], *, level: float, draws: int, generator: np.random.Generator
-    ) -> float:
-        """``z*``: the quantile of the largest ``|D*_J / sigma_J|`` over points and sizes.
-
-        The band of the chosen size is ``h +- (z* + allowance) sigma``.
-
-        Parameters
-        ----------
-        functionals : callable
-            From a basis to one row a point (m, p) of what multiplies the coefficients: the columns there, or their derivatives.
-        level : float
-            Between 0 and 1.
-        draws : int
-        generator : Generator
-        """
-        changes, start = _draws(self.covariance, draws, generator), 0
-        largest = np.zeros(draws)
-        for basis in self.bases:
-            own = slice(start, start + basis.width)
-            start += basis.width
-            rows = functionals(basis)
-            np.maximum(largest, _largest(changes[:, own] @ rows.T, _deviations(rows, self.covariance[own, own])), out=largest)
-        return float(np.quantile(largest, level))
 
 
 def choose_size(
@@ -132,7 +105,6 @@ def choose_size(
     second = max(0, len(fits) - 2)
     chosen = min(agreeing[0], second)
     kept = fits if chosen == second else fits[:second]
-    width = sum(fit.basis.width for fit in kept)
     choice = SieveChoice(
         segments=tuple(segments),
         sizes=tuple(fit.basis.size for fit in fits),
@@ -141,7 +113,6 @@ def choose_size(
         threshold=threshold,
         chosen=chosen,
         bases=tuple(fit.basis for fit in kept),
-        covariance=covariance[:width, :width].copy(),
     )
     return fits[chosen], choice
 

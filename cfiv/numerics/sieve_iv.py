@@ -111,10 +111,10 @@ def fit_basis(basis: SieveBasis, rows: SieveRows) -> SieveFit:
     p, q = basis.width, basis.instrument_width
     gram, outcome = np.zeros((p + q, p + q)), np.zeros(q)
     for block, structural, instruments in rows.columns(basis):
-        both = np.concatenate([structural, instruments], axis=1)
-        weighted = both * rows.weights[block, None]
-        gram += weighted.T @ both
-        outcome += weighted[:, p:].T @ rows.outcome[block]
+        root = np.sqrt(rows.weights[block])
+        both = np.concatenate([structural, instruments], axis=1) * root[:, None]
+        gram += both.T @ both
+        outcome += both[:, p:].T @ (root * rows.outcome[block])
     own, whitener, cross = _whitener(gram[:p, :p]), _whitener(gram[p:, p:]), gram[p:, :p]
     # In orthonormal directions of both bases, so that what is inverted has the condition number 1 / s.
     left, singular, right = np.linalg.svd(whitener.T @ cross @ own, full_matrices=False)

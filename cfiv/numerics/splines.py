@@ -73,30 +73,28 @@ class Spline:
         if self.is_straight:
             return shares[:, None]
         inside = np.clip(shares, 0.0, 1.0)
-        columns = BSpline.design_matrix(inside, self._knots(), self.degree).toarray()[:, 1:]
+        basis = self._basis()
+        columns: Array = basis(inside)
         beyond = shares - inside
         if beyond.any():
-            below, above = self._slopes(np.array([0.0, 1.0]))
+            below, above = basis.derivative()(np.array([0.0, 1.0]))
             columns += np.where(beyond < 0, beyond, 0.0)[:, None] * below + np.where(beyond > 0, beyond, 0.0)[:, None] * above
-        return np.asarray(columns)
+        return columns
 
     def derivatives(self, values: Array) -> Array:
         """Of the columns with respect to a value in the user's units, shape (n, width)."""
         if self.is_straight:
             return np.full((len(values), 1), 1 / (self.high - self.low))
-        return self._slopes(np.clip(self._shares(values), 0.0, 1.0)) / (self.high - self.low)
+        inside = np.clip(self._shares(values), 0.0, 1.0)
+        return np.asarray(self._basis().derivative()(inside) / (self.high - self.low))
 
     def _shares(self, values: Array) -> Array:
         return np.asarray((values.astype(np.float64, copy=False) - self.low) / (self.high - self.low))
 
-    def _knots(self) -> Array:
-        """With the ends as often as it takes for a basis."""
-        return np.concatenate([np.zeros(self.degree + 1), self.inner, np.ones(self.degree + 1)])
-
-    def _slopes(self, shares: Array) -> Array:
-        """Derivatives with respect to the share, at shares in [0, 1]."""
-        basis = BSpline(self._knots(), np.eye(self.width + 1), self.degree)
-        return np.asarray(basis.derivative()(shares))[:, 1:]
+    def _basis(self) -> BSpline:
+        """All but the first, of a share in [0, 1]."""
+        knots = np.concatenate([np.zeros(self.degree + 1), self.inner, np.ones(self.degree + 1)])
+        return BSpline(knots, np.eye(self.width + 1)[:, 1:], self.degree)
 
 
 def side_by_side(splines: tuple[Spline, ...], values: Array) -> Array:
