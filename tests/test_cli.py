@@ -311,6 +311,8 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         ([*FIT, "--steps", "-1"], ["steps must be", "-1"]),
         ([*FIT, "--steps", "9", "--estimator", "2sls"], ["--steps is not for --estimator 2sls", "got --steps 9"]),
         ([*FIT, "--landmarks", "9"], ["--landmarks is not for --estimator dfiv"]),
+        ([*FIT, "--segments", "9"], ["--segments is not for --estimator dfiv"]),
+        ([*FIT, "--segments", "0", "--estimator", "sieve-iv"], ["segments must be a whole number between 1 and", "got 0"]),
         ([*FIT, "--estimator", "2sls", "--covariance", "HC3"], ["covariance must be one of", "'HC3'"]),
         ([*FIT, "--estimator", "2sls", "--clusters", "time"], ["set covariance='clustered'"]),
         (["demo", "--estimator", "ols", "--out", "demo"], ["'ols' is not one of"]),
