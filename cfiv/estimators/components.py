@@ -17,9 +17,8 @@ from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix
-from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 from cfiv.numerics.sieve_choice import SieveChoice
-from cfiv.numerics.sieve_iv import BLOCK
 from cfiv.numerics.two_stage import Structure, structural_features, structural_grid
 from cfiv.tensor_file import owned
 
@@ -179,7 +178,7 @@ class KernelComponent:
 
 @dataclass(frozen=True, eq=False)
 class SieveComponent:
-    """``h(t, x) = c' f(t, x)`` with splines ``f``; what inference needs besides is data.
+    """``h(t, x) = c' f(t, x)`` with splines ``f``.
 
     Parameters
     ----------
@@ -199,15 +198,7 @@ class SieveComponent:
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); columns of a block of rows at a time."""
-        rows = max(1, BLOCK // self.basis.width)
-        values = [
-            self.basis.structural_columns(
-                treatment[start : start + rows], None if covariates is None else covariates[start : start + rows]
-            )
-            @ self.coefficients
-            for start in range(0, len(treatment), rows)
-        ]
-        return np.concatenate(values)
+        return in_blocks(self.basis.structural_columns, self.coefficients, treatment, covariates)
 
     def cross(self, treatments: Array, covariates: Array | None) -> Array:
         """``h`` at each treatment with each row of covariates, shape (b, n)."""

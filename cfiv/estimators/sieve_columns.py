@@ -121,14 +121,15 @@ class SieveColumns:
         levels = np.quantile(covariates, [0.25, 0.5, 0.75] if self.options.structure == "tensor" else [0.5], axis=0)
         return np.tile(points, (len(levels), 1)), np.repeat(levels, len(points), axis=0)
 
-    def refuse(self, fit: SieveFit) -> DataError:
+    def refusal(self, fit: SieveFit) -> DataError:
         """The error that says why the columns do not determine the coefficients."""
         basis, rows = fit.basis, self.rows
         if fit.rank < basis.width:
             few = self._of_few_values("treatment", rows.treatments, basis.treatments)
             return DataError(
                 f"the splines of treatments and covariates have {basis.width} columns, of which {fit.rank} are independent in "
-                f"these rows{few}: use fewer segments, knots='quantiles', or write a column of few values as C(column)"
+                f"these rows{few}: use fewer segments, a lower degree or knots='quantiles', or write a column of few values as "
+                "C(column)"
             )
         if fit.instrument_rank < basis.width:
             few = self._of_few_values("instruments", rows.instruments, basis.instruments)

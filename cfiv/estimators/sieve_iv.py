@@ -15,9 +15,9 @@ from cfiv.estimators.components import SieveComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.sieve_columns import INSTRUMENT_SEGMENTS, SieveColumns, SplineOptions, Structure
 from cfiv.estimators.units import Standardiser, check_units
-from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 from cfiv.numerics.sieve_choice import TOLERANCE, SieveChoice, choose_size
-from cfiv.numerics.sieve_iv import BLOCK, SieveFit, fit_basis
+from cfiv.numerics.sieve_iv import SieveFit, fit_basis
 from cfiv.numerics.splines import Knots
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -176,9 +176,22 @@ class SieveIV(StructuralEstimator):
         if not intercept:
             warn_of_learned_constant(self)
         scale = Standardiser.fit(data.outcome[:, None], data.weights)
-        columns = SieveColumns.of(
+        columns = self._columns(data, outcome=scale.apply(data.outcome))
+        fit, choice = self._fit_and_choice(columns)
+        if not fit.determined:
+            raise columns.refusal(fit)
+        self.segments_ = int(self.segments) if choice is None else choice.segments[choice.chosen]
+        records = _records(fit, choice, segments=self.segments_)
+        self.sizes_ = pd.DataFrame(records)
+        component = SieveComponent(fit.basis, _in_units(fit.coefficients, scale), choice)
+        reduced_form = SieveReducedForm(fit.basis, _in_units(fit.reduced, scale))
+        return Estimate((component,), reduced_form, _facts(fit, choice, records), pd.DataFrame())
+
+    def _columns(self, data: IVData, *, outcome: Array) -> SieveColumns:
+        """The columns of the roles, with a standardised outcome (n,)."""
+        return SieveColumns.of(
             data,
-            outcome=scale.apply(data.outcome),
+            outcome=outcome,
             plain=None if self._roles() is None or data.frame is None else frozenset(map(str, data.frame.columns)),
             options=SplineOptions(
                 structure=self.structure,
@@ -188,32 +201,25 @@ class SieveIV(StructuralEstimator):
                 knots=self.knots,
             ),
         )
-        smallest = columns.basis(1 if self.segments == "auto" else int(self.segments))
-        if smallest.instrument_width >= len(data):
+
+    def _fit_and_choice(self, columns: SieveColumns) -> tuple[SieveFit, SieveChoice | None]:
+        """Of the segments given, or of those that the data choose."""
+        smallest, rows = columns.basis(1 if self.segments == "auto" else int(self.segments)), columns.rows
+        if smallest.instrument_width >= len(rows):
             raise DataError(
-                f"SieveIV needs more rows than its {smallest.instrument_width} instrument columns, got {len(data)} rows: use "
+                f"SieveIV needs more rows than its {smallest.instrument_width} instrument columns, got {len(rows)} rows: use "
                 "fewer instruments, covariates or segments, or structure='linear'"
             )
-        choice: SieveChoice | None = None
-        if self.segments == "auto":
-            fit, choice = choose_size(
-                columns.basis,
-                columns.rows,
-                columns.points(),
-                variables=columns.variables,
-                draws=int(self.draws),
-                generator=np.random.default_rng(self.random_state),
-            )
-        else:
-            fit = fit_basis(smallest, columns.rows)
-        if not fit.determined:
-            raise columns.refuse(fit)
-        self.segments_ = int(self.segments) if choice is None else choice.segments[choice.chosen]
-        records = _records(fit, choice, segments=self.segments_)
-        self.sizes_ = pd.DataFrame(records)
-        component = SieveComponent(fit.basis, _in_units(fit.coefficients, scale), choice)
-        reduced_form = SieveReducedForm(fit.basis, _in_units(fit.reduced, scale))
-        return Estimate((component,), reduced_form, _facts(fit, choice, records), pd.DataFrame())
+        if self.segments != "auto":
+            return fit_basis(smallest, rows), None
+        return choose_size(
+            columns.basis,
+            rows,
+            columns.points(),
+            variables=columns.variables,
+            draws=int(self.draws),
+            generator=np.random.default_rng(self.random_state),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,15 +231,7 @@ class SieveReducedForm:
 
     def __call__(self, instruments: Array, covariates: Array | None) -> Array:
         """Shape (n,), at instruments (n, k) and covariates (n, c)."""
-        rows = max(1, BLOCK // self.basis.instrument_width)
-        values = [
-            self.basis.instrument_columns(
-                instruments[start : start + rows], None if covariates is None else covariates[start : start + rows]
-            )
-            @ self.reduced
-            for start in range(0, len(instruments), rows)
-        ]
-        return np.concatenate(values)
+        return in_blocks(self.basis.instrument_columns, self.reduced, instruments, covariates)
 
 
 def _in_units(coefficients: Array, scale: Standardiser) -> Array:

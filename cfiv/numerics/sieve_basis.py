@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cfiv.numerics.splines import Array, Spline, row_products, side_by_side, with_constant
+
+#: Numbers of a block of rows that are held at once, 32 MB.
+BLOCK = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +87,7 @@ class SieveBasis:
         if not self.products:
             return 1 + _widths(self.covariates)
         straight = [spline for spline in self.covariates if spline.is_straight]
-        return int(np.prod([1 + len(straight), *(1 + spline.width for spline in self.covariates if not spline.is_straight)]))
+        return math.prod([1 + len(straight), *(1 + spline.width for spline in self.covariates if not spline.is_straight)])
 
     def _joined(self, own: Array, covariates: Array | None, *, constant: bool) -> Array:
         """Columns of treatments or instruments with those of covariates; without ``constant`` those of a derivative."""
@@ -103,6 +107,14 @@ class SieveBasis:
             if not spline.is_straight:
                 columns = row_products(columns, with_constant(spline.columns(covariates[:, j])))
         return columns
+
+
+def in_blocks(columns: Callable[[Array, Array | None], Array], coefficients: Array, own: Array, shared: Array | None) -> Array:
+    """``columns(own, shared) @ coefficients``, shape (n,), whose columns are made for a block of rows at a time."""
+    many = max(1, BLOCK // len(coefficients))
+    starts = range(0, len(own), many)
+    blocks = ((own[start : start + many], None if shared is None else shared[start : start + many]) for start in starts)
+    return np.concatenate([columns(*block) @ coefficients for block in blocks])
 
 
 def _widths(splines: Sequence[Spline]) -> int:

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.sieve_basis import BLOCK, SieveBasis
 from cfiv.numerics.splines import Array
 
-#: Numbers of a block of rows that are held at once, 32 MB.
-BLOCK = 2**22
 #: Variances of directions of a basis, in columns of length one, that rounding cannot tell from zero.
 RESOLVED = 1e-11
 #: Canonical correlations that are rounding.
