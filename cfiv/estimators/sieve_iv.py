@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from cfiv.checks import check_choice, check_random_state, check_whole
+from cfiv.checks import check_choice, check_number, check_random_state, check_whole
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError
+from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import SieveComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.sieve_columns import INSTRUMENT_SEGMENTS, SieveColumns, SplineOptions, Structure
@@ -55,6 +55,9 @@ class SieveIV(StructuralEstimator):
         Pieces of the splines of instruments; None is four times ``segments``.
     knots : {"uniform", "quantiles"}
         Where pieces meet: equally spaced over the range of training, or at quantiles there.
+    undersmooth : float
+        With "auto", how many times as many functions of the treatment to take as the rule prefers, from 1 to 10: for intervals,
+        whose bias must be small beside their width. See the notes.
     draws : int
         Of Gaussian multipliers, by which "auto" judges differences.
     random_state : int, Generator or None
@@ -90,6 +93,9 @@ class SieveIV(StructuralEstimator):
     The choice is the rule of Chen, Christensen and Kankanala (:mod:`cfiv.numerics.sieve_choice`). It compares curves over the
     range of each treatment at 50 points, the other columns at their medians (with "tensor", covariates at their quartiles as
     well), and tries no size that has more than one instrument column for four rows.
+
+    **Intervals need a larger size than estimates.** The rule balances bias and noise, and its allowance for bias may be far too
+    small: see the coverage in ``docs/estimators/sieve_iv.md``. With ``undersmooth`` of 1.4 to 2 bands are wide, and hold.
 
     A fit costs O(n (p + q)^2) for each size and holds blocks of rows: a million rows are no matter. The estimate of a given
     size is consistent only if sizes grow with n, and intervals around it are those of its own basis.
@@ -129,6 +135,7 @@ class SieveIV(StructuralEstimator):
         instrument_degree: int = 4,
         instrument_segments: int | None = None,
         knots: Knots = "uniform",
+        undersmooth: float = 1.0,
         draws: int = 1000,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
@@ -146,6 +153,7 @@ class SieveIV(StructuralEstimator):
         self.instrument_degree = instrument_degree
         self.instrument_segments = instrument_segments
         self.knots = knots
+        self.undersmooth = undersmooth
         self.draws = draws
         self.random_state = random_state
 
@@ -167,6 +175,11 @@ class SieveIV(StructuralEstimator):
                 alternative=f"or None for {INSTRUMENT_SEGMENTS} times the segments",
             )
         check_choice("knots", self.knots, ("uniform", "quantiles"))
+        check_number("undersmooth", self.undersmooth, least=1.0, most=10.0)
+        if self.undersmooth > 1 and self.segments != "auto":
+            raise ParameterError(
+                f"undersmooth={self.undersmooth:g} is for segments='auto', got segments={self.segments}: give more segments"
+            )
         check_whole("draws", self.draws, least=100, most=1_000_000)
         check_random_state(self.random_state)
 
@@ -217,6 +230,7 @@ class SieveIV(StructuralEstimator):
             rows,
             columns.points(),
             variables=columns.variables,
+            undersmooth=float(self.undersmooth),
             draws=int(self.draws),
             generator=np.random.default_rng(self.random_state),
         )
@@ -262,4 +276,6 @@ def _facts(fit: SieveFit, choice: SieveChoice | None, records: list[dict[str, An
     }
     if choice is not None:
         facts |= {"Contrasts allowed": f"{TOLERANCE * choice.threshold:.3g}", "Allowance of a band": f"{choice.allowance:.3g}"}
+        if choice.chosen > choice.rule:
+            facts["Undersmoothed from"] = f"{choice.segments[choice.rule]} segments"
     return facts | {"Sizes": records}

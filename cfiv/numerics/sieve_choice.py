@@ -6,6 +6,10 @@ Sizes double: 1, 2, 4, ... segments, while ``J sqrt(log J) max((.1 log n)^4, 1 /
 pairs, ``a = min(1/2, sqrt(log J_max / J_max))``, and the size chosen is the smallest that disagrees with none larger by more
 than ``1.1 theta*``, and at most the second largest.
 
+That size balances bias and noise, which is why the band around it has an allowance for its bias. Where instruments tell fine
+functions apart exponentially badly (Gaussian copulas do) the allowance is too small. A larger size, whose bias is small beside
+its noise, needs none: with ``undersmooth`` that is the smallest with so many times as many functions.
+
 References
 ----------
 Chen, Christensen, Kankanala, "Adaptive Estimation and Uniform Confidence Bands for Nonparametric Structural Functions and
@@ -44,11 +48,11 @@ class SieveChoice:
         The largest disagreement of each size with a larger one; 0 for the largest.
     threshold : float
         ``theta*``; 0 where there is one size, which can disagree with none.
-    chosen : int
-        Position of the size chosen.
+    rule, chosen : int
+        Positions of the size that the rule prefers, and of the one taken, which is larger where it is undersmoothed.
     bases : tuple of SieveBasis
-        Of the sizes that a band is a supremum over, with the one chosen: all but the two largest, or all if the second largest
-        was chosen.
+        Of the sizes that a band is a supremum over, with the one taken: all but the two largest, or all if the second largest
+        was chosen; the one alone where it is undersmoothed.
     """
 
     segments: tuple[int, ...]
@@ -56,12 +60,15 @@ class SieveChoice:
     correlations: tuple[float, ...]
     contrasts: tuple[float, ...]
     threshold: float
+    rule: int
     chosen: int
     bases: tuple[SieveBasis, ...]
 
     @property
     def allowance(self) -> float:
-        """``A theta*``, ``A = max(0, log log J)``: what the band adds to its critical value for the bias."""
+        """``A theta*``, ``A = max(0, log log J)``: what a band adds to its critical value for bias; 0 if undersmoothed."""
+        if self.chosen > self.rule:
+            return 0.0
         return max(0.0, math.log(math.log(self.sizes[self.chosen]))) * self.threshold
 
 
@@ -71,6 +78,7 @@ def choose_size(
     points: tuple[Array, Array | None],
     *,
     variables: int,
+    undersmooth: float,
     draws: int,
     generator: np.random.Generator,
 ) -> tuple[SieveFit, SieveChoice | None]:
@@ -85,6 +93,8 @@ def choose_size(
         Treatments and covariates at which sizes are compared.
     variables : int
         How many variables have splines: sizes go up to n^(1 / log2(2 variables)).
+    undersmooth : float
+        How many times the functions of the size that the rule prefers, >= 1; the largest size where none has so many.
     draws : int
     generator : Generator
 
@@ -103,14 +113,17 @@ def choose_size(
     contrasts, threshold = _contrasts(fits, covariance, points, draws, generator)
     agreeing = [i for i, contrast in enumerate(contrasts) if contrast <= TOLERANCE * threshold]
     second = max(0, len(fits) - 2)
-    chosen = min(agreeing[0], second)
-    kept = fits if chosen == second else fits[:second]
+    rule = min(agreeing[0], second)
+    enough = [i for i, fit in enumerate(fits) if fit.basis.size >= undersmooth * fits[rule].basis.size]
+    chosen = enough[0] if enough else len(fits) - 1
+    kept = [fits[chosen]] if chosen > rule else fits if rule == second else fits[:second]
     choice = SieveChoice(
         segments=tuple(segments),
         sizes=tuple(fit.basis.size for fit in fits),
         correlations=tuple(fit.correlation for fit in fits),
         contrasts=tuple(contrasts),
         threshold=threshold,
+        rule=rule,
         chosen=chosen,
         bases=tuple(fit.basis for fit in kept),
     )

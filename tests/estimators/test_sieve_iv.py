@@ -174,6 +174,10 @@ def test_it_says_what_it_compared_and_what_it_took() -> None:
     text = str(model.summary())
     for part in ("Structural columns", "Instrument columns", "Smallest canonical correlation", "Contrasts allowed", "Sizes"):
         assert part in text
+    wider = SieveIV(undersmooth=1.4, random_state=0).fit(drawn(2000, seed=0))
+    assert wider.sizes_.drop(columns="chosen").equals(model.sizes_.drop(columns="chosen"))
+    assert f"Undersmoothed from              {model.segments_} segments" in str(wider.summary())
+    assert wider.segments_ > model.segments_
     fixed = SieveIV(segments=3, instrument_segments=5).fit(drawn(2000, seed=0))
     assert component(fixed).choice is None
     assert (component(fixed).basis.width, component(fixed).basis.instrument_width) == (6, 9)
@@ -252,6 +256,8 @@ def test_images_are_refused() -> None:
         ({"instrument_segments": 0}, "instrument_segments must be a whole number between 1 and 1000, or None for 4 times"),
         ({"structure": "product"}, "structure must be one of 'additive', 'tensor', 'linear', got 'product'"),
         ({"knots": "random"}, "knots must be 'uniform' or 'quantiles', got 'random'"),
+        ({"undersmooth": 0.5}, "undersmooth must be between 1 and 10, got 0.5"),
+        ({"undersmooth": 2.0, "segments": 3}, "undersmooth=2 is for segments='auto', got segments=3: give more segments"),
         ({"draws": 99}, "draws must be a whole number between 100 and 1000000, got 99"),
         ({"random_state": -1}, "random_state must be a whole number >= 0"),
     ],
@@ -307,6 +313,7 @@ def _changed(values: Any, path: list[Any], new: Any) -> Any:
         (["basis", "treatments", 0, "low"], float("nan")),
         (["choice", "segments"], [1]),
         (["choice", "threshold"], -1.0),
+        (["choice", "rule"], -1),
         (["choice", "chosen"], 99),
         (["choice", "bases"], []),
         (["choice", "correlations", 0], -0.5),

@@ -155,10 +155,11 @@ def test_products_hold_sums_and_every_interaction_with_a_straight_covariate() ->
     np.testing.assert_allclose(both @ np.linalg.lstsq(both, wanted)[0], wanted, atol=1e-8)
 
 
-def chosen(data: SieveRows, *, draws: int = 1000, seed: int = 0) -> tuple[SieveFit, SieveChoice]:
+def chosen(data: SieveRows, *, draws: int = 1000, seed: int = 0, undersmooth: float = 1.0) -> tuple[SieveFit, SieveChoice]:
     points = (np.linspace(data.treatments.min(), data.treatments.max(), 50)[:, None], None)
     make: Callable[[int], SieveBasis] = lambda segments: basis(data, segments)  # noqa: E731
-    fit, choice = choose_size(make, data, points, variables=1, draws=draws, generator=np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    fit, choice = choose_size(make, data, points, variables=1, undersmooth=undersmooth, draws=draws, generator=generator)
     assert choice is not None
     return fit, choice
 
@@ -175,6 +176,17 @@ def test_the_size_is_the_smallest_that_no_larger_one_contradicts_and_no_larger_t
     assert max(costs) <= 10 * np.sqrt(2000)
     assert fit.basis in choice.bases
     assert choice.allowance == max(0.0, np.log(np.log(fit.basis.size))) * choice.threshold
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("undersmooth", "size"), [(1.0, 4), (1.2, 5), (1.4, 7), (2.0, 11), (9.0, 19)])
+def test_an_undersmoothed_size_has_so_many_times_the_functions_and_no_allowance(undersmooth: float, size: int) -> None:
+    data = rows("line", 1000)
+    (_, plain), (fit, choice) = chosen(data), chosen(data, undersmooth=undersmooth)
+    assert (choice.rule, choice.threshold, choice.sizes) == (plain.chosen, plain.threshold, plain.sizes)
+    assert fit.basis.size == choice.sizes[choice.chosen] == size
+    assert choice.allowance == (plain.allowance if undersmooth == 1 else 0.0)
+    assert choice.bases == ((fit.basis,) if undersmooth > 1 else choice.bases)
 
 
 @pytest.mark.statistical
