@@ -42,6 +42,7 @@ __all__ = [
     "ParameterError",
     "Proximal",
     "Ridge",
+    "SieveIV",
     "StructuralFunction",
     "Training",
     "TrainingWarning",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from cfiv.estimators.least_squares import LeastSquares
     from cfiv.estimators.model_file import load
     from cfiv.estimators.network_regression import NetworkRegression
+    from cfiv.estimators.sieve_iv import SieveIV
     from cfiv.estimators.structural import StructuralFunction
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
@@ -81,6 +83,7 @@ else:
         "NetworkRegression": "cfiv.estimators.network_regression",
         "Proximal": "cfiv.learning.last_layer",
         "Ridge": "cfiv.learning.last_layer",
+        "SieveIV": "cfiv.estimators.sieve_iv",
         "StructuralFunction": "cfiv.estimators.structural",
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",

@@ -178,6 +178,7 @@ def demand(
 @SEED
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
+@click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
 @click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option("--clusters", metavar="COLUMN", help="Column of groups of rows for --covariance clustered.")
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")

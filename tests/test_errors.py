@@ -62,6 +62,7 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     "TwoStageLeastSquares.fit": lambda _: cfiv.TwoStageLeastSquares(FORMULA).fit(table()),
     "of few clusters": lambda _: cfiv.LeastSquares("y ~ [t ~ z]", covariance="clustered", clusters="g").fit(table()),
     "KernelIV.fit": lambda _: cfiv.KernelIV(FORMULA).fit(table()),
+    "SieveIV.fit": lambda _: cfiv.SieveIV("y ~ 0 + [t ~ z]").fit(table()),
     "NetworkRegression.fit": lambda _: cfiv.NetworkRegression(FORMULA, steps=1, progress=False).fit(table()),
     "DFIV.fit": lambda _: cfiv.DFIV(FORMULA, steps=1, progress=False).fit(table()),
     "of the constant": lambda _: cfiv.DFIV("y ~ 0 + [t ~ z]", steps=1, progress=False).fit(table()),

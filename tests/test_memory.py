@@ -65,6 +65,7 @@ def test_what_was_told_is_not_told_again() -> None:
 
 REMEDIES = {
     cfiv.KernelIV: "landmarks=1000",
+    cfiv.SieveIV: "fewer segments",
     cfiv.DFIV: "smaller batch_size",
     cfiv.NetworkRegression: "smaller batch_size",
     cfiv.TwoStageLeastSquares: "fewer rows",

@@ -60,6 +60,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "TwoStageLeastSquares": lambda seed: cfiv.TwoStageLeastSquares(FORMULA),
     "LeastSquares": lambda seed: cfiv.LeastSquares(FORMULA),
     "KernelIV": lambda seed: cfiv.KernelIV(FORMULA, ridge1=1e-3, ridge2=1e-3, landmarks=20, random_state=seed),
+    "SieveIV": lambda seed: cfiv.SieveIV(FORMULA, random_state=seed),
     "DFIV": lambda seed: cfiv.DFIV(FORMULA, steps=3, progress=False, random_state=seed),
     "DFIV that draws": lambda seed: cfiv.DFIV(
         FORMULA, steps=3, treatment_network=Dropping, swap=False, progress=False, random_state=seed

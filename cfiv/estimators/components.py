@@ -17,6 +17,8 @@ from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix
+from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
+from cfiv.numerics.sieve_choice import SieveChoice
 from cfiv.numerics.two_stage import Structure, structural_features, structural_grid
 from cfiv.tensor_file import owned
 
@@ -172,3 +174,32 @@ class KernelComponent:
             for rows in blocks(rows=len(given), columns=len(points))
         ]
         return self.outcome_scale.undo(np.concatenate(values, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class SieveComponent:
+    """``h(t, x) = c' f(t, x)`` with splines ``f``.
+
+    Parameters
+    ----------
+    basis : SieveBasis
+    coefficients : array (p,)
+        In the outcome's units.
+    choice : SieveChoice or None
+        How the number of segments was chosen; None where it was given.
+    """
+
+    basis: SieveBasis
+    coefficients: Array
+    choice: SieveChoice | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficients", np.array(self.coefficients))
+
+    def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
+        """``h`` at each row, shape (n,); columns of a block of rows at a time."""
+        return in_blocks(self.basis.structural_columns, self.coefficients, treatment, covariates)
+
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each treatment with each row of covariates, shape (b, n)."""
+        return self.basis.grid(self.coefficients, treatments, covariates)

@@ -65,6 +65,7 @@ class Registered:
 _ESTIMATORS = (
     Registered("dfiv", "DFIV", "DFIV", "cfiv.estimators.dfiv", "deep feature instrumental variables"),
     Registered("kernel-iv", "Kernel IV", "KernelIV", "cfiv.estimators.kernel_iv", "kernel instrumental variables"),
+    Registered("sieve-iv", "Sieve IV", "SieveIV", "cfiv.estimators.sieve_iv", "splines, as many as the data bear"),
     Registered("2sls", "2SLS", "TwoStageLeastSquares", "cfiv.estimators.two_sls", "two-stage least squares"),
     Registered("least-squares", "Least squares", "LeastSquares", "cfiv.estimators.least_squares", "ignores the confounder"),
     Registered("network", "Network", "NetworkRegression", "cfiv.estimators.network_regression", "ignores the confounder"),

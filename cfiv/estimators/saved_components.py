@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError
-from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent
+from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent, SieveComponent
+from cfiv.estimators.saved_sieves import choice_from_values, choice_to_values, sieve_from_values, sieve_to_values
 from cfiv.estimators.units import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
@@ -71,6 +72,13 @@ def component_to_values(component: Component) -> dict[str, Any]:
             "coefficients": expansion.coefficients,
             "outcome_scale": _scale_to_values(component.outcome_scale),
         }
+    if isinstance(component, SieveComponent):
+        return {
+            "kind": "sieve",
+            "basis": sieve_to_values(component.basis),
+            "coefficients": component.coefficients,
+            "choice": None if component.choice is None else choice_to_values(component.choice),
+        }
     if isinstance(component, NetworkComponent):
         networks = {"treatment": component.treatment_network, "covariate": component.covariate_network}
         return {
@@ -121,6 +129,16 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
         if not bool((expansion.bandwidths > 0).all()):
             raise ValueError("a bandwidth is not positive")
         return KernelComponent(expansion, _scale_from_values(values["outcome_scale"], ()))
+    if kind == "sieve":
+        fields(values, "kind", "basis", "coefficients", "choice")
+        (columns,) = inputs.treatment
+        basis = sieve_from_values(values["basis"], treatments=columns, covariates=inputs.covariates)
+        chosen = values["choice"]
+        return SieveComponent(
+            basis,
+            numbers(values["coefficients"], (basis.width,)),
+            None if chosen is None else choice_from_values(chosen, treatments=columns, covariates=inputs.covariates),
+        )
     choice(kind, ("network",))
     return _network_component(values, inputs, given)
 

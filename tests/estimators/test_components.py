@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from cfiv.estimators.components import TOGETHER, Component, KernelComponent, LinearComponent, NetworkComponent
+from cfiv.estimators.components import TOGETHER, Component, KernelComponent, LinearComponent, NetworkComponent, SieveComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.whole_sample import CHUNK
 from cfiv.numerics.kernels import KernelExpansion
+from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.splines import Spline
 from cfiv.numerics.two_stage import Structure
 
 #: Sums of the same float64 numbers in another order.
@@ -49,6 +51,14 @@ def kernel(columns: int) -> KernelComponent:
     return KernelComponent(KernelExpansion(points=points, bandwidths=bandwidths, coefficients=coefficients), SCALE)
 
 
+def sieve(*, products: bool, covariates: int = 2) -> SieveComponent:
+    values = np.random.default_rng(2).normal(size=(30, 4))
+    curves = [Spline.of(column, degree=3, segments=2, knots="uniform") for column in values.T]
+    lines = (curves[2], Spline.straight(values[:, 3]))[:covariates]
+    basis = SieveBasis(treatments=(curves[0], curves[1]), instruments=(curves[0],), covariates=lines, products=products)
+    return SieveComponent(basis, np.random.default_rng(3).normal(size=basis.width))
+
+
 TREATMENTS = np.random.default_rng(0).normal(size=(7, 2))
 COVARIATES = np.random.default_rng(1).normal(size=(5, 2))
 IMAGES = np.random.default_rng(2).normal(size=(3, 2, 2))
@@ -63,6 +73,9 @@ IMAGES = np.random.default_rng(2).normal(size=(3, 2, 2))
         pytest.param(kernel(4), TREATMENTS, COVARIATES, id="kernel"),
         pytest.param(kernel(6), IMAGES, COVARIATES, id="kernel of images"),
         pytest.param(kernel(2), TREATMENTS, None, id="kernel, alone"),
+        pytest.param(sieve(products=False), TREATMENTS, COVARIATES, id="sieve"),
+        pytest.param(sieve(products=True), TREATMENTS, COVARIATES, id="products of sieves"),
+        pytest.param(sieve(products=True, covariates=0), TREATMENTS, None, id="sieve, alone"),
         pytest.param(network("product"), TREATMENTS, COVARIATES, id="product"),
         pytest.param(network("additive"), TREATMENTS, COVARIATES, id="sum"),
         pytest.param(network("product", covariates=False), TREATMENTS, None, id="network, alone"),

@@ -23,7 +23,7 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 import cfiv
-from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, Training, TwoStageLeastSquares
+from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, SieveIV, Training, TwoStageLeastSquares
 from cfiv.errors import ModelFileError, OutputError
 from cfiv.tensor_file import _content, digest
 from tests.estimators import test_contract as contract
@@ -151,7 +151,7 @@ def test_every_kind_of_fit_comes_back_bit_for_bit(arguments: dict[str, Any], pat
 @pytest.mark.law
 @pytest.mark.parametrize("covariates", range(4))
 @pytest.mark.parametrize(
-    "kind", ["DFIV", "current", "NetworkRegression", "KernelIV", "arrays in columns", "networks of arrays"]
+    "kind", ["DFIV", "current", "NetworkRegression", "KernelIV", "SieveIV", "arrays in columns", "networks of arrays"]
 )
 def test_a_loaded_model_predicts_with_the_same_bits_at_any_number_of_rows(kind: str, covariates: int, path: Path) -> None:
     generator = np.random.default_rng(covariates)
@@ -166,6 +166,8 @@ def test_a_loaded_model_predicts_with_the_same_bits_at_any_number_of_rows(kind: 
         trained: Any = (TwoStageLeastSquares() if kind == "arrays in columns" else DFIV(**arguments)).fit(data)
     elif kind == "KernelIV":
         trained = KernelIV(formula, random_state=0).fit(frame)
+    elif kind == "SieveIV":
+        trained = SieveIV(formula, random_state=0).fit(frame)
     elif kind == "NetworkRegression":
         trained = NetworkRegression(formula, **arguments).fit(frame)
     else:

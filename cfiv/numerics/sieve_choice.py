@@ -1,0 +1,187 @@
+"""How many segments: the rule of Chen, Christensen and Kankanala, and what their uniform band needs of it.
+
+Sizes double: 1, 2, 4, ... segments, while ``J sqrt(log J) max((.1 log n)^4, 1 / s_J) <= 10 sqrt(n)``. Two of them disagree by
+``sup_x |h_J(x) - h_J2(x)| / sigma_{J,J2}(x)``; what that would be without any bias is drawn with Gaussian multipliers,
+``D*_J(x) = f_J(x)' sum_i g_i s_i``, the same ``g`` for all sizes. ``theta*`` is the (1 - a) quantile of its largest over all
+pairs, ``a = min(1/2, sqrt(log J_max / J_max))``, and the size chosen is the smallest that disagrees with none larger by more
+than ``1.1 theta*``, and at most the second largest.
+
+That size balances bias and noise, which is why the band around it has an allowance for its bias. Where instruments tell fine
+functions apart exponentially badly (Gaussian copulas do) the allowance is too small. A larger size, whose bias is small beside
+its noise, needs none: with ``undersmooth`` that is the smallest with so many times as many functions.
+
+References
+----------
+Chen, Christensen, Kankanala, "Adaptive Estimation and Uniform Confidence Bands for Nonparametric Structural Functions and
+Elasticities", Review of Economic Studies (arXiv 2107.11869).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.sieve_iv import SieveFit, SieveRows, fit_basis, score_covariance
+from cfiv.numerics.splines import Array
+
+#: Times theta* that sizes may disagree by.
+TOLERANCE = 1.1
+#: Rows for each instrument column that a size needs, or its first stage would repeat the treatment (ours, for small n).
+ROWS_A_COLUMN = 4
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SieveChoice:
+    """Sizes that were compared, and what a band needs of them.
+
+    Parameters
+    ----------
+    segments, sizes : tuple of m int
+        Segments of each size and its J, ascending.
+    correlations : tuple of m float
+        ``s_J``.
+    contrasts : tuple of m float
+        The largest disagreement of each size with a larger one; 0 for the largest.
+    threshold : float
+        ``theta*``; 0 where there is one size, which can disagree with none.
+    rule, chosen : int
+        Positions of the size that the rule prefers, and of the one taken, which is larger where it is undersmoothed.
+    bases : tuple of SieveBasis
+        Of the sizes that a band is a supremum over, with the one taken: all but the two largest, or all if the second largest
+        was chosen; the one alone where it is undersmoothed.
+    """
+
+    segments: tuple[int, ...]
+    sizes: tuple[int, ...]
+    correlations: tuple[float, ...]
+    contrasts: tuple[float, ...]
+    threshold: float
+    rule: int
+    chosen: int
+    bases: tuple[SieveBasis, ...]
+
+    @property
+    def allowance(self) -> float:
+        """``A theta*``, ``A = max(0, log log J)``: what a band adds to its critical value for bias; 0 if undersmoothed."""
+        if self.chosen > self.rule:
+            return 0.0
+        return max(0.0, math.log(math.log(self.sizes[self.chosen]))) * self.threshold
+
+
+def choose_size(
+    make: Callable[[int], SieveBasis],
+    rows: SieveRows,
+    points: tuple[Array, Array | None],
+    *,
+    variables: int,
+    undersmooth: float,
+    draws: int,
+    generator: np.random.Generator,
+) -> tuple[SieveFit, SieveChoice | None]:
+    """Fit sizes and choose one.
+
+    Parameters
+    ----------
+    make : callable
+        From a number of segments to bases.
+    rows : SieveRows
+    points : arrays (m, d) and (m, c) or None
+        Treatments and covariates at which sizes are compared.
+    variables : int
+        How many variables have splines: sizes go up to n^(1 / log2(2 variables)).
+    undersmooth : float
+        How many times the functions of the size that the rule prefers, >= 1; the largest size where none has so many.
+    draws : int
+    generator : Generator
+
+    Returns
+    -------
+    fit : SieveFit
+        Of the size chosen.
+    choice : SieveChoice or None
+        None where the smallest size has no solution.
+    """
+    found = list(_within_reach(make, rows, variables))
+    if not found[0][1].determined:
+        return found[0][1], None
+    segments, fits = [many for many, _ in found], [fit for _, fit in found]
+    covariance = score_covariance(fits, rows)
+    contrasts, threshold = _contrasts(fits, covariance, points, draws, generator)
+    agreeing = [i for i, contrast in enumerate(contrasts) if contrast <= TOLERANCE * threshold]
+    second = max(0, len(fits) - 2)
+    rule = min(agreeing[0], second)
+    enough = [i for i, fit in enumerate(fits) if fit.basis.size >= undersmooth * fits[rule].basis.size]
+    chosen = enough[0] if enough else len(fits) - 1
+    kept = [fits[chosen]] if chosen > rule else fits if rule == second else fits[:second]
+    choice = SieveChoice(
+        segments=tuple(segments),
+        sizes=tuple(fit.basis.size for fit in fits),
+        correlations=tuple(fit.correlation for fit in fits),
+        contrasts=tuple(contrasts),
+        threshold=threshold,
+        rule=rule,
+        chosen=chosen,
+        bases=tuple(fit.basis for fit in kept),
+    )
+    return fits[chosen], choice
+
+
+def _within_reach(make: Callable[[int], SieveBasis], rows: SieveRows, variables: int) -> Iterator[tuple[int, SieveFit]]:
+    """Segments and fits of the sizes that the rows bear; at least the smallest."""
+    n = len(rows)
+    for power in range(max(int(math.log2(n) / math.log2(2 * variables)), 3)):
+        basis = make(2**power)
+        if power and ROWS_A_COLUMN * basis.instrument_width > n:
+            return
+        fit = fit_basis(basis, rows)
+        size, correlation = basis.size, fit.correlation
+        cost = size * math.sqrt(math.log(size)) * max((0.1 * math.log(n)) ** 4, 1 / correlation if correlation else math.inf)
+        if power and cost > 10 * math.sqrt(n):
+            return
+        yield 2**power, fit
+
+
+def _contrasts(
+    fits: Sequence[SieveFit],
+    covariance: Array,
+    points: tuple[Array, Array | None],
+    draws: int,
+    generator: np.random.Generator,
+) -> tuple[list[float], float]:
+    """The largest contrast of each size with larger ones, and theta*."""
+    changes = _draws(covariance, draws, generator)
+    columns = [fit.basis.structural_columns(*points) for fit in fits]
+    ends = np.cumsum([0, *(fit.basis.width for fit in fits)])
+    curves = [own @ fit.coefficients for own, fit in zip(columns, fits, strict=True)]
+    drawn = [changes[:, ends[i] : ends[i + 1]] @ own.T for i, own in enumerate(columns)]
+    largest, worst = np.zeros(draws), [0.0] * len(fits)
+    for i in range(len(fits)):
+        for j in range(i + 1, len(fits)):
+            both = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in (i, j)])
+            spread = _deviations(np.concatenate([columns[i], -columns[j]], axis=1), covariance[np.ix_(both, both)])
+            worst[i] = max(worst[i], float(_largest(curves[i] - curves[j], spread)))
+            np.maximum(largest, _largest(drawn[i] - drawn[j], spread), out=largest)
+    size = fits[-1].basis.size
+    level = 1 - min(0.5, math.sqrt(math.log(size) / size))
+    return worst, float(np.quantile(largest, level)) if len(fits) > 1 else 0.0
+
+
+def _draws(covariance: Array, draws: int, generator: np.random.Generator) -> Array:
+    """Normal with a covariance (P, P), shape (draws, P): what multipliers of rows make of their scores."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((generator.standard_normal((draws, len(values))) * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+
+
+def _deviations(rows: Array, covariance: Array) -> Array:
+    """Standard deviations of ``rows @ c``, shape (m,)."""
+    return np.asarray(np.sqrt(np.maximum(((rows @ covariance) * rows).sum(axis=1), 0.0)))
+
+
+def _largest(values: Array, deviations: Array) -> Array:
+    """The largest ``|value| / deviation`` over points, the last axis; a point without a deviation has no say."""
+    scale = np.where(deviations > 0, 1 / np.where(deviations > 0, deviations, 1.0), 0.0)
+    return np.asarray((np.abs(values) * scale).max(axis=-1))
