@@ -36,6 +36,7 @@ MAY_USE = {
     "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "tables", "estimators"},
     "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
+    "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "datasets", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cfiv.arrays import Array
-from cfiv.estimators.components import LinearComponent
+from cfiv.estimators.components import Component, LinearComponent
 from cfiv.estimators.linear_columns import exogenous_columns
 from cfiv.estimators.structural import StructuralFunction
 
@@ -30,25 +30,26 @@ class StructuralBasis(Protocol):
         ...
 
 
-class LinearInBasis(StructuralBasis, Protocol):
-    """A fitted estimator of ``h(t, x) = f(t, x)' u`` with ``E[phi (Y - f' u)] = 0``: two-stage least squares in fixed bases.
+@runtime_checkable
+class InstrumentBasis(Protocol):
+    """The basis ``phi`` of ``E[phi (Y - f' u)] = 0``: what a fitted estimator has besides."""
 
-    Besides the basis of its structural function it has that of its instruments ``phi``.
+    def instrument_columns(self, instruments: Array, covariates: Array | None) -> Array:
+        """``phi`` at each row, (n, q): with the constant and the covariates' columns; they may depend on one another."""
+        ...
 
-    Parameters
-    ----------
-    coefficients : array (p,)
-        ``u``.
-    """
+
+class LinearInBasis(StructuralBasis, InstrumentBasis, Protocol):
+    """Two-stage least squares in fixed bases: a fitted estimator of ``h(t, x) = f(t, x)' u``."""
 
     @property
     def coefficients(self) -> Array:
         """``u``, (p,)."""
         ...
 
-    def instrument_columns(self, instruments: Array, covariates: Array | None) -> Array:
-        """``phi`` at each row, (n, q): with the constant and the covariates' columns; they may depend on one another."""
-        ...
+
+class Rival(LinearInBasis, Component, Protocol):
+    """A fit of another size, which files keep as they keep components."""
 
 
 @runtime_checkable
@@ -61,8 +62,8 @@ class SizeChosenByData(Protocol):
     """
 
     @property
-    def rivals(self) -> tuple[LinearInBasis, ...]:
-        """Fits of the other sizes that the supremum is over. They are saved as components are."""
+    def rivals(self) -> tuple[Rival, ...]:
+        """Fits of the other sizes that the supremum is over."""
         ...
 
     @property

@@ -1,0 +1,326 @@
+"""Inference: what one fit says of how sure it is, for any question about ``h``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from cfiv.arrays import Array
+from cfiv.errors import ParameterError
+from cfiv.estimators.model_file import function_from_values
+from cfiv.estimators.saved_components import Inputs, component_from_values, component_to_values
+from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.file_values import fields, flag, listed, numbers, text, texts, whole
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.estimates import Estimates, Law
+from cfiv.inference.functionals import Asker, Functionals, any_functional
+from cfiv.inference.linear_in_basis import Rival, basis_of
+from cfiv.inference.seen import Seen
+from cfiv.inference.simultaneous import Multipliers
+from cfiv.inference.strength import Strength
+from cfiv.runtime.surroundings import ordinary_torch
+from cfiv.tensor_file import TensorFile, nested
+
+INFERENCE_FILE = TensorFile(
+    key="cfiv-inference",
+    version=1,
+    digested=1,
+    noun="inference file",
+    remedy="save it again",
+    otherwise="leave out what it belongs to",
+)
+#: What a file holds of it, besides its parts.
+FACTS = ("covariance", "rows", "notes")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inference:
+    """Intervals and bands for ``h``, its effects, averages and derivatives; :func:`cfiv.infer` makes it.
+
+    All estimates are linear functionals ``l' u`` of the coefficients of one basis, with variance ``l' V l``. It holds numbers,
+    no data but the up to 2000 rows that the structural function averages over: saved and loaded, it has intervals for another
+    grid, effect or average.
+
+    Parameters
+    ----------
+    function : StructuralFunction
+        The estimate.
+    law : Law
+        The joint law of its coefficients, level and multipliers.
+    rivals : tuple of Rival
+        Fits of other sizes that a band has to take into account; empty where the size was not chosen from the data.
+    average : Functionals
+        Average derivatives over all rows of training.
+    seen : Seen
+    strength : Strength or None
+        Of the instruments; None where the estimator uses none.
+    covariance : str
+        Which, and by what.
+    rows : int
+        Of training, with a positive weight.
+    notes : tuple of str
+        What to know before relying on it.
+    """
+
+    function: StructuralFunction
+    law: Law
+    rivals: tuple[Rival, ...]
+    average: Functionals = field(repr=False)
+    seen: Seen
+    strength: Strength | None
+    covariance: str
+    rows: int
+    notes: tuple[str, ...]
+
+    def effect(self, *, treatment_from: Any, treatment_to: Any, rows: Any = None) -> Estimates:
+        """``mean_i [h(treatment_to, X_i) - h(treatment_from, X_i)]`` over rows.
+
+        Parameters
+        ----------
+        treatment_from, treatment_to
+            As in :meth:`cfiv.StructuralFunction.effect`: one for all rows, or one for each.
+        rows : table or IVData, optional
+            By default those that ``dose_response`` averages over. The interval is conditional on them: it holds for the
+            average over these very rows, and does not count how far they are from those of a population.
+
+        Returns
+        -------
+        Estimates
+            One.
+
+        Raises
+        ------
+        ParameterError, DataError
+            Where a treatment is not covered, and as in :meth:`predict`.
+        """
+        encoder = self.function.encoder
+        rows = encoder.reference_rows if rows is None else rows
+        both = {"treatment_to": treatment_to, "treatment_from": treatment_from}
+        asked = encoder.at(rows, both)
+        raw = [encoder.treatments_asked(name, value, rows=rows) for name, value in both.items()]
+        inside = np.array([bool(self.seen.within(table).all()) for table in raw])
+        to, given = (_single(self._asker.at_treatments(asked, inside), i) for i in range(2))
+        points = {}
+        for end, table in (("from", raw[1]), ("to", raw[0])):
+            for name, values in table.items():
+                points[f"{name}_{end}"] = [values.iloc[0] if len(table) == 1 else "by row"]
+        ordered = sorted(
+            points, key=lambda name: [f"{column}_{end}" for column in raw[0] for end in ("from", "to")].index(name)
+        )
+        return self._estimates("effect", pd.DataFrame(points)[ordered], to - given)
+
+    def average_derivative(self, rows: Any = None) -> Estimates:
+        """``mean_i dh(T_i, X_i) / dt`` over rows, for each treatment that is a number.
+
+        Parameters
+        ----------
+        rows : table or IVData, optional
+            By default all rows of training, unweighted. The interval is conditional on them.
+
+        Returns
+        -------
+        Estimates
+            One a treatment, in the outcome's units by the treatment's.
+
+        Raises
+        ------
+        ParameterError
+            If no treatment is a number.
+        DataError
+            As in :meth:`predict`.
+        """
+        if not self.seen.columns:
+            raise ParameterError("a derivative needs a treatment that is a number, got categories only: ask for an effect")
+        found = self.average if rows is None else self._asker.derivatives(rows)
+        return self._estimates("average derivative", pd.DataFrame({"treatment": list(self.seen.columns)}), found)
+
+    def dose_response(self, grid: Any, rows: Any = None) -> Estimates:
+        """``mean_i h(t, X_i)`` for each t of a grid; see :meth:`cfiv.StructuralFunction.dose_response`.
+
+        Parameters
+        ----------
+        grid : sequence, table or array (m, ...)
+        rows : table or IVData, optional
+            Rows to average over; the intervals are conditional on them.
+
+        Returns
+        -------
+        Estimates
+            In the grid's order.
+
+        Raises
+        ------
+        ParameterError, DataError
+            Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
+        """
+        table, asked = self.function.encoder.grid(grid, rows)
+        return self._estimates("dose response", table, self._asker.at_treatments(asked, self.seen.within(table)))
+
+    def predict(self, rows: Any) -> Estimates:
+        """``h`` at the treatments and covariates of each row: intervals for the function, not for outcomes.
+
+        Parameters
+        ----------
+        rows : table or IVData
+
+        Returns
+        -------
+        Estimates
+            One a row.
+
+        Raises
+        ------
+        DataError
+            For missing columns, gaps, infinities, unseen categories, or shapes other than in training.
+        """
+        return self._estimates("structural function", self.function.encoder.raw(rows), self._asker.at_rows(rows))
+
+    def functional(self, f: Callable[[Callable[[Any], Array]], Any]) -> Estimates:
+        """Any other linear functional of ``h``.
+
+        Parameters
+        ----------
+        f : callable
+            Takes ``h``, a function from rows (a table or IVData) to values (n,), and returns a number, or several in an array
+            or a Series with labels. It must be linear in ``h``, and is called with each function of the basis.
+
+        Returns
+        -------
+        Estimates
+
+        Raises
+        ------
+        ParameterError
+            If it is not linear in ``h``, or returns no numbers.
+
+        Examples
+        --------
+        >>> import cfiv
+        >>> from cfiv.datasets import demand
+        >>> train, _ = demand.simulate(n=500, seed=0)
+        >>> model = cfiv.TwoStageLeastSquares("sales ~ time + [price ~ fuel]").fit(train.frame)
+        >>> low = train.frame[train.frame["time"] < 5]
+        >>> answer = cfiv.infer(train.frame, model).functional(lambda h: h(low.assign(price=20)).mean() - h(low).mean())
+        >>> answer.table.columns.tolist()
+        ['functional', 'estimate', 'std_error', 'lower', 'upper', 'supported']
+        """
+        if not callable(f):
+            raise ParameterError(f"a functional is a function of h that returns a number, got {type(f).__name__}")
+        given, found = any_functional(self._asker, f, self.function.predict)
+        labels = given.index if isinstance(given, pd.Series) else range(len(found))
+        estimates = self._estimates("functional", pd.DataFrame({"functional": list(labels)}), found)
+        expected = np.atleast_1d(np.asarray(given, dtype=np.float64))
+        rounding = 1e-6 * (np.abs(expected) + estimates.std_errors)
+        if (np.abs(estimates.values - expected) > rounding).any():
+            raise ParameterError(
+                f"the functional is not linear in h: it makes {expected[0]:g} of the estimate, and {estimates.values[0]:g} by "
+                "the functions of its basis; only averages, differences and other weighted sums of values of h have intervals"
+            )
+        return estimates
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an inference file, of numbers like a model file; see :meth:`load`.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be written to. An existing file is replaced only once the new one is whole.
+        """
+        values = {
+            "function": self.function.to_values(),
+            "fits": [fit.to_values() for fit in self.law.fits],
+            "multipliers": self.law.multipliers.to_values(),
+            "rivals": [component_to_values(rival) for rival in self.rivals],
+            "average": {"values": list(self.average.values), "supported": self.average.supported.tolist()},
+            "seen": self.seen.to_values(),
+            "strength": None if self.strength is None else self.strength.to_values(),
+            **{name: getattr(self, name) for name in FACTS},
+        }
+        INFERENCE_FILE.write(Path(path), values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an inference file.
+
+        Returns
+        -------
+        Inference
+            Whose answers equal those of the one saved, bit for bit on the same machine.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is missing, damaged in any bit, foreign, or from a newer version.
+        """
+        with ordinary_torch():
+            _, header, tensors = INFERENCE_FILE.read(path)
+            with INFERENCE_FILE.reading(path):
+                return cls._from_values(nested(header, tensors))
+
+    @classmethod
+    def _from_values(cls, values: Any) -> Self:
+        fields(values, "function", "fits", "multipliers", "rivals", "average", "seen", "strength", *FACTS)
+        function = function_from_values(values["function"], {})
+        example = function.encoder.inputs(function.encoder.example())
+        inputs = Inputs(*function.encoder.shape)
+        rivals: Any = tuple(component_from_values(rival, inputs, {}) for rival in listed(values["rivals"]))
+        sizes = [basis.structural_columns(*example).shape[1] for basis in (basis_of(function), *rivals)]
+        fits = tuple(
+            BasisFit.from_values(fit, size=size)
+            for fit, size in zip(listed(values["fits"], count=len(sizes)), sizes, strict=True)
+        )
+        seen = Seen.from_values(values["seen"])
+        average = fields(values["average"], "values", "supported")
+        supported = np.array([flag(one) for one in listed(average["supported"], count=len(seen.columns))], dtype=bool)
+        means = listed(average["values"], count=len(sizes))
+        strength = None if values["strength"] is None else Strength.from_values(values["strength"])
+        return cls(
+            function=function,
+            law=Law(fits, Multipliers.from_values(values["multipliers"]), strength is not None and strength.is_weak),
+            rivals=rivals,
+            average=Functionals(
+                tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)), supported
+            ),
+            seen=seen,
+            strength=strength,
+            covariance=text(values["covariance"]),
+            rows=whole(values["rows"], 1, 2**62),
+            notes=texts(values["notes"]),
+        )
+
+    def __str__(self) -> str:
+        multipliers = self.law.multipliers
+        lines = [
+            ("Outcome", self.function.outcome),
+            ("Rows", f"{self.rows:,}"),
+            ("Basis", f"{self.law.fits[0].size} functions"),
+            ("Covariance", self.covariance),
+            *([] if self.strength is None else [("Instruments", str(self.strength))]),
+            *((f"Seen {name}", "{:.4g} to {:.4g}".format(*self.seen.span(name))) for name in self.seen.columns),
+            ("Level", f"{100 * multipliers.level:g} %, bands from {multipliers.draws:,} draws"),
+            *(("Note", note) for note in self.notes),
+        ]
+        return str(Summary(f"Inference on {self.function.estimator}", tuple(lines), {}))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @property
+    def _asker(self) -> Asker:
+        bases = (basis_of(self.function), *self.rivals)
+        return Asker(self.function.encoder, bases, self.law.fits, self.seen, self.rows)
+
+    def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
+        ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}
+        return Estimates(question, points, functionals, self.law, self.function.outcome, ticks)
+
+
+def _single(functionals: Functionals, i: int) -> Functionals:
+    """One of several, as one of one."""
+    return Functionals(tuple(values[i : i + 1] for values in functionals.values), functionals.supported[i : i + 1])
