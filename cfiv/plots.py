@@ -17,6 +17,7 @@ from cfiv.tables.columns import require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours, told apart with any colour vision; their yellow is left out, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -327,6 +328,15 @@ def training_history(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure outside pyplot, which needs no display, in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise _missing() from None
+    return Figure(figsize=size, layout="constrained")
+
+
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
     if ax is not None:
         return ax
@@ -343,8 +353,12 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'") from None
+        raise _missing() from None
     return plt
+
+
+def _missing() -> MissingPackageError:
+    return MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'")
 
 
 def _dress(ax: Axes, *, xlabel: str, ylabel: str) -> None:

@@ -39,6 +39,8 @@ MAY_USE = {
     "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "datasets", "plots"},
+    "cli_inputs": {"errors", "files", "tables", "estimators"},
+    "cli_infer": {"errors", "files", "cli_inputs", "estimators", "inference", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
     "cli": {
         "errors",
@@ -46,10 +48,12 @@ MAY_USE = {
         "interrupts",
         "terminal",
         "memory",
-        "tables",
+        "plots",
         "demonstration",
         "datasets",
         "estimators",
+        "cli_inputs",
+        "cli_infer",
         "cli_study",
     },
 }

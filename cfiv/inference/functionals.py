@@ -12,7 +12,7 @@ import pandas as pd
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError
 from cfiv.inference.basis_fit import BasisFit
-from cfiv.inference.linear_in_basis import StructuralBasis
+from cfiv.inference.linear_in_basis import Basis
 from cfiv.inference.seen import Seen, is_numeric
 from cfiv.tables.encoder import Counterfactuals, Encoder
 
@@ -58,7 +58,7 @@ class Asker:
     Parameters
     ----------
     encoder : Encoder
-    bases : tuple of StructuralBasis
+    bases : tuple of Basis
     fits : tuple of BasisFit
         In each of them; the first is that of leverages.
     seen : Seen
@@ -67,7 +67,7 @@ class Asker:
     """
 
     encoder: Encoder
-    bases: tuple[StructuralBasis, ...]
+    bases: tuple[Basis, ...]
     fits: tuple[BasisFit, ...]
     seen: Seen
     rows: int
@@ -174,7 +174,7 @@ def any_functional(asker: Asker, f: Any, fitted: Any) -> tuple[Any, Functionals]
     given = f(watched)
     count = len(_numbers(given))
 
-    def of(basis: StructuralBasis, j: int) -> Array:
+    def of(basis: Basis, j: int) -> Array:
         def one(rows: Any) -> Array:
             return basis.structural_columns(*asker.encoder.inputs(rows))[:, j]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cfiv.checks import check_choice, check_whole, shown
-from cfiv.data import Array, IVData
+from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
@@ -18,12 +18,13 @@ from cfiv.inference.basis_fit import BasisFit, RowFit, joint_fits
 from cfiv.inference.estimates import Law
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
-from cfiv.inference.linear_in_basis import FormulaBasis, InstrumentBasis, SizeChosenByData, StructuralBasis, basis_of
+from cfiv.inference.linear_in_basis import Basis, allowance_of, bases_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
-from cfiv.inference.strength import STRONG, Strength
+from cfiv.inference.strength import Strength
 from cfiv.labels import label_codes
 from cfiv.memory import within_memory
+from cfiv.tables.columns import require_columns
 from cfiv.tables.table_encoder import TableEncoder
 
 #: Why some estimators have no intervals, and what to use.
@@ -132,29 +133,31 @@ def infer(
     function = _fitted(model)
     with within_memory("infer", "fit fewer rows, or a smaller basis"):
         rows, kind, groups = _rows(data, model, function, covariance=covariance, clusters=clusters)
-        basis = basis_of(function)
-        rivals = model.rivals if isinstance(model, SizeChosenByData) else ()
-        fits = [_row_fit(rows, basis, _instruments(model, basis))]
+        bases = bases_of(function)
+        fits = [_row_fit(rows, basis, instrumented=not isinstance(model, LeastSquares)) for basis in bases]
         _check_same_rows(fits[0], function, rows, model)
         _check_groups(groups, size=len(fits[0].columns.triangle))
-        fits += [_row_fit(rows, rival, rival) for rival in rivals]
         debiased = bool(getattr(model, "debiased", False))
         numbers = joint_fits(fits, covariance=kind, clusters=list(groups.values()), debiased=debiased)
-        seen = _seen(rows, function, basis, numbers[0])
-        asker = Asker(function.encoder, (basis, *rivals), numbers, seen, len(rows))
+        seen = _seen(rows, function, bases[0], numbers[0])
+        asker = Asker(function.encoder, bases, numbers, seen, len(rows))
         average = asker.derivatives(rows if rows.frame is None else rows.frame)
-    strength = Strength.of(fits[0].correlations, rows=len(rows), instruments=fits[0].instruments)
+    strength = Strength.of(
+        fits[0].correlations,
+        rows=len(rows),
+        instruments=fits[0].instruments,
+        treatments=len(function.encoder.treatment_names),
+    )
     multipliers = Multipliers(
         level=float(level),
         draws=draws,
         seed=seed,
         df=len(rows) - numbers[0].size if debiased else None,
-        allowance=float(model.allowance) if isinstance(model, SizeChosenByData) else 0.0,
+        allowance=allowance_of(function),
     )
     return Inference(
         function=function,
         law=Law(numbers, multipliers, strength is not None and strength.is_weak),
-        rivals=rivals,
         average=average,
         seen=seen,
         strength=strength,
@@ -206,6 +209,8 @@ def _rows(
         raise ParameterError(
             "clusters= names columns of a table, and the estimator was fitted to arrays: give IVData(clusters=...)"
         )
+    if names:
+        require_columns(read_table(data), names, needed_for="clusters")
     rows = function.encoder.observations(data, missing=model.missing, labels=names if table else ())
     rows.check_observed("inference")
     rows = rows.with_positive_weight()
@@ -257,33 +262,26 @@ def _check_groups(groups: dict[str, Array], *, size: int) -> None:
         warn_of_few_clusters(codes)
 
 
-def _instruments(model: StructuralEstimator, basis: StructuralBasis) -> InstrumentBasis | None:
-    """What makes instrument columns: the formula, or the estimator itself; None where it uses none."""
-    if isinstance(model, LeastSquares):
-        return None
-    found = basis if isinstance(basis, FormulaBasis) else model
-    assert isinstance(found, InstrumentBasis)
-    return found
-
-
-def _row_fit(rows: IVData, basis: StructuralBasis, instruments: InstrumentBasis | None) -> RowFit:
+def _row_fit(rows: IVData, basis: Basis, *, instrumented: bool) -> RowFit:
     structural = basis.structural_columns(rows.treatment, rows.covariates)
-    phi = None if instruments is None else instruments.instrument_columns(rows.instruments, rows.covariates)
-    return RowFit.of(rows.outcome, structural=structural, instruments=phi, weights=rows.weights)
+    instruments = basis.instrument_columns(rows.instruments, rows.covariates) if instrumented else None
+    return RowFit.of(rows.outcome, structural=structural, instruments=instruments, weights=rows.weights)
 
 
 def _check_same_rows(fit: RowFit, function: StructuralFunction, rows: IVData, model: StructuralEstimator) -> None:
     """Raise unless the coefficients of these rows are the estimator's."""
-    expected = function.components[0].evaluate(rows.treatment, rows.covariates)
-    apart = np.linalg.norm(fit.fitted_values - expected)
-    if len(rows) != model.n_rows_ or apart > SAME_ROWS * np.linalg.norm(rows.outcome - rows.outcome.mean()):
+    same = len(rows) == model.n_rows_
+    if same:
+        expected = function.components[0].evaluate(rows.treatment, rows.covariates)
+        same = bool(np.abs(fit.fitted_values - expected).max() <= SAME_ROWS * np.ptp(rows.outcome))
+    if not same:
         raise DataError(
             f"the {len(rows)} rows are not the {model.n_rows_} that this {type(model).__name__} was fitted to, of which its "
             "errors are: give the same data, with the same gaps and weights, or fit it to these"
         )
 
 
-def _seen(rows: IVData, function: StructuralFunction, basis: StructuralBasis, fit: BasisFit) -> Seen:
+def _seen(rows: IVData, function: StructuralFunction, basis: Basis, fit: BasisFit) -> Seen:
     encoder = function.encoder
     raw = encoder.raw(rows if rows.frame is None else rows.frame)[list(encoder.treatment_names)]
     leverage = fit.leverage(basis.structural_columns(rows.treatment, rows.covariates), rows=len(rows))
@@ -300,7 +298,7 @@ def _notes(model: StructuralEstimator, strength: Strength | None) -> tuple[str, 
         return ("least squares takes treatments for exogenous: its intervals are not of the structural function",)
     if strength is not None and strength.is_weak:
         return (
-            f"the instruments move one direction of the basis weakly (F-type {strength.f_statistic:.3g}, below {STRONG:g}): "
-            "intervals are wide, and may hold less often than they say; see cfiv.diagnose, or use a smaller basis",
+            f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
+            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
         )
     return ()

@@ -14,13 +14,12 @@ import pandas as pd
 from cfiv.arrays import Array
 from cfiv.errors import ParameterError
 from cfiv.estimators.model_file import function_from_values
-from cfiv.estimators.saved_components import Inputs, component_from_values, component_to_values
 from cfiv.estimators.structural import StructuralFunction, Summary
 from cfiv.file_values import fields, flag, listed, numbers, text, texts, whole
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.estimates import Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
-from cfiv.inference.linear_in_basis import Rival, basis_of
+from cfiv.inference.linear_in_basis import bases_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import Multipliers
 from cfiv.inference.strength import Strength
@@ -53,8 +52,6 @@ class Inference:
         The estimate.
     law : Law
         The joint law of its coefficients, level and multipliers.
-    rivals : tuple of Rival
-        Fits of other sizes that a band has to take into account; empty where the size was not chosen from the data.
     average : Functionals
         Average derivatives over all rows of training.
     seen : Seen
@@ -70,7 +67,6 @@ class Inference:
 
     function: StructuralFunction
     law: Law
-    rivals: tuple[Rival, ...]
     average: Functionals = field(repr=False)
     seen: Seen
     strength: Strength | None
@@ -236,7 +232,6 @@ class Inference:
             "function": self.function.to_values(),
             "fits": [fit.to_values() for fit in self.law.fits],
             "multipliers": self.law.multipliers.to_values(),
-            "rivals": [component_to_values(rival) for rival in self.rivals],
             "average": {"values": list(self.average.values), "supported": self.average.supported.tolist()},
             "seen": self.seen.to_values(),
             "strength": None if self.strength is None else self.strength.to_values(),
@@ -265,12 +260,10 @@ class Inference:
 
     @classmethod
     def _from_values(cls, values: Any) -> Self:
-        fields(values, "function", "fits", "multipliers", "rivals", "average", "seen", "strength", *FACTS)
+        fields(values, "function", "fits", "multipliers", "average", "seen", "strength", *FACTS)
         function = function_from_values(values["function"], {})
         example = function.encoder.inputs(function.encoder.example())
-        inputs = Inputs(*function.encoder.shape)
-        rivals: Any = tuple(component_from_values(rival, inputs, {}) for rival in listed(values["rivals"]))
-        sizes = [basis.structural_columns(*example).shape[1] for basis in (basis_of(function), *rivals)]
+        sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
         fits = tuple(
             BasisFit.from_values(fit, size=size)
             for fit, size in zip(listed(values["fits"], count=len(sizes)), sizes, strict=True)
@@ -283,7 +276,6 @@ class Inference:
         return cls(
             function=function,
             law=Law(fits, Multipliers.from_values(values["multipliers"]), strength is not None and strength.is_weak),
-            rivals=rivals,
             average=Functionals(
                 tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)), supported
             ),
@@ -313,8 +305,7 @@ class Inference:
 
     @property
     def _asker(self) -> Asker:
-        bases = (basis_of(self.function), *self.rivals)
-        return Asker(self.function.encoder, bases, self.law.fits, self.seen, self.rows)
+        return Asker(self.function.encoder, bases_of(self.function), self.law.fits, self.seen, self.rows)
 
     def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}

@@ -1,4 +1,4 @@
-"""What inference asks of a fitted estimator: a fixed basis, in which its structural function is linear."""
+"""What inference asks of a structural function: that it is linear in a fixed basis."""
 
 from __future__ import annotations
 
@@ -8,67 +8,75 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cfiv.arrays import Array
-from cfiv.estimators.components import Component, LinearComponent
+from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.linear_columns import exogenous_columns
 from cfiv.estimators.structural import StructuralFunction
 
 
-@runtime_checkable
-class StructuralBasis(Protocol):
-    """The basis ``f`` of ``h(t, x) = f(t, x)' u``, p functions of the encoder's treatments and covariates.
+class Basis(Protocol):
+    """The functions ``f`` of ``h(t, x) = f(t, x)' u``, and the instruments ``phi`` of ``E[phi (Y - f' u)] = 0``.
 
-    The one component of an estimator's structural function is one, so that files keep it. Columns are in units of their own
-    and linearly independent over the training rows; ``f' u`` is in the outcome's.
+    Columns are in units of their own; ``f' u`` is in the outcome's.
     """
 
     def structural_columns(self, treatments: Array, covariates: Array | None) -> Array:
-        """``f`` at each row, (n, p), of treatments (n, k) and covariates (n, c)."""
+        """``f`` at rows (n, p) of the encoder's treatments (n, k) and covariates (n, c); independent over those of training."""
         ...
 
     def structural_derivative(self, treatments: Array, covariates: Array | None, column: int) -> Array:
-        """``df / dt_column`` at each row, (n, p); of the encoder's treatment columns, which a formula may have made."""
+        """``df / dt_column`` at rows, (n, p); of the encoder's treatment columns, which a formula may have made."""
+        ...
+
+    def instrument_columns(self, instruments: Array, covariates: Array | None) -> Array:
+        """``phi`` at rows, (n, q): with the constant and the covariates' columns; they may depend on one another."""
+        ...
+
+
+class SizeChoice(Protocol):
+    """What a band owes to a size of the basis that was chosen from the data.
+
+    Its critical value is the quantile of the supremum over the points asked and over all ``bases``, plus the ``allowance``:
+    Chen, Christensen and Kankanala, "Adaptive estimation and uniform confidence bands for nonparametric structural functions
+    and elasticities", *Review of Economic Studies* (arXiv 2107.11869).
+    """
+
+    @property
+    def bases(self) -> tuple[Basis, ...]:
+        """Of the sizes that the supremum is over; the size chosen is one of them."""
+        ...
+
+    @property
+    def allowance(self) -> float:
+        """For the bias that the choice leaves, in standard errors."""
         ...
 
 
 @runtime_checkable
-class InstrumentBasis(Protocol):
-    """The basis ``phi`` of ``E[phi (Y - f' u)] = 0``: what a fitted estimator has besides."""
+class LinearInBasis(Protocol):
+    """The one component of a structural function ``h(t, x) = f(t, x)' u`` that two-stage least squares has estimated.
 
-    def instrument_columns(self, instruments: Array, covariates: Array | None) -> Array:
-        """``phi`` at each row, (n, q): with the constant and the covariates' columns; they may depend on one another."""
+    Parameters
+    ----------
+    basis : Basis
+    coefficients : array (p,)
+        ``u``.
+    choice : SizeChoice or None
+        None where the size of the basis was not chosen from the data.
+    """
+
+    @property
+    def basis(self) -> Basis:
+        """``f`` and ``phi``."""
         ...
-
-
-class LinearInBasis(StructuralBasis, InstrumentBasis, Protocol):
-    """Two-stage least squares in fixed bases: a fitted estimator of ``h(t, x) = f(t, x)' u``."""
 
     @property
     def coefficients(self) -> Array:
         """``u``, (p,)."""
         ...
 
-
-class Rival(LinearInBasis, Component, Protocol):
-    """A fit of another size, which files keep as they keep components."""
-
-
-@runtime_checkable
-class SizeChosenByData(Protocol):
-    """What an estimator has besides where the data chose the size of its basis: what a band owes to that choice.
-
-    The critical value of its bands is the quantile of the supremum over the points asked and over all ``rivals``, plus the
-    ``allowance``; see Chen, Christensen and Kankanala, "Adaptive estimation and uniform confidence bands for nonparametric
-    structural functions and elasticities", *Review of Economic Studies* 92, 2025.
-    """
-
     @property
-    def rivals(self) -> tuple[Rival, ...]:
-        """Fits of the other sizes that the supremum is over."""
-        ...
-
-    @property
-    def allowance(self) -> float:
-        """For the bias that the choice leaves, in standard errors: ``A theta*``."""
+    def choice(self) -> SizeChoice | None:
+        """How its size was chosen from the data."""
         ...
 
 
@@ -86,25 +94,31 @@ class FormulaBasis:
 
     def structural_columns(self, treatments: Array, covariates: Array | None) -> Array:
         """``[1, x, t]``."""
-        return self.instrument_columns(treatments, covariates)
+        exogenous = exogenous_columns(covariates, rows=len(treatments), intercept=self.intercept)
+        return np.concatenate([exogenous, treatments.astype(np.float64)], axis=1)
 
     def structural_derivative(self, treatments: Array, covariates: Array | None, column: int) -> Array:
         """One for the treatment column, zeros elsewhere."""
-        first = exogenous_columns(covariates, rows=len(treatments), intercept=self.intercept).shape[1]
+        first = int(self.intercept) + (0 if covariates is None else covariates.shape[1])
         found = np.zeros((len(treatments), first + treatments.shape[1]))
         found[:, first + column] = 1.0
         return found
 
     def instrument_columns(self, instruments: Array, covariates: Array | None) -> Array:
         """``[1, x, z]``."""
-        exogenous = exogenous_columns(covariates, rows=len(instruments), intercept=self.intercept)
-        return np.concatenate([exogenous, instruments.astype(np.float64)], axis=1)
+        return self.structural_columns(instruments, covariates)
 
 
-def basis_of(function: StructuralFunction) -> StructuralBasis:
-    """That in which a structural function is linear: its one component, or the formula's columns."""
+def bases_of(function: StructuralFunction) -> tuple[Basis, ...]:
+    """The basis in which a structural function is linear, then those of the sizes that a band has to take into account."""
     (component,) = function.components
     if isinstance(component, LinearComponent):
-        return FormulaBasis(function.encoder.intercept)
-    assert isinstance(component, StructuralBasis)
-    return component
+        return (FormulaBasis(function.encoder.intercept),)
+    assert isinstance(component, LinearInBasis)
+    return (component.basis, *(() if component.choice is None else component.choice.bases))
+
+
+def allowance_of(function: StructuralFunction) -> float:
+    """What a band's critical value has besides its quantile, in standard errors."""
+    choice = getattr(function.components[0], "choice", None)
+    return 0.0 if choice is None else float(choice.allowance)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.file_values import fields, number, numbers, texts
+from cfiv.tables.columns import column_numbers
 
 #: Order statistics of each treatment that are kept, evenly spread from the least to the greatest, for the ticks of figures.
 KEPT = 201
@@ -53,7 +54,7 @@ class Seen:
         inside = np.ones(len(treatments), dtype=bool)
         for name in self.columns:
             least, greatest = self.span(name)
-            inside &= treatments[name].astype(np.float64).between(least, greatest).to_numpy()
+            inside &= column_numbers(name, treatments[name]).between(least, greatest).to_numpy()
         return inside
 
     def supports(self, leverage: Any) -> Any:
