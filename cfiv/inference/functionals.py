@@ -19,7 +19,7 @@ from cfiv.tables.encoder import Counterfactuals, Encoder
 #: Numbers of a basis at rows that are held at once, 64 MB.
 BLOCK = 2**23
 #: Steps of a derivative, as shares of the treatment's range: for terms such as ``bs(price)``, polynomials between knots.
-STEP = 2.0**-12
+STEP = 2.0**-14
 NODES = np.arange(-2.0, 3.0)
 
 
@@ -44,6 +44,10 @@ class Functionals:
     def __sub__(self, other: Functionals) -> Functionals:
         differences = tuple(one - another for one, another in zip(self.values, other.values, strict=True))
         return Functionals(differences, self.supported & other.supported)
+
+    def one(self, i: int) -> Functionals:
+        """The i-th by itself."""
+        return Functionals(tuple(values[[i]] for values in self.values), self.supported[[i]])
 
     def beside(self, other: Functionals) -> Functionals:
         """Both, one after the other."""
@@ -123,7 +127,8 @@ class Asker:
         """Derivatives (n, k) of the encoder's treatment columns with respect to the treatment ``name`` as it came.
 
         Exact where those are the treatments themselves; else of the polynomial through five points a row, ``STEP`` of the
-        treatment's range apart and within that range: exact for polynomials of degree four, and to some 1e-8 beside a knot.
+        treatment's range apart and within that range: exact for polynomials of degree four between knots, and beside a knot off
+        by the bend there times the step.
         """
         names = list(self.encoder.treatment_names)
         if all(is_numeric(raw[one]) for one in names) and np.array_equal(treatments, raw[names].to_numpy(dtype=np.float64)):

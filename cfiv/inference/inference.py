@@ -101,15 +101,13 @@ class Inference:
         asked = encoder.at(rows, both)
         raw = [encoder.treatments_asked(name, value, rows=rows) for name, value in both.items()]
         inside = np.array([bool(self.seen.within(table).all()) for table in raw])
-        to, given = (_single(self._asker.at_treatments(asked, inside), i) for i in range(2))
-        points = {}
-        for end, table in (("from", raw[1]), ("to", raw[0])):
-            for name, values in table.items():
-                points[f"{name}_{end}"] = [values.iloc[0] if len(table) == 1 else "by row"]
-        ordered = sorted(
-            points, key=lambda name: [f"{column}_{end}" for column in raw[0] for end in ("from", "to")].index(name)
-        )
-        return self._estimates("effect", pd.DataFrame(points)[ordered], to - given)
+        found = self._asker.at_treatments(asked, inside)
+        points = {
+            f"{name}_{end}": [table[name].iloc[0] if len(table) == 1 else "by row"]
+            for name in encoder.treatment_names
+            for end, table in (("from", raw[1]), ("to", raw[0]))
+        }
+        return self._estimates("effect", pd.DataFrame(points), found.one(0) - found.one(1))
 
     def average_derivative(self, rows: Any = None) -> Estimates:
         """``mean_i dh(T_i, X_i) / dt`` over rows, for each treatment that is a number.
@@ -310,8 +308,3 @@ class Inference:
     def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}
         return Estimates(question, points, functionals, self.law, self.function.outcome, ticks)
-
-
-def _single(functionals: Functionals, i: int) -> Functionals:
-    """One of several, as one of one."""
-    return Functionals(tuple(values[i : i + 1] for values in functionals.values), functionals.supported[i : i + 1])
