@@ -112,7 +112,7 @@ def _score_covariance(fit: LinearFit, covariance: Covariance, clusters: Array | 
     scores = fit.basis * fit.residuals[:, None]
     if covariance.kind == "clustered":
         assert clusters is not None
-        return factor * score_covariance.clustered_ways(scores, [clusters], debiased=covariance.debiased)
+        return factor * score_covariance.clustered_ways(scores, [clusters], rows=n, debiased=covariance.debiased)
     if bandwidth is not None:
         return factor * score_covariance.autocorrelated(scores, kernel=covariance.kernel, bandwidth=bandwidth)
     return factor * score_covariance.robust(scores)

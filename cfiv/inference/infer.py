@@ -14,14 +14,15 @@ from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.linear_regression import warn_of_few_clusters
 from cfiv.estimators.structural import StructuralFunction
-from cfiv.inference.basis_fit import BasisFit, RowFit, joint_fits
 from cfiv.inference.estimates import Law
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
-from cfiv.inference.linear_in_basis import Basis, allowance_of, bases_of
+from cfiv.inference.linear_in_basis import allowance_of, bases_of
+from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
 from cfiv.inference.strength import Strength
+from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
 from cfiv.labels import label_codes
 from cfiv.memory import within_memory
 from cfiv.tables.columns import require_columns
@@ -134,30 +135,33 @@ def infer(
     with within_memory("infer", "fit fewer rows, or a smaller basis"):
         rows, kind, groups = _rows(data, model, function, covariance=covariance, clusters=clusters)
         bases = bases_of(function)
-        fits = [_row_fit(rows, basis, instrumented=not isinstance(model, LeastSquares)) for basis in bases]
-        _check_same_rows(fits[0], function, rows, model)
-        _check_groups(groups, size=len(fits[0].columns.triangle))
+        instrumented = not isinstance(model, LeastSquares)
+        blocks = blocks_of(rows, bases, instrumented=instrumented)
+        outcome = Outcome.of(rows.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
+        stages = [TwoStage.of(block, outcome) for block in blocks]
+        _check_groups(groups, size=len(stages[0].coordinates))
         debiased = bool(getattr(model, "debiased", False))
-        numbers = joint_fits(fits, covariance=kind, clusters=list(groups.values()), debiased=debiased)
-        seen = _seen(rows, function, bases[0], numbers[0])
-        asker = Asker(function.encoder, bases, numbers, seen, len(rows))
+        joint = joint_fit(stages, blocks, outcome, covariance=kind, clusters=list(groups.values()), debiased=debiased)
+        _check_same_rows(joint.fitted, function, rows, model)
+        seen = _seen(rows, function, joint.leverage)
+        asker = Asker(function.encoder, bases, joint.fits, seen, len(rows))
         average = asker.derivatives(rows if rows.frame is None else rows.frame)
     strength = Strength.of(
-        fits[0].correlations,
+        stages[0].correlations,
         rows=len(rows),
-        instruments=fits[0].instruments,
+        instruments=stages[0].instruments,
         treatments=len(function.encoder.treatment_names),
     )
     multipliers = Multipliers(
         level=float(level),
         draws=draws,
         seed=seed,
-        df=len(rows) - numbers[0].size if debiased else None,
+        df=len(rows) - joint.fits[0].size if debiased else None,
         allowance=allowance_of(function),
     )
     return Inference(
         function=function,
-        law=Law(numbers, multipliers, strength is not None and strength.is_weak),
+        law=Law(joint.fits, multipliers, strength is not None and strength.is_weak),
         average=average,
         seen=seen,
         strength=strength,
@@ -262,18 +266,12 @@ def _check_groups(groups: dict[str, Array], *, size: int) -> None:
         warn_of_few_clusters(codes)
 
 
-def _row_fit(rows: IVData, basis: Basis, *, instrumented: bool) -> RowFit:
-    structural = basis.structural_columns(rows.treatment, rows.covariates)
-    instruments = basis.instrument_columns(rows.instruments, rows.covariates) if instrumented else None
-    return RowFit.of(rows.outcome, structural=structural, instruments=instruments, weights=rows.weights)
-
-
-def _check_same_rows(fit: RowFit, function: StructuralFunction, rows: IVData, model: StructuralEstimator) -> None:
+def _check_same_rows(fitted: Array, function: StructuralFunction, rows: IVData, model: StructuralEstimator) -> None:
     """Raise unless the coefficients of these rows are the estimator's."""
     same = len(rows) == model.n_rows_
     if same:
         expected = function.components[0].evaluate(rows.treatment, rows.covariates)
-        same = bool(np.abs(fit.fitted_values - expected).max() <= SAME_ROWS * np.ptp(rows.outcome))
+        same = bool(np.abs(fitted - expected).max() <= SAME_ROWS * np.ptp(rows.outcome))
     if not same:
         raise DataError(
             f"the {len(rows)} rows are not the {model.n_rows_} that this {type(model).__name__} was fitted to, of which its "
@@ -281,11 +279,10 @@ def _check_same_rows(fit: RowFit, function: StructuralFunction, rows: IVData, mo
         )
 
 
-def _seen(rows: IVData, function: StructuralFunction, basis: Basis, fit: BasisFit) -> Seen:
+def _seen(rows: IVData, function: StructuralFunction, leverage: float) -> Seen:
     encoder = function.encoder
-    raw = encoder.raw(rows if rows.frame is None else rows.frame)[list(encoder.treatment_names)]
-    leverage = fit.leverage(basis.structural_columns(rows.treatment, rows.covariates), rows=len(rows))
-    return Seen.of(raw, leverage=float(leverage.max()))
+    raw = encoder.raw(rows if rows.frame is None else rows.frame)
+    return Seen.of(raw[list(encoder.treatment_names)], leverage=leverage)
 
 
 def _described(kind: str, groups: dict[str, Array], *, debiased: bool) -> str:

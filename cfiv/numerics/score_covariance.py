@@ -35,23 +35,26 @@ def clustered(scores: Array, clusters: Array) -> Array:
     return robust(sums)
 
 
-def clustered_ways(scores: Array, clusters: Sequence[Array], *, debiased: bool) -> Array:
+def clustered_ways(scores: Array, clusters: Sequence[Array], *, rows: int, debiased: bool) -> Array:
     """Of one kind of groups; of two kinds the sum of both less that of their intersections.
 
     Parameters
     ----------
-    scores : array (n, k)
-    clusters : sequence of one or two arrays (n,)
+    scores : array (m, k)
+        Of rows, or sums of rows that lie within one group of each kind.
+    clusters : sequence of one or two arrays (m,)
         Whole numbers from 0.
+    rows : int
+        ``n``.
     debiased : bool
         Each times ``G / (G - 1) (n - 1) / n``, with G its number of groups.
     """
-    n, total = len(scores), np.zeros((scores.shape[1],) * 2)
+    total = np.zeros((scores.shape[1],) * 2)
     both = [] if len(clusters) == 1 else [clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]]
     for sign, labels in ((1, clusters), (-1, both)):
         for label in labels:
             found, codes = np.unique(label, return_inverse=True)
-            factor = len(found) / (len(found) - 1) * (n - 1) / n if debiased else 1.0
+            factor = len(found) / (len(found) - 1) * (rows - 1) / rows if debiased else 1.0
             total += sign * factor * clustered(scores, codes)
     return total
 
