@@ -46,6 +46,7 @@ PICTURES = (".png", ".pdf", ".svg")
 def infer(
     train: Path,
     formula: str,
+    *,
     estimator: str,
     effect: tuple[tuple[str, str], ...],
     grid: str | None,

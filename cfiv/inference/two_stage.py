@@ -112,7 +112,9 @@ class TwoStage:
         if not q:
             return cls(structural, own, basis.T @ stacked[:, -1], back, back / lengths[:p, None], np.ones(p), p)
         first = stacked[:, :q] / lengths[:q]
-        found = _dependent(np.linalg.qr(first, mode="r"), blocks.instruments.times(lengths[:q]), rows=len(outcome.values))
+        found = _dependent(
+            np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
+        )
         kept = np.delete(np.arange(q), [one.column for one in found])
         left, right = np.linalg.qr(first[:, kept])
         shared = left.T @ basis
@@ -236,7 +238,7 @@ def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
     for rows in blocks.slices():
         parts = [blocks.scaled("instruments", rows)] if blocks.instrumented else []
         block = np.column_stack([*parts, blocks.scaled("structural", rows), outcome.values[rows]])
-        triangle = np.linalg.qr(np.concatenate([triangle.reshape(-1, block.shape[1]), block]), mode="r")
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle.reshape(-1, block.shape[1]), block]), mode="r"))
     return triangle
 
 
