@@ -24,6 +24,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 #: The truth, and what else there is to compare with.
 INK = "#222222"
 DASHES = (0, (4, 2))
+#: Above and below a band, as a share of its height: for the ticks at the foot, and the beginning of what is faint.
+MARGIN = 0.15
 
 
 def structural_curves(
@@ -232,6 +234,10 @@ def confidence_band(
     faint = {"color": colour, "alpha": 0.45, "linewidth": 1.4, "linestyle": DASHES}
     _draw(ax, points, rows["estimate"], ~joined, **faint, label="beyond what was seen")
     _dress(ax, xlabel=along, ylabel=outcome)
+    if joined.any():  # what is faint may leave the frame: its ends say nothing
+        within = np.append(joined, False) | np.append(False, joined)
+        lowest, highest = rows.loc[within, ends].min(axis=None), rows.loc[within, ends].max(axis=None)
+        ax.set_ylim(lowest - MARGIN * (highest - lowest), highest + MARGIN * (highest - lowest))
     if seen is not None:
         _mark_observed(ax, pd.Series(np.asarray(seen, dtype=np.float64)))
     ax.legend(frameon=False)
