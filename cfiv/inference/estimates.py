@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfiv.checks import is_number
 from cfiv.data import Array
 from cfiv.errors import ParameterError
-from cfiv.estimators.wald import SINGULAR, WaldTest
+from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.simultaneous import Multipliers, check_level
@@ -147,7 +146,7 @@ class Estimates:
         SingularError
             If nothing in the estimates is random.
         """
-        given = np.asarray(value, dtype=np.float64) if is_number(value) or np.ndim(value) == 1 else np.zeros(0)
+        given = read_numbers("value", value)
         if given.shape not in ((), (len(self),)) or not np.isfinite(given).all():
             raise ParameterError(f"value must be one number, or one for each of the {len(self)} estimates, got {value!r}")
         apart, root = self.values - given, self._roots[0]

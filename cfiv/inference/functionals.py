@@ -98,8 +98,10 @@ class Asker:
         treatments, covariates = self.encoder.inputs(rows)
         leverage = self._mean(treatments, covariates)[1]
         supported = bool(self.seen.within(raw).all() and self.seen.supports(leverage))
-        means = [self._mean_derivative(raw, treatments, covariates, name) for name in self.seen.columns]
-        return Functionals(tuple(np.stack(columns) for columns in zip(*means, strict=True)), np.full(len(means), supported))
+        names = self.seen.columns
+        means = [self._mean_derivative(raw, treatments, covariates, name) for name in names]
+        values = [np.array([mean[i] for mean in means]).reshape(len(names), fit.size) for i, fit in enumerate(self.fits)]
+        return Functionals(tuple(values), np.full(len(names), supported))
 
     def _mean(self, treatments: Array, covariates: Array | None) -> tuple[list[Array], float]:
         """Of the functions of each basis over rows, and of the leverages in the first."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cfiv.checks import check_choice, check_whole, shown
-from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, NotFittedError, ParameterError
+from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
-from cfiv.estimators.linear_regression import warn_of_few_clusters
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.estimates import Law
+from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
 from cfiv.inference.linear_in_basis import allowance_of, bases_of
@@ -23,10 +20,7 @@ from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
 from cfiv.inference.strength import Strength
 from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
-from cfiv.labels import label_codes
 from cfiv.memory import within_memory
-from cfiv.tables.columns import require_columns
-from cfiv.tables.table_encoder import TableEncoder
 
 #: Why some estimators have no intervals, and what to use.
 WITHOUT = {
@@ -43,8 +37,6 @@ WITHOUT = {
         "TwoStageLeastSquares with splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
     ),
 }
-#: How far the fitted values of the data may be from those of the estimator, relative to their variation.
-SAME_ROWS = 1e-6
 
 
 def infer(
@@ -133,24 +125,24 @@ def infer(
         check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
     function = _fitted(model)
     with within_memory("infer", "fit fewer rows, or a smaller basis"):
-        rows, kind, groups = _rows(data, model, function, covariance=covariance, clusters=clusters)
+        rows = FittedRows.of(data, model, covariance=covariance, clusters=clusters)
         bases = bases_of(function)
-        instrumented = not isinstance(model, LeastSquares)
-        blocks = blocks_of(rows, bases, instrumented=instrumented)
-        outcome = Outcome.of(rows.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
+        blocks = blocks_of(rows.data, bases, instrumented=not isinstance(model, LeastSquares))
+        outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
         stages = [TwoStage.of(block, outcome) for block in blocks]
-        _check_groups(groups, size=len(stages[0].coordinates))
+        rows.check_groups(len(stages[0].coordinates))
         debiased = bool(getattr(model, "debiased", False))
-        joint = joint_fit(stages, blocks, outcome, covariance=kind, clusters=list(groups.values()), debiased=debiased)
-        _check_same_rows(joint.fitted, function, rows, model)
-        seen = _seen(rows, function, joint.leverage)
-        asker = Asker(function.encoder, bases, joint.fits, seen, len(rows))
-        average = asker.derivatives(rows if rows.frame is None else rows.frame)
+        clustered = list(rows.groups.values())
+        joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
+        rows.check_same(joint.fitted, model)
+        treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
+        seen = Seen.of(treatments, leverage=joint.leverage)
+        average = Asker(function.encoder, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         stages[0].correlations,
         rows=len(rows),
         instruments=stages[0].instruments,
-        treatments=len(function.encoder.treatment_names),
+        treatments=treatments.shape[1],
     )
     multipliers = Multipliers(
         level=float(level),
@@ -165,7 +157,7 @@ def infer(
         average=average,
         seen=seen,
         strength=strength,
-        covariance=_described(kind, groups, debiased=debiased),
+        covariance=rows.describe(debiased=debiased),
         rows=len(rows),
         notes=_notes(model, strength),
     )
@@ -200,94 +192,6 @@ def _fitted(model: Any) -> StructuralFunction:
     if model.interrupted_:
         raise ParameterError(f"this {type(model).__name__} was interrupted, and half a fit has no law: fit it to its end")
     return function
-
-
-def _rows(
-    data: Any, model: StructuralEstimator, function: StructuralFunction, *, covariance: str | None, clusters: Any
-) -> tuple[IVData, str, dict[str, Array]]:
-    """The rows of the fit, the kind of covariance, and codes of groups by the names of their columns."""
-    table = isinstance(function.encoder, TableEncoder)
-    own = getattr(model, "clusters", None)
-    names = _names(own if clusters is None else clusters)
-    if clusters is not None and not table:
-        raise ParameterError(
-            "clusters= names columns of a table, and the estimator was fitted to arrays: give IVData(clusters=...)"
-        )
-    if names:
-        require_columns(read_table(data), names, needed_for="clusters")
-    rows = function.encoder.observations(data, missing=model.missing, labels=names if table else ())
-    rows.check_observed("inference")
-    rows = rows.with_positive_weight()
-    if table:
-        assert rows.frame is not None
-        groups = {name: label_codes(f"clusters {name!r}", rows.frame[name]) for name in names}
-    else:
-        groups = {} if rows.clusters is None else {"clusters": rows.clusters}
-    return rows, *_covariance(covariance, model, groups, given=clusters is not None)
-
-
-def _names(clusters: Any) -> tuple[str, ...]:
-    names = () if clusters is None else (clusters,) if isinstance(clusters, str) else tuple(clusters)
-    if len(names) > 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ParameterError(f"clusters must be the name of a column, or two of them, got {shown(clusters)}")
-    return names
-
-
-def _covariance(covariance: str | None, model: Any, groups: dict[str, Array], *, given: bool) -> tuple[str, dict[str, Array]]:
-    """As asked; else clustered where there are groups, else the estimator's."""
-    own = getattr(model, "covariance", "robust")
-    if covariance is None:
-        if not groups and own == "kernel":
-            raise ParameterError(
-                "the estimator's covariance='kernel' is not available in infer: give covariance='robust', or clusters="
-            )
-        covariance = "clustered" if groups else own
-    if covariance != "clustered":
-        if given:
-            raise ParameterError(
-                f"clusters are given, but covariance={covariance!r} does not use them: set covariance='clustered' or leave "
-                "them out"
-            )
-        return covariance, {}
-    if not groups:
-        raise ParameterError("covariance='clustered' needs groups of rows, got none: give clusters='column'")
-    return covariance, groups
-
-
-def _check_groups(groups: dict[str, Array], *, size: int) -> None:
-    """Raise where clusters are too few for a covariance of so many coefficients; warn where they are few."""
-    for name, codes in groups.items():
-        count = len(np.unique(codes))
-        if count <= size:
-            raise DataError(
-                f"a clustered covariance of {size} coefficients needs more clusters than that, got {count} of {name!r}: some "
-                "combinations would seem to have no error at all; use finer clusters, or a smaller basis"
-            )
-        warn_of_few_clusters(codes)
-
-
-def _check_same_rows(fitted: Array, function: StructuralFunction, rows: IVData, model: StructuralEstimator) -> None:
-    """Raise unless the coefficients of these rows are the estimator's."""
-    same = len(rows) == model.n_rows_
-    if same:
-        expected = function.components[0].evaluate(rows.treatment, rows.covariates)
-        same = bool(np.abs(fitted - expected).max() <= SAME_ROWS * np.ptp(rows.outcome))
-    if not same:
-        raise DataError(
-            f"the {len(rows)} rows are not the {model.n_rows_} that this {type(model).__name__} was fitted to, of which its "
-            "errors are: give the same data, with the same gaps and weights, or fit it to these"
-        )
-
-
-def _seen(rows: IVData, function: StructuralFunction, leverage: float) -> Seen:
-    encoder = function.encoder
-    raw = encoder.raw(rows if rows.frame is None else rows.frame)
-    return Seen.of(raw[list(encoder.treatment_names)], leverage=leverage)
-
-
-def _described(kind: str, groups: dict[str, Array], *, debiased: bool) -> str:
-    named = " and ".join(f"{name} ({len(np.unique(codes)):,})" for name, codes in groups.items())
-    return f"{kind}{' by ' * bool(named)}{named}{', debiased' * debiased}"
 
 
 def _notes(model: StructuralEstimator, strength: Strength | None) -> tuple[str, ...]:

@@ -13,29 +13,13 @@ import pandas as pd
 
 from cfiv.arrays import Array
 from cfiv.errors import ParameterError
-from cfiv.estimators.model_file import function_from_values
 from cfiv.estimators.structural import StructuralFunction, Summary
-from cfiv.file_values import fields, flag, listed, numbers, text, texts, whole
-from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.estimates import Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
+from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, read_inference
 from cfiv.inference.linear_in_basis import bases_of
 from cfiv.inference.seen import Seen
-from cfiv.inference.simultaneous import Multipliers
 from cfiv.inference.strength import Strength
-from cfiv.runtime.surroundings import ordinary_torch
-from cfiv.tensor_file import TensorFile, nested
-
-INFERENCE_FILE = TensorFile(
-    key="cfiv-inference",
-    version=1,
-    digested=1,
-    noun="inference file",
-    remedy="save it again",
-    otherwise="leave out what it belongs to",
-)
-#: What a file holds of it, besides its parts.
-FACTS = ("covariance", "rows", "notes")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -226,16 +210,7 @@ class Inference:
         OutputError
             If the place cannot be written to. An existing file is replaced only once the new one is whole.
         """
-        values = {
-            "function": self.function.to_values(),
-            "fits": [fit.to_values() for fit in self.law.fits],
-            "multipliers": self.law.multipliers.to_values(),
-            "average": {"values": list(self.average.values), "supported": self.average.supported.tolist()},
-            "seen": self.seen.to_values(),
-            "strength": None if self.strength is None else self.strength.to_values(),
-            **{name: getattr(self, name) for name in FACTS},
-        }
-        INFERENCE_FILE.write(Path(path), values)
+        INFERENCE_FILE.write(Path(path), inference_to_values(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -251,38 +226,7 @@ class Inference:
         ModelFileError
             If the file is missing, damaged in any bit, foreign, or from a newer version.
         """
-        with ordinary_torch():
-            _, header, tensors = INFERENCE_FILE.read(path)
-            with INFERENCE_FILE.reading(path):
-                return cls._from_values(nested(header, tensors))
-
-    @classmethod
-    def _from_values(cls, values: Any) -> Self:
-        fields(values, "function", "fits", "multipliers", "average", "seen", "strength", *FACTS)
-        function = function_from_values(values["function"], {})
-        example = function.encoder.inputs(function.encoder.example())
-        sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
-        fits = tuple(
-            BasisFit.from_values(fit, size=size)
-            for fit, size in zip(listed(values["fits"], count=len(sizes)), sizes, strict=True)
-        )
-        seen = Seen.from_values(values["seen"])
-        average = fields(values["average"], "values", "supported")
-        supported = np.array([flag(one) for one in listed(average["supported"], count=len(seen.columns))], dtype=bool)
-        means = listed(average["values"], count=len(sizes))
-        strength = None if values["strength"] is None else Strength.from_values(values["strength"])
-        return cls(
-            function=function,
-            law=Law(fits, Multipliers.from_values(values["multipliers"]), strength is not None and strength.is_weak),
-            average=Functionals(
-                tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)), supported
-            ),
-            seen=seen,
-            strength=strength,
-            covariance=text(values["covariance"]),
-            rows=whole(values["rows"], 1, 2**62),
-            notes=texts(values["notes"]),
-        )
+        return cls(**read_inference(path))
 
     def __str__(self) -> str:
         multipliers = self.law.multipliers

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cfiv.arrays import Array
+from cfiv.errors import ParameterError
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.linear_columns import exogenous_columns
 from cfiv.estimators.structural import StructuralFunction
@@ -110,11 +111,20 @@ class FormulaBasis:
 
 
 def bases_of(function: StructuralFunction) -> tuple[Basis, ...]:
-    """The basis in which a structural function is linear, then those of the sizes that a band has to take into account."""
-    (component,) = function.components
+    """The basis in which a structural function is linear, then those of the sizes that a band has to take into account.
+
+    Raises
+    ------
+    ParameterError
+        If it is not linear in a fixed basis.
+    """
+    component = function.components[0]
     if isinstance(component, LinearComponent):
         return (FormulaBasis(function.encoder.intercept),)
-    assert isinstance(component, LinearInBasis)
+    if not isinstance(component, LinearInBasis):
+        raise ParameterError(
+            f"{function.estimator} is not linear in a fixed basis, so nothing is known of its errors: use TwoStageLeastSquares"
+        )
     return (component.basis, *(() if component.choice is None else component.choice.bases))
 
 
