@@ -14,8 +14,12 @@ from scipy import stats
 import cfiv
 from cfiv import DataError, Inference, IVData, LeastSquares, NotFittedError, ParameterError, TwoStageLeastSquares
 from cfiv.errors import CfivError, FewClustersWarning, ModelFileError
+from cfiv.inference import functionals, row_blocks
 from cfiv.inference.estimates import Estimates
+from cfiv.inference.linear_in_basis import FormulaBasis
+from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.simultaneous import Multipliers
+from cfiv.inference.two_stage import Outcome, TwoStage
 from tests.inference.problems import CURVE, LINE, table, two_ways
 
 GRID = np.linspace(-2, 2, 9)
@@ -195,6 +199,58 @@ def test_weak_instruments_are_said(frame: pd.DataFrame) -> None:
     ignored = cfiv.infer(frame, LeastSquares(LINE).fit(frame))
     assert ignored.strength is None
     assert "not of the structural function" in str(ignored)
+
+
+@pytest.mark.statistical
+def test_what_cannot_be_trusted_is_refused_flagged_or_marked_in_every_one_of_100_samples() -> None:
+    """An instrument of two values, one with a correlation of .05, and a treatment beyond those seen."""
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        z, u = generator.normal(size=(2, 1000))
+        two = IVData(outcome=u, treatment=np.stack([z + u, (z + u) ** 2], axis=1), instruments=z > 0)
+        with pytest.raises(DataError, match="at least as many instruments as treatments"):
+            TwoStageLeastSquares().fit(two)
+        t = 0.05 * z + np.sqrt(1 - 0.05**2) * u
+        data = IVData(outcome=u, treatment=t, instruments=z)
+        inference = cfiv.infer(data, TwoStageLeastSquares().fit(data), draws=100)
+        assert inference.law.weak
+        assert inference.notes
+        answer = inference.dose_response([t.min() - 0.1, 0.0, t.max() + 0.1])
+        assert answer.supported.tolist() == [False, True, False]
+
+
+@pytest.mark.law
+def test_a_basis_that_the_instruments_do_not_move_has_no_band() -> None:
+    """What a fit would refuse before: asked of the numbers themselves."""
+    z, u = np.random.default_rng(0).normal(size=(2, 200))
+    t = z + u
+    data = IVData(outcome=u, treatment=np.stack([t, t**2, t**3], axis=1), instruments=np.stack([z, 2 * z, -z], axis=1))
+    for instruments, words in ((data.instruments, "move 2 of the 4 functions"), (None, None)):
+        given = IVData(outcome=u, treatment=data.treatment, instruments=data.treatment if instruments is None else instruments)
+        (blocks,) = blocks_of(given, (FormulaBasis(True),), instrumented=True)
+        outcome = Outcome.of(u, root=blocks.root, centred=True)
+        if words is None:
+            assert TwoStage.of(blocks, outcome).instruments == 4
+        else:
+            with pytest.raises(DataError, match=words):
+                TwoStage.of(blocks, outcome)
+
+
+@pytest.mark.law
+def test_blocks_of_rows_make_no_difference(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TwoStageLeastSquares(CURVE, weights="w").fit(frame)
+    for options in ({}, {"covariance": "unadjusted"}, {"clusters": ["group", "region2"]}):
+        rows = frame.assign(region2=np.arange(300) % 20)
+        whole = cfiv.infer(rows, model, **options)  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            patched.setattr(row_blocks, "BLOCK", 17 * 50)
+            patched.setattr(functionals, "BLOCK", 7 * 30)
+            parts = cfiv.infer(rows, model, **options)  # type: ignore[arg-type]
+            answers = parts.dose_response(GRID), parts.average_derivative()
+        for one, other in zip(answers, (whole.dose_response(GRID), whole.average_derivative()), strict=True):
+            np.testing.assert_allclose(one.values, other.values, rtol=1e-9)
+            np.testing.assert_allclose(one.covariance, other.covariance, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(parts.seen.leverage, whole.seen.leverage, rtol=1e-9)
 
 
 @pytest.mark.oracle
