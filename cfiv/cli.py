@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import cfiv
 from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
@@ -32,9 +32,6 @@ except ImportError:  # the script is installed without the extra as well
 from cfiv.cli_infer import infer
 from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
 from cfiv.cli_study import study
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,7 @@ from scipy import linalg
 
 from cfiv.data import Array
 from cfiv.errors import DataError
-from cfiv.estimators.fitted_regression import OUT_OF_RANGE
+from cfiv.estimators.fitted_regression import OUT_OF_RANGE, in_units
 from cfiv.file_values import fields, numbers
 from cfiv.inference.scaling import Scaling
 
@@ -47,11 +47,30 @@ class BasisFit:
     def estimate(self, functionals: Array) -> Array:
         """``l' u`` (m,) of functionals (m, p): what each makes of the functions of the basis."""
         scaled, constants = self.scaling.of_functionals(functionals)
-        return self._in_units(scaled @ self.coefficients * self.outcome[1] + constants * self.outcome[0])
+        return self.in_units(scaled @ self.coefficients * self.outcome[1] + constants * self.outcome[0])
 
     def roots(self, functionals: Array) -> Array:
-        """Rows (m, K) whose products are the covariances of the estimates."""
-        return self._in_units(self.scaling.of_functionals(functionals)[0] @ self.root * self.outcome[1])
+        """Rows (m, K) whose products are the covariances of the estimates, before :meth:`in_units`."""
+        return np.asarray(self.scaling.of_functionals(functionals)[0] @ self.root * self.outcome[1])
+
+    def std_errors(self, roots: Array) -> Array:
+        """Their lengths (m,), in the outcome's units."""
+        largest = np.abs(roots).max(axis=1)  # whose square may leave the range of float64
+        largest = np.where(largest > 0, largest, 1.0)
+        return self.in_units(largest * np.linalg.norm(roots / largest[:, None], axis=1))
+
+    def in_units(self, scaled: Array, *, power: int = 1) -> Array:
+        """Numbers in the outcome's units, or in a power of them.
+
+        Raises
+        ------
+        DataError
+            Where float64 does not have them.
+        """
+        found = in_units(scaled, np.asarray(power * int(self.outcome[2])))
+        if found is None:
+            raise DataError(f"the estimates or their errors {OUT_OF_RANGE}")
+        return found
 
     def leverage(self, columns: Array, *, rows: int) -> Array:
         """``f' (F' F / n)^-1 f`` at rows (m, p) of the basis; ``rows`` is n."""
@@ -73,10 +92,3 @@ class BasisFit:
             numbers(values["triangle"], (size, size)),
             numbers(values["outcome"], (3,)),
         )
-
-    def _in_units(self, scaled: Array) -> Array:
-        with np.errstate(over="ignore"):
-            found = np.ldexp(scaled, int(self.outcome[2]))
-        if not np.isfinite(found).all():
-            raise DataError(f"the estimates or their standard errors {OUT_OF_RANGE}")
-        return np.asarray(found)

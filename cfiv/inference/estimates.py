@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from cfiv.data import Array
-from cfiv.errors import ParameterError
+from cfiv.errors import ParameterError, SingularError
 from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
-from cfiv.inference.simultaneous import Multipliers, check_level
+from cfiv.inference.simultaneous import NOTHING, Multipliers, check_level
 from cfiv.rendering import to_html, to_latex, to_markdown, to_text
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ class Estimates:
     @cached_property
     def std_errors(self) -> Array:
         """Standard errors, (m,)."""
-        return np.asarray(np.linalg.norm(self._roots[0], axis=1))
+        return self.law.fits[0].std_errors(self._roots[0])
 
     @property
     def covariance(self) -> Array:
         """Of the estimates, (m, m)."""
-        return np.asarray(self._roots[0] @ self._roots[0].T)
+        return self.law.fits[0].in_units(self._roots[0] @ self._roots[0].T, power=2)
 
     @property
     def supported(self) -> Array:
@@ -149,19 +149,24 @@ class Estimates:
         given = read_numbers("value", value)
         if given.shape not in ((), (len(self),)) or not np.isfinite(given).all():
             raise ParameterError(f"value must be one number, or one for each of the {len(self)} estimates, got {value!r}")
-        apart, root = self.values - given, self._roots[0]
-        scale = self.std_errors.max()
-        directions, lengths, _ = np.linalg.svd(root / (scale or 1.0), full_matrices=False)
-        kept = directions[:, lengths > SINGULAR * max(lengths.max(initial=0.0), SINGULAR)]
+        errors: Array = np.linalg.norm(self._roots[0], axis=1)
+        largest = float(errors.max()) or 1.0
+        errors = np.where(errors > NOTHING * largest, errors, largest)
+        root = self._roots[0] / errors[:, None]  # each in its own unit, or the smallest would not count
+        apart = np.ldexp(self.values - given, -int(self.law.fits[0].outcome[2])) / errors
+        directions, lengths, _ = np.linalg.svd(root, full_matrices=False)
+        kept = directions[:, lengths > SINGULAR]
+        if not kept.shape[1]:
+            raise SingularError(f"{self.question}: nothing in the estimates is random, so there is nothing to test")
         left = apart - kept @ (kept.T @ apart)
-        if kept.shape[1] and np.linalg.norm(left) > SINGULAR * max(np.linalg.norm(apart), scale):
+        if np.linalg.norm(left) > SINGULAR * max(np.linalg.norm(apart), 1.0):
             raise ParameterError(
                 f"no function of the basis has these values: the {len(self)} estimates depend on one another, and differ by "
                 "what cannot be random; test fewer at once, or values that a function of the basis has"
             )
         return WaldTest.of(
-            kept.T @ apart if kept.shape[1] else apart,
-            kept.T @ root if kept.shape[1] else root,
+            kept.T @ apart,
+            kept.T @ root,
             df_denom=self.law.multipliers.df,
             name=f"Wald test of {self.question}",
             null="the estimates are zero" if not given.any() else "the estimates are the values given",

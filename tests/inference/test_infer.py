@@ -13,7 +13,7 @@ from scipy import stats
 
 import cfiv
 from cfiv import DataError, Inference, IVData, LeastSquares, NotFittedError, ParameterError, TwoStageLeastSquares
-from cfiv.errors import CfivError, FewClustersWarning, ModelFileError
+from cfiv.errors import CfivError, FewClustersWarning, ModelFileError, SingularError
 from cfiv.inference import functionals, row_blocks
 from cfiv.inference.estimates import Estimates
 from cfiv.inference.linear_in_basis import FormulaBasis
@@ -96,6 +96,11 @@ def test_a_joint_test_of_more_points_than_the_basis_has_functions_counts_those(c
     assert few.test(few.values).stat == 0
     assert many.test().df == len({round(t, 9) for t in few.points["t"]}) == 5  # a constant and four splines
     np.testing.assert_allclose(many.test().stat, few.test().stat, rtol=1e-6)
+    effect, derivative = curve.effect(treatment_from=0, treatment_to=1), curve.average_derivative()
+    tiny = curve.effect(treatment_from=0, treatment_to=1e-9)
+    assert effect.beside(derivative).beside(tiny).test().df == 3, "whatever their units"
+    with pytest.raises(SingularError, match="nothing in the estimates is random"):
+        (effect - effect).test()
     with pytest.raises(ParameterError, match="no function of the basis has these values"):
         many.test(np.arange(30) % 2)
     with pytest.raises(ParameterError, match="one for each of the 30"):
@@ -452,6 +457,21 @@ def test_a_treatment_of_categories_has_effects_and_no_derivative(frame: pd.DataF
     assert inference.effect(treatment_from="low", treatment_to="high").supported.all()
     with pytest.raises(ParameterError, match="needs a treatment that is a number"):
         inference.average_derivative()
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("outcome", "treatment"), [(1e200, 1e100), (1e-200, 1e-100), (1e150, 1e-150), (1e-290, 1.0)])
+def test_no_unit_is_too_large_or_too_small(frame: pd.DataFrame, outcome: float, treatment: float) -> None:
+    moved = frame.assign(y=outcome * frame["y"], t=treatment * frame["t"])
+    one, other = (cfiv.infer(rows, TwoStageLeastSquares(LINE).fit(rows)) for rows in (frame, moved))
+    first = one.effect(treatment_from=0, treatment_to=1)
+    second = other.effect(treatment_from=0, treatment_to=treatment)
+    np.testing.assert_allclose(second.values / outcome, first.values, rtol=1e-9)
+    np.testing.assert_allclose(second.std_errors / outcome, first.std_errors, rtol=1e-9)
+    np.testing.assert_allclose(second.test().stat, first.test().stat, rtol=1e-9)
+    if outcome == 1e200:
+        with pytest.raises(DataError, match="too large or too small"):
+            second.covariance
 
 
 @pytest.mark.law
