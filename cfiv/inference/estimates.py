@@ -159,7 +159,7 @@ class Estimates:
         if not kept.shape[1]:
             raise SingularError(f"{self.question}: nothing in the estimates is random, so there is nothing to test")
         left = apart - kept @ (kept.T @ apart)
-        if np.linalg.norm(left) > SINGULAR * max(np.linalg.norm(apart), 1.0):
+        if np.linalg.norm(left) > SINGULAR * max(float(np.linalg.norm(apart)), 1.0):
             raise ParameterError(
                 f"no function of the basis has these values: the {len(self)} estimates depend on one another, and differ by "
                 "what cannot be random; test fewer at once, or values that a function of the basis has"
