@@ -32,6 +32,7 @@ __all__ = [
     "FormulaError",
     "Gradient",
     "IVData",
+    "Inference",
     "Kalman",
     "KernelIV",
     "LastLayerTrainer",
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "diagnose",
     "errors",
+    "infer",
     "load",
 ]
 
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from cfiv.estimators.sieve_iv import SieveIV
     from cfiv.estimators.structural import StructuralFunction
     from cfiv.estimators.two_sls import TwoStageLeastSquares
+    from cfiv.inference.infer import infer
+    from cfiv.inference.inference import Inference
     from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
     from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
@@ -75,6 +79,7 @@ else:
         "DFIV": "cfiv.estimators.dfiv",
         "Gradient": "cfiv.learning.last_layer",
         "IVData": "cfiv.data",
+        "Inference": "cfiv.inference.inference",
         "Kalman": "cfiv.learning.last_layer",
         "KernelIV": "cfiv.estimators.kernel_iv",
         "LastLayerTrainer": "cfiv.learning.trainer",
@@ -89,6 +94,7 @@ else:
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",
         "compare": "cfiv.estimators.comparison",
         "diagnose": "cfiv.diagnostics.diagnose",
+        "infer": "cfiv.inference.infer",
         "load": "cfiv.estimators.model_file",
     }
 

@@ -1,4 +1,4 @@
-"""The command line: ``cfiv demo | simulate | fit | predict | diagnose | study``.
+"""The command line: ``cfiv demo | simulate | fit | predict | diagnose | infer | study``.
 
 Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
 command was refused, with the reason; 130 that Ctrl-C ended it. Where nobody reads one of the two, or it is closed, the command
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import cfiv
 from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
@@ -29,13 +29,9 @@ except ImportError:  # the script is installed without the extra as well
     sys.stderr.write("cfiv: error: the command line needs click, which is not installed: pip install 'cfiv[cli]'\n")
     raise SystemExit(2) from None
 
+from cfiv.cli_infer import infer
+from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
 from cfiv.cli_study import study
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cfiv.estimators.estimator import StructuralEstimator
-    from cfiv.estimators.registry import Registered
 
 EXAMPLES = """\b
 Examples:
@@ -48,9 +44,6 @@ Examples:
 
 RHO_HELP = "Correlation of the errors: strength of confounding."
 SCALE_HELP = "Standard deviation of the outcome's error; 1 in the published design."
-INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUTPUT = click.Path(dir_okay=False, path_type=Path)
-SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
 
 
 @click.group(invoke_without_command=True, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,20 +87,20 @@ def demo(
     Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits every
     estimator, and writes estimates.csv, structural_function.png and a model file for each.
     """
-    from cfiv import demonstration
+    from cfiv import demonstration, plots
     from cfiv.datasets import demand
 
     wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or registry.names()]
     if steps is not None and not any(registered.takes("steps") for registered in wanted):
         raise ParameterError(f"--steps is for dfiv and network, got --steps {steps} with {', '.join(chosen)}: leave it out")
-    figure = demonstration.new_figure()
+    figure = plots.new_figure((9.0, 6.3))
     data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
     _make_folder(folder)
     assert data.frame is not None
     click.echo(f'Demand design: {n:,} rows, rho {rho:g}, error scale {error_scale:g}, seed {seed}\n"{demand.FORMULA}"')
     models = {}
     for registered in wanted:
-        model = _make(
+        model = make(
             registered, demand.FORMULA, seed=seed, progress=is_watched(), steps=steps if registered.takes("steps") else None
         )
         try:
@@ -158,7 +151,7 @@ def demand(
     """Airline ticket sales with an unseen conference."""
     check_table_place(out)
     if truth_out is not None:
-        _check_distinct(truth_out, out)
+        check_distinct(truth_out, out)
         check_table_place(truth_out)
     from cfiv.datasets import demand as design
 
@@ -201,10 +194,10 @@ def fit(
     FORMULA is "outcome ~ covariates + [treatment ~ instruments]", such as "sales ~ time + emotion + [price ~ fuel]". Covariates
     enter both stages by themselves; C(column) makes categories. Every estimator takes the same formula.
     """
-    _check_distinct(out, train)
+    check_distinct(out, train)
     check_place(out)
-    model = _make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
-    model.fit(_training_table(train, formula)).save(out)
+    model = make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
+    model.fit(training_table(train, formula)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 
@@ -219,7 +212,7 @@ def predict(model: Path, grid: Path, out: Path) -> None:
     GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
     and the structural function in estimate.
     """
-    _check_distinct(out, model, grid)
+    check_distinct(out, model, grid)
     check_table_place(out)
     function = cfiv.load(model)
     frame = read_table_file(grid, dtype=dict.fromkeys(function.text_columns, str))  # categories such as 007
@@ -261,9 +254,9 @@ def diagnose(
     linear model adequate, or is a nonlinear estimator such as DFIV needed?
     """
     if out is not None:
-        _check_distinct(out, train)
+        check_distinct(out, train)
         check_table_place(out)
-    frame = _training_table(train, formula, clusters=clusters)
+    frame = training_table(train, formula, clusters=() if clusters is None else (clusters,))
     result = cfiv.diagnose(
         frame, formula, weights=weights, clusters=clusters, covariance=covariance, level=level, random_state=seed
     )
@@ -273,6 +266,7 @@ def diagnose(
         click.echo(f"\nWritten: {out}")
 
 
+commands.add_command(infer)
 commands.add_command(study)
 
 
@@ -342,40 +336,6 @@ def _one_line_warnings() -> Iterator[None]:
 def _help_where_nothing_is_asked(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-def _make(registered: Registered, formula: str, *, seed: int, progress: bool, **options: Any) -> StructuralEstimator:
-    """An estimator with the options that were set; for the others the library's defaults hold."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        if not registered.takes(name):
-            raise ParameterError(f"--{name} is not for --estimator {registered.name}, got --{name} {value}: leave it out")
-    general = {"random_state": seed, "progress": progress}
-    return registered.make(formula, **given, **{name: value for name, value in general.items() if registered.takes(name)})
-
-
-def _training_table(path: Path, formula: str, *, clusters: str | None = None) -> pd.DataFrame:
-    """The table in a file. Labels in a CSV file stay text where numbers would make one of several: 01 and 1."""
-    import pandas as pd
-
-    from cfiv.tables.roles import Roles
-
-    frame = read_table_file(path)
-    if table_kind(path) == "csv":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CfivWarning)  # the fit will say it
-            labels = [name for name in Roles.from_formula(formula, clusters=clusters).label_columns if name in frame]
-        labels = [name for name in labels if pd.api.types.is_numeric_dtype(frame[name].dtype)]
-        texts = read_table_file(path, dtype=dict.fromkeys(labels, str)) if labels else frame
-        for name in labels:
-            if texts[name].nunique() > frame[name].nunique():
-                frame[name] = texts[name]
-    return frame
-
-
-def _check_distinct(output: Path, *others: Path) -> None:
-    if any(output.resolve() == other.resolve() for other in others):
-        raise OutputError(f"'{output}' is named twice, and writing it would destroy the other: give --out another name")
 
 
 def _make_folder(folder: Path) -> None:

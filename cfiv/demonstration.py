@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cfiv.errors import MissingPackageError
 from cfiv.plots import structural_panels
 
 if TYPE_CHECKING:
@@ -22,17 +21,6 @@ if TYPE_CHECKING:
 EMOTION = 4.0
 TIMES = (2.5, 5.0, 9.0)
 PRICES = (12.0, 17.0, 22.0)
-
-
-def new_figure() -> Figure:
-    """A figure outside pyplot, which needs no display."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError(
-            "the demonstration draws with matplotlib, which is not installed: pip install 'cfiv[plot]'"
-        ) from None
-    return Figure(figsize=(9.0, 6.3), layout="constrained")
 
 
 def draw(figure: Figure, models: Mapping[str, StructuralEstimator], *, truth: Truth, observed: pd.DataFrame) -> None:

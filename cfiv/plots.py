@@ -17,12 +17,15 @@ from cfiv.tables.columns import require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours, told apart with any colour vision; their yellow is left out, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 #: The truth, and what else there is to compare with.
 INK = "#222222"
 DASHES = (0, (4, 2))
+#: Above and below a band, as a share of its height: for the ticks at the foot, and the beginning of what is faint.
+MARGIN = 0.15
 
 
 def structural_curves(
@@ -167,6 +170,80 @@ def structural_panels(
     return list(axes)
 
 
+def confidence_band(
+    table: pd.DataFrame,
+    *,
+    along: str,
+    outcome: str = "structural function",
+    seen: Any = None,
+    dashed: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """A curve with its pointwise interval (dark) and the band that holds for all of it at once (light).
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a point, as in ``cfiv.infer(data, model).dose_response(grid).table``: ``estimate, lower, upper``, where there
+        is a band ``band_lower, band_upper``, and ``supported``: the other points are drawn faint and dashed.
+    along : str
+        The column on the horizontal axis.
+    outcome : str
+        What the vertical axis says.
+    seen : array (m,), optional
+        Treatments of training, marked by ticks at the foot.
+    dashed : bool
+        Draw the band as two dashed lines: it cannot be trusted, as with weak instruments.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    DataError
+        For missing columns, values that are not finite numbers, no rows, or several rows for one point.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"price": [10.0, 20.0], "estimate": [120.0, 90.0], "lower": [110.0, 85.0], "upper": [130.0, 95.0]})
+    >>> confidence_band(table.assign(supported=True), along="price").get_xlabel()
+    'price'
+    """
+    intervals = [("band_lower", "band_upper", 0.16, "uniform band")] if "band_lower" in table else []
+    intervals.append(("lower", "upper", 0.32, "pointwise interval"))
+    ends = [name for lower, upper, *_ in intervals for name in (lower, upper)]
+    _check_table(table, numbers=[along, "estimate", *ends], others=["supported"])
+    _check_one_row_a_point(table, [along])
+    ax, colour = _axes(ax), COLOURS[0]
+    rows = table.sort_values(along)
+    points, supported = rows[along], rows["supported"].to_numpy(dtype=bool)
+    joined = supported[:-1] & supported[1:]  # pieces of the curve between two supported points
+    for lower, upper, alpha, label in intervals:
+        if dashed and label == "uniform band":
+            for name in (lower, upper):
+                ax.plot(
+                    points, rows[name], color=colour, linewidth=1.2, linestyle=DASHES, label=label if name == lower else None
+                )
+            continue
+        _shade(ax, points, rows[lower], rows[upper], joined, color=colour, alpha=alpha, label=label)
+        _shade(ax, points, rows[lower], rows[upper], ~joined, color=INK, alpha=0.05)
+    _draw(ax, points, rows["estimate"], joined, color=colour, linewidth=2.6, label="estimate")
+    faint = {"color": colour, "alpha": 0.45, "linewidth": 1.4, "linestyle": DASHES}
+    _draw(ax, points, rows["estimate"], ~joined, **faint, label="beyond what was seen")
+    _dress(ax, xlabel=along, ylabel=outcome)
+    if joined.any():  # what is faint may leave the frame: its ends say nothing
+        within = np.append(joined, False) | np.append(False, joined)
+        lowest, highest = rows.loc[within, ends].min(axis=None), rows.loc[within, ends].max(axis=None)
+        ax.set_ylim(lowest - MARGIN * (highest - lowest), highest + MARGIN * (highest - lowest))
+    if seen is not None:
+        _mark_observed(ax, pd.Series(np.asarray(seen, dtype=np.float64)))
+    ax.legend(frameon=False)
+    return ax
+
+
 def predicted_against_true(
     table: pd.DataFrame, *, truth: str = "structural", estimate: str = "estimate", ax: Axes | None = None
 ) -> Axes:
@@ -257,6 +334,15 @@ def training_history(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure outside pyplot, which needs no display, in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise _missing() from None
+    return Figure(figsize=size, layout="constrained")
+
+
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
     if ax is not None:
         return ax
@@ -273,8 +359,12 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'") from None
+        raise _missing() from None
     return plt
+
+
+def _missing() -> MissingPackageError:
+    return MissingPackageError("figures need matplotlib, which is not installed: pip install 'cfiv[plot]'")
 
 
 def _dress(ax: Axes, *, xlabel: str, ylabel: str) -> None:
@@ -290,6 +380,35 @@ def _mark_observed(ax: Axes, values: pd.Series[float]) -> None:
     limits = ax.get_xlim()
     ax.plot(values, np.full(len(values), 0.02), "|", color=INK, alpha=0.35, markersize=7, transform=ax.get_xaxis_transform())
     ax.set_xlim(limits)
+
+
+def _draw(ax: Axes, x: pd.Series[float], y: pd.Series[float], pieces: Any, *, label: str, **style: Any) -> None:
+    """The pieces (m - 1,) of a curve through m points that are chosen."""
+    for start, end in _runs(pieces):
+        ax.plot(x.iloc[start:end], y.iloc[start:end], label=label, **style)
+        label = ""
+
+
+def _shade(
+    ax: Axes,
+    x: pd.Series[float],
+    lower: pd.Series[float],
+    upper: pd.Series[float],
+    pieces: Any,
+    *,
+    label: str = "",
+    **style: Any,
+) -> None:
+    """The area between two curves, at the pieces that are chosen."""
+    for start, end in _runs(pieces):
+        ax.fill_between(x.iloc[start:end], lower.iloc[start:end], upper.iloc[start:end], label=label, linewidth=0, **style)
+        label = ""
+
+
+def _runs(pieces: Any) -> list[tuple[int, int]]:
+    """Points ``start:end`` of each run of chosen pieces."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], pieces, [False]]).astype(int)))
+    return [(int(start), int(end) + 1) for start, end in edges.reshape(-1, 2)]
 
 
 def _darker(colour: str) -> tuple[float, float, float]:

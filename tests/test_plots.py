@@ -240,3 +240,60 @@ def test_without_matplotlib_the_message_names_the_extra(table: pd.DataFrame, mon
     ) as caught:
         plots.predicted_against_true(table, truth="truth")
     assert isinstance(caught.value, CfivError)
+
+
+@pytest.fixture
+def band() -> pd.DataFrame:
+    """Six points in no order, the two beyond 40 not supported."""
+    x = np.array([30.0, 10.0, 50.0, 20.0, 60.0, 40.0])
+    ends = {"lower": x - 1, "upper": x + 1, "band_lower": x - 2, "band_upper": x + 2}
+    return pd.DataFrame({"price": x, "estimate": x, **ends, "supported": x <= 40})
+
+
+def test_a_band_is_drawn_as_the_table_says_and_faint_where_nothing_was_seen(band: pd.DataFrame) -> None:
+    ax = plots.confidence_band(band, along="price", outcome="sales", seen=[10.0, 40.0])
+    seen, beyond, ticks = with_data(ax)
+    assert points(seen) == [(x, x) for x in (10.0, 20.0, 30.0, 40.0)]
+    assert points(beyond) == [(x, x) for x in (40.0, 50.0, 60.0)]
+    assert (beyond.get_alpha() or 1) < (seen.get_alpha() or 1)
+    assert np.asarray(ticks.get_xdata()).tolist() == [10.0, 40.0]
+    assert legend(ax) == ["uniform band", "pointwise interval", "estimate", "beyond what was seen"]
+    shaded = [area.get_paths()[0].vertices for area in ax.collections]
+    heights = [float(np.ptp(area[area[:, 0] == 40.0, 1])) for area in shaded]
+    assert heights == [4.0, 4.0, 2.0, 2.0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("price", "sales")
+
+
+def test_a_band_that_cannot_be_trusted_is_two_dashed_lines(band: pd.DataFrame) -> None:
+    ax = plots.confidence_band(band, along="price", dashed=True)
+    lower, upper, *_ = with_data(ax)
+    assert points(lower) == expected(band, "band_lower")
+    assert points(upper) == expected(band, "band_upper")
+    assert len(ax.collections) == 2, "of the pointwise interval alone"
+
+
+def test_a_curve_without_a_band_or_one_all_beyond_is_drawn_too(band: pd.DataFrame) -> None:
+    alone = plots.confidence_band(band.drop(columns=["band_lower", "band_upper"]).assign(supported=True), along="price")
+    assert legend(alone) == ["pointwise interval", "estimate"]
+    beyond = plots.confidence_band(band.assign(supported=False), along="price")
+    assert legend(beyond) == ["beyond what was seen"]
+    with pytest.raises(DataError, match="one row a point"):
+        plots.confidence_band(pd.concat([band, band]), along="price")
+    with pytest.raises(DataError, match="'upper'"):
+        plots.confidence_band(band.drop(columns="upper"), along="price")
+
+
+def test_inference_draws_its_own_curve() -> None:
+    train, _ = demand.simulate(500, seed=0)
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA).fit(train)
+    inference = cfiv.infer(train, model, draws=200)
+    answer = inference.dose_response([10.0, 20.0, 40.0])
+    ax = answer.plot()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("price", "sales")
+    drawn = [points(line) for line in with_data(ax)]
+    values = answer.table
+    assert drawn[0] == expected(values.iloc[:2], "estimate")
+    assert drawn[1] == expected(values.iloc[1:], "estimate")
+    assert [x for x, _ in drawn[2]] == inference.seen.quantiles[:, 0].tolist()
+    with pytest.raises(ParameterError, match="along one column"):
+        inference.effect(treatment_from=15, treatment_to=20).plot()

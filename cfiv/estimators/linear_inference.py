@@ -112,9 +112,7 @@ def _score_covariance(fit: LinearFit, covariance: Covariance, clusters: Array | 
     scores = fit.basis * fit.residuals[:, None]
     if covariance.kind == "clustered":
         assert clusters is not None
-        groups = len(np.unique(clusters))
-        factor *= groups / (groups - 1) * (n - 1) / n if covariance.debiased else 1.0
-        return factor * score_covariance.clustered(scores, clusters)
+        return factor * score_covariance.clustered_ways(scores, [clusters], rows=n, debiased=covariance.debiased)
     if bandwidth is not None:
         return factor * score_covariance.autocorrelated(scores, kernel=covariance.kernel, bandwidth=bandwidth)
     return factor * score_covariance.robust(scores)

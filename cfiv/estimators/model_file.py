@@ -66,19 +66,32 @@ def _read(path: str | os.PathLike[str], networks: Mapping[str, Any]) -> Structur
     with MODEL_FILE.reading(path):
         values = values_of_old(header, tensors) if version < 3 else nested(header, tensors)
         del tensors
-        fields(values, "estimator", "outcome", "facts", "encoder", "components")
-        encoder: Encoder = ENCODERS[choice(values["encoder"]["kind"], tuple(ENCODERS))](values["encoder"])
-        inputs = Inputs(*encoder.shape)
-        with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
-            components = tuple(component_from_values(part, inputs, networks) for part in listed(values["components"]))
-            function = StructuralFunction(
-                estimator=text(values["estimator"]),
-                components=components,
-                encoder=encoder,
-                outcome=scalar(values["outcome"]),
-                facts=_facts(values["facts"]),
-            )
-            _check_answers(function, finite=not networks)
+        return function_from_values(values, networks)
+
+
+def function_from_values(values: Any, networks: Mapping[str, Any]) -> StructuralFunction:
+    """A structural function from the values of a file, once it has an answer.
+
+    Raises
+    ------
+    ModelFileError
+        If ``networks`` are needed, or do not fit.
+    Exception
+        One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
+    """
+    fields(values, "estimator", "outcome", "facts", "encoder", "components")
+    encoder: Encoder = ENCODERS[choice(values["encoder"]["kind"], tuple(ENCODERS))](values["encoder"])
+    inputs = Inputs(*encoder.shape)
+    with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
+        components = tuple(component_from_values(part, inputs, networks) for part in listed(values["components"]))
+        function = StructuralFunction(
+            estimator=text(values["estimator"]),
+            components=components,
+            encoder=encoder,
+            outcome=scalar(values["outcome"]),
+            facts=_facts(values["facts"]),
+        )
+        _check_answers(function, finite=not networks)
     return function
 
 

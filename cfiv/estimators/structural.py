@@ -167,14 +167,17 @@ class StructuralFunction:
         OutputError
             If the place cannot be written to. An existing file is replaced only once the new one is whole.
         """
-        values = {
+        MODEL_FILE.write(Path(path), self.to_values())
+
+    def to_values(self) -> dict[str, Any]:
+        """All that a file holds of it."""
+        return {
             "estimator": self.estimator,
             "outcome": self.outcome,
             "facts": self.facts,
             "encoder": self.encoder.to_values(),
             "components": [component_to_values(component) for component in self.components],
         }
-        MODEL_FILE.write(Path(path), values)
 
     def summary(self) -> Summary:
         """What was estimated, how, and from what; text in a terminal, a table in a notebook."""

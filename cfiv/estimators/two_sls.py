@@ -62,6 +62,7 @@ class TwoStageLeastSquares(LinearEstimator):
     See Also
     --------
     cfiv.diagnose : Tests of what two-stage least squares assumes.
+    cfiv.infer : Intervals and bands for effects, curves and derivatives.
 
     References
     ----------

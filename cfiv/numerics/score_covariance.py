@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,30 @@ def clustered(scores: Array, clusters: Array) -> Array:
     sums = np.zeros((int(clusters.max()) + 1, scores.shape[1]))
     np.add.at(sums, clusters, scores)
     return robust(sums)
+
+
+def clustered_ways(scores: Array, clusters: Sequence[Array], *, rows: int, debiased: bool) -> Array:
+    """Of one kind of groups; of two kinds the sum of both less that of their intersections.
+
+    Parameters
+    ----------
+    scores : array (m, k)
+        Of rows, or sums of rows that lie within one group of each kind.
+    clusters : sequence of one or two arrays (m,)
+        Whole numbers from 0.
+    rows : int
+        ``n``.
+    debiased : bool
+        Each times ``G / (G - 1) (n - 1) / n``, with G its number of groups.
+    """
+    total = np.zeros((scores.shape[1],) * 2)
+    both = [] if len(clusters) == 1 else [clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]]
+    for sign, labels in ((1, clusters), (-1, both)):
+        for label in labels:
+            found, codes = np.unique(label, return_inverse=True)
+            factor = len(found) / (len(found) - 1) * (rows - 1) / rows if debiased else 1.0
+            total += sign * factor * clustered(scores, codes)
+    return total
 
 
 def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int) -> Array:

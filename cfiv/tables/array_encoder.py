@@ -86,11 +86,35 @@ class ArrayEncoder:
             self._check_columns(role, columns)
         return data.treatment, covariates
 
-    def observations(self, rows: Any, *, missing: Missing = "drop") -> IVData:
+    @property
+    def treatment_names(self) -> tuple[str, ...]:
+        """``treatment``, or ``treatment0``, ``treatment1``, ... where there are several columns."""
+        several = len(self.treatment_shape) == 1 and self.treatment_shape[0] > 1
+        return tuple(f"treatment{i}" for i in range(self.treatment_shape[0])) if several else ("treatment",)
+
+    @property
+    def reference_rows(self) -> IVData:
+        """Covariates of training, with the treatments of :meth:`example`."""
+        treatment = self.example().treatment
+        rows = 1 if self.reference is None else len(self.reference)
+        return IVData(treatment=np.broadcast_to(treatment, (rows, *self.treatment_shape)), covariates=self.reference)
+
+    def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """The same arrays, which have no gaps, checked as by :meth:`inputs`."""
         data = _arrays(rows, "score an IVData")
         self.inputs(data)
         return data
+
+    def raw(self, rows: Any) -> pd.DataFrame:
+        """Their columns, treatments first; of images none."""
+        treatment, covariates = self.inputs(rows)
+        table = pd.DataFrame(treatment, columns=list(self.treatment_names)) if treatment.ndim == 2 else pd.DataFrame()
+        return table if covariates is None else table.assign(**{f"covariate{i}": x for i, x in enumerate(covariates.T)})
+
+    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
+        """One treatment for all rows."""
+        one = one_array(name, value, shape=self.treatment_shape, columns=self.columns.get("treatment"))
+        return pd.DataFrame(one[None], columns=list(self.treatment_names))
 
     def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
         """Rows with other treatments, each of the shape of those of training and the same for all rows."""
@@ -115,9 +139,9 @@ class ArrayEncoder:
             )
         self._check_unit(values)
         covariates = self.reference if rows is None else self.inputs(rows)[1]
-        names = ["treatment"] if self.treatment_shape == (1,) else [f"treatment{i}" for i in range(values.shape[1])]
         images = values.ndim > 2
-        table = pd.DataFrame({"treatment": range(len(values))}) if images else pd.DataFrame(values, columns=names)
+        columns = list(self.treatment_names)
+        table = pd.DataFrame({"treatment": range(len(values))}) if images else pd.DataFrame(values, columns=columns)
         return table, Counterfactuals(1 if covariates is None else len(covariates), covariates, values, iter(()))
 
     def covariate_table(self, data: IVData) -> pd.DataFrame:

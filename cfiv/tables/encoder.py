@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -64,8 +64,26 @@ class Encoder(Protocol):
         """Treatments (n, ...) and covariates (n, p) of new rows."""
         ...
 
-    def observations(self, rows: Any, *, missing: Missing = "drop") -> IVData:
-        """Every role of new rows, for held-out criteria."""
+    @property
+    def treatment_names(self) -> tuple[str, ...]:
+        """The treatments as one asks about them, before any formula."""
+        ...
+
+    @property
+    def reference_rows(self) -> Any:
+        """Rows to average over where none are given: those of training that are kept."""
+        ...
+
+    def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
+        """Every role of new rows, for held-out criteria; and further columns of their table, in the ``frame``."""
+        ...
+
+    def raw(self, rows: Any) -> pd.DataFrame:
+        """Treatments and covariates of rows as they came, before any formula."""
+        ...
+
+    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
+        """Treatments that an argument gives, as they came: one row for all of the rows, or one for each."""
         ...
 
     def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:

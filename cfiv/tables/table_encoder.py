@@ -82,11 +82,21 @@ class TableEncoder:
         self._check_complete(frame)
         return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
 
-    def observations(self, rows: Any, *, missing: Missing = "drop") -> IVData:
+    @property
+    def treatment_names(self) -> tuple[str, ...]:
+        """The raw columns that are the treatment."""
+        return self.roles.treatment_columns
+
+    @property
+    def reference_rows(self) -> pd.DataFrame:
+        """Rows of the training table."""
+        return self.reference
+
+    def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
         frame, weights = read_table(rows), self.roles.weights
         parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
-        names = [name for part in parts for name in part.formula.variables] + ([weights] if weights else [])
+        names = [name for part in parts for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
         require_columns(frame, names, needed_for="held-out criteria")
         frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
         return IVData(
@@ -95,7 +105,22 @@ class TableEncoder:
             instruments=self.instruments.matrix(frame),
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
             weights=None if weights is None else row_weights(frame, weights),
+            frame=frame,
         )
+
+    def raw(self, rows: Any) -> pd.DataFrame:
+        """The columns of the table that predictions need: numbers, and categories as training knows them."""
+        frame = read_table(rows)
+        self._check_complete(frame)
+        parts = [part.raw(frame) for part in (self.treatment, self.covariates) if part is not None]
+        columns = {str(name): column for part in parts for name, column in part.items()}
+        return pd.DataFrame({name: columns[name] for name in self.roles.prediction_columns})
+
+    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
+        """Treatment columns of one row for all, or of one each."""
+        frame = read_table(rows)
+        values = self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
+        return pd.DataFrame(values, index=frame.index if any(map(np.ndim, values.values())) else [0])
 
     def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
         """Rows with their treatment columns set: to one number, one each, or a mapping from column to number(s)."""

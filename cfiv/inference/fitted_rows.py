@@ -1,0 +1,146 @@
+"""The rows that an estimator was fitted to, read again with groups, and what their errors are taken to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from cfiv.checks import several, shown
+from cfiv.data import Array, IVData, read_table
+from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.linear_regression import warn_of_few_clusters
+from cfiv.labels import label_codes
+from cfiv.tables.columns import require_columns
+from cfiv.tables.table_encoder import TableEncoder
+
+#: How far fitted values of the rows may be from those of the estimator, relative to the range of the outcome.
+SAME_ROWS = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class FittedRows:
+    """Rows with a positive weight.
+
+    Parameters
+    ----------
+    data : IVData
+        In their roles, as the estimator's encoder reads them.
+    raw : table or IVData
+        The same rows, for the encoder.
+    covariance : {"robust", "unadjusted", "clustered"}
+    groups : mapping from a name to codes (n,)
+        One or two kinds, where clustered.
+    """
+
+    data: IVData
+    raw: Any
+    covariance: str
+    groups: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, data: Any, model: StructuralEstimator, *, covariance: str | None, clusters: Any) -> Self:
+        """Of what ``infer`` was given, for a fitted estimator.
+
+        Raises
+        ------
+        ParameterError
+            For clusters that cannot be read or that nothing would use, and a covariance that is not available.
+        DataError
+            For rows that lack columns, or of which there are not as many as in the fit.
+        """
+        encoder = model.structural_function_.encoder
+        table = isinstance(encoder, TableEncoder)
+        if clusters is not None and not table:
+            raise ParameterError(
+                "clusters= names columns of a table, and the estimator was fitted to arrays: give IVData(clusters=...)"
+            )
+        names = _names(getattr(model, "clusters", None) if clusters is None else clusters)
+        if names:
+            require_columns(read_table(data), names, needed_for="clusters")
+        rows = encoder.observations(data, missing=model.missing, labels=names)
+        rows.check_observed("inference")
+        rows = rows.with_positive_weight()
+        if len(rows) != model.n_rows_:
+            raise _other_rows(rows, model)
+        if table:
+            assert rows.frame is not None
+            groups = {name: label_codes(f"clusters {name!r}", rows.frame[name]) for name in names}
+        else:
+            groups = {} if rows.clusters is None else {"clusters": rows.clusters}
+        kind = _covariance(covariance, model, groups, given=clusters is not None)
+        return cls(rows, rows.frame if table else rows, kind, groups if kind == "clustered" else {})
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def check_groups(self, size: int) -> None:
+        """Raise where clusters are too few for a covariance of so many coefficients; warn where they are few.
+
+        Raises
+        ------
+        DataError
+
+        Warns
+        -----
+        FewClustersWarning
+        """
+        for name, codes in self.groups.items():
+            count = len(np.unique(codes))
+            if count <= size:
+                raise DataError(
+                    f"a clustered covariance of {size} coefficients needs more clusters than that, got {count} of {name!r}: "
+                    "some combinations would seem to have no error at all; use finer clusters, or a smaller basis"
+                )
+            warn_of_few_clusters(codes)
+
+    def check_same(self, fitted: Array, model: StructuralEstimator) -> None:
+        """Raise unless the fitted values of these rows (n,) are the estimator's.
+
+        Raises
+        ------
+        DataError
+        """
+        expected = model.structural_function_.components[0].evaluate(self.data.treatment, self.data.covariates)
+        if np.abs(fitted - expected).max() > SAME_ROWS * np.ptp(self.data.outcome):
+            raise _other_rows(self.data, model)
+
+    def describe(self, *, debiased: bool) -> str:
+        """The covariance in words."""
+        named = " and ".join(f"{name} ({len(np.unique(codes)):,})" for name, codes in self.groups.items())
+        return f"{self.covariance}{' by ' * bool(named)}{named}{', debiased' * debiased}"
+
+
+def _other_rows(rows: IVData, model: StructuralEstimator) -> DataError:
+    return DataError(
+        f"the {len(rows)} rows are not the {model.n_rows_} that this {type(model).__name__} was fitted to, of which its errors "
+        "are: give the same data, with the same gaps and weights, or fit it to these"
+    )
+
+
+def _names(clusters: Any) -> tuple[str, ...]:
+    names = () if clusters is None else several(clusters)
+    if len(names) > 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ParameterError(f"clusters must be the name of a column, or two of them, got {shown(clusters)}")
+    return names
+
+
+def _covariance(covariance: str | None, model: Any, groups: Mapping[str, Array], *, given: bool) -> str:
+    """As asked; else clustered where there are groups, else the estimator's."""
+    own: str = getattr(model, "covariance", "robust")
+    if covariance is None:
+        covariance = "clustered" if groups else own
+        if covariance == "kernel":
+            raise ParameterError(
+                "the estimator's covariance='kernel' is not available in infer: give covariance='robust', or clusters="
+            )
+    if covariance != "clustered" and given:
+        raise ParameterError(
+            f"clusters are given, but covariance={covariance!r} does not use them: set covariance='clustered' or leave them out"
+        )
+    if covariance == "clustered" and not groups:
+        raise ParameterError("covariance='clustered' needs groups of rows, got none: give clusters='column'")
+    return covariance

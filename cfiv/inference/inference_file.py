@@ -1,0 +1,91 @@
+"""Inference files: what an inference holds as nested values, and back, compared with one another."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cfiv.estimators.model_file import function_from_values
+from cfiv.file_values import fields, flag, listed, numbers, text, texts, whole
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.estimates import Law
+from cfiv.inference.functionals import Functionals
+from cfiv.inference.linear_in_basis import bases_of
+from cfiv.inference.seen import Seen
+from cfiv.inference.simultaneous import Multipliers
+from cfiv.inference.strength import Strength
+from cfiv.runtime.surroundings import ordinary_torch
+from cfiv.tensor_file import TensorFile, nested
+
+if TYPE_CHECKING:
+    from cfiv.inference.inference import Inference
+
+INFERENCE_FILE = TensorFile(
+    key="cfiv-inference",
+    version=1,
+    digested=1,
+    noun="inference file",
+    remedy="save it again",
+    otherwise="leave out what it belongs to",
+)
+#: What a file holds of it, besides its parts.
+FACTS = ("covariance", "rows", "notes")
+
+
+def inference_to_values(inference: Inference) -> dict[str, Any]:
+    """All that :func:`read_inference` needs."""
+    return {
+        "function": inference.function.to_values(),
+        "fits": [fit.to_values() for fit in inference.law.fits],
+        "multipliers": inference.law.multipliers.to_values(),
+        "average": {"values": list(inference.average.values), "supported": inference.average.supported.tolist()},
+        "seen": inference.seen.to_values(),
+        "strength": None if inference.strength is None else inference.strength.to_values(),
+        **{name: getattr(inference, name) for name in FACTS},
+    }
+
+
+def read_inference(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parts of an inference, by name.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, foreign, or of a newer version.
+    """
+    with ordinary_torch():
+        _, header, tensors = INFERENCE_FILE.read(path)
+        with INFERENCE_FILE.reading(path):
+            return _parts(nested(header, tensors))
+
+
+def _parts(values: Any) -> dict[str, Any]:
+    fields(values, "function", "fits", "multipliers", "average", "seen", "strength", *FACTS)
+    function = function_from_values(values["function"], {})
+    example = function.encoder.inputs(function.encoder.example())
+    sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
+    fits = listed(values["fits"], count=len(sizes))
+    seen = Seen.from_values(values["seen"])
+    average = fields(values["average"], "values", "supported")
+    supported = [flag(one) for one in listed(average["supported"], count=len(seen.columns))]
+    means = listed(average["values"], count=len(sizes))
+    strength = None if values["strength"] is None else Strength.from_values(values["strength"])
+    return {
+        "function": function,
+        "law": Law(
+            tuple(BasisFit.from_values(fit, size=size) for fit, size in zip(fits, sizes, strict=True)),
+            Multipliers.from_values(values["multipliers"]),
+            strength is not None and strength.is_weak,
+        ),
+        "average": Functionals(
+            tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)),
+            np.array(supported, dtype=bool),
+        ),
+        "seen": seen,
+        "strength": strength,
+        "covariance": text(values["covariance"]),
+        "rows": whole(values["rows"], 1, 2**62),
+        "notes": texts(values["notes"]),
+    }

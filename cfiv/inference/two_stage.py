@@ -1,0 +1,261 @@
+"""Two-stage least squares in given bases over blocks of rows, and the joint covariance of the coefficients of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from scipy import linalg
+
+from cfiv.data import Array
+from cfiv.errors import DataError
+from cfiv.estimators.linear_columns import IRRELEVANT
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.row_blocks import RowBlocks
+from cfiv.inference.scaling import Scaling
+from cfiv.numerics.dependence import Dependence, dependences
+from cfiv.numerics.linear_iv import covariance_root
+from cfiv.numerics.scaled_columns import plain_numbers
+from cfiv.numerics.score_covariance import clustered_ways
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """``y = (2^-e Y - m) / s``, weighted.
+
+    Parameters
+    ----------
+    values : array (n,)
+    units : array (3,)
+        ``m, s, e``.
+    """
+
+    values: Array
+    units: Array
+
+    @classmethod
+    def of(cls, outcome: Array, *, root: Array, centred: bool) -> Self:
+        """About its weighted mean where ``centred``, in units of its largest value."""
+        plain, exponents = plain_numbers(outcome[:, None])
+        values = plain[:, 0]
+        centre = float(root**2 @ values / len(values)) if centred else 0.0
+        scale = float(np.abs(values - centre).max()) or 1.0
+        return cls(root * (values - centre) / scale, np.array([centre, scale, exponents[0]], dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class TwoStage:
+    """``b = (F' P F)^-1 F' P y`` in scaled columns, and what its scores are made of.
+
+    With ``F = Q_F R_F`` and ``Phi = Q_Phi R_Phi`` the canonical correlations are the singular values of ``W = Q_Phi' Q_F``, and
+    with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``.
+
+    Parameters
+    ----------
+    structural : Scaling
+        In which columns have length one.
+    triangle : array (p, p)
+        ``R_F``.
+    coordinates : array (p,)
+        ``V^-1 U' Q_Phi' y``: fitted values are ``Q_F`` times it.
+    spread : array (p, p)
+        ``H``.
+    predictor : array (q, p)
+        ``R_Phi^-1 U``: ``P`` is the instrument columns, as ``blocks`` scales them, times it; ``R_F^-1`` for the structural
+        columns where there are no instruments.
+    correlations : array (p,)
+        Descending; ones without instruments.
+    instruments : int
+        Rank of the instrument columns.
+    """
+
+    structural: Scaling
+    triangle: Array
+    coordinates: Array
+    spread: Array
+    predictor: Array
+    correlations: Array
+    instruments: int
+
+    @classmethod
+    def of(cls, blocks: RowBlocks, outcome: Outcome) -> Self:
+        """From the QR factorisation of ``[Phi, F, y]``.
+
+        Raises
+        ------
+        DataError
+            If there are fewer rows than columns, structural columns depend on one another, or the instruments do not move all
+            of them.
+
+        Notes
+        -----
+        O(n (p + q)^2), block after block: what is held is one block and the triangle.
+        """
+        stacked = _triangle(blocks, outcome)
+        p = len(blocks.structural.scales)
+        q = stacked.shape[1] - p - 1
+        if len(outcome.values) <= p:
+            raise DataError(f"a basis of {p} functions needs more rows than that, got {len(outcome.values)}: use a smaller one")
+        lengths = np.linalg.norm(stacked, axis=0)
+        lengths = np.where(lengths > 0, lengths, 1.0)
+        structural = blocks.structural.times(lengths[q : q + p])
+        basis, own = np.linalg.qr(stacked[:, q : q + p] / lengths[q : q + p])
+        dependent = _dependent(own, structural, rows=len(outcome.values))
+        if dependent:
+            raise DataError(
+                f"{len(dependent)} of the {p} functions of the basis are combinations of the others in these rows, so their "
+                "coefficients, and intervals, are not determined: use a smaller basis"
+            )
+        back = linalg.solve_triangular(own, np.eye(p))
+        if not q:
+            return cls(structural, own, basis.T @ stacked[:, -1], back, back / lengths[:p, None], np.ones(p), p)
+        first = stacked[:, :q] / lengths[:q]
+        found = _dependent(
+            np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
+        )
+        kept = np.delete(np.arange(q), [one.column for one in found])
+        left, right = np.linalg.qr(first[:, kept])
+        shared = left.T @ basis
+        correlations = np.minimum(np.linalg.svd(shared, compute_uv=False), 1.0)
+        moved = int((correlations > IRRELEVANT).sum())
+        if moved < p:
+            raise DataError(
+                f"the instruments move {moved} of the {p} functions of the basis, as where they take few values: the curve is "
+                "not identified, and a band would mean nothing; use a smaller basis, or instruments with more values"
+            )
+        directions, mixed = np.linalg.qr(shared)
+        coordinates = linalg.solve_triangular(mixed, directions.T @ (left.T @ stacked[:, -1]))
+        predictor = np.zeros((q, p))
+        predictor[kept] = linalg.solve_triangular(right, directions) / lengths[kept, None]
+        spread = back @ linalg.solve_triangular(mixed, np.eye(p))
+        return cls(structural, own, coordinates, spread, predictor, correlations, len(kept))
+
+    @property
+    def coefficients(self) -> Array:
+        """``b``, of columns of length one."""
+        return np.asarray(linalg.solve_triangular(self.triangle, self.coordinates))
+
+
+@dataclass(frozen=True, eq=False)
+class JointFit:
+    """Fits of one outcome in several bases.
+
+    Parameters
+    ----------
+    fits : tuple of BasisFit
+    fitted : array (n,)
+        Fitted values of the first, in the outcome's units.
+    leverage : float
+        The largest of a row in the first.
+    """
+
+    fits: tuple[BasisFit, ...]
+    fitted: Array
+    leverage: float
+
+
+def joint_fit(
+    stages: Sequence[TwoStage],
+    blocks: Sequence[RowBlocks],
+    outcome: Outcome,
+    *,
+    covariance: str,
+    clusters: Sequence[Array],
+    debiased: bool,
+) -> JointFit:
+    """Numbers of fits with their joint covariance ``H S H'``, ``S`` that of all scores ``P_i e_i``.
+
+    Parameters
+    ----------
+    stages : sequence of TwoStage
+        The one that is asked first.
+    blocks : sequence of RowBlocks
+        Of their bases.
+    outcome : Outcome
+    covariance : {"robust", "unadjusted", "clustered"}
+    clusters : sequence of arrays (n,)
+        Codes of one or two kinds of groups, for "clustered".
+    debiased : bool
+        Times ``n / (n - p)``, with p the size of the first; clustered also times ``G / (G - 1) (n - 1) / n``.
+
+    Notes
+    -----
+    Of two kinds of groups: the sum of both covariances less that of their intersections, of which directions with a negative
+    variance, as few groups may have, get none.
+
+    References
+    ----------
+    Cameron, Gelbach and Miller, "Robust inference with multiway clustering", *Journal of Business & Economic Statistics* 29,
+    2011.
+    """
+    sizes = [len(stage.coordinates) for stage in stages]
+    n, width = len(outcome.values), sum(sizes)
+    smallest, cells = _intersections(clusters)
+    sums = np.zeros((len(cells[0]) if clusters else 0, width))
+    total, gram, squares = np.zeros((width, width)), np.zeros((width, width)), np.zeros((len(sizes),) * 2)
+    fitted, leverage = np.empty(n), 0.0
+    for rows in blocks[0].slices():
+        basis, residuals = [], []
+        for stage, block in zip(stages, blocks, strict=True):
+            structural = block.scaled("structural", rows)
+            own = _orthonormal(stage, block, structural)
+            values = own @ stage.coordinates
+            if stage is stages[0]:
+                fitted[rows] = values / block.root[rows]
+                leverage = max(leverage, float((np.square(own).sum(axis=1) / block.root[rows] ** 2).max()))
+            residuals.append(outcome.values[rows] - values)
+            basis.append((block.scaled("instruments", rows) if block.instrumented else structural) @ stage.predictor)
+        joined, errors = np.concatenate(basis, axis=1), np.stack(residuals, axis=1)
+        scores = joined * np.repeat(errors, sizes, axis=1)
+        if covariance == "clustered":
+            np.add.at(sums, smallest[rows], scores)
+        elif covariance == "robust":
+            total += scores.T @ scores
+        else:
+            gram += joined.T @ joined
+            squares += errors.T @ errors
+    if covariance == "clustered":
+        total = clustered_ways(sums, cells, rows=n, debiased=debiased)
+    elif covariance == "unadjusted":
+        total = gram * np.repeat(np.repeat(squares / n, sizes, axis=0), sizes, axis=1)
+    if debiased:
+        total = total * n / (n - sizes[0])
+    root = covariance_root(linalg.block_diag(*(stage.spread for stage in stages)), total)
+    parts = np.split(root, np.cumsum(sizes)[:-1])
+    fits = tuple(
+        BasisFit(stage.structural, stage.coefficients, part, stage.triangle, outcome.units)
+        for stage, part in zip(stages, parts, strict=True)
+    )
+    centre, scale, exponent = outcome.units
+    return JointFit(fits, np.ldexp(fitted * scale + centre, int(exponent)), n * leverage)
+
+
+def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
+    """``R`` of the weighted, scaled ``[Phi, F, y]``."""
+    triangle = np.zeros((0, 0))
+    for rows in blocks.slices():
+        parts = [blocks.scaled("instruments", rows)] if blocks.instrumented else []
+        block = np.column_stack([*parts, blocks.scaled("structural", rows), outcome.values[rows]])
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle.reshape(-1, block.shape[1]), block]), mode="r"))
+    return triangle
+
+
+def _orthonormal(stage: TwoStage, block: RowBlocks, structural: Array) -> Array:
+    """``Q_F`` at rows, from columns that the block has scaled."""
+    unit = structural * (block.structural.scales / stage.structural.scales)
+    return np.asarray(linalg.solve_triangular(stage.triangle, unit.T, trans="T").T)
+
+
+def _dependent(triangle: Array, scaling: Scaling, *, rows: int) -> tuple[Dependence, ...]:
+    """Columns of length one that depend on those before them."""
+    return dependences(triangle, np.sqrt(1 + rows * (scaling.centres / scaling.scales) ** 2))
+
+
+def _intersections(clusters: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Codes (n,) of the groups that all kinds make together, and of each kind those of these groups."""
+    if not clusters:
+        return np.zeros(0, dtype=np.int64), []
+    _, first, codes = np.unique(np.stack(clusters, axis=1), axis=0, return_index=True, return_inverse=True)
+    return np.asarray(codes).ravel(), [kind[first] for kind in clusters]

@@ -1,0 +1,91 @@
+"""``cfiv infer``: it prints, writes and draws what the library computes, and refuses on one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfiv
+from tests.command_line import Run, runner
+from tests.inference.problems import CURVE, LINE, table
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys, "infer")
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """The table that ``train.csv`` holds."""
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("train.csv", index=False)
+    return pd.read_csv("train.csv")
+
+
+@pytest.mark.contract
+def test_it_prints_writes_and_draws_what_the_library_computes(train: pd.DataFrame, run: Run) -> None:
+    asked = ["--effect", "-1", "1", "--effect", "0", "0.5", "--dose-response", "-2:2:9", "--derivative"]
+    options = ["--weights", "w", "--clusters", "group", "--level", "0.9", "--draws", "500", "--seed", "3"]
+    answer = run("train.csv", CURVE, *asked, *options, "--out", "effects.csv", "--plot", "band.png")
+    assert (answer.code, answer.err) == (0, "")
+    model = cfiv.TwoStageLeastSquares(CURVE, weights="w").fit(train)
+    inference = cfiv.infer(train, model, clusters="group", level=0.9, draws=500, random_state=3)
+    expected = [
+        inference.effect(treatment_from=-1.0, treatment_to=1.0),
+        inference.effect(treatment_from=0.0, treatment_to=0.5),
+        inference.dose_response(np.linspace(-2, 2, 9)),
+        inference.average_derivative(),
+    ]
+    parts = [str(inference), *map(str, expected)]
+    assert answer.out == "\n\n".join(parts) + "\n\nWritten: effects.csv\n\nWritten: band.png\n"
+    written = pd.read_csv("effects.csv")
+    assert written["question"].tolist() == ["effect"] * 2 + ["dose response"] * 9 + ["average derivative"]
+    for name in ("estimate", "std_error", "lower", "upper", "supported"):
+        assert written[name].tolist() == [value for part in expected for value in part.table[name]]
+    assert written["band_lower"].notna().sum() == 9
+    assert Path("band.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.contract
+def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataFrame, run: Run) -> None:
+    train.assign(code=[f"{i % 50:02}" for i in range(300)]).to_csv("coded.csv", index=False)
+    both = run("coded.csv", LINE, "--derivative", "--clusters", "group", "--clusters", "code")
+    assert "clustered by group (40) and code (50)" in both.out
+    drawn = run("train.csv", LINE, "--estimator", "least-squares", "--dose-response", "0:1:5", "--plot", "band.svg")
+    assert (drawn.code, drawn.err) == (0, "")
+    assert "not of the structural function" in drawn.out
+    assert "<svg" in Path("band.svg").read_text()
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["nothing is asked", "--effect FROM TO"]),
+        (["--derivative", "--level", "95"], ["level must be > 0 and < 1, such as 0.95 for 95 %", "got 95"]),
+        (["--derivative", "--draws", "9"], ["draws must be a whole number >= 100, got 9"]),
+        (["--derivative", "--estimator", "dfiv"], ["DFIV has no intervals", "TwoStageLeastSquares"]),
+        (["--derivative", "--covariance", "clustered"], ["needs groups of rows"]),
+        (["--derivative", "--clusters", "groups"], ["'groups'", "did you mean 'group'"]),
+        (["--effect", "low", "high"], ["column 't' holds text"]),
+        (["--dose-response", "1:5"], ["must be FROM:TO:POINTS", "got 1:5"]),
+        (["--dose-response", "5:1:9"], ["must go upward", "5:1:9"]),
+        (["--dose-response", "1:5:1"], ["in 2 to 10,000 points"]),
+        (["--derivative", "--plot", "band.png"], ["none is asked"]),
+        (["--dose-response", "1:2:3", "--plot", "band.gif"], [".png, .pdf, .svg", "band.gif"]),
+        (["--dose-response", "1:2:3", "--plot", "a.csv", "--out", "a.csv"], ["named twice"]),
+        (["--derivative", "--out", "train.csv"], ["named twice"]),
+        (["--derivative", "--out", "table.txt"], [".csv or .parquet"]),
+    ],
+)
+def test_what_is_refused_is_said_on_one_line(arguments: list[str], words: list[str], train: pd.DataFrame, run: Run) -> None:
+    answer = run("train.csv", LINE, *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("cfiv: error: ")
+    assert answer.err.count("\n") == 1
+    for word in words:
+        assert word in answer.err
