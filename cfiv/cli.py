@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import cfiv
-from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
+from cfiv.errors import (
+    CfivError,
+    CfivWarning,
+    DataError,
+    OutputError,
+    ParameterError,
+    UnsupportedTreatmentWarning,
+    silence,
+)
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
@@ -120,7 +128,8 @@ def demo(
         model.save(folder / f"{registered.name}.safetensors")
         if model.interrupted_:  # Ctrl-C means no further ones either
             break
-    estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
+    with silence(UnsupportedTreatmentWarning):  # the figure shows where
+        estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
     write_table_file(estimates, folder / "estimates.csv")
     demonstration.draw(figure, models, truth=truth, observed=data.frame)
     with replacing(folder / "structural_function.png") as temporary:
@@ -211,23 +220,27 @@ def fit(
 @commands.command()
 @click.argument("model", type=INPUT)
 @click.argument("grid", type=INPUT)
-@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID and estimate.")
+@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID, estimate and supported.")
 def predict(model: Path, grid: Path, out: Path) -> None:
     """Evaluate the model file MODEL at the rows of the table GRID.
 
     GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
-    and the structural function in estimate.
+    the structural function in estimate, and in supported whether training has seen such treatments at such covariates (there
+    is no such column for model files that do not know).
     """
     _check_distinct(out, model, grid)
     check_table_place(out)
     function = cfiv.load(model)
     frame = read_table_file(grid, dtype=dict.fromkeys(function.text_columns, str))  # categories such as 007
-    if "estimate" in frame.columns:
-        raise DataError(f"'{grid}' already has a column 'estimate', which the output would overwrite: rename or drop it")
-    estimate = function.predict(frame)
+    taken = [name for name in ("estimate", "supported") if name in frame.columns]
+    if taken:
+        raise DataError(f"'{grid}' already has a column {taken[0]!r}, which the output would overwrite: rename or drop it")
+    columns = {"estimate": function.predict(frame)}
+    if function.support is not None:
+        columns["supported"] = function.supported(frame)
     if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
         frame = read_table_file(grid, dtype=str, na_filter=False)
-    write_table_file(frame.assign(estimate=estimate), out)
+    write_table_file(frame.assign(**columns), out)
     click.echo(f"Written: {out} ({len(frame):,} rows)")
 
 

@@ -18,6 +18,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, warn
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.estimators.support import Support
 from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
 from cfiv.runtime.devices import resolve_device
@@ -130,6 +131,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
             facts={"Rows": len(arrays), **estimate.facts},
+            support=Support.of(arrays),
         )
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
@@ -151,6 +153,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """``h`` against treatment, averaged over covariates; see :meth:`StructuralFunction.dose_response`."""
         return self._fitted().dose_response(grid, rows)
+
+    def supported(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
+        """Whether training has seen such treatments, shape (n,), bool; see :meth:`StructuralFunction.supported`."""
+        return self._fitted().supported(rows, treatment=treatment, covariates=covariates)
 
     def score(self, data: Any, y: None = None) -> float:
         """Held-out stage-2 criterion: the share of the outcome's variance that ``E[h(T, X) | Z, X]`` explains.
