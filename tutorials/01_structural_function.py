@@ -67,13 +67,18 @@ cfiv.compare({"2SLS": two_sls, "DFIV": dfiv}, data=fresh.frame, truth=truth)
 
 # %% [markdown]
 # Curves say more than one number. We set the price from 10 to 25 at three times of the year, for customers of emotion 4. A
-# higher price always costs sales; how many it costs depends on the season, which a plane cannot follow.
+# higher price always costs sales; how many it costs depends on the season, which a plane cannot follow. Not all of these prices
+# were ever seen at these times, and both models warn of it: there their curves are guesses, and drawn thin and dashed.
 
 # %%
 slices = pd.DataFrame(
     [(price, time, 4.0) for time in (0.5, 5.0, 9.5) for price in np.linspace(10, 25, 31)], columns=["price", "time", "emotion"]
 )
-slices = slices.assign(truth=truth(slices), **{"2SLS": two_sls.predict(slices), "DFIV": dfiv.predict(slices)})
+slices = slices.assign(
+    truth=truth(slices),
+    supported=dfiv.supported(slices),
+    **{"2SLS": two_sls.predict(slices), "DFIV": dfiv.predict(slices)},
+)
 axes = plots.structural_panels(
     slices, treatment="price", estimates=["2SLS", "DFIV"], panel_by="time", truth="truth", outcome="sales"
 )
