@@ -188,7 +188,11 @@ def demand(
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
 @click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
-@click.option("--clusters", metavar="COLUMN", help="Column of groups of rows for --covariance clustered.")
+@click.option(
+    "--clusters",
+    metavar="COLUMN",
+    help="Column of groups of rows that no split parts; of 2sls and least-squares, for --covariance clustered.",
+)
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 @click.option(
     "--missing", type=click.Choice(["drop", "raise"]), default="drop", show_default=True, help="What to do with rows with gaps."
@@ -212,7 +216,7 @@ def fit(
     _check_distinct(out, train)
     check_place(out)
     model = _make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
-    model.fit(_training_table(train, formula)).save(out)
+    model.fit(_training_table(train, formula, clusters=options["clusters"])).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 

@@ -60,8 +60,8 @@ class Estimate:
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
     """Abstract: an estimator of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``. Follows scikit-learn's protocol.
 
-    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing`` and their own
-    hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
+    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, clusters, missing`` and
+    their own hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
     #: What to do where there is not enough memory to fit.
@@ -73,6 +73,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     instruments: Names | None
     covariates: Names | None
     weights: str | None
+    clusters: str | None
     missing: Missing
 
     structural_function_: StructuralFunction
@@ -235,9 +236,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError
             For bad data or roles.
         """
-        return encode(
-            data, self._roles(), reader=type(self).__name__, missing=self.missing, clustered=hasattr(self, "clusters")
-        )
+        return encode(data, self._roles(), reader=type(self).__name__, missing=self.missing)
 
     def check(self) -> None:
         """Whether some data could be fitted; :meth:`fit` asks the same first.
@@ -259,7 +258,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             instruments=self.instruments,
             covariates=self.covariates,
             weights=self.weights,
-            clusters=getattr(self, "clusters", None),  # only estimators with covariances have them
+            clusters=self.clusters,
         )
 
     def _fitted(self) -> StructuralFunction:
