@@ -247,6 +247,14 @@ def test_the_demonstration_says_what_the_confounder_costs(bias: float, said: str
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+def test_fit_parts_no_group_and_tells_labels_apart(run: Run, train: Path) -> None:
+    frame = exact(train).assign(shop=[f"{i % 5:02d}" if i % 2 else str(i % 5) for i in range(200)])
+    frame.to_csv("shops.csv", index=False)
+    written(run, "fit", "shops.csv", demand.FORMULA, "--clusters", "shop", "--seed", 5, *SMALL, "--quiet", "--out", "model")
+    model = cfiv.DFIV(demand.FORMULA, clusters="shop", steps=10, random_state=5, progress=False).fit(frame)
+    assert (cfiv.load("model").predict(frame) == model.predict(frame)).all()
+
+
 @pytest.mark.usefixtures("train")
 def test_fit_reports_clustered_errors(run: Run) -> None:
     frame = exact("train.csv").assign(week=lambda f: (5 * f["time"]).astype(int))

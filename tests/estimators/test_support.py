@@ -19,6 +19,8 @@ from cfiv import IVData, KernelIV, LeastSquares, TwoStageLeastSquares
 from cfiv.arrays import Array
 from cfiv.datasets import demand
 from cfiv.errors import ModelFileError, ParameterError, UnsupportedTreatmentWarning
+from cfiv.estimators.saved_components import component_to_values
+from cfiv.estimators.structural import MODEL_FILE
 from cfiv.estimators.support import Support
 from cfiv.estimators.support_cells import CELLS, Ends
 from cfiv.tensor_file import DAMAGE
@@ -274,12 +276,28 @@ def test_images_have_no_support_and_say_so(tmp_path: Path) -> None:
             function.supported(IVData(treatment=images))
 
 
-def test_a_model_without_support_marks_nothing() -> None:
-    function = replace(fitted().structural_function_, support=None)
+@pytest.mark.law
+def test_a_file_of_format_3_is_read_and_marks_nothing(tmp_path: Path) -> None:
+    model, place = fitted(), tmp_path / "model"
+    replace(MODEL_FILE, version=3).write(
+        place,
+        {
+            "estimator": "TwoStageLeastSquares",
+            "outcome": "sales",
+            "facts": {},
+            "encoder": model.structural_function_.encoder.to_values(),
+            "components": [component_to_values(component) for component in model.structural_function_.components],
+        },
+    )
+    function = cfiv.load(place)
     with no_warning():
-        function.predict(rows(1500.0))
+        far = function.predict(rows(1500.0))
         function.effect(rows(1.0), treatment_from=1500, treatment_to=2000)
         assert list(function.dose_response([1500.0])) == ["price", "estimate"]
+    with pytest.warns(UnsupportedTreatmentWarning):
+        np.testing.assert_array_equal(far, model.predict(rows(1500.0)))
+    function.save(place)
+    assert cfiv.load(place).support is None
 
 
 @pytest.mark.parametrize(
