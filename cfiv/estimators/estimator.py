@@ -121,9 +121,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
-        return self._keep(estimate, encoder, arrays, started)
+            support = Support.of(arrays)
+        return self._keep(estimate, encoder, arrays, support, started)
 
-    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, started: float) -> Self:
+    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
         self.structural_function_ = StructuralFunction(
@@ -132,7 +133,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
             facts={"Rows": len(arrays), **estimate.facts},
-            support=Support.of(arrays),
+            support=support,
         )
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
