@@ -70,11 +70,11 @@ class DFIV(StructuralEstimator):
         Column names instead of a formula. With neither, ``fit`` takes an IVData of arrays or images.
     weights : str, optional
         A column of row weights >= 0.
+    missing : {"drop", "raise"}
+        What to do with rows that have gaps in any column used.
     clusters : str, optional
         A column that labels groups of rows, such as those of one firm or school. No group is parted by the split into samples,
         nor by what is held out: rows that resemble one another on both sides would make held-out losses too small.
-    missing : {"drop", "raise"}
-        What to do with rows that have gaps in any column used.
     treatment_network, instrument_network, covariate_network : None, factory or Module
         ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input
         width (or image shape) to a module; a module is copied and re-initialised from ``random_state``. Images (n, rows,
@@ -179,8 +179,8 @@ class DFIV(StructuralEstimator):
         instruments: Names | None = None,
         covariates: Names | None = None,
         weights: str | None = None,
-        clusters: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         treatment_network: NetworkSpec = None,
         instrument_network: NetworkSpec = None,
         covariate_network: NetworkSpec = None,
@@ -211,8 +211,8 @@ class DFIV(StructuralEstimator):
         self.instruments = instruments
         self.covariates = covariates
         self.weights = weights
-        self.clusters = clusters
         self.missing = missing
+        self.clusters = clusters
         self.treatment_network = treatment_network
         self.instrument_network = instrument_network
         self.covariate_network = covariate_network

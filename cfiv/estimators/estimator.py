@@ -60,7 +60,7 @@ class Estimate:
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
     """Abstract: an estimator of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``. Follows scikit-learn's protocol.
 
-    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, clusters, missing`` and
+    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing, clusters`` and
     their own hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
@@ -73,8 +73,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     instruments: Names | None
     covariates: Names | None
     weights: str | None
-    clusters: str | None
     missing: Missing
+    clusters: str | None
 
     structural_function_: StructuralFunction
     history_: pd.DataFrame

@@ -49,7 +49,7 @@ class KernelIV(StructuralEstimator):
 
     Parameters
     ----------
-    formula, outcome, treatment, instruments, covariates, weights, clusters, missing
+    formula, outcome, treatment, instruments, covariates, weights, missing, clusters
         Roles, as in :class:`cfiv.DFIV`; folds, too, hold whole groups of ``clusters``. An IVData of images is taken as flat
         vectors. ``0 +`` in a formula leaves the outcome uncentred.
     bandwidths : mapping, optional
@@ -136,8 +136,8 @@ class KernelIV(StructuralEstimator):
         instruments: Names | None = None,
         covariates: Names | None = None,
         weights: str | None = None,
-        clusters: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         bandwidths: Bandwidths | None = None,
         ridge1: Penalty = None,
         ridge2: Penalty = None,
@@ -153,8 +153,8 @@ class KernelIV(StructuralEstimator):
         self.instruments = instruments
         self.covariates = covariates
         self.weights = weights
-        self.clusters = clusters
         self.missing = missing
+        self.clusters = clusters
         self.bandwidths = bandwidths
         self.ridge1 = ridge1
         self.ridge2 = ridge2

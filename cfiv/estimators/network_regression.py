@@ -53,7 +53,7 @@ class NetworkRegression(StructuralEstimator):
 
     Parameters
     ----------
-    formula, outcome, treatment, instruments, covariates, weights, clusters, missing
+    formula, outcome, treatment, instruments, covariates, weights, missing, clusters
         Roles, as in :class:`cfiv.DFIV`, so that the same formula serves every estimator. The instruments do not enter the
         estimate; rows with gaps in them are dropped all the same, so that estimates compare on the same rows.
     treatment_network, covariate_network, structure
@@ -117,8 +117,8 @@ class NetworkRegression(StructuralEstimator):
         instruments: Names | None = None,
         covariates: Names | None = None,
         weights: str | None = None,
-        clusters: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         treatment_network: NetworkSpec = None,
         instrument_network: NetworkSpec = None,
         covariate_network: NetworkSpec = None,
@@ -143,8 +143,8 @@ class NetworkRegression(StructuralEstimator):
         self.instruments = instruments
         self.covariates = covariates
         self.weights = weights
-        self.clusters = clusters
         self.missing = missing
+        self.clusters = clusters
         self.treatment_network = treatment_network
         self.instrument_network = instrument_network
         self.covariate_network = covariate_network
