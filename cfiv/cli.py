@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cfiv
-from cfiv.errors import CfivError, CfivWarning, DataError, OutputError, ParameterError
+from cfiv.errors import (
+    CfivError,
+    CfivWarning,
+    DataError,
+    OutputError,
+    ParameterError,
+    UnsupportedTreatmentWarning,
+    silence,
+)
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
@@ -113,7 +121,8 @@ def demo(
         model.save(folder / f"{registered.name}.safetensors")
         if model.interrupted_:  # Ctrl-C means no further ones either
             break
-    estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
+    with silence(UnsupportedTreatmentWarning):  # the figure shows where
+        estimates = truth.grid.assign(**{name: model.predict(truth.grid) for name, model in models.items()})
     write_table_file(estimates, folder / "estimates.csv")
     demonstration.draw(figure, models, truth=truth, observed=data.frame)
     with replacing(folder / "structural_function.png") as temporary:
@@ -173,7 +182,11 @@ def demand(
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
 @click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
-@click.option("--clusters", metavar="COLUMN", help="Column of groups of rows for --covariance clustered.")
+@click.option(
+    "--clusters",
+    metavar="COLUMN",
+    help="Column of groups of rows that no split parts; of 2sls and least-squares, for --covariance clustered.",
+)
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 @click.option(
     "--missing", type=click.Choice(["drop", "raise"]), default="drop", show_default=True, help="What to do with rows with gaps."
@@ -197,7 +210,8 @@ def fit(
     check_distinct(out, train)
     check_place(out)
     model = make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
-    model.fit(training_table(train, formula)).save(out)
+    clusters = () if options["clusters"] is None else (options["clusters"],)
+    model.fit(training_table(train, formula, clusters=clusters)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 
@@ -205,23 +219,27 @@ def fit(
 @commands.command()
 @click.argument("model", type=INPUT)
 @click.argument("grid", type=INPUT)
-@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID and estimate.")
+@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID, estimate and supported.")
 def predict(model: Path, grid: Path, out: Path) -> None:
     """Evaluate the model file MODEL at the rows of the table GRID.
 
     GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
-    and the structural function in estimate.
+    the structural function in estimate, and in supported whether training has seen such treatments at such covariates (there
+    is no such column for model files that do not know).
     """
     check_distinct(out, model, grid)
     check_table_place(out)
     function = cfiv.load(model)
     frame = read_table_file(grid, dtype=dict.fromkeys(function.text_columns, str))  # categories such as 007
-    if "estimate" in frame.columns:
-        raise DataError(f"'{grid}' already has a column 'estimate', which the output would overwrite: rename or drop it")
-    estimate = function.predict(frame)
+    taken = [name for name in ("estimate", "supported") if name in frame.columns]
+    if taken:
+        raise DataError(f"'{grid}' already has a column {taken[0]!r}, which the output would overwrite: rename or drop it")
+    columns = {"estimate": function.predict(frame)}
+    if function.support is not None:
+        columns["supported"] = function.supported(frame)
     if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
         frame = read_table_file(grid, dtype=str, na_filter=False)
-    write_table_file(frame.assign(estimate=estimate), out)
+    write_table_file(frame.assign(**columns), out)
     click.echo(f"Written: {out} ({len(frame):,} rows)")
 
 

@@ -42,8 +42,8 @@ class IVData:
         Row weights >= 0; only their ratios matter. A row is one observation whatever its weight: for estimates, whole numbers
         are as good as repeated rows, for standard errors and tests they are not.
     clusters : array (n,), optional
-        Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances; kept as whole
-        numbers from 0.
+        Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances, and which no split
+        of rows parts; kept as whole numbers from 0.
     frame : DataFrame, optional
         The table that the arrays came from, for estimators that are given a formula.
     names : mapping from role to column names, optional

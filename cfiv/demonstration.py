@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cfiv.errors import UnsupportedTreatmentWarning, silence
 from cfiv.plots import structural_panels
 
 if TYPE_CHECKING:
@@ -46,17 +47,21 @@ def draw(figure: Figure, models: Mapping[str, StructuralEstimator], *, truth: Tr
         axes.get_legend().remove()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
-        f"Structural function at emotion {EMOTION:g}; ticks mark the prices and times seen in training", fontsize="medium"
+        f"Structural function at emotion {EMOTION:g}; ticks mark what was seen in training, curves are thin elsewhere",
+        fontsize="medium",
     )
 
 
 def _cut(
     models: Mapping[str, StructuralEstimator], truth: Truth, *, along: str, points: Any, panel_by: str, values: Sequence[float]
 ) -> pd.DataFrame:
-    """True and estimated values along one column, at each of a few values of another."""
+    """True and estimated values along one column, at each of a few values of another, and where such prices were seen."""
     grid = pd.MultiIndex.from_product([values, points], names=[panel_by, along]).to_frame(index=False)
     grid = grid.assign(emotion=EMOTION)
-    return grid.assign(truth=truth(grid), **{name: model.predict(grid) for name, model in models.items()})
+    supported = next(iter(models.values())).supported(grid)  # they were all fitted to the same rows
+    with silence(UnsupportedTreatmentWarning):
+        estimates = {name: model.predict(grid) for name, model in models.items()}
+    return grid.assign(truth=truth(grid), supported=supported, **estimates)
 
 
 def _nearby(frame: pd.DataFrame, column: str, values: Sequence[float], *, distance: float) -> pd.DataFrame:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType
 
@@ -108,6 +109,10 @@ class PenaltyRangeWarning(CfivWarning):
     """The best of several penalties is the smallest or the largest of them, and one further out would be better."""
 
 
+class UnsupportedTreatmentWarning(CfivWarning):
+    """A structural function is asked at treatments that training has not seen, or not at such covariates."""
+
+
 class MixedVersionsWarning(CfivWarning):
     """The rows of a study were fitted with different versions of cfiv, whose numbers may differ."""
 
@@ -129,6 +134,14 @@ def warn(message: str, category: type[CfivWarning]) -> None:
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     module = frame.f_globals.get("__name__", "<string>")
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
+@contextmanager
+def silence(category: type[CfivWarning]) -> Iterator[None]:
+    """Leave out the warnings of a kind, where cfiv itself asks for what they warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield
 
 
 def _is_the_users(frame: FrameType) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Okabe and Ito's colours, told apart with any colour vision; their yellow is left out, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+#: A boolean column of this name says which points of a curve are supported, as in ``model.dose_response(grid)``.
+SUPPORTED = "supported"
 #: The truth, and what else there is to compare with.
 INK = "#222222"
 DASHES = (0, (4, 2))
@@ -43,7 +45,8 @@ def structural_curves(
     ----------
     table : DataFrame
         One row a point; with ``slice_by``, one for each value of the treatment in each slice, so fix the other covariates
-        first. ``model.dose_response(grid)`` is such a table.
+        first. ``model.dose_response(grid)`` is such a table. Where it has a column ``supported`` of True and False, parts of a
+        curve that are not supported are thin and dashed.
     treatment : str
         The column on the horizontal axis.
     estimate : str
@@ -77,7 +80,7 @@ def structural_curves(
     ax = _axes(ax)
     for (label, rows), colour in zip(slices, COLOURS, strict=False):
         ordered = rows.sort_values(treatment)
-        ax.plot(ordered[treatment], ordered[estimate], color=colour, linewidth=2.6, label=label or estimate)
+        _draw_curve(ax, ordered, treatment, estimate, color=colour, label=label or estimate)
         if truth is not None:
             ax.plot(ordered[treatment], ordered[truth], color=_darker(colour), linewidth=1.4, linestyle=DASHES)
     if truth is not None:
@@ -104,7 +107,8 @@ def structural_panels(
     Parameters
     ----------
     table : DataFrame
-        One row for each value of the treatment in each panel, so fix the other covariates first.
+        One row for each value of the treatment in each panel, so fix the other covariates first. A column ``supported`` is
+        heeded as by :func:`structural_curves`; ``model.supported(table)`` makes it.
     treatment : str
         The column on the horizontal axis.
     estimates : sequence of str
@@ -152,7 +156,7 @@ def structural_panels(
     for (label, rows), ax in zip(panels, axes, strict=True):
         ordered = rows.sort_values(treatment)
         for name, colour in zip(estimates, COLOURS, strict=False):
-            ax.plot(ordered[treatment], ordered[name], color=colour, linewidth=2.6, label=name)
+            _draw_curve(ax, ordered, treatment, name, color=colour, label=name)
         if truth is not None:
             ax.plot(ordered[treatment], ordered[truth], color=INK, linewidth=1.4, linestyle=DASHES, label=truth)
         _dress(ax, xlabel=treatment, ylabel=outcome if ax is axes[0] else "")
@@ -341,6 +345,21 @@ def new_figure(size: tuple[float, float]) -> Figure:
     except ImportError:
         raise _missing() from None
     return Figure(figsize=size, layout="constrained")
+
+
+def _draw_curve(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: Any) -> None:
+    """A line, of which each stretch that ends where it is not supported is thin and dashed."""
+    if SUPPORTED in rows and not pd.api.types.is_bool_dtype(rows[SUPPORTED].dtype):
+        raise DataError(f"column {SUPPORTED!r} must hold True and False, got {rows[SUPPORTED].dtype}: rename it")
+    supported = rows[SUPPORTED].to_numpy(dtype=bool) if SUPPORTED in rows else np.ones(len(rows), dtype=bool)
+    values = rows[y].to_numpy(dtype=np.float64)
+    ax.plot(rows[x], np.where(supported, values, np.nan), linewidth=2.6, **style)
+    if supported.all():
+        return
+    beside = ~supported
+    beside[1:] |= ~supported[:-1]
+    beside[:-1] |= ~supported[1:]
+    ax.plot(rows[x], np.where(beside, values, np.nan), linewidth=1.2, linestyle=(0, (2, 2)), color=style["color"])
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:

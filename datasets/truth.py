@@ -12,7 +12,7 @@ import pandas as pd
 
 from cfiv.arrays import numeric_array
 from cfiv.data import IVData
-from cfiv.errors import DataError
+from cfiv.errors import DataError, UnsupportedTreatmentWarning, silence
 from cfiv.labels import check_same_rows
 
 
@@ -51,7 +51,9 @@ class Truth:
         DataError
             If the predictions are not one finite number a row, or have row labels other than the grid's.
         """
-        return _mean_squared_error(model.predict(self.grid.drop(columns="structural")), self.grid)
+        with silence(UnsupportedTreatmentWarning):  # what is asked here is known
+            predicted = model.predict(self.grid.drop(columns="structural"))
+        return _mean_squared_error(predicted, self.grid)
 
 
 #: A structural function of images (n, ..., 64, 64), shape (n,).

@@ -66,8 +66,10 @@ def exact(path: Path | str) -> pd.DataFrame:
 
 @pytest.fixture
 def train(run: Run, tmp_path: Path) -> Path:
-    """``train.csv`` with 200 rows, and ``grid.csv`` with the test points, in the current folder."""
+    """``train.csv`` with 200 rows, and ``grid.csv`` with test points at common prices, in the current folder."""
     written(run, "simulate", "demand", "--n", 200, "--out", "train.csv", "--truth", "grid.csv")
+    grid = exact("grid.csv")
+    grid[grid["price"].between(15, 20)].to_csv("grid.csv", index=False)
     return tmp_path / "train.csv"
 
 
@@ -95,11 +97,12 @@ def test_simulate_fit_predict_equal_the_library_bit_for_bit(run: Run, estimator:
     registered = registry.estimator(estimator)
     options = SMALL if registered.takes("steps") else []
     written(run, "fit", train, demand.FORMULA, "--estimator", estimator, "--seed", 5, *options, "--out", "model.safetensors")
-    written(run, "predict", "model.safetensors", grid, "--out", out)
+    assert run("predict", "model.safetensors", grid, "--out", out).code == 0
     data, truth = demand.simulate(200, rho=0.5, seed=3)
     arguments: dict[str, Any] = {"steps": 10, "random_state": 5, "progress": False}
     model = registered.make(demand.FORMULA, **{name: value for name, value in arguments.items() if registered.takes(name)})
-    expected = truth.grid.assign(estimate=model.fit(data).predict(truth.grid))
+    model.fit(data)
+    expected = truth.grid.assign(estimate=model.predict(truth.grid), supported=model.supported(truth.grid))
     predictions = exact(out) if suffix == "csv" else pd.read_parquet(out)
     pd.testing.assert_frame_equal(predictions, expected, check_exact=True)
 
@@ -139,9 +142,18 @@ def test_predict_leaves_the_columns_of_a_csv_file_as_they_are_written(run: Run, 
     Path("rows.csv").write_text('id,price,time,emotion,note\n007,10.50,1e0,+3,NA\n008,11,2.0,4.00,"a, b"\n')
     written(run, "predict", "model.safetensors", "rows.csv", "--out", "out.csv")
     before, after = (pd.read_csv(name, dtype=str, na_filter=False) for name in ("rows.csv", "out.csv"))
-    pd.testing.assert_frame_equal(after.drop(columns="estimate"), before)
+    pd.testing.assert_frame_equal(after.drop(columns=["estimate", "supported"]), before)
     rows = pd.DataFrame({"price": [10.5, 11.0], "time": [1.0, 2.0], "emotion": [3.0, 4.0]})
     assert exact("out.csv")["estimate"].tolist() == cfiv.load("model.safetensors").predict(rows).tolist()
+
+
+def test_predict_marks_and_warns_of_prices_in_another_unit(run: Run, train: Path) -> None:
+    fitted(run)
+    exact(train).assign(price=lambda f: np.where(f.index < 20, 100, 1) * f["price"]).to_csv("rows.csv", index=False)
+    answer = run("predict", "model.safetensors", "rows.csv", "--out", "out.csv")
+    assert answer.code == 0
+    assert answer.err.startswith("cfiv: warning: 20 of 200 rows are outside of what training has seen: 'price' is ")
+    assert exact("out.csv")["supported"].tolist() == [False] * 20 + [True] * 180
 
 
 def test_predict_reads_digits_as_text_where_training_had_text(run: Run, train: Path) -> None:
@@ -158,7 +170,7 @@ def test_predict_reads_digits_as_text_where_training_had_text(run: Run, train: P
 def test_predict_reads_one_format_and_writes_the_other(run: Run, train: Path) -> None:
     fitted(run)
     written(run, "predict", "model.safetensors", "grid.csv", "--out", "a.parquet")
-    pd.read_parquet("a.parquet").drop(columns="estimate").to_parquet("grid.parquet")
+    pd.read_parquet("a.parquet").drop(columns=["estimate", "supported"]).to_parquet("grid.parquet")
     written(run, "predict", "model.safetensors", "grid.parquet", "--out", "b.csv")
     pd.testing.assert_frame_equal(exact("b.csv"), pd.read_parquet("a.parquet"), check_exact=True)
 
@@ -233,6 +245,14 @@ def test_the_demonstration_says_what_the_confounder_costs(bias: float, said: str
     assert said in " ".join(text.split())
     assert "2SLS" not in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_fit_parts_no_group_and_tells_labels_apart(run: Run, train: Path) -> None:
+    frame = exact(train).assign(shop=[f"{i % 5:02d}" if i % 2 else str(i % 5) for i in range(200)])
+    frame.to_csv("shops.csv", index=False)
+    written(run, "fit", "shops.csv", demand.FORMULA, "--clusters", "shop", "--seed", 5, *SMALL, "--quiet", "--out", "model")
+    model = cfiv.DFIV(demand.FORMULA, clusters="shop", steps=10, random_state=5, progress=False).fit(frame)
+    assert (cfiv.load("model").predict(frame) == model.predict(frame)).all()
 
 
 @pytest.mark.usefixtures("train")
@@ -436,6 +456,9 @@ def test_a_grid_that_has_an_estimate_already_is_refused(run: Run, train: Path) -
     written(run, "predict", "model.safetensors", "grid.csv", "--out", "once.csv")
     answer = run("predict", "model.safetensors", "once.csv", "--out", "twice.csv")
     assert_refused(answer, "'once.csv' already has a column 'estimate'", "rename or drop it")
+    exact("once.csv").drop(columns="estimate").to_csv("half.csv", index=False)
+    answer = run("predict", "model.safetensors", "half.csv", "--out", "twice.csv")
+    assert_refused(answer, "'half.csv' already has a column 'supported'", "rename or drop it")
 
 
 def test_truncated_models_and_grids_without_the_columns_are_refused(run: Run, train: Path) -> None:

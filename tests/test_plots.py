@@ -297,3 +297,31 @@ def test_inference_draws_its_own_curve() -> None:
     assert [x for x, _ in drawn[2]] == inference.seen.quantiles[:, 0].tolist()
     with pytest.raises(ParameterError, match="along one column"):
         inference.effect(treatment_from=15, treatment_to=20).plot()
+
+
+# Where treatments were not seen
+
+
+def test_parts_of_a_curve_that_are_not_supported_are_thin_and_dashed_and_the_others_are_not() -> None:
+    frame = pd.DataFrame({"price": np.arange(6.0), "estimate": np.arange(6.0) ** 2})
+    frame["supported"] = [False, True, True, True, False, False]
+    seen, guessed = plots.structural_curves(frame, treatment="price").get_lines()
+    assert [x for x, y in points(seen) if np.isfinite(y)] == [1, 2, 3]
+    assert [x for x, y in points(guessed) if np.isfinite(y)] == [0, 1, 3, 4, 5]
+    assert guessed.is_dashed()
+    assert not seen.is_dashed()
+    assert guessed.get_linewidth() < seen.get_linewidth()
+    assert guessed.get_color() == seen.get_color()
+
+
+def test_panels_mark_what_is_not_supported_in_every_estimate(table: pd.DataFrame) -> None:
+    marked = table.assign(supported=table["time"] == 0.0)
+    first, second = plots.structural_panels(marked, treatment="price", estimates=["DFIV", "estimate"], panel_by="time")
+    assert [line.is_dashed() for line in first.get_lines()] == [False, False]
+    assert [line.is_dashed() for line in second.get_lines()] == [False, True, False, True]
+    assert legend(first) == ["DFIV", "estimate"]
+
+
+def test_a_column_supported_must_say_true_or_false(table: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="'supported' must hold True and False, got float64"):
+        plots.structural_curves(table.assign(supported=0.5), treatment="price", slice_by="time")

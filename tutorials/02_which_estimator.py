@@ -98,13 +98,18 @@ print(f"{np.mean(demand.confounding_bias(truth.grid, rho=0.9, error_scale=50) **
 #
 # Instruments alone are not enough. Kernel IV and the plane of 2SLS use them and have larger errors here than the network,
 # which does not: they are too stiff for this function. The figure shows four models for customers of emotion 4. Ticks at the
-# foot are prices that occurred near that time; sales below zero are the design's.
+# foot are prices that occurred near that time; sales below zero are the design's. Where such prices never occurred the models
+# warn, and their curves are thin and dashed.
 
 # %%
 prices, times = np.linspace(10, 25, 31), (2.0, 5.0, 8.0)
 slices = pd.DataFrame([(price, time, 4.0) for time in times for price in prices], columns=["price", "time", "emotion"])
 shown = ["Network, no instruments", "2SLS, splines", "Kernel IV", "DFIV"]
-curves = slices.assign(truth=truth(slices), **{name: models[name].predict(slices) for name in shown})
+curves = slices.assign(
+    truth=truth(slices),
+    supported=models["DFIV"].supported(slices),
+    **{name: models[name].predict(slices) for name in shown},
+)
 near = pd.concat([train.frame[(train.frame["time"] - time).abs() < 0.2].assign(time=time) for time in times])
 axes = plots.structural_panels(
     curves, treatment="price", estimates=shown, panel_by="time", truth="truth", observed=near, outcome="sales (tickets)"

@@ -162,7 +162,7 @@ def _encode(
 ) -> tuple[Encoder, IVData]:
     read = _roles(roles, weights=weights, missing=missing, clusters=clusters)
     missing = roles.missing if isinstance(roles, StructuralEstimator) else missing
-    return encode(data, read, reader="diagnose", missing=missing, clustered=True)
+    return encode(data, read, reader="diagnose", missing=missing)
 
 
 def _roles(
@@ -177,7 +177,7 @@ def _roles(
             "roles must be a formula 'outcome ~ covariates + [treatment ~ instruments]', a cfiv estimator (an object, not its "
             f"class), or None with an IVData of arrays, got {kind}"
         )
-    own = {"weights": roles.weights, "clusters": getattr(roles, "clusters", None)}
+    own = {"weights": roles.weights, "clusters": roles.clusters}
     for name, given in (("weights", weights), ("clusters", clusters)):
         if isinstance(given, str) and own[name] is not None and given != own[name]:
             raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own[name]!r}: leave it out")

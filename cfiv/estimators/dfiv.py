@@ -72,6 +72,9 @@ class DFIV(StructuralEstimator):
         A column of row weights >= 0.
     missing : {"drop", "raise"}
         What to do with rows that have gaps in any column used.
+    clusters : str, optional
+        A column that labels groups of rows, such as those of one firm or school. No group is parted by the split into samples,
+        nor by what is held out: rows that resemble one another on both sides would make held-out losses too small.
     treatment_network, instrument_network, covariate_network : None, factory or Module
         ``psi``, ``phi`` (on instruments and covariates together) and ``xi``. None chooses by shape; a factory maps the input
         width (or image shape) to a module; a module is copied and re-initialised from ``random_state``. Images (n, rows,
@@ -177,6 +180,7 @@ class DFIV(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         treatment_network: NetworkSpec = None,
         instrument_network: NetworkSpec = None,
         covariate_network: NetworkSpec = None,
@@ -208,6 +212,7 @@ class DFIV(StructuralEstimator):
         self.covariates = covariates
         self.weights = weights
         self.missing = missing
+        self.clusters = clusters
         self.treatment_network = treatment_network
         self.instrument_network = instrument_network
         self.covariate_network = covariate_network
@@ -364,7 +369,8 @@ class DFIV(StructuralEstimator):
         with progress_bar(self.steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
-                file = None if runs is None else runs.file(name, sample=problem.sample, networks=together[0].networks)
+                sample, networks = problem.sample, together[0].networks
+                file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
                 return self._fit_members(problem, together, bar.update, file)
 
             fitted, interrupted = fit_members(members, fit)
@@ -388,11 +394,12 @@ class DFIV(StructuralEstimator):
         for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(self.fits)):
             swaps = (False, True) if self.swap and options.split is not None else (False,)
             split_generator, *generators = generator.spawn(1 + len(swaps))
-            first, second = self._split(len(problem.sample), split_generator)
+            first, second = self._split(problem, split_generator)
             for swapped, fit_generator in zip(swaps, generators, strict=True):
                 holdout_generator, batch_generator, network_generator = fit_generator.spawn(3)
                 stage1, sample2 = (second, first) if swapped else (first, second)
-                split = hold_out(stage1, sample2, share=options.holdout, generator=holdout_generator)
+                share, clusters = options.holdout, problem.clusters
+                split = hold_out(stage1, sample2, share=share, generator=holdout_generator, clusters=clusters)
                 draws = Draws(int(network_generator.integers(2**62)), problem.device)
                 with draws.here(other_code=True):
                     networks = self._networks(problem)
@@ -444,13 +451,13 @@ class DFIV(StructuralEstimator):
         networks = [problem.on_stored(treatment), instrument, *([] if covariate is None else [covariate])]
         return [cast(network, sample.outcome.dtype, device=problem.device) for network in networks]
 
-    def _split(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        share = self._options().split
+    def _split(self, problem: StandardisedData, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        share, rows = self._options().split, len(problem.sample)
         if share is None:
             # In random order, since checks look at the first rows of a large sample.
             everything = torch.from_numpy(generator.permutation(rows))
             return everything, everything
-        return split_rows(rows, share=share, generator=generator)
+        return split_rows(rows, share=share, generator=generator, clusters=problem.clusters)
 
     def _options(self) -> Training:
         return Training() if self.training is None else self.training

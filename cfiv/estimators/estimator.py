@@ -18,6 +18,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, warn
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.estimators.support import Support
 from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
 from cfiv.runtime.devices import resolve_device
@@ -59,8 +60,8 @@ class Estimate:
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
     """Abstract: an estimator of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``. Follows scikit-learn's protocol.
 
-    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing`` and their own
-    hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
+    Subclasses take the role arguments ``formula, outcome, treatment, instruments, covariates, weights, missing, clusters`` and
+    their own hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
     #: What to do where there is not enough memory to fit.
@@ -73,6 +74,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     covariates: Names | None
     weights: str | None
     missing: Missing
+    clusters: str | None
 
     structural_function_: StructuralFunction
     history_: pd.DataFrame
@@ -119,9 +121,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
-        return self._keep(estimate, encoder, arrays, started)
+            support = Support.of(arrays)
+        return self._keep(estimate, encoder, arrays, support, started)
 
-    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, started: float) -> Self:
+    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
         self.structural_function_ = StructuralFunction(
@@ -130,6 +133,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
             facts={"Rows": len(arrays), **estimate.facts},
+            support=support,
         )
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
@@ -151,6 +155,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """``h`` against treatment, averaged over covariates; see :meth:`StructuralFunction.dose_response`."""
         return self._fitted().dose_response(grid, rows)
+
+    def supported(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
+        """Whether training has seen such treatments, shape (n,), bool; see :meth:`StructuralFunction.supported`."""
+        return self._fitted().supported(rows, treatment=treatment, covariates=covariates)
 
     def score(self, data: Any, y: None = None) -> float:
         """Held-out stage-2 criterion: the share of the outcome's variance that ``E[h(T, X) | Z, X]`` explains.
@@ -229,9 +237,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError
             For bad data or roles.
         """
-        return encode(
-            data, self._roles(), reader=type(self).__name__, missing=self.missing, clustered=hasattr(self, "clusters")
-        )
+        return encode(data, self._roles(), reader=type(self).__name__, missing=self.missing)
 
     def check(self) -> None:
         """Whether some data could be fitted; :meth:`fit` asks the same first.
@@ -253,7 +259,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             instruments=self.instruments,
             covariates=self.covariates,
             weights=self.weights,
-            clusters=getattr(self, "clusters", None),  # only estimators with covariances have them
+            clusters=self.clusters,
         )
 
     def _fitted(self) -> StructuralFunction:

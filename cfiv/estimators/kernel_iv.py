@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfiv.checks import check_choice, check_number, check_random_state, check_whole
-from cfiv.data import IVData
+from cfiv.data import Array, IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import KernelComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
@@ -26,7 +26,7 @@ from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
 from cfiv.estimators.units import check_units
-from cfiv.learning.samples import split_rows
+from cfiv.learning.samples import fold_groups, split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_across_folds, fit_two_samples
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.tables.columns import Missing
@@ -49,9 +49,9 @@ class KernelIV(StructuralEstimator):
 
     Parameters
     ----------
-    formula, outcome, treatment, instruments, covariates, weights, missing
-        Roles, as in :class:`cfiv.DFIV`. An IVData of images is taken as flat vectors. ``0 +`` in a formula leaves the outcome
-        uncentred.
+    formula, outcome, treatment, instruments, covariates, weights, missing, clusters
+        Roles, as in :class:`cfiv.DFIV`; folds, too, hold whole groups of ``clusters``. An IVData of images is taken as flat
+        vectors. ``0 +`` in a formula leaves the outcome uncentred.
     bandwidths : mapping, optional
         Bandwidths in the user's units under the keys "treatment", "instruments" and "covariates": one number, or one a column
         of the role. Columns of roles that are not given have their median distance between two rows; an image is one input and
@@ -137,6 +137,7 @@ class KernelIV(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         bandwidths: Bandwidths | None = None,
         ridge1: Penalty = None,
         ridge2: Penalty = None,
@@ -153,6 +154,7 @@ class KernelIV(StructuralEstimator):
         self.covariates = covariates
         self.weights = weights
         self.missing = missing
+        self.clusters = clusters
         self.bandwidths = bandwidths
         self.ridge1 = ridge1
         self.ridge2 = ridge2
@@ -200,7 +202,7 @@ class KernelIV(StructuralEstimator):
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
         self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)
-        parts = self._parts(len(inputs), row_generator)
+        parts = self._parts(len(inputs), row_generator, data.clusters)
         landmarks = self._landmark_rows(parts, landmark_generator)
         psi = self._features("treatment", inputs.treatments[landmarks])
         phi = self._features("instruments", inputs.instruments[landmarks])
@@ -222,10 +224,12 @@ class KernelIV(StructuralEstimator):
         chosen = {name: (choice.chosen,) for name, choice in choices.items() if len(choice.penalties) > 1}
         return Estimate((component,), reduced_form, facts, pd.DataFrame(), chosen)
 
-    def _parts(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
+    def _parts(self, rows: int, generator: np.random.Generator, clusters: Array | None) -> tuple[Tensor, ...]:
         """The folds, or sample 1 and sample 2."""
         if self.split is not None:
-            return split_rows(rows, share=float(self.split), generator=generator)
+            return split_rows(rows, share=float(self.split), generator=generator, clusters=clusters)
+        if clusters is not None:
+            return fold_groups(clusters, folds=int(self.folds), generator=generator)
         if rows < self.folds:
             raise DataError(f"{rows} rows are too few for {self.folds} folds: give at least one row a fold, or fewer folds")
         return torch.from_numpy(generator.permutation(rows)).tensor_split(int(self.folds))

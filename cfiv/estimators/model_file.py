@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cfiv.errors import ModelFileError
+from cfiv.errors import ModelFileError, UnsupportedTreatmentWarning, silence
 from cfiv.estimators.old_model_files import values_of_old
 from cfiv.estimators.saved_components import Inputs, component_from_values
 from cfiv.estimators.structural import MODEL_FILE, StructuralFunction
+from cfiv.estimators.support import Support
 from cfiv.file_values import choice, fields, listed, scalar, text
 from cfiv.learning.networks import seeded
 from cfiv.runtime.surroundings import ordinary_torch
@@ -66,6 +67,8 @@ def _read(path: str | os.PathLike[str], networks: Mapping[str, Any]) -> Structur
     with MODEL_FILE.reading(path):
         values = values_of_old(header, tensors) if version < 3 else nested(header, tensors)
         del tensors
+        if version < 4:
+            values["support"] = None
         return function_from_values(values, networks)
 
 
@@ -79,7 +82,7 @@ def function_from_values(values: Any, networks: Mapping[str, Any]) -> Structural
     Exception
         One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
     """
-    fields(values, "estimator", "outcome", "facts", "encoder", "components")
+    fields(values, "estimator", "outcome", "facts", "encoder", "components", "support")
     encoder: Encoder = ENCODERS[choice(values["encoder"]["kind"], tuple(ENCODERS))](values["encoder"])
     inputs = Inputs(*encoder.shape)
     with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
@@ -90,6 +93,7 @@ def function_from_values(values: Any, networks: Mapping[str, Any]) -> Structural
             encoder=encoder,
             outcome=scalar(values["outcome"]),
             facts=_facts(values["facts"]),
+            support=_support(values["support"], inputs),
         )
         _check_answers(function, finite=not networks)
     return function
@@ -106,8 +110,16 @@ def _facts(values: Any) -> dict[str, Any]:
     return facts
 
 
+def _support(values: Any, inputs: Inputs) -> Support | None:
+    if values is None:
+        return None
+    (treatments,) = inputs.treatment
+    return Support.from_values(values, treatments=treatments, covariates=inputs.covariates)
+
+
 def _check_answers(function: StructuralFunction, *, finite: bool) -> None:
     """Raise unless it has an answer, a finite one, at a row of training, or at an array of zeros, or of their darkest pixel."""
-    answers = function.predict(function.encoder.example())
+    with silence(UnsupportedTreatmentWarning):
+        answers = function.predict(function.encoder.example())
     if answers.shape != (1,) or (finite and not np.isfinite(answers).all()):
         raise ValueError(f"asked for one value, it answers {answers}")

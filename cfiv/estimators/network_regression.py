@@ -53,7 +53,7 @@ class NetworkRegression(StructuralEstimator):
 
     Parameters
     ----------
-    formula, outcome, treatment, instruments, covariates, weights, missing
+    formula, outcome, treatment, instruments, covariates, weights, missing, clusters
         Roles, as in :class:`cfiv.DFIV`, so that the same formula serves every estimator. The instruments do not enter the
         estimate; rows with gaps in them are dropped all the same, so that estimates compare on the same rows.
     treatment_network, covariate_network, structure
@@ -118,6 +118,7 @@ class NetworkRegression(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
+        clusters: str | None = None,
         treatment_network: NetworkSpec = None,
         instrument_network: NetworkSpec = None,
         covariate_network: NetworkSpec = None,
@@ -143,6 +144,7 @@ class NetworkRegression(StructuralEstimator):
         self.covariates = covariates
         self.weights = weights
         self.missing = missing
+        self.clusters = clusters
         self.treatment_network = treatment_network
         self.instrument_network = instrument_network
         self.covariate_network = covariate_network
@@ -202,7 +204,8 @@ class NetworkRegression(StructuralEstimator):
         with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[RegressionFit | DivergenceError]:
-                file = None if runs is None else runs.file(name, sample=problem.sample, networks=together[0].networks)
+                sample, networks = problem.sample, together[0].networks
+                file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
                 return self._fit_members(problem.sample, together, on_step=bar.update, file=file)
 
             fitted, interrupted = fit_members(members, fit)
@@ -237,7 +240,8 @@ class NetworkRegression(StructuralEstimator):
         sample, rows = problem.sample, len(problem.sample)
         heldout, train = None, torch.arange(rows)
         if min(round(self.holdout * rows), rows - round(self.holdout * rows)) >= 2:
-            heldout, train = split_rows(rows, share=float(self.holdout), generator=split_generator)
+            share, clusters = float(self.holdout), problem.clusters
+            heldout, train = split_rows(rows, share=share, generator=split_generator, clusters=clusters)
         draws = Draws(int(network_generator.integers(2**62)), problem.device)
         with draws.here(other_code=True):
             networks = self._instrument_network(sample) if explains else self._structural_networks(problem)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cfiv.checks import check_repeatable, check_whole
-from cfiv.data import ROLES
+from cfiv.data import ROLES, Array
 from cfiv.errors import OutputError
 from cfiv.files import unwritable
 from cfiv.learning.run_file import RunFile, described, without_addresses
@@ -70,11 +70,12 @@ class SavedRuns:
         }
         return cls(place, every, {"estimator": type(estimator).__name__, **parameters, "torch": torch.__version__})
 
-    def file(self, name: str, *, sample: Sample, networks: Sequence[nn.Module]) -> RunFile:
-        """That of one fit, which knows the sample and the networks that it belongs to."""
+    def file(self, name: str, *, sample: Sample, networks: Sequence[nn.Module], clusters: Array | None = None) -> RunFile:
+        """That of one fit, which knows the sample, its groups, and the networks that it belongs to."""
+        parts = [sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights]
         about = {
             "fit": name,
-            "data": digest((sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights)),
+            "data": digest(parts if clusters is None else [*parts, torch.from_numpy(clusters)]),
             "networks": [described(module) for module in networks],
         }
         return RunFile(self.folder / f"{name}.safetensors", self.every, {**self.configuration, **about})

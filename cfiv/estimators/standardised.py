@@ -30,6 +30,8 @@ class StandardisedData:
     device : device
     distinct_instruments : int
         How many different values the instruments take, rows as wholes.
+    clusters : array (n,) or None
+        Labels of groups of rows that no split parts.
     outcome_scale, treatment_scale, instrument_scale, covariate_scale : Standardiser
         ``instrument_scale`` is that of instruments and covariates together.
     """
@@ -37,6 +39,7 @@ class StandardisedData:
     sample: Sample
     device: torch.device
     distinct_instruments: int
+    clusters: Array | None
     outcome_scale: Standardiser
     treatment_scale: Standardiser
     instrument_scale: Standardiser
@@ -68,7 +71,8 @@ class StandardisedData:
         )
         _check_cast(data, sample)
         distinct = len(np.unique(data.instruments, axis=0))
-        return cls(sample, device, distinct, outcome_scale, treatment_scale, instrument_scale, covariate_scale)
+        scales = (outcome_scale, treatment_scale, instrument_scale, covariate_scale)
+        return cls(sample, device, distinct, data.clusters, *scales)
 
     def distinct_treatments(self, most: int) -> int:
         """How many different values the treatments take, rows (images) as wholes, counted up to ``most``."""

@@ -18,6 +18,7 @@ from cfiv.data import IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.saved_components import component_to_values
+from cfiv.estimators.support import Support
 from cfiv.memory import within_memory
 from cfiv.rendering import shown
 from cfiv.runtime.surroundings import ordinary_torch
@@ -26,7 +27,11 @@ from cfiv.tensor_file import TensorFile
 
 #: Values of several treatments at all rows that are held at once, 64 MB; of one treatment where there are more rows.
 BLOCK = 2**23
-FORMAT_VERSION = 3
+#: A point of a dose response is supported where its treatment was seen at this share of the rows that are averaged over.
+MOST = 0.5
+FORMAT_VERSION = 4
+#: Of what models it is not known which treatments training has seen.
+UNKNOWN = "of images, and of model files written before it was kept"
 MODEL_FILE = TensorFile(
     key="cfiv",
     version=FORMAT_VERSION,
@@ -53,6 +58,9 @@ class StructuralFunction:
         The outcome's name.
     facts : mapping
         What the estimator says of the fit, for the summary: numbers and short texts.
+    support : Support, optional
+        Where training has seen treatments. None where that is not known: for images, and models of files that were written
+        before it was kept.
     """
 
     estimator: str
@@ -60,6 +68,7 @@ class StructuralFunction:
     encoder: Encoder
     outcome: str = "outcome"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    support: Support | None = None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -88,14 +97,48 @@ class StructuralFunction:
             (0..255 where training had 0..1, or the reverse).
         TooLargeError
             If there is not enough memory for so many rows at a time.
+
+        Warns
+        -----
+        UnsupportedTreatmentWarning
+            Where training has seen no treatments like those of 5 % of the rows at such covariates, or a row is far from all
+            that it has seen, as in another unit; :meth:`supported` tells which.
         """
-        if rows is None:
-            rows = IVData(treatment=treatment, covariates=covariates)
-        elif treatment is not None or covariates is not None:
-            raise ParameterError("give either rows, or treatment and covariates, got both")
         with self._within_memory():
-            treatment, covariates = self.encoder.inputs(rows)
-            return self._average(component.evaluate(treatment, covariates) for component in self.components)
+            treatment, covariates = self._inputs(rows, treatment, covariates)
+            values = self._average(component.evaluate(treatment, covariates) for component in self.components)
+            if self.support is not None:
+                seen = self.support.covers(treatment, covariates)
+                self.support.warn_outside(seen, treatment, covariates, what="rows")
+            return values
+
+    def supported(self, rows: Any = None, *, treatment: Any = None, covariates: Any = None) -> Array:
+        """Whether training has seen treatments like that of each row, at covariates like those of the row.
+
+        Elsewhere ``h`` is a guess. Seen is what lies in the range of the treatments of training rows with like covariates, a
+        little widened: of rows from where those of training came from, fewer than one in a hundred lie outside.
+
+        Parameters
+        ----------
+        rows, treatment, covariates
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        array (n,), bool
+
+        Raises
+        ------
+        ParameterError
+            If it is not known: of images, and of models from files that were written before it was kept.
+        DataError
+            As :meth:`predict`.
+        """
+        with self._within_memory():
+            inputs = self._inputs(rows, treatment, covariates)
+            if self.support is None:
+                raise ParameterError(f"it is not known where training has seen treatments ({UNKNOWN}): leave it out")
+            return self.support.covers(*inputs)
 
     def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
         """``h(treatment_to, x) - h(treatment_from, x)`` at the covariates of each row.
@@ -118,10 +161,21 @@ class StructuralFunction:
         ------
         ParameterError, DataError
             Where a treatment is not covered, and as in :meth:`predict`.
+
+        Warns
+        -----
+        UnsupportedTreatmentWarning
+            As :meth:`predict`, of either treatment.
         """
+        treatments = {"treatment_to": treatment_to, "treatment_from": treatment_from}
         with self._within_memory():
-            asked = self.encoder.at(rows, {"treatment_to": treatment_to, "treatment_from": treatment_from})
-            at_to, at_from = self._each(asked)
+            asked = self.encoder.at(rows, treatments)
+            (to, at_to), (other, at_from) = self._each(asked)
+            if self.support is not None:
+                places = self.support.places(asked.covariates, asked.rows)
+                for name, treatment in zip(treatments, (to, other), strict=True):
+                    seen = self.support.at(places, treatment)
+                    self.support.warn_outside(seen, treatment, asked.covariates, what=f"rows at {name}")
         return at_to - at_from
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
@@ -138,12 +192,19 @@ class StructuralFunction:
         Returns
         -------
         DataFrame
-            The treatment column(s) and ``estimate``, one row a grid point, in the grid's order.
+            The treatment column(s), ``estimate`` and ``supported``, one row a grid point, in the grid's order. A point is
+            supported where training has seen its treatment at the covariates of half of the rows or more. There is no such
+            column where that is not known: of images, and of models from files that were written before it was kept.
 
         Raises
         ------
         ParameterError, DataError
             Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
+
+        Warns
+        -----
+        UnsupportedTreatmentWarning
+            Where 5 % of the points are not supported, or one is far from all treatments of training.
 
         Notes
         -----
@@ -152,7 +213,15 @@ class StructuralFunction:
         """
         with self._within_memory():
             table, asked = self.encoder.grid(grid, rows)
-            return table.assign(estimate=[float(values.mean()) for values in self._each(asked)])
+            if self.support is None:
+                return table.assign(estimate=[float(values.mean()) for _, values in self._each(asked)])
+            places, estimates, seen, points = self.support.places(asked.covariates, asked.rows), [], [], []
+            for treatment, values in self._each(asked):
+                estimates.append(float(values.mean()))
+                seen.append(bool(self.support.at(places, treatment).mean() >= MOST))
+                points.append(treatment[:1])
+            self.support.warn_outside(np.array(seen), np.concatenate(points), None, what="points of the grid")
+            return table.assign(estimate=estimates, supported=seen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a model file (safetensors with a JSON header; nothing executable). See :func:`cfiv.load`.
@@ -177,26 +246,37 @@ class StructuralFunction:
             "facts": self.facts,
             "encoder": self.encoder.to_values(),
             "components": [component_to_values(component) for component in self.components],
+            "support": None if self.support is None else self.support.to_values(),
         }
 
     def summary(self) -> Summary:
         """What was estimated, how, and from what; text in a terminal, a table in a notebook."""
         lines = [("Estimator", self.estimator), *self.encoder.describe()]
+        lines.append(("Treatments seen", f"not known ({UNKNOWN})" if self.support is None else self.support.describe()))
         lines += [(name, shown(value)) for name, value in self.facts.items() if not isinstance(value, (list, tuple))]
         tables = {name: value for name, value in self.facts.items() if isinstance(value, (list, tuple))}
         return Summary("Structural function", tuple(lines), tables)
 
-    def _each(self, asked: Counterfactuals) -> Iterator[Array]:
-        """``h`` at all rows, shape (n,), for one treatment after the other."""
+    def _inputs(self, rows: Any, treatment: Any, covariates: Any) -> tuple[Array, Array | None]:
+        """Treatments and covariates of rows, or as they were given."""
+        if rows is None:
+            rows = IVData(treatment=treatment, covariates=covariates)
+        elif treatment is not None or covariates is not None:
+            raise ParameterError("give either rows, or treatment and covariates, got both")
+        return self.encoder.inputs(rows)
+
+    def _each(self, asked: Counterfactuals) -> Iterator[tuple[Array, Array]]:
+        """One treatment after the other, (n, ...) or (1, ...) where all rows have the same, and ``h`` there, shape (n,)."""
         if asked.same is None:
             for treatment in asked.own:
-                yield self._average(component.evaluate(treatment, asked.covariates) for component in self.components)
+                values = self._average(component.evaluate(treatment, asked.covariates) for component in self.components)
+                yield treatment, values
             return
         many = max(1, BLOCK // asked.rows)
         for start in range(0, len(asked.same), many):
             treatments = asked.same[start : start + many]
             block = self._average(component.cross(treatments, asked.covariates) for component in self.components)
-            yield from np.broadcast_to(block, (len(treatments), asked.rows))
+            yield from zip(treatments[:, None], np.broadcast_to(block, (len(treatments), asked.rows)), strict=True)
 
     def _average(self, values: Iterable[Array]) -> Array:
         """Of the components' values, two of which are held at once; refused where it is no number."""

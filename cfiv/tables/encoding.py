@@ -23,7 +23,7 @@ from cfiv.tables.roles import Roles
 from cfiv.tables.table_encoder import TableEncoder
 
 
-def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing, clustered: bool) -> tuple[Encoder, IVData]:
+def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> tuple[Encoder, IVData]:
     """The data in their roles: gaps dropped, transforms learned.
 
     Parameters
@@ -34,8 +34,6 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing, clu
     reader : str
         Who asks, for messages.
     missing : {"drop", "raise"}
-    clustered : bool
-        Whether the reader has a use for clusters.
 
     Raises
     ------
@@ -50,7 +48,7 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing, clu
                 "instruments]', or column names, for a table"
             )
         return ArrayEncoder.fit(data), data
-    for role in ("weights", "clusters") if clustered else ("weights",):
+    for role in ("weights", "clusters"):
         if isinstance(data, IVData) and getattr(data, role) is not None and getattr(roles, role) is None:
             raise DataError(
                 f"the IVData has {role}, but this {reader} reads columns of its frame: give {role}='column', "

@@ -186,7 +186,9 @@ class TableEncoder:
         """Each role's part of the formula."""
         roles = self.roles
         lines = [("Outcome", roles.outcome), ("Treatment", roles.treatment), ("Instruments", roles.instruments)]
-        return lines + [("Covariates", roles.covariates or "none")] + ([("Weights", roles.weights)] if roles.weights else [])
+        lines.append(("Covariates", roles.covariates or "none"))
+        named = {"Weights": roles.weights, "Clusters": roles.clusters}
+        return lines + [(role, name) for role, name in named.items() if name is not None]
 
     def example(self) -> pd.DataFrame:
         """A row of training."""

@@ -82,7 +82,8 @@ def test_the_package_exports_it_with_the_shared_roles(kind: type) -> None:
     assert kind in REGISTERED
     assert set(REGISTERED) == set(ESTIMATORS)
     parameters = inspect.signature(kind).parameters
-    assert list(parameters)[:7] == ["formula", "outcome", "treatment", "instruments", "covariates", "weights", "missing"]
+    roles = ["formula", "outcome", "treatment", "instruments", "covariates", "weights", "missing", "clusters"]
+    assert list(parameters)[: len(roles)] == roles
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "formula")
 
 

@@ -67,6 +67,7 @@ LINEAR: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 @pytest.mark.oracle
 @pytest.mark.parametrize("standardise", [True, False])
 @pytest.mark.parametrize(("steps", "report"), [(0, "refit"), (3, "refit"), (3, "current")])

@@ -144,6 +144,7 @@ def test_rows_of_weight_zero_are_no_rows_but_for_the_split() -> None:
     np.testing.assert_array_equal(model(weights="w").fit(padded).predict(frame), model(weights="w").fit(frame).predict(frame))
 
 
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 def test_without_a_constant_the_function_goes_to_zero_far_away_and_else_to_the_mean() -> None:
     frame, far = table(), table().assign(t=1e6)
     np.testing.assert_allclose(model().fit(frame).predict(far), frame["y"].mean())

@@ -95,6 +95,7 @@ def test_a_treatment_of_arrays_that_is_no_number_is_refused(value: Any, says: st
     assert says in refusal(BY_ARRAY.effect, ARRAYS, treatment_from=[0.0, 0.0], treatment_to=value)
 
 
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 @pytest.mark.parametrize(
     "value",
     [3, np.float16(3), Decimal(3), np.array(3.0), torch.tensor(3.0, requires_grad=True), [3.0], (3,), pd.Series([3.0]),

@@ -117,6 +117,7 @@ def test_pictures_in_any_unit_have_the_same_standardised_pixels(unit: float) -> 
             DFIV(steps=2, progress=False).fit(data)
 
 
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 @pytest.mark.parametrize("kind", MAKE)
 def test_no_prediction_and_no_score_is_not_a_number(kind: str) -> None:
     parts = arrays()
