@@ -1,0 +1,332 @@
+"""Two-stage least squares with penalties in both stages, each chosen by losses on rows that the fit has not seen.
+
+With structural columns ``F`` (n, p), instrument columns ``Phi`` (n, q), mean over rows ``E_n``, and diagonal penalties ``K_j``
+of stage 1 (one a structural column) and ``L`` of stage 2,
+
+    V_j = argmin  E_n (F_j - V_j' Phi)^2 + |K_j^(1/2) V_j|^2,
+    u   = (V' E_n[Phi F'] + L)^-1 V' E_n[Phi Y].
+
+where of columns that treatments have a part in ``V_j' Phi`` is taken without what exogenous columns explain of it. The moments
+of stage 2 have the actual columns, ``E_n[V' Phi (Y - u' F)] = L u``, so that whatever stage 1 shrinks away costs precision, but
+biases nothing; with no penalties it is two-stage least squares. A penalty of infinity leaves its columns out.
+
+Curves of covariates predict treatments only where stage 2 has them as well. Else they would be instruments: a bend in what a
+covariate does to the outcome would be taken for an effect of the treatment that bends with it. For the same reason predictions
+are taken without them: what ``L`` shrinks away of such a curve must not be made up for by the treatment.
+
+``K`` minimises the error of stage 1 on other folds. ``L`` minimises ``(Y - u' F)^2`` there: this loss leans towards the
+confounder, but chooses among solutions of stage 2 only, and is told apart from noise far better than one in which the outcome
+is predicted from instruments alone. Both leave the line, for which nothing is penalised, only where that lowers the loss by
+more than ``CLEARLY`` standard errors of the paired difference.
+
+References
+----------
+Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019, for the two held-out losses. Eilers and Marx,
+"Flexible Smoothing with B-splines and Penalties", Statistical Science 1996. The moments with actual columns, penalties one a
+column of stage 1, and the rule that favours the line are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cfiv.numerics.smooth_basis import Part
+from cfiv.numerics.splines import Array
+
+#: Candidates, on the mean squared error of standardised columns.
+FIRST_STAGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, math.inf)
+SECOND_STAGE = (*(10.0 ** (k / 2) for k in range(-16, 5)), math.inf)
+#: Standard errors by which a departure from the line must lower a loss.
+CLEARLY = 1.5
+#: Of the diagonal of a moment matrix, so that columns may depend on one another.
+JITTER = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over weighted rows of ``[Phi, F, Y]`` with one another.
+
+    Parameters
+    ----------
+    products : array (q + p + 1, q + p + 1)
+    weight : float
+    instruments : int
+        q.
+    """
+
+    products: Array
+    weight: float
+    instruments: int
+
+    @classmethod
+    def of(cls, instruments: Array, structural: Array, outcome: Array, weights: Array) -> Moments:
+        """Of some rows."""
+        together = np.concatenate([instruments, structural, outcome[:, None]], axis=1)
+        return cls((together * weights[:, None]).T @ together, float(weights.sum()), instruments.shape[1])
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.products + other.products, self.weight + other.weight, self.instruments)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.products - other.products, self.weight - other.weight, self.instruments)
+
+    @property
+    def gram(self) -> Array:
+        """``E_n[Phi Phi']``."""
+        q = self.instruments
+        return np.asarray(self.products[:q, :q] / self.weight)
+
+    @property
+    def cross(self) -> Array:
+        """``E_n[Phi F']``."""
+        q = self.instruments
+        return np.asarray(self.products[:q, q:-1] / self.weight)
+
+    @property
+    def reduced(self) -> Array:
+        """``E_n[Phi Y]``."""
+        return np.asarray(self.products[: self.instruments, -1] / self.weight)
+
+    @property
+    def structural(self) -> Array:
+        """``E_n[F F']``."""
+        q = self.instruments
+        return np.asarray(self.products[q:-1, q:-1] / self.weight)
+
+    @property
+    def right(self) -> Array:
+        """``E_n[F Y]``."""
+        return np.asarray(self.products[self.instruments : -1, -1] / self.weight)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Penalties:
+    """Of both stages.
+
+    Parameters
+    ----------
+    instrument_parts, structural_parts : array of Part
+        What each column belongs to.
+    shared : int
+        How many columns come first in both: the constant and the lines of covariates.
+    first : array (p,)
+        ``K`` of each structural column, on all instrument columns but lines; nan where it instruments itself.
+    second : mapping from Part to float
+        ``L``.
+    """
+
+    instrument_parts: Array
+    structural_parts: Array
+    shared: int
+    first: Array
+    second: Mapping[Part, float]
+
+    @property
+    def is_line(self) -> bool:
+        """Whether nothing but the line is left."""
+        return all(math.isinf(value) for value in self.second.values())
+
+    def having(self, part: Part, penalty: float) -> Penalties:
+        """With another ``L`` of a part."""
+        return replace(self, second={**self.second, part: penalty})
+
+    def first_stage(self, moments: Moments) -> Array:
+        """V, shape (q, p), without what exogenous columns explain of predicted ones."""
+        weights = _solved(moments.gram, moments.cross, np.zeros(moments.instruments))
+        moved = ~np.isnan(self.first)
+        for penalty in np.unique(self.first[moved]):
+            columns = self.first == penalty
+            weights[:, columns] = self.predicted(moments, columns, float(penalty))
+        own = np.where(self.exogenous, 0.0, math.inf)
+        weights[:, moved] -= _solved(moments.gram, moments.gram @ weights[:, moved], own)
+        return weights
+
+    def projected(self, moments: Moments, coefficients: Array) -> Array:
+        """Of the unpenalised regression of ``u' F`` on ``Phi``, shape (q,)."""
+        return _solved(moments.gram, (moments.cross @ coefficients)[:, None], np.zeros(moments.instruments))[:, 0]
+
+    def second_stage(self, moments: Moments, first_stage: Array) -> Array:
+        """u, shape (p,); zero where columns are left out."""
+        return _solved(first_stage.T @ moments.cross, (first_stage.T @ moments.reduced)[:, None], self.diagonal)[:, 0]
+
+    @property
+    def diagonal(self) -> Array:
+        """``L`` of each structural column (p,)."""
+        diagonal = np.zeros(len(self.structural_parts))
+        for part, penalty in self.second.items():
+            diagonal[self.structural_parts == part] = penalty
+        return diagonal
+
+    @property
+    def exogenous(self) -> Array:
+        """Which instrument columns (q,) are columns of stage 2: the constant, covariates, and their curves if it has them."""
+        own = np.zeros(len(self.instrument_parts), dtype=bool)
+        own[: self.shared] = True
+        curves = self.second.get(Part.COVARIATE_CURVES, math.inf)
+        return np.asarray(own | ((self.instrument_parts == Part.COVARIATE_CURVES) & math.isfinite(curves)))
+
+    def predicted(self, moments: Moments, columns: Array, penalty: float) -> Array:
+        """``V_j`` of some structural columns, with one penalty on departures of the instruments and on their products."""
+        parts = self.instrument_parts
+        diagonal = np.where(parts == Part.LINE, 0.0, penalty)
+        diagonal[parts == Part.COVARIATE_CURVES] = math.inf
+        diagonal[self.exogenous] = 0.0
+        return _solved(moments.gram, moments.cross[:, columns], diagonal)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Columns of the rows that penalties are chosen on.
+
+    Parameters
+    ----------
+    instruments : array (n, q)
+    structural : array (n, p)
+    outcome : array (n,)
+    weights : array (n,)
+        With mean one.
+    folds : tuple of array of int
+        Row numbers.
+    """
+
+    instruments: Array
+    structural: Array
+    outcome: Array
+    weights: Array
+    folds: tuple[Array, ...]
+
+    def moments(self, rows: Array) -> Moments:
+        """Of some rows."""
+        return Moments.of(self.instruments[rows], self.structural[rows], self.outcome[rows], self.weights[rows])
+
+
+def choose_penalties(rows: Rows, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
+    """Whether covariates are curves, for linear instruments; then ``K``, and ``L`` of each part in turn, twice.
+
+    Parameters
+    ----------
+    rows : Rows
+    instrument_parts, structural_parts : array of Part
+    shared : int
+        Constant and lines of covariates, the first columns of both.
+    moved : array (p,) of bool
+        Structural columns that instruments must predict.
+
+    Notes
+    -----
+    O(n (p + q)^2) once; a candidate costs O(folds (q^2 p + p^3)).
+    """
+    held = [rows.moments(fold) for fold in rows.folds]
+    total = sum(held[1:], start=held[0])
+    seen = [total - one for one in held]
+    parts = [part for part in Part if part is not Part.LINE and (structural_parts == part).any()]
+    penalties = Penalties(
+        instrument_parts=instrument_parts,
+        structural_parts=structural_parts,
+        shared=shared,
+        first=np.where(moved, math.inf, np.nan),
+        second=dict.fromkeys(parts, math.inf),
+    )
+    curves = Part.COVARIATE_CURVES
+    if curves in parts:
+        penalties = penalties.having(curves, _Choice(rows, penalties, seen, held).best(penalties.second, curves))
+    penalties = replace(penalties, first=_first_penalties(rows, penalties, seen=seen, held=held, moved=moved))
+    choice = _Choice(rows, penalties, seen, held)
+    for _ in range(2):
+        for part in parts:
+            if part is not curves or math.isfinite(penalties.second[part]):
+                penalties = penalties.having(part, choice.best(penalties.second, part, finite=part is curves))
+    return penalties
+
+
+def _first_penalties(
+    rows: Rows, penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments], moved: Array
+) -> Array:
+    """One a structural column that instruments must predict; the lines among them leave linear instruments reluctantly."""
+    losses = np.zeros((len(FIRST_STAGE), int(moved.sum())))
+    for others, own in zip(seen, held, strict=True):
+        gram, cross, square = (
+            own.gram * own.weight,
+            own.cross[:, moved] * own.weight,
+            np.diag(own.structural)[moved] * own.weight,
+        )
+        for number, penalty in enumerate(FIRST_STAGE):
+            weights = penalties.predicted(others, moved, penalty)
+            losses[number] += square + ((gram @ weights - 2.0 * cross) * weights).sum(axis=0)
+    chosen = np.array(FIRST_STAGE)[losses.argmin(axis=0)]
+    first = np.full(len(moved), np.nan)
+    first[moved] = chosen
+    for column in np.flatnonzero(moved & (penalties.structural_parts == Part.LINE) & np.isfinite(first)):
+        alone = np.arange(len(moved)) == column
+        gain = np.empty(len(rows.outcome))
+        for fold, others in zip(rows.folds, seen, strict=True):
+            line, curve = (penalties.predicted(others, alone, penalty)[:, 0] for penalty in (math.inf, first[column]))
+            target, phi = rows.structural[fold, column], rows.instruments[fold]
+            gain[fold] = (target - phi @ line) ** 2 - (target - phi @ curve) ** 2
+        if standard_errors(gain, rows.weights) <= CLEARLY:
+            first[column] = math.inf
+    return first
+
+
+class _Choice:
+    """The penalties of stage 2, for given ones of stage 1."""
+
+    def __init__(self, rows: Rows, penalties: Penalties, seen: Sequence[Moments], held: Sequence[Moments]) -> None:
+        self._rows, self._penalties, self._seen, self._held = rows, penalties, seen, held
+        self._first_stages = [penalties.first_stage(moments) for moments in seen]
+
+    def best(self, second: Mapping[Part, float], part: Part, *, finite: bool = False) -> float:
+        """Of one part, the others being given; infinity unless the loss is clearly lower, or it has to be finite."""
+        candidates = SECOND_STAGE[:-1] if finite else SECOND_STAGE
+        losses = [self._loss({**second, part: penalty}) for penalty in candidates]
+        best = float(candidates[int(np.argmin(losses))])
+        if finite or math.isinf(best):
+            return best
+        gain = self._errors({**second, part: math.inf}) ** 2 - self._errors({**second, part: best}) ** 2
+        return best if standard_errors(gain, self._rows.weights) > CLEARLY else math.inf
+
+    def _solutions(self, second: Mapping[Part, float]) -> list[Array]:
+        penalties = replace(self._penalties, second=second)
+        return [penalties.second_stage(moments, v) for moments, v in zip(self._seen, self._first_stages, strict=True)]
+
+    def _loss(self, second: Mapping[Part, float]) -> float:
+        """Up to a constant."""
+        loss = 0.0
+        for u, own in zip(self._solutions(second), self._held, strict=True):
+            loss += float(u @ own.structural @ u - 2.0 * u @ own.right) * own.weight
+        return loss
+
+    def _errors(self, second: Mapping[Part, float]) -> Array:
+        """``Y - u' F`` of each row (n,), by the u of the other folds."""
+        errors = np.empty(len(self._rows.outcome))
+        for u, fold in zip(self._solutions(second), self._rows.folds, strict=True):
+            errors[fold] = self._rows.outcome[fold] - self._rows.structural[fold] @ u
+        return errors
+
+
+def standard_errors(differences: Array, weights: Array, groups: Array | None = None) -> float:
+    """By how many of its standard errors a weighted mean (n,) lies above zero; 0 of differences that are all zero.
+
+    ``groups`` are whole numbers from 0, alike for differences that depend on one another.
+    """
+    mean = float(np.average(differences, weights=weights))
+    scores: Array = weights * (differences - mean)
+    if groups is not None:
+        scores = np.bincount(groups, weights=scores)
+    error = math.sqrt(float((scores**2).sum())) / float(weights.sum())
+    return mean / error if error else 0.0
+
+
+def _solved(gram: Array, right: Array, diagonal: Array) -> Array:
+    """``(G + diagonal)^-1 R``, with zeros where the diagonal is infinite."""
+    kept = np.isfinite(diagonal)
+    solved = np.zeros(right.shape)
+    own = gram[np.ix_(kept, kept)]
+    scale = np.abs(np.diag(own))
+    small = JITTER * np.where(scale > 0, scale, 1.0)
+    solved[kept] = np.linalg.solve(own + np.diag(diagonal[kept] + small), right[kept])
+    return solved
