@@ -101,6 +101,10 @@ class TrainingWarning(CfivWarning):
     """Training ended early: it diverged or was interrupted, and the best state so far was kept."""
 
 
+class WorthlessFitWarning(CfivWarning):
+    """A fit that the data say is not to be believed."""
+
+
 class FewClustersWarning(CfivWarning):
     """A clustered covariance rests on few clusters."""
 

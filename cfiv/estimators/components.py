@@ -19,6 +19,7 @@ from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix
 from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 from cfiv.numerics.sieve_choice import SieveChoice
+from cfiv.numerics.smooth_basis import SmoothBasis
 from cfiv.numerics.two_stage import Structure, structural_features, structural_grid
 from cfiv.tensor_file import owned
 
@@ -203,3 +204,31 @@ class SieveComponent:
     def cross(self, treatments: Array, covariates: Array | None) -> Array:
         """``h`` at each treatment with each row of covariates, shape (b, n)."""
         return self.basis.grid(self.coefficients, treatments, covariates)
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothComponent:
+    """``h(t, x) = undo(u' f(t, x))``: a line, curves, and products of treatments with covariates.
+
+    Parameters
+    ----------
+    basis : SmoothBasis
+    coefficients : array (p,)
+        ``u``.
+    outcome_scale : Standardiser
+    """
+
+    basis: SmoothBasis
+    coefficients: Array
+    outcome_scale: Standardiser
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficients", np.array(self.coefficients))
+
+    def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
+        """``h`` at each row, shape (n,)."""
+        return self.outcome_scale.undo(in_blocks(self.basis.structural_columns, self.coefficients, treatment, covariates))
+
+    def cross(self, treatments: Array, covariates: Array | None) -> Array:
+        """``h`` at each treatment with each row of covariates, shape (b, n)."""
+        return self.outcome_scale.undo(self.basis.grid(self.coefficients, treatments, covariates))

@@ -13,25 +13,30 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, check_whole, refusal
+from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, refusal
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
+from cfiv.errors import DivergenceError, WeakIdentificationWarning, WorthlessFitWarning, warn
+from cfiv.estimators.budget import check_fits, check_training_steps, number_of_fits, training_batch, training_steps
+from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
+from cfiv.estimators.nesting import LearnedFunction, Nest
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
+from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.trust import Trust
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning import original_networks
 from cfiv.learning.build import NetworkSpec, build
-from cfiv.learning.dfiv_fit import fit_dfiv
+from cfiv.learning.dfiv_fit import first_stage_elsewhere, fit_dfiv
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, batch_rows, check_batch_size, hold_out, split_rows
+from cfiv.learning.samples import Sample, Split, check_batch_size, hold_out, split_rows
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Report, Training
 from cfiv.numerics.two_stage import Structure
@@ -96,9 +101,11 @@ class DFIV(StructuralEstimator):
         squared error of stage 2; without unit. "auto" is 1 for images, in which much varies that no instrument moves and of
         which the data say nothing, and 0 for columns.
     batch_size : int, "auto" or None
-        Rows of each sample a step; "auto" is 128 or the whole sample where that is smaller; None is full batches.
-    steps : int
-        Steps of training, each with one batch of either sample.
+        Rows of each sample a step; "auto" is a tenth of the table, between 128 and 1,024 (128 images), or the whole sample
+        where that is smaller; None is full batches.
+    steps : int or "auto"
+        Steps of training, each with one batch of either sample; "auto" is 500 up to 5,000 rows, and ``500 (n / 5000)^0.6`` for
+        more.
     learning_rate : "auto", float or (float, float, float)
         Peak rate of Adam, of all networks or of treatment, instrument and covariate network. "auto" is 0.04, and 0.003 for a
         network whose input is an image: wide layers need small steps.
@@ -109,8 +116,13 @@ class DFIV(StructuralEstimator):
         units either way. Penalties and rates are meant for True.
     swap : bool
         Fit again with the samples swapped and average.
-    fits : int
-        How many splits to fit and average (each swapped, with ``swap``).
+    fits : int or "auto"
+        How many splits to fit and average (each swapped, with ``swap``); "auto" is four up to 2,500 rows, where a single fit
+        swings with its split, two at 5,000, one from 10,000 on, and one of images.
+    nested : bool
+        Look for ``h`` among nested models: a line, smooth curves and products with the covariates, and on top of them what the
+        learned features add, as far as held-out rows speak for each; see Notes. False gives what was learned, whatever it is
+        worth. Images, and treatments that the instruments do not move even linearly, have no smooth model.
     report : {"refit", "current"}
         Whether the final u and V are solved on all rows of their samples, at the state that held-out losses prefer; or are
         those that the minibatches left at the end of training. For "current" the features rest for the last three tenths of the
@@ -193,12 +205,13 @@ class DFIV(StructuralEstimator):
         last_layer: ClosedForm | Sequence[ClosedForm] | None = None,
         unpredicted_penalty: float | Literal["auto"] = "auto",
         batch_size: int | str | None = "auto",
-        steps: int = 500,
+        steps: int | Literal["auto"] = "auto",
         learning_rate: float | PerNetwork | Literal["auto"] = "auto",
         weight_decay: float | PerNetwork = 0.0,
         standardise: bool = True,
         swap: bool = True,
-        fits: int = 1,
+        fits: int | Literal["auto"] = "auto",
+        nested: bool = True,
         report: Report = "refit",
         training: Training | None = None,
         device: str = "auto",
@@ -231,6 +244,7 @@ class DFIV(StructuralEstimator):
         self.standardise = standardise
         self.swap = swap
         self.fits = fits
+        self.nested = nested
         self.report = report
         self.training = training
         self.device = device
@@ -238,6 +252,7 @@ class DFIV(StructuralEstimator):
         self.random_state = random_state
 
     fits_: list[TwoStageFit]
+    trust_: Trust
 
     @classmethod
     def original(cls, formula: str | None = None, **overrides: Any) -> Self:
@@ -264,6 +279,8 @@ class DFIV(StructuralEstimator):
             "weight_decay": (0.0, 0.0, 4e-5),
             "standardise": False,
             "swap": False,
+            "fits": 1,
+            "nested": False,
             "training": Training(
                 stage1_steps=20,
                 covariate_steps=20,
@@ -299,11 +316,11 @@ class DFIV(StructuralEstimator):
         return cls.original(**{**arguments, **overrides})
 
     def _check_parameters(self) -> None:
-        check_whole("steps", self.steps, least=0)
-        check_whole("fits", self.fits, least=1)
+        check_training_steps(self.steps)
+        check_fits(self.fits)
         check_choice("structure", self.structure, ("product", "additive"))
         check_choice("report", self.report, ("refit", "current"))
-        for flag in ("standardise", "swap", "progress"):
+        for flag in ("standardise", "swap", "nested", "progress"):
             check_flag(flag, getattr(self, flag))
         check_instance("training", self.training, (Training, NoneType), "a cfiv.Training or None")
         check_random_state(self.random_state)
@@ -366,7 +383,8 @@ class DFIV(StructuralEstimator):
         )
         members = self._members(problem)
         _warn_if_weak(problem, members[0].networks[0])
-        with progress_bar(self.steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
+        steps = training_steps(self.steps, rows=len(data))
+        with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks
@@ -376,7 +394,7 @@ class DFIV(StructuralEstimator):
             fitted, interrupted = fit_members(members, fit)
         self.fits_ = [_on_cpu(one) for _, one in fitted]
         history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
-        components = tuple(
+        learned = tuple(
             problem.component(
                 treatment=one.networks.treatment,
                 covariate=one.networks.covariate,
@@ -385,13 +403,46 @@ class DFIV(StructuralEstimator):
             )
             for one in self.fits_
         )
-        reduced_form, facts = problem.reduced_form(self.fits_), self._facts(problem.sample, interrupted=interrupted)
-        return Estimate(components, reduced_form, facts, pd.DataFrame(history), self._chosen(), interrupted)
+        facts = self._facts(problem.sample, interrupted=interrupted)
+        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted])
+        self.trust_ = nest.trust(data, learned)
+        if not self.trust_.trusted:
+            warn(f"the estimate is {self.trust_}", WorthlessFitWarning)
+        return Estimate(
+            nest.components,
+            nest.reduced_form,
+            {**facts, **nest.facts(), "Trust": str(self.trust_)},
+            pd.DataFrame(history),
+            self._chosen(),
+            interrupted,
+            nest.shares,
+        )
+
+    def _nest(
+        self, data: IVData, problem: StandardisedData, learned: tuple[NetworkComponent, ...], splits: Sequence[Split]
+    ) -> Nest:
+        """The learned functions and the smooth model that they are weighed against."""
+        together = problem.reduced_form(self.fits_)
+        if not self.nested or self._options().split is None:
+            return Nest.alone(learned, together)
+        smooth = SmoothModel.fit(
+            data, np.random.default_rng(self.random_state).spawn(len(splits) + 1)[-1], products=self.structure == "product"
+        )
+        functions = [
+            LearnedFunction(
+                component,
+                problem.reduced_form([replace(fitted, first_stage=first_stage_elsewhere(fitted, problem.sample, split))]),
+                split.stage1.cpu().numpy(),
+            )
+            for component, fitted, split in zip(learned, self.fits_, splits, strict=True)
+        ]
+        return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
     def _members(self, problem: StandardisedData) -> list[PlannedMember]:
         """Every function to be averaged: its rows, networks and random numbers."""
         members, options = [], self._options()
-        for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(self.fits)):
+        fits = number_of_fits(self.fits, rows=len(problem.sample), images=problem.sample.treatment.ndim > 2)
+        for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(fits)):
             swaps = (False, True) if self.swap and options.split is not None else (False,)
             split_generator, *generators = generator.spawn(1 + len(swaps))
             first, second = self._split(problem, split_generator)
@@ -403,7 +454,13 @@ class DFIV(StructuralEstimator):
                 draws = Draws(int(network_generator.integers(2**62)), problem.device)
                 with draws.here(other_code=True):
                     networks = self._networks(problem)
-                size = batch_rows(self.batch_size, smallest_sample=min(len(split.stage1), len(split.stage2)))
+                size = training_batch(
+                    self.batch_size,
+                    rows=len(problem.sample),
+                    fits=fits,
+                    smallest_sample=min(len(split.stage1), len(split.stage2)),
+                    images=problem.sample.treatment.ndim > 2,
+                )
                 members.append(PlannedMember(number, swapped, split, size, networks, batch_generator, draws))
         return members
 
@@ -418,7 +475,7 @@ class DFIV(StructuralEstimator):
             ridge1=float(self.ridge1),
             ridge2=float(self.ridge2),
             unpredicted_penalty=self._unpredicted_penalty(problem.sample),
-            steps=int(self.steps),
+            steps=training_steps(self.steps, rows=len(problem.sample)),
             batch_size=members[0].batch_size,
             learning_rate=self._learning_rate(problem.sample),
             weight_decay=self._weight_decay(),
@@ -517,14 +574,16 @@ class DFIV(StructuralEstimator):
             "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
             if np.isfinite(heldout).all()
             else "not held out",
-            "Training": f"{self.steps} steps, {' and '.join(ends)}",
+            "Training": f"{training_steps(self.steps, rows=len(sample))} steps, {' and '.join(ends)}",
             **layers,
             **({"Unpredicted penalty": f"{unpredicted:g}"} if unpredicted else {}),
             **{
                 f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
                 for name, values in self._chosen().items()
             },
-            "Last layers": "refitted on whole samples" if self.report == "refit" or not self.steps else "as training left them",
+            "Last layers": "refitted on whole samples"
+            if self.report == "refit" or self.steps == 0
+            else "as training left them",
         }
 
 

@@ -47,6 +47,8 @@ class Estimate:
         Those that the fit chose by itself, such as by held-out losses; empty where it chose none.
     interrupted : bool
         Whether Ctrl-C cut the fit short; what there was is usable.
+    shares : tuple of float
+        What each component counts for; none where all count alike.
     """
 
     components: tuple[Component, ...]
@@ -55,6 +57,7 @@ class Estimate:
     history: pd.DataFrame
     penalties: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     interrupted: bool = False
+    shares: tuple[float, ...] = ()
 
 
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
@@ -133,6 +136,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
             facts={"Rows": len(arrays), **estimate.facts},
+            shares=estimate.shares,
             support=support,
         )
         self.history_ = estimate.history

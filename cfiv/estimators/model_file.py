@@ -18,7 +18,7 @@ from cfiv.estimators.old_model_files import values_of_old
 from cfiv.estimators.saved_components import Inputs, component_from_values
 from cfiv.estimators.structural import MODEL_FILE, StructuralFunction
 from cfiv.estimators.support import Support
-from cfiv.file_values import choice, fields, listed, scalar, text
+from cfiv.file_values import choice, fields, listed, number, scalar, text
 from cfiv.learning.networks import seeded
 from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.array_encoder import ArrayEncoder
@@ -68,7 +68,7 @@ def _read(path: str | os.PathLike[str], networks: Mapping[str, Any]) -> Structur
         values = values_of_old(header, tensors) if version < 3 else nested(header, tensors)
         del tensors
         if version < 4:
-            values["support"] = None
+            values |= {"support": None, "shares": []}
         return function_from_values(values, networks)
 
 
@@ -82,7 +82,7 @@ def function_from_values(values: Any, networks: Mapping[str, Any]) -> Structural
     Exception
         One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
     """
-    fields(values, "estimator", "outcome", "facts", "encoder", "components", "support")
+    fields(values, "estimator", "outcome", "facts", "encoder", "components", "support", "shares")
     encoder: Encoder = ENCODERS[choice(values["encoder"]["kind"], tuple(ENCODERS))](values["encoder"])
     inputs = Inputs(*encoder.shape)
     with seeded(0, torch.device("cpu")):  # factories draw weights before they get the file's
@@ -94,6 +94,7 @@ def function_from_values(values: Any, networks: Mapping[str, Any]) -> Structural
             outcome=scalar(values["outcome"]),
             facts=_facts(values["facts"]),
             support=_support(values["support"], inputs),
+            shares=_shares(values["shares"], len(components)),
         )
         _check_answers(function, finite=not networks)
     return function
@@ -108,6 +109,14 @@ def _facts(values: Any) -> dict[str, Any]:
         else:
             facts[text(name)] = scalar(value)
     return facts
+
+
+def _shares(values: Any, components: int) -> tuple[float, ...]:
+    """None, or one >= 0 a component."""
+    shares = tuple(number(value) for value in listed(values))
+    if shares and (len(shares) != components or min(shares) < 0):
+        raise ValueError(f"{components} components, and shares {shares}")
+    return shares
 
 
 def _support(values: Any, inputs: Inputs) -> Support | None:

@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import ModelFileError
-from cfiv.estimators.components import Component, KernelComponent, LinearComponent, NetworkComponent, SieveComponent
+from cfiv.estimators.components import (
+    Component,
+    KernelComponent,
+    LinearComponent,
+    NetworkComponent,
+    SieveComponent,
+    SmoothComponent,
+)
 from cfiv.estimators.saved_sieves import choice_from_values, choice_to_values, sieve_from_values, sieve_to_values
+from cfiv.estimators.saved_smooth import smooth_from_values, smooth_to_values
 from cfiv.estimators.units import Standardiser
 from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
@@ -79,6 +87,13 @@ def component_to_values(component: Component) -> dict[str, Any]:
             "coefficients": component.coefficients,
             "choice": None if component.choice is None else choice_to_values(component.choice),
         }
+    if isinstance(component, SmoothComponent):
+        return {
+            "kind": "smooth",
+            "basis": smooth_to_values(component.basis),
+            "coefficients": component.coefficients,
+            "outcome_scale": _scale_to_values(component.outcome_scale),
+        }
     if isinstance(component, NetworkComponent):
         networks = {"treatment": component.treatment_network, "covariate": component.covariate_network}
         return {
@@ -139,6 +154,12 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
             numbers(values["coefficients"], (basis.width,)),
             None if chosen is None else choice_from_values(chosen, treatments=columns, covariates=inputs.covariates),
         )
+    if kind == "smooth":
+        fields(values, "kind", "basis", "coefficients", "outcome_scale")
+        (columns,) = inputs.treatment
+        smooth = smooth_from_values(values["basis"], treatments=columns, covariates=inputs.covariates)
+        coefficients = numbers(values["coefficients"], (len(smooth.structural_parts),))
+        return SmoothComponent(smooth, coefficients, _scale_from_values(values["outcome_scale"], (1,)))
     choice(kind, ("network",))
     return _network_component(values, inputs, given)
 

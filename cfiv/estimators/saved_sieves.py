@@ -19,7 +19,7 @@ def sieve_to_values(basis: SieveBasis) -> dict[str, Any]:
     """All that :func:`sieve_from_values` needs."""
     roles = ("treatments", "instruments", "covariates")
     return {
-        **{role: [_spline_to_values(spline) for spline in getattr(basis, role)] for role in roles},
+        **{role: [spline_to_values(spline) for spline in getattr(basis, role)] for role in roles},
         "products": basis.products,
     }
 
@@ -70,15 +70,17 @@ def choice_from_values(values: Any, *, treatments: int, covariates: int) -> Siev
     )
 
 
-def _spline_to_values(spline: Spline) -> dict[str, Any]:
+def spline_to_values(spline: Spline) -> dict[str, Any]:
+    """All that :func:`spline_from_values` needs."""
     return {"low": spline.low, "high": spline.high, "inner": [float(knot) for knot in spline.inner], "degree": spline.degree}
 
 
 def _splines(values: Any, count: int | None) -> tuple[Spline, ...]:
-    return tuple(_spline(spline) for spline in listed(values, count=count))
+    return tuple(spline_from_values(spline) for spline in listed(values, count=count))
 
 
-def _spline(values: Any) -> Spline:
+def spline_from_values(values: Any) -> Spline:
+    """A spline whose knots are in order."""
     fields(values, "low", "high", "inner", "degree")
     low, high = number(values["low"]), number(values["high"])
     inner = np.array([number(knot) for knot in listed(values["inner"])])

@@ -44,20 +44,22 @@ MODEL_FILE = TensorFile(
 
 @dataclass(frozen=True, eq=False)
 class StructuralFunction:
-    """An estimate of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``: the average of its components.
+    """An estimate of ``h`` in ``Y = h(T, X) + e``, ``E[e | Z, X] = 0``: the average of its components, or a mixture of them.
 
     Parameters
     ----------
     estimator : str
         The estimator that made it.
     components : tuple of Component
-        Functions that are averaged with equal weights (the fits on swapped and repeated splits).
+        Functions that are averaged (the fits on swapped and repeated splits, and what they are nested in).
     encoder : Encoder
         How rows become treatment and covariate arrays.
     outcome : str
         The outcome's name.
     facts : mapping
         What the estimator says of the fit, for the summary: numbers and short texts.
+    shares : tuple of float
+        What each component counts for; none where all count alike.
     support : Support, optional
         Where training has seen treatments. None where that is not known: for images, and models of files that were written
         before it was kept.
@@ -68,6 +70,7 @@ class StructuralFunction:
     encoder: Encoder
     outcome: str = "outcome"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    shares: tuple[float, ...] = ()
     support: Support | None = None
 
     @property
@@ -246,6 +249,7 @@ class StructuralFunction:
             "facts": self.facts,
             "encoder": self.encoder.to_values(),
             "components": [component_to_values(component) for component in self.components],
+            "shares": list(self.shares),
             "support": None if self.support is None else self.support.to_values(),
         }
 
@@ -280,7 +284,10 @@ class StructuralFunction:
 
     def _average(self, values: Iterable[Array]) -> Array:
         """Of the components' values, two of which are held at once; refused where it is no number."""
-        mean = np.asarray(reduce(np.add, values) / len(self.components))
+        if self.shares:
+            mean = np.asarray(reduce(np.add, (share * value for share, value in zip(self.shares, values, strict=True))))
+        else:
+            mean = np.asarray(reduce(np.add, values) / len(self.components))
         finite = np.isfinite(mean)
         if not finite.all():
             rows = finite.reshape(-1, finite.shape[-1])

@@ -23,12 +23,15 @@ from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DivergedError, check_steps, drive
 from cfiv.learning.member_networks import MemberNetwork, member_network
 from cfiv.learning.members import Member, MembersRun
-from cfiv.learning.networks import Networks
+from cfiv.learning.networks import Networks, evaluate
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import batches
-from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.whole_sample import refit, refit_last_layers, with_treatment_features
+from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.two_stage import structural_features
 
+#: Of a V that training left as it was.
+RIDGE = 1e-4
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
 EARLY_CHECKS = {2, 4, 8, 16}
 
@@ -80,6 +83,20 @@ def fit_dfiv(
     run = MembersRun(steps, count=problem.steps, training=training, sample=problem.sample, splits=problem.splits)
     drive(run, steps=problem.steps, on_step=on_step, file=file)
     return run.conclude()
+
+
+def first_stage_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> Tensor:
+    """V of a fit on the rows of its sample 2, (d + 1, m), float64: with it sample 1 is predicted by other rows.
+
+    Neither their outcomes nor, up to what ``phi`` remembers of them, their treatments have a part in that prediction.
+    """
+    rows = sample.rows(split.sample2).cpu()
+    return refit(
+        with_treatment_features(rows, fitted.networks.treatment),
+        lambda chunk: with_intercept(evaluate(fitted.networks.instrument, chunk.instruments)),
+        lambda chunk: chunk.treatment,
+        fitted.first_stage_ridge if math.isfinite(fitted.first_stage_ridge) else RIDGE,
+    )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ class Sample:
             None if self.weights is None else self.weights[index],
         )
 
+    def cpu(self) -> Sample:
+        """The sample in the processor's memory."""
+        covariates, weights = (None if part is None else part.cpu() for part in (self.covariates, self.weights))
+        return Sample(self.outcome.cpu(), self.treatment.cpu(), self.instruments.cpu(), covariates, weights)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -179,8 +184,8 @@ def check_batch_size(batch_size: object) -> None:
         check_whole("batch_size", batch_size, least=1, alternative="'auto', or None for full batches")
 
 
-def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | None:
-    """The number of rows of a batch; "auto" is 128, or all rows where a sample has fewer.
+def batch_rows(batch_size: int | str | None, *, smallest_sample: int, auto: int = 128) -> int | None:
+    """The number of rows of a batch; "auto" is ``auto``, or all rows where a sample has fewer.
 
     Raises
     ------
@@ -190,7 +195,7 @@ def batch_rows(batch_size: int | str | None, *, smallest_sample: int) -> int | N
     if batch_size is None:
         return None
     if isinstance(batch_size, str) and batch_size == "auto":
-        return min(128, smallest_sample)
+        return min(auto, smallest_sample)
     check_batch_size(batch_size)
     assert not isinstance(batch_size, str)
     if batch_size > smallest_sample:

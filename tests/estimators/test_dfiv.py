@@ -43,7 +43,7 @@ def truth(frame: pd.DataFrame) -> pd.Series:
 
 
 def quick(formula: str | None = FORMULA, **arguments: Any) -> DFIV:
-    return DFIV(formula, **({"steps": 10, "progress": False, "random_state": 0} | arguments))
+    return DFIV(formula, **({"steps": 10, "fits": 1, "nested": False, "progress": False, "random_state": 0} | arguments))
 
 
 # Two-stage least squares is DFIV with fixed linear features, no penalty, and the same rows in both stages.

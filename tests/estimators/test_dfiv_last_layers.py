@@ -27,7 +27,16 @@ def table() -> pd.DataFrame:
 
 
 def dfiv(**options: Any) -> DFIV:
-    given = {"steps": STEPS, "progress": False, "random_state": 0, "device": "cpu", "batch_size": 16, **options}
+    given = {
+        "steps": STEPS,
+        "fits": 1,
+        "nested": False,
+        "progress": False,
+        "random_state": 0,
+        "device": "cpu",
+        "batch_size": 16,
+        **options,
+    }
     return DFIV("y ~ x + [t ~ z]", **given)
 
 

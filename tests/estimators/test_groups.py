@@ -19,7 +19,7 @@ from cfiv.learning.samples import Split, fold_groups, hold_out, split_rows
 FORMULA = "y ~ x + [t ~ z]"
 QUICK: dict[str, Any] = {"steps": 3, "progress": False}
 MAKE: dict[str, Any] = {
-    "DFIV": lambda **more: DFIV(**{**QUICK, "random_state": 0, **more}),
+    "DFIV": lambda **more: DFIV(**{**QUICK, "random_state": 0, "nested": False, **more}),
     "NetworkRegression": lambda **more: NetworkRegression(**{**QUICK, "random_state": 0, **more}),
     "KernelIV": lambda **more: KernelIV(**{"random_state": 0, **more}),
     "KernelIV, split": lambda **more: KernelIV(**{"random_state": 0, "split": 0.5, **more}),

@@ -40,7 +40,9 @@ def table(n: int = 80, seed: int = 0) -> pd.DataFrame:
 
 
 def fit(**arguments: Any) -> DFIV:
-    return DFIV(FORMULA, **({"steps": 3, "progress": False, "random_state": 0} | arguments)).fit(table())
+    return DFIV(FORMULA, **({"steps": 3, "fits": 1, "nested": False, "progress": False, "random_state": 0} | arguments)).fit(
+        table()
+    )
 
 
 @functools.cache
@@ -140,7 +142,8 @@ def test_every_plain_layer_comes_back_with_all_its_arguments(layer: str, path: P
 )
 def test_every_kind_of_fit_comes_back_bit_for_bit(arguments: dict[str, Any], path: Path) -> None:
     frame = table().assign(x2=lambda f: f["x"] ** 2)
-    trained = DFIV(FORMULA, steps=3, progress=False, random_state=0, **arguments).fit(frame)
+    given = {"steps": 3, "fits": 1, "nested": False, "progress": False, "random_state": 0} | arguments
+    trained = DFIV(FORMULA, **given).fit(frame)
     trained.save(path)
     loaded = cfiv.load(path)
     np.testing.assert_array_equal(loaded.predict(frame), trained.predict(frame))
@@ -163,7 +166,7 @@ def test_a_loaded_model_predicts_with_the_same_bits_at_any_number_of_rows(kind: 
     data: Any = frame
     if "arrays" in kind:
         data = IVData(outcome=frame["y"], treatment=frame["t"], instruments=frame["z"], covariates=columns)
-        trained: Any = (TwoStageLeastSquares() if kind == "arrays in columns" else DFIV(**arguments)).fit(data)
+        trained: Any = (TwoStageLeastSquares() if kind == "arrays in columns" else DFIV(nested=False, **arguments)).fit(data)
     elif kind == "KernelIV":
         trained = KernelIV(formula, random_state=0).fit(frame)
     elif kind == "SieveIV":
@@ -171,7 +174,7 @@ def test_a_loaded_model_predicts_with_the_same_bits_at_any_number_of_rows(kind: 
     elif kind == "NetworkRegression":
         trained = NetworkRegression(formula, **arguments).fit(frame)
     else:
-        trained = DFIV(formula, report="current" if kind == "current" else "refit", **arguments).fit(frame)
+        trained = DFIV(formula, report="current" if kind == "current" else "refit", nested=False, **arguments).fit(frame)
     trained.save(path)
     loaded = cfiv.load(path)
     for rows in (1, 2, 3, 8, 17, 60):

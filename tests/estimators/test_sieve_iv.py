@@ -79,6 +79,7 @@ def test_whole_weights_are_repeated_rows(structure: Any) -> None:
 
 
 @pytest.mark.law
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 def test_with_straight_lines_for_all_it_is_two_stage_least_squares() -> None:
     frame = table()
     sieve = SieveIV("y ~ x + d + [t ~ z]", segments=1, degree=1, instrument_degree=1, instrument_segments=1).fit(frame)
@@ -104,6 +105,7 @@ def test_terms_that_a_formula_makes_enter_as_written_and_plain_columns_as_spline
 
 
 @pytest.mark.law
+@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 def test_beyond_the_rows_of_training_it_goes_straight_on() -> None:
     model = SieveIV(segments=4).fit(drawn(800, seed=0))
     high = component(model).basis.treatments[0].high

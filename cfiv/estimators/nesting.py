@@ -1,0 +1,295 @@
+"""How far learned features may depart from the smooth model: as far as held-out rows speak for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cfiv.data import Array, IVData
+from cfiv.estimators.components import Component
+from cfiv.estimators.smooth_model import SmoothModel
+from cfiv.estimators.trust import Trust
+from cfiv.numerics.penalised_iv import standard_errors
+
+#: ``(instruments, covariates) -> array (n,)``.
+ReducedForm = Callable[[Array, Array | None], Array]
+#: Rows that a function is weighed on.
+MOST_ROWS = 20_000
+#: Rows that functions are compared on, each treatment with each row of covariates.
+PAIRS = 300
+#: Standard errors that the share must lie above zero for learned features to count at all.
+CLEARLY = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedFunction:
+    """One function of learned features, and rows whose outcomes it has not seen: those of its stage 1.
+
+    Parameters
+    ----------
+    component : Component
+        ``h``.
+    reduced_form : callable
+        ``(instruments, covariates) -> array (n,)``: its ``E[h(T, X) | Z, X]`` as other rows than these estimate it.
+    unseen : array of int
+        Row numbers, in random order.
+    """
+
+    component: Component
+    reduced_form: ReducedForm
+    unseen: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """``Y - E[. | Z, X]`` on rows not seen, all arrays (n,): of a constant, of the line and of the smooth model.
+
+    Parameters
+    ----------
+    increment : array (n,)
+        ``E[d | Z, X]``, what learned functions add to the smooth model.
+    constant, line, smooth : array (n,)
+    weights : array (n,)
+    groups : array (n,) of int
+        Alike for the same row, which several functions may not have seen, and for rows of a cluster.
+    """
+
+    increment: Array
+    constant: Array
+    line: Array
+    smooth: Array
+    weights: Array
+    groups: Array
+
+    def losses(self, weight: float) -> dict[str, float]:
+        """Of the answer with such a weight of what was learned, in units of a constant's; and the differences to rivals."""
+        answer = (self.smooth - weight * self.increment) ** 2
+        unit = float(np.average(self.constant**2, weights=self.weights))
+        mean = {
+            name: float(np.average(values, weights=self.weights)) / unit
+            for name, values in {"heldout_loss": answer, "smooth_loss": self.smooth**2, "line_loss": self.line**2}.items()
+        }
+        return {
+            **mean,
+            "above_constant": standard_errors(answer - self.constant**2, self.weights, self.groups),
+            "above_line": standard_errors(answer - self.line**2, self.weights, self.groups),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What held-out rows say of an increment ``d`` to a function ``h_0``: the coefficient ``s`` of ``d`` in ``Y - h_0 - s d``.
+
+        s = sum_i g_i (Y_i - h_0(T_i, X_i)) / sum_i g_i d(T_i, X_i),    g = E[d(T, X) | Z, X],
+
+    an instrumental variable regression with one instrument, the predicted increment. As ``h_0``, ``d`` and the prediction come
+    from other rows, no confounder enters: s is 1 where ``h_0 + d`` is the structural function, 0 where ``h_0`` is, whatever the
+    increment looks like.
+
+    Parameters
+    ----------
+    share : float
+        ``s``.
+    std_error : float
+        Robust; rows of a cluster count as one.
+    explained : float
+        Share of the increment's variance that its prediction explains on these rows: how strong its instrument is.
+    improves : bool
+        Whether ``(Y - h_0 - min(s, 1) d)^2`` is lower than ``(Y - h_0)^2`` besides.
+    reduced : Losses
+        What predictions from instruments and covariates are worth on these rows.
+    """
+
+    share: float
+    std_error: float
+    explained: float
+    improves: bool
+    reduced: Reduced
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Of the answer and its rivals, for :class:`Trust`."""
+        return self.reduced.losses(self.weight)
+
+    @property
+    def weight(self) -> float:
+        """Of the increment in the answer, between 0 and 1: zero unless the data speak for it clearly."""
+        clear = self.improves and self.share > CLEARLY * self.std_error
+        return min(1.0, self.share) if clear else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Nest:
+    """The structural function found: the smooth model, the learned functions, or a mixture ``(1 - w) smooth + w learned``.
+
+    Parameters
+    ----------
+    components : tuple of Component
+    shares : tuple of float
+        What each counts for; none where all count alike.
+    reduced_form : callable
+        ``(instruments, covariates) -> array (n,)``.
+    smooth : SmoothModel or None
+        None where there is none.
+    evidence : Evidence or None
+        None where learned functions were not, or could not be, weighed.
+    """
+
+    components: tuple[Component, ...]
+    shares: tuple[float, ...]
+    reduced_form: ReducedForm
+    smooth: SmoothModel | None = None
+    evidence: Evidence | None = None
+
+    @classmethod
+    def alone(cls, learned: tuple[Component, ...], reduced_form: ReducedForm) -> Nest:
+        """What was learned, weighed against nothing."""
+        return cls(learned, (), reduced_form)
+
+    @classmethod
+    def of(
+        cls,
+        data: IVData,
+        smooth: SmoothModel | None,
+        functions: Sequence[LearnedFunction],
+        *,
+        learned: tuple[Component, ...],
+        reduced_form: ReducedForm,
+    ) -> Nest:
+        """By the evidence of held-out rows; without any the smooth model, where there is one."""
+        if smooth is None:
+            return cls.alone(learned, reduced_form)
+        evidence = weigh(data, smooth, functions) if functions else None
+        weight = 0.0 if evidence is None else evidence.weight
+        if weight == 1.0:
+            return cls(learned, (), reduced_form, smooth, evidence)
+        if weight == 0.0:
+            return cls((smooth.component(),), (), smooth.reduced_form(), smooth, evidence)
+        shares = (1.0 - weight, *(weight / len(learned) for _ in learned))
+        return cls(
+            (smooth.component(), *learned), shares, Mixture(smooth.reduced_form(), reduced_form, weight), smooth, evidence
+        )
+
+    @property
+    def weight(self) -> float:
+        """Of learned functions in the answer."""
+        if self.smooth is None:
+            return 1.0
+        return 0.0 if self.evidence is None else self.evidence.weight
+
+    def trust(self, data: IVData, learned: Sequence[Component]) -> Trust:
+        """What is known of the answer's worth."""
+        noise = disagreement(data, learned) if self.weight else math.nan
+        if self.smooth is None:
+            return Trust(learned_share=1.0, noise=noise)
+        losses = {} if self.evidence is None else self.evidence.losses
+        return Trust(
+            **losses,
+            learned_share=self.weight,
+            line=self.weight == 0.0 and self.smooth.is_line,
+            strength=self.smooth.strength(),
+            noise=noise if self.weight else self.smooth.noise(),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For the summary."""
+        if self.smooth is None:
+            return {}
+        facts: dict[str, Any] = {"Smooth model": self.smooth.describe()}
+        if self.evidence is not None:
+            share, error = self.evidence.share, self.evidence.std_error
+            facts["Share that was learned"] = f"{self.evidence.weight:.3g} (rows not seen say {share:.3g} +- {error:.2g})"
+        return facts
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """``(1 - w) smooth + w learned``, of reduced forms."""
+
+    smooth: ReducedForm
+    learned: ReducedForm
+    weight: float
+
+    def __call__(self, instruments: Array, covariates: Array | None) -> Array:
+        """Shape (n,), at instruments (n, k) and covariates (n, c)."""
+        smooth, learned = self.smooth(instruments, covariates), self.learned(instruments, covariates)
+        return np.asarray((1.0 - self.weight) * smooth + self.weight * learned)
+
+
+def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction]) -> Evidence:
+    """The evidence for what learned functions add to the smooth model, on the rows that each has not seen.
+
+    Parameters
+    ----------
+    data : IVData
+    smooth : SmoothModel
+        Fitted to all rows; each learned function is compared with its fit to the others.
+    learned : sequence of LearnedFunction
+        Each with rows of its own that it has not seen.
+    """
+    parts = [_increments(data, smooth, function) for function in learned]
+    rows, increment, predicted, residual, weights, constant, line, base = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    strength = float((weights * predicted * increment).sum())
+    share = float((weights * predicted * residual).sum()) / strength if strength else 0.0
+    groups = rows if data.clusters is None else np.unique(data.clusters, return_inverse=True)[1][rows]
+    scores = np.bincount(groups, weights=weights * predicted * (residual - share * increment))
+    error = math.sqrt(float((scores**2).sum())) / abs(strength) if strength else math.inf
+    after = residual - min(share, 1.0) * increment
+    covered = float((weights * predicted**2).sum() * (weights * increment**2).sum())
+    return Evidence(
+        share=share,
+        std_error=error,
+        explained=strength**2 / covered if covered else 0.0,
+        improves=float((weights * after**2).sum()) < float((weights * residual**2).sum()),
+        reduced=Reduced(predicted, constant, line, base, weights, groups),
+    )
+
+
+def disagreement(data: IVData, functions: Sequence[Component]) -> float:
+    """Of what treatments do to the mean of several functions, the share that is noise, by how far these differ.
+
+    With ``a_k(t, x) = h_k(t, x) - mean_j h_k(t_j, x)``, its mean over treatments drawn apart from the covariates, the mean
+    over functions ``a`` has a variance of ``mean_k (a_k - a)^2 / (k - 1)`` if they err independently; nan of one function.
+    """
+    if len(functions) < 2:
+        return math.nan
+    rows = np.unique(np.linspace(0, len(data) - 1, min(PAIRS, len(data))).astype(int))
+    covariates = None if data.covariates is None else data.covariates[rows]
+    if data.treatment.ndim > 2 or covariates is None:
+        own = [function.evaluate(data.treatment[rows], covariates) for function in functions]
+        centred = np.stack([values - values.mean() for values in own])
+    else:
+        crossed = [function.cross(data.treatment[rows], covariates) for function in functions]
+        centred = np.stack([np.diag(values) - values.mean(axis=0) for values in crossed])
+    mean = centred.mean(axis=0)
+    unit = float(np.abs(centred).max()) or 1.0  # in which no square vanishes or overflows
+    centred, mean = centred / unit, mean / unit
+    signal = float((mean**2).mean())
+    return float(((centred - mean) ** 2).mean()) / (len(functions) - 1) / signal if signal else math.inf
+
+
+def _increments(data: IVData, smooth: SmoothModel, function: LearnedFunction) -> tuple[Array, ...]:
+    """Of rows that it has not seen: numbers, ``d``, ``E[d | Z, X]``, ``Y - h_0``, weights; ``Y`` less reduced forms.
+
+    In units of the outcome's standard deviation, so that no square leaves float64.
+    """
+    rows, base = function.unseen[:MOST_ROWS], smooth.without(function.unseen)
+    treatments, instruments = data.treatment[rows], data.instruments[rows]
+    covariates = None if data.covariates is None else data.covariates[rows]
+    before = base.component().evaluate(treatments, covariates)
+    increment = function.component.evaluate(treatments, covariates) - before
+    reduced, line = base.reduced_form()(instruments, covariates), base.line().reduced_form()(instruments, covariates)
+    predicted = function.reduced_form(instruments, covariates) - reduced
+    weights = np.ones(len(rows)) if data.weights is None else data.weights[rows] / data.weights.mean()
+    outcome = data.outcome[rows]
+    mean = base.outcome_mean()
+    unit = float(smooth.outcome_scale.scale[0])
+    parts = (increment, predicted, outcome - before), (outcome - mean, outcome - line, outcome - reduced)
+    (d, g, residual), others = (tuple(part / unit for part in own) for own in parts)
+    return rows, d, g, residual, weights, *others

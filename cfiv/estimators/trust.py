@@ -1,0 +1,72 @@
+"""Whether a fit is worth anything, as far as the data can tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: F of the excluded instruments below which they are weak.
+WEAK = 10.0
+#: Share of the treatment's part of ``h`` that may be sampling noise.
+NOISY = 0.2
+#: Standard errors by which a held-out loss must lie above another's.
+CLEARLY = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What a fit knows about itself; every number is nan where it has no meaning.
+
+    Parameters
+    ----------
+    heldout_loss, smooth_loss, line_loss : float
+        Mean of ``(Y - E[h(T, X) | Z, X])^2`` on rows that the functions have not seen, in units of that of a constant: of the
+        answer, of the smooth model and of the line.
+    above_constant, above_line : float
+        By how many standard errors of the paired difference the answer's loss lies above that of a constant, and of the line.
+    learned_share : float
+        Of learned features in the answer, from 0 (the smooth model) to 1.
+    line : bool
+        Whether the answer is a line.
+    strength : float
+        F of the excluded instruments for the treatment that they move least.
+    noise : float
+        Of what the treatment does to ``h`` over the rows, the share that is sampling noise: from the covariance of the smooth
+        model's coefficients, or from how far functions that were learned from swapped samples differ.
+    """
+
+    heldout_loss: float = math.nan
+    smooth_loss: float = math.nan
+    line_loss: float = math.nan
+    above_constant: float = math.nan
+    above_line: float = math.nan
+    learned_share: float = math.nan
+    line: bool = False
+    strength: float = math.nan
+    noise: float = math.nan
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the fit should not be believed; empty where nothing speaks against it."""
+        found = []
+        if self.strength < WEAK:
+            found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
+        if self.noise > NOISY:
+            found.append(
+                f"what the treatment does is not told from noise ({min(self.noise, 9.99):.0%} of its variation over the rows "
+                f"may be sampling noise, more than {NOISY:.0%})"
+            )
+        if self.above_constant > CLEARLY:
+            found.append(f"on rows not seen it predicts worse than a constant (loss {self.heldout_loss:.3g} of the variance)")
+        if self.above_line > CLEARLY:
+            losses = f"loss {self.heldout_loss:.4g}, the line's {self.line_loss:.4g}"
+            found.append(f"on rows not seen it predicts worse than a line ({losses})")
+        return tuple(found)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing speaks against the fit; not that all is well, which no data can tell."""
+        return not self.reasons
+
+    def __str__(self) -> str:
+        return "nothing speaks against it" if self.trusted else "not to be believed: " + "; ".join(self.reasons)

@@ -1,0 +1,276 @@
+"""DFIV among nested models: the line where nothing speaks for more, what was learned where rows not seen speak for it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cfiv
+from cfiv import DFIV, IVData
+from cfiv.datasets import demand
+from cfiv.errors import ParameterError, WorthlessFitWarning
+from cfiv.estimators.budget import number_of_fits, training_batch, training_steps
+from cfiv.estimators.components import NetworkComponent, SmoothComponent
+from cfiv.estimators.nesting import LearnedFunction, disagreement, weigh
+from cfiv.estimators.smooth_model import SmoothModel
+from cfiv.estimators.trust import Trust
+
+
+def straight(n: int, *, seed: int, strength: float = 1.0, effect: float = 1.0, covariates: int = 1) -> IVData:
+    """``y = effect t + x + u + e``, ``t = strength z + u``."""
+    generator = np.random.default_rng(seed)
+    z, u, e = generator.normal(size=(3, n))
+    x = generator.normal(size=(n, covariates))
+    t = strength * z + u
+    return IVData(outcome=effect * t + x[:, 0] + u + e, treatment=t[:, None], instruments=z[:, None], covariates=x)
+
+
+def smooth(data: IVData, *, products: bool = True) -> SmoothModel:
+    data.check_fittable()
+    model = SmoothModel.fit(data, np.random.default_rng(0), products=products)
+    assert model is not None
+    return model
+
+
+def quick(**changes: Any) -> DFIV:
+    return DFIV(progress=False, **({"steps": 20, "fits": 1, "random_state": 0} | changes))
+
+
+class Shifted:
+    """A function that adds a multiple of a curve in the treatment, or of its prediction, to another."""
+
+    def __init__(self, model: SmoothModel, slope: float) -> None:
+        self.model, self.slope = model, slope
+
+    def evaluate(self, treatment: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
+        return self.model.component().evaluate(treatment, covariates) + self.slope * np.sin(2 * treatment[:, 0])
+
+    def cross(self, treatments: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
+        return np.asarray(self.model.component().cross(treatments, covariates) + self.slope * np.sin(2 * treatments[:, :1]))
+
+
+def bent(n: int, *, seed: int, bend: float) -> IVData:
+    data = straight(n, seed=seed, strength=2.0)
+    outcome = data.outcome + bend * np.sin(2 * data.treatment[:, 0])
+    return IVData(outcome=outcome, treatment=data.treatment, instruments=data.instruments, covariates=data.covariates)
+
+
+def evidence(data: IVData, slope: float) -> Any:
+    """For an increment of a sine beside a line; its prediction given z, u being normal, is a sine of z as well."""
+    line = smooth(data).line()
+    unseen = np.arange(len(data)) % 2 == 0
+    rows = np.random.default_rng(1).permutation(np.flatnonzero(unseen))
+
+    def reduced(instruments: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
+        predicted = np.exp(-2.0) * np.sin(4 * instruments[:, 0])
+        return np.asarray(line.without(rows).reduced_form()(instruments, covariates) + slope * predicted)
+
+    return weigh(data, line, [LearnedFunction(Shifted(line.without(rows), slope), reduced, rows)])
+
+
+# The evidence
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("bend", [0.0, 1.0, 3.0])
+def test_the_share_is_that_of_the_increment_in_the_truth_whatever_its_confounding(bend: float) -> None:
+    found = [evidence(bent(4000, seed=seed, bend=bend), slope=3.0) for seed in range(20)]
+    mean = np.mean([one.share for one in found])
+    error = np.std([one.share for one in found]) / math.sqrt(20)
+    assert abs(mean - bend / 3.0) < 4 * error + 0.02
+    inside = np.mean([abs(one.share - bend / 3.0) < 2 * one.std_error for one in found])
+    assert inside >= 0.8
+
+
+def test_an_increment_that_nothing_speaks_for_has_no_weight_and_one_that_is_the_truth_has_all() -> None:
+    assert evidence(bent(4000, seed=0, bend=0.0), slope=3.0).weight == 0.0
+    assert evidence(bent(4000, seed=0, bend=3.0), slope=3.0).weight == pytest.approx(1.0, abs=0.2)
+    assert evidence(bent(4000, seed=0, bend=3.0), slope=-3.0).weight == 0.0
+
+
+@pytest.mark.law
+def test_functions_that_agree_are_without_noise_and_opposite_ones_are_nothing_else() -> None:
+    data = straight(500, seed=0)
+    model = smooth(data)
+    assert disagreement(data, [model.component(), model.component()]) == pytest.approx(0.0)
+    assert disagreement(data, [Shifted(model, 5.0), Shifted(model, -5.0)]) > 0.2
+    assert math.isnan(disagreement(data, [model.component()]))
+
+
+# The smooth model
+
+
+@pytest.mark.law
+def test_the_smooth_model_is_the_same_in_other_units_and_with_weights_for_repeated_rows() -> None:
+    data = straight(300, seed=0, covariates=2)
+    changed = IVData(
+        outcome=5 - 3 * data.outcome,
+        treatment=1e3 * data.treatment + 7,
+        instruments=-data.instruments / 40,
+        covariates=data.covariates,
+    )
+    before, after = smooth(data).component(), smooth(changed).component()
+    expected = 5 - 3 * before.evaluate(data.treatment, data.covariates)
+    np.testing.assert_allclose(after.evaluate(changed.treatment, data.covariates), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.law
+def test_without_rows_is_the_fit_to_the_others() -> None:
+    data = straight(300, seed=0)
+    model, rows = smooth(data), np.arange(0, 300, 4)
+    again = model.without(rows)
+    kept = np.setdiff1d(np.arange(300), rows)
+    moments = model._moments(kept)
+    np.testing.assert_allclose(again.moments.products, moments.products, rtol=1e-8, atol=1e-8)
+    assert again.penalties is model.penalties
+
+
+def test_crossing_treatments_with_covariates_evaluates_every_pair() -> None:
+    data = straight(200, seed=0, covariates=3)
+    component = smooth(data).component()
+    crossed = component.cross(data.treatment[:7], data.covariates)
+    for t, values in zip(data.treatment[:7], crossed, strict=True):
+        np.testing.assert_allclose(values, component.evaluate(np.tile(t, (200, 1)), data.covariates), atol=1e-9)
+
+
+def test_images_and_instruments_that_move_nothing_have_no_smooth_model() -> None:
+    generator = np.random.default_rng(0)
+    images = IVData(outcome=np.ones(4), treatment=np.zeros((4, 5, 5)), instruments=np.ones((4, 1)))
+    assert SmoothModel.fit(images, generator, products=True) is None
+    data = straight(200, seed=0)
+    two = np.concatenate([data.treatment, data.treatment**2], axis=1)
+    assert (
+        SmoothModel.fit(IVData(outcome=data.outcome, treatment=two, instruments=data.instruments), generator, products=True)
+        is None
+    )
+    same = np.concatenate([data.instruments, 2 * data.instruments], axis=1)
+    assert SmoothModel.fit(IVData(outcome=data.outcome, treatment=two, instruments=same), generator, products=True) is None
+
+
+def test_more_columns_than_rows_and_constant_columns_are_borne() -> None:
+    generator = np.random.default_rng(0)
+    data = straight(60, seed=0)
+    for x in (generator.normal(size=(60, 80)), np.concatenate([np.ones((60, 1)), data.covariates], axis=1)):
+        wide = IVData(outcome=data.outcome, treatment=data.treatment, instruments=data.instruments, covariates=x)
+        model = quick().fit(wide)
+        assert np.isfinite(model.predict(treatment=data.treatment, covariates=x)).all()
+
+
+# DFIV
+
+
+@pytest.mark.statistical
+def test_a_linear_truth_gives_a_line_and_about_the_effect_of_two_stage_least_squares() -> None:
+    errors, lines = [], 0
+    for seed in range(4):
+        data = straight(600, seed=seed)
+        model = quick(random_state=seed).fit(data)
+        lines += model.trust_.line
+        errors.append(float(model.effect(data, treatment_from=0.0, treatment_to=1.0).mean()) - 1.0)
+    assert lines >= 3
+    assert np.sqrt(np.mean(np.square(errors))) < 0.12
+
+
+def test_where_the_smooth_model_is_poor_what_was_learned_prevails_and_without_nesting_it_is_all() -> None:
+    train, truth = demand.simulate(1000, seed=0)
+    nested = DFIV(demand.FORMULA, steps=150, fits=1, progress=False, random_state=0).fit(train.frame)
+    alone = DFIV(demand.FORMULA, steps=150, fits=1, progress=False, random_state=0, nested=False).fit(train.frame)
+    assert nested.trust_.learned_share > 0.5
+    kinds = [type(component) for component in nested.structural_function_.components]
+    assert kinds in ([SmoothComponent, NetworkComponent, NetworkComponent], [NetworkComponent, NetworkComponent])
+    assert [type(component) for component in alone.structural_function_.components] == [NetworkComponent, NetworkComponent]
+    assert truth.error(nested) < 3 * truth.error(alone)
+
+
+@pytest.mark.parametrize("share", ["smooth", "mixture"])
+def test_a_model_file_holds_the_smooth_model_and_what_each_part_counts_for(share: str, tmp_path: Path) -> None:
+    if share == "smooth":
+        data = straight(300, seed=0, covariates=2)
+        model = quick().fit(data)
+        function, rows = model.structural_function_, data
+    else:
+        train, _ = demand.simulate(600, seed=0)
+        model = DFIV(demand.FORMULA, steps=100, fits=1, progress=False, random_state=0).fit(train.frame)
+        function, rows = model.structural_function_, train.frame
+        assert len(function.shares) == len(function.components) == 3
+        assert sum(function.shares) == pytest.approx(1.0)
+    model.save(tmp_path / "model.cfiv")
+    loaded = cfiv.load(tmp_path / "model.cfiv")
+    assert loaded.shares == function.shares
+    np.testing.assert_array_equal(loaded.predict(rows), model.predict(rows))
+    assert loaded.facts["Trust"] == str(model.trust_)
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    data = straight(300, seed=0)
+    first, second = (quick(random_state=3).fit(data).predict(data) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# What it says of itself
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("case", ["irrelevant instrument", "noise"])
+def test_worthless_fits_are_flagged(case: str) -> None:
+    flagged = 0
+    for seed in range(10):
+        strength, effect = (0.0, 1.0) if case == "irrelevant instrument" else (1.0, 0.0)
+        data = straight(400, seed=seed, strength=strength, effect=effect)
+        flagged += not quick(random_state=seed).fit(data).trust_.trusted
+    assert flagged >= 9
+
+
+@pytest.mark.statistical
+def test_good_fits_are_not() -> None:
+    assert all(quick(random_state=seed).fit(straight(500, seed=seed)).trust_.trusted for seed in range(6))
+
+
+def test_a_worthless_fit_warns_with_its_reasons() -> None:
+    with pytest.warns(WorthlessFitWarning, match=r"hardly move the treatment \(F = .*below 10"):
+        model = quick().fit(straight(300, seed=1, strength=0.0))
+    assert "Trust" in str(model.summary())
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"strength": 3.0}, "hardly move"),
+        ({"noise": 0.5}, "not told from noise"),
+        ({"above_constant": 3.0}, "worse than a constant"),
+        ({"above_line": 3.0}, "worse than a line"),
+    ],
+)
+def test_each_reason_has_its_words_and_no_number_none(found: dict[str, float], words: str) -> None:
+    assert words in str(Trust(**found))
+    assert Trust().trusted
+    assert str(Trust()) == "nothing speaks against it"
+
+
+# The budget
+
+
+@pytest.mark.law
+def test_the_budget_grows_with_the_rows() -> None:
+    sizes = (100, 1000, 5000, 20_000, 100_000, 1_000_000)
+    steps = [training_steps("auto", rows=n) for n in sizes]
+    assert steps == sorted(steps)
+    assert steps[:3] == [500, 500, 500]
+    fits = [number_of_fits("auto", rows=n, images=False) for n in sizes]
+    assert fits == [4, 4, 2, 1, 1, 1]
+    batches = [
+        training_batch("auto", rows=n, fits=f, smallest_sample=n // 2, images=False) for n, f in zip(sizes, fits, strict=True)
+    ]
+    assert batches == [50, 128, 250, 1024, 1024, 1024]
+    assert training_batch("auto", rows=5000, fits=1, smallest_sample=2500, images=True) == 128
+
+
+@pytest.mark.parametrize("name", ["steps", "fits"])
+def test_words_other_than_auto_are_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"{name} .*or 'auto'"):
+        quick(**{name: "many"}).fit(straight(100, seed=0))
