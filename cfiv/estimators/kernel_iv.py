@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from cfiv.checks import check_choice, check_number, check_random_state, check_whole
+from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import KernelComponent
@@ -19,16 +20,18 @@ from cfiv.estimators.kernel_bandwidths import (
     Bandwidths,
     bandwidth_records,
     check_bandwidths,
-    column_bandwidths,
+    found_bandwidths,
     resolve_bandwidths,
+    widened,
 )
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
-from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
+from cfiv.estimators.kernel_plan import FACTORS, KernelPlan, automatic_landmarks
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import split_rows
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_across_folds, fit_two_samples
-from cfiv.numerics.landmarks import KernelFeatures
+from cfiv.numerics.kernel_cross_fitting import fit_across_folds
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_two_samples
+from cfiv.numerics.landmarks import Features
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 
@@ -137,13 +140,14 @@ class KernelIV(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
+        linear: bool = True,
         bandwidths: Bandwidths | None = None,
         ridge1: Penalty = None,
         ridge2: Penalty = None,
-        landmarks: int | None = None,
+        landmarks: int | Literal["auto"] | None = "auto",
         folds: int = 5,
         split: float | None = None,
-        validation: Validation = "treatment",
+        validation: Validation | None = None,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
         self.formula = formula
@@ -153,6 +157,7 @@ class KernelIV(StructuralEstimator):
         self.covariates = covariates
         self.weights = weights
         self.missing = missing
+        self.linear = linear
         self.bandwidths = bandwidths
         self.ridge1 = ridge1
         self.ridge2 = ridge2
@@ -172,7 +177,8 @@ class KernelIV(StructuralEstimator):
         Stage 1 on one half of the rows, stage 2 on the other; ``ridge1`` by stage 1's loss on the second half, ``ridge2`` by
         ``(Y - h(T, X))^2`` on the first. (They searched each penalty with an optimiser, here it is a grid.)
         """
-        return cls(formula, **{"split": 0.5, **overrides})
+        paper = {"linear": False, "bandwidths": "median", "landmarks": None, "split": 0.5, "validation": "treatment"}
+        return cls(formula, **{**paper, **overrides})
 
     def _check_parameters(self) -> None:
         for name in ("ridge1", "ridge2"):
@@ -181,15 +187,18 @@ class KernelIV(StructuralEstimator):
         split = self.split
         if split is not None:
             check_number("split", split, above=0.0, below=1.0, alternative="or None for cross-fitting")
-        check_choice("validation", self.validation, ("treatment", "instruments"))
-        if self.validation == "instruments" and (split is not None or self.folds < 3):
+        check_flag("linear", self.linear)
+        if self.validation is not None:
+            check_choice("validation", self.validation, ("control", "treatment", "instruments"))
+        unseen = self.validation == "control" and split is not None
+        if unseen or (self.validation == "instruments" and (split is not None or self.folds < 3)):
             got = f"folds={self.folds}" if split is None else f"split={split:g}"
             raise ParameterError(
-                f"validation='instruments' needs rows that neither stage has seen, and {got} leaves none: cross-fit "
+                f"validation={self.validation!r} needs rows that neither stage has seen, and {got} leaves none: cross-fit "
                 "with folds >= 3, or use validation='treatment'"
             )
-        if self.landmarks is not None:
-            check_whole("landmarks", self.landmarks, least=1, alternative="or None for all rows")
+        if self.landmarks is not None and self.landmarks != "auto":
+            check_whole("landmarks", self.landmarks, least=1, alternative="'auto', or None for all rows")
         check_random_state(self.random_state)
         if self.bandwidths is not None:
             check_bandwidths(self.bandwidths)
@@ -199,28 +208,59 @@ class KernelIV(StructuralEstimator):
         check_units(data)
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
-        self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)
-        parts = self._parts(len(inputs), row_generator)
-        landmarks = self._landmark_rows(parts, landmark_generator)
-        psi = self._features("treatment", inputs.treatments[landmarks])
-        phi = self._features("instruments", inputs.instruments[landmarks])
-        stages = self._stages(inputs, parts, phi, psi)
+        given = self.bandwidths if isinstance(self.bandwidths, Mapping) else {}
+        bandwidths = resolve_bandwidths(given, inputs.by_role(), data.names, median_generator)
+        searched = self.bandwidths is None and not inputs.image
+        if searched:
+            bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
+        plan = self._plan(inputs, row_generator, landmark_generator)
+        phi = plan.features("instruments", bandwidths)
+        best: _Fitted | None = None
+        for factor in FACTORS if searched else (1.0,):
+            wide = widened(bandwidths, factor)
+            psi = plan.features("treatment", wide)
+            fitted = _Fitted(self._stages(plan, phi, psi), psi, wide)
+            best = fitted if best is None or fitted.loss < best.loss else best
+        assert best is not None
+        self.bandwidths_ = best.bandwidths
+        return self._answer(plan, phi, best, data.names)
+
+    def _answer(self, plan: KernelPlan, phi: Features, found: _Fitted, names: Mapping[str, Sequence[str]]) -> Estimate:
+        stages, psi, inputs = found.stages, found.psi, plan.inputs
         choices = {"ridge1": stages.stage1, "ridge2": stages.stage2}
         self.penalties_ = penalty_table(choices)
-        warn_of_ends(choices)
+        warn_of_ends(choices if stages.family != "line" else {"ridge1": stages.stage1})
         facts = {
+            "Answer": f"a {stages.family}",
             "Samples": f"{self.folds} folds" if self.split is None else f"one split at {self.split:g}",
-            "Landmarks": "all rows" if self.landmarks is None else int(self.landmarks),
+            "Landmarks": "all rows" if plan.landmarks is None else plan.landmarks,
             "Rank of the kernels": f"{len(psi)} (treatment), {len(phi)} (instruments)",
             **{f"Chosen {name}": f"{choice.chosen:.3g}" for name, choice in choices.items()},
             "Held-out stage-1 loss": f"{float(stages.stage1.losses.min()):.4g}",
             "Held-out stage-2 loss": f"{float(stages.stage2.losses.min()):.4g} of the outcome variance",
-            "Bandwidths": bandwidth_records(self.bandwidths_, data.names),
+            "Bandwidths": bandwidth_records(self.bandwidths_, names),
         }
         component = KernelComponent(psi.expansion(stages.structural), inputs.outcome_scale)
         reduced_form = KernelReducedForm(phi.expansion(stages.first_stage @ stages.structural), inputs.outcome_scale)
         chosen = {name: (choice.chosen,) for name, choice in choices.items() if len(choice.penalties) > 1}
         return Estimate((component,), reduced_form, facts, pd.DataFrame(), chosen)
+
+    def _plan(
+        self, inputs: KernelInputs, row_generator: np.random.Generator, landmark_generator: np.random.Generator
+    ) -> KernelPlan:
+        parts = self._parts(len(inputs), row_generator)
+        candidates = torch.cat(tuple(parts)) if self.split is None else parts[0]
+        landmarks = self._landmarks(len(candidates))
+        if landmarks is not None:
+            candidates = candidates[torch.from_numpy(landmark_generator.choice(len(candidates), landmarks, replace=False))]
+        return KernelPlan(
+            inputs=inputs,
+            parts=parts,
+            landmark_rows=candidates,
+            landmarks=landmarks,
+            folds=None if self.split is not None else int(self.folds),
+            lined=self.linear and self.split is None and not inputs.image,
+        )
 
     def _parts(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
         """The folds, or sample 1 and sample 2."""
@@ -230,37 +270,50 @@ class KernelIV(StructuralEstimator):
             raise DataError(f"{rows} rows are too few for {self.folds} folds: give at least one row a fold, or fewer folds")
         return torch.from_numpy(generator.permutation(rows)).tensor_split(int(self.folds))
 
-    def _landmark_rows(self, parts: Sequence[Tensor], generator: np.random.Generator) -> Tensor:
-        """Of sample 1 where there are two, of all rows where there are folds; without ``landmarks`` each of them."""
-        candidates = torch.cat(tuple(parts)) if self.split is None else parts[0]
+    def _landmarks(self, candidates: int) -> int | None:
+        """How many of the candidates, which are sample 1 where there are two and all rows where there are folds; None is all."""
+        if self.landmarks == "auto":
+            enough = automatic_landmarks(candidates)
+            return enough if enough < candidates else None
         if self.landmarks is None:
-            return candidates
-        if self.landmarks > len(candidates):
+            return None
+        if self.landmarks > candidates:
             raise ParameterError(
-                f"landmarks must be at most the {len(candidates)} rows that they are drawn from, got {self.landmarks}: use "
+                f"landmarks must be at most the {candidates} rows that they are drawn from, got {self.landmarks}: use "
                 "fewer, or None for all of them"
             )
-        return candidates[torch.from_numpy(generator.choice(len(candidates), int(self.landmarks), replace=False))]
+        return int(self.landmarks)
 
-    def _features(self, role: str, landmarks: Tensor) -> KernelFeatures:
-        """Features of a role and the covariates."""
-        bandwidths = column_bandwidths(self.bandwidths_, role, width=landmarks.shape[1])
-        return features_that_fit(
-            landmarks=landmarks, bandwidths=bandwidths, role=role, folds=self.folds if self.split is None else None
-        )
-
-    def _stages(
-        self, inputs: KernelInputs, parts: Sequence[Tensor], phi: KernelFeatures, psi: KernelFeatures
-    ) -> KernelTwoStage:
+    def _stages(self, plan: KernelPlan, phi: Features, psi: Features) -> KernelTwoStage:
         penalties = {
             f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
             for stage, name in ((1, "ridge1"), (2, "ridge2"))
         }
+        inputs, parts = plan.inputs, plan.parts
         if self.split is not None:
             first, second = parts
             sample1 = inputs.moments(first, of=first, phi=phi, psi=psi, structural=True)
             sample2 = inputs.moments(second, of=second, phi=phi, psi=psi, structural=False)
             return fit_two_samples(sample1=sample1, sample2=sample2, **penalties)
-        everything, structural = torch.cat(tuple(parts)), self.validation == "treatment"
-        folds = [inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural) for part in parts]
-        return fit_across_folds(folds, **penalties)
+        validation = self.validation or ("treatment" if inputs.image else "control")
+        controls = inputs.controls() if validation == "control" else None
+        everything, structural = torch.cat(tuple(parts)), validation != "instruments"
+        folds = [
+            inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural, controls=controls) for part in parts
+        ]
+        fallback = self.ridge2 is None and validation == "control"
+        return fit_across_folds(folds, layout=plan.layout(phi, psi, controls), fallback=fallback, **penalties)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """Both stages with one kernel of treatments."""
+
+    stages: KernelTwoStage
+    psi: Features
+    bandwidths: dict[str, list[float]]
+
+    @property
+    def loss(self) -> float:
+        """The lowest on held-out rows."""
+        return float(self.stages.stage2.losses.min())

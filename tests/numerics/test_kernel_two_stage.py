@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cfiv.numerics import kernels
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, fit_across_folds, fit_two_samples, sample_moments
+from cfiv.numerics.kernel_cross_fitting import fit_across_folds
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, fit_two_samples, sample_moments
 from cfiv.numerics.kernels import kernel_matrix
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
