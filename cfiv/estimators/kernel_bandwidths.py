@@ -93,15 +93,17 @@ def found_bandwidths(
     treatments, instruments = inputs.treatments, inputs.instruments
     own = inputs.line_columns(treatments)(treatments)[:, int(inputs.centred) :]
     targets = torch.cat([own[:, : own.shape[1] - count], inputs.outcome], dim=1)
-    structural = _relevant(inputs, treatments, inputs.outcome, column_bandwidths(medians, "treatment"), generator)
-    first = _relevant(inputs, instruments, targets, column_bandwidths(medians, "instruments"), generator)
+    structural, first = (
+        _relevant(inputs, points, targets=given, medians=column_bandwidths(medians, role), generator=generator)
+        for role, points, given in (("treatment", treatments, inputs.outcome), ("instruments", instruments, targets))
+    )
     at, of = len(structural) - count, len(first) - count
     found = {"treatment": structural[:at], "instruments": first[:of]}
     return found if not count else {**found, "covariates": structural[at:], FIRST_STAGE: first[of:]}
 
 
 def _relevant(
-    inputs: KernelInputs, points: Tensor, targets: Tensor, medians: Tensor, generator: np.random.Generator
+    inputs: KernelInputs, points: Tensor, *, targets: Tensor, medians: Tensor, generator: np.random.Generator
 ) -> list[float]:
     """In standardised columns, where no square vanishes or overflows."""
     columns = inputs.line_columns(points)

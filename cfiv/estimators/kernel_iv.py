@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -29,7 +28,7 @@ from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_val
 from cfiv.estimators.kernel_plan import FACTORS, KernelPlan, automatic_landmarks
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import split_rows
-from cfiv.numerics.kernel_cross_fitting import fit_across_folds
+from cfiv.numerics.kernel_cross_fitting import Family, fit_across_folds
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_two_samples
 from cfiv.numerics.landmarks import Features
 from cfiv.tables.columns import Missing
@@ -214,26 +213,42 @@ class KernelIV(StructuralEstimator):
         if searched:
             bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
         plan = self._plan(inputs, row_generator, landmark_generator)
-        phi = plan.features("instruments", bandwidths)
-        best: _Fitted | None = None
-        for factor in FACTORS if searched else (1.0,):
-            wide = widened(bandwidths, factor)
-            psi = plan.features("treatment", wide)
-            fitted = _Fitted(self._stages(plan, phi, psi), psi, wide)
-            best = fitted if best is None or fitted.loss < best.loss else best
-        assert best is not None
-        self.bandwidths_ = best.bandwidths
-        return self._answer(plan, phi, best, data.names)
+        families: Sequence[Family] = ("line and curve", "curve")
+        if searched:
+            bandwidths, families = self._searched(plan.coarse(), bandwidths)
+        self.bandwidths_ = bandwidths
+        phi, psi = (plan.features(role, bandwidths) for role in ("instruments", "treatment"))
+        return self._answer(inputs, phi, psi, self._stages(plan, phi, psi, families), plan.landmarks, data.names)
 
-    def _answer(self, plan: KernelPlan, phi: Features, found: _Fitted, names: Mapping[str, Sequence[str]]) -> Estimate:
-        stages, psi, inputs = found.stages, found.psi, plan.inputs
+    def _searched(
+        self, plan: KernelPlan, bandwidths: dict[str, list[float]]
+    ) -> tuple[dict[str, list[float]], Sequence[Family]]:
+        """The factor of the bandwidths of ``h`` and the family with the lowest loss on held-out rows."""
+        phi = plan.features("instruments", bandwidths)
+        found = []
+        for factor in FACTORS:
+            wide = widened(bandwidths, factor)
+            stages = self._stages(plan, phi, plan.features("treatment", wide))
+            found.append((float(stages.stage2.losses.min()), wide, stages.family))
+        _, wide, family = min(found, key=lambda each: each[0])
+        return wide, ("curve",) if family == "curve" else ("line and curve",)
+
+    def _answer(
+        self,
+        inputs: KernelInputs,
+        phi: Features,
+        psi: Features,
+        stages: KernelTwoStage,
+        landmarks: int | None,
+        names: Mapping[str, Sequence[str]],
+    ) -> Estimate:
         choices = {"ridge1": stages.stage1, "ridge2": stages.stage2}
         self.penalties_ = penalty_table(choices)
         warn_of_ends(choices if stages.family != "line" else {"ridge1": stages.stage1})
         facts = {
             "Answer": f"a {stages.family}",
             "Samples": f"{self.folds} folds" if self.split is None else f"one split at {self.split:g}",
-            "Landmarks": "all rows" if plan.landmarks is None else plan.landmarks,
+            "Landmarks": "all rows" if landmarks is None else landmarks,
             "Rank of the kernels": f"{len(psi)} (treatment), {len(phi)} (instruments)",
             **{f"Chosen {name}": f"{choice.chosen:.3g}" for name, choice in choices.items()},
             "Held-out stage-1 loss": f"{float(stages.stage1.losses.min()):.4g}",
@@ -284,7 +299,9 @@ class KernelIV(StructuralEstimator):
             )
         return int(self.landmarks)
 
-    def _stages(self, plan: KernelPlan, phi: Features, psi: Features) -> KernelTwoStage:
+    def _stages(
+        self, plan: KernelPlan, phi: Features, psi: Features, families: Sequence[Family] = ("line and curve", "curve")
+    ) -> KernelTwoStage:
         penalties = {
             f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
             for stage, name in ((1, "ridge1"), (2, "ridge2"))
@@ -302,18 +319,6 @@ class KernelIV(StructuralEstimator):
             inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural, controls=controls) for part in parts
         ]
         fallback = self.ridge2 is None and validation == "control"
-        return fit_across_folds(folds, layout=plan.layout(phi, psi, controls), fallback=fallback, **penalties)
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """Both stages with one kernel of treatments."""
-
-    stages: KernelTwoStage
-    psi: Features
-    bandwidths: dict[str, list[float]]
-
-    @property
-    def loss(self) -> float:
-        """The lowest on held-out rows."""
-        return float(self.stages.stage2.losses.min())
+        return fit_across_folds(
+            folds, layout=plan.layout(phi, psi, controls), families=families, fallback=fallback, **penalties
+        )

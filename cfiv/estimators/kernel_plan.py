@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ FACTORS = (1.0, 2.0, 4.0)
 #: Landmarks that are enough: so many, or so many times the root of the rows, and never more than the last.
 FEW, BY_ROOT, MANY = 500, 8.0, 1200
 
+#: Landmarks with which kernels are compared.
+COARSE = 200
+
 
 def automatic_landmarks(rows: int) -> int:
     """How many are enough for so many rows."""
@@ -28,7 +31,9 @@ def automatic_landmarks(rows: int) -> int:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KernelPlan:
-    """Parameters
+    """Everything but the bandwidths and penalties.
+
+    Parameters
     ----------
     inputs : KernelInputs
     parts : sequence of Tensor
@@ -48,6 +53,10 @@ class KernelPlan:
     landmarks: int | None
     folds: int | None
     lined: bool
+
+    def coarse(self) -> KernelPlan:
+        """The same with few landmarks, for a choice among kernels."""
+        return replace(self, landmark_rows=self.landmark_rows[:COARSE])
 
     def features(self, role: str, bandwidths: Mapping[str, Sequence[float]]) -> Features:
         """Features of a role and the covariates."""

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,9 +73,18 @@ class Layout:
 
 PLAIN = Layout()
 
+#: What ``h`` is a sum of.
+Family = Literal["line and curve", "curve", "line"]
+
 
 def fit_across_folds(
-    folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor, layout: Layout = PLAIN, fallback: bool = False
+    folds: Sequence[Moments],
+    *,
+    stage1_penalties: Tensor,
+    stage2_penalties: Tensor,
+    layout: Layout = PLAIN,
+    families: Sequence[Family] = ("line and curve", "curve"),
+    fallback: bool = False,
 ) -> KernelTwoStage:
     """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
 
@@ -93,6 +103,8 @@ def fit_across_folds(
         As in :func:`cfiv.numerics.kernel_two_stage.fit_two_samples`. That of a line and of controls in stage 1 is chosen among
         the same by itself.
     layout : Layout
+    families : sequence of {"line and curve", "curve"}
+        Candidates; a line is in none of them where there is none.
     fallback : bool
         Whether the answer is the line where nothing is better than it on held-out rows by ``ENOUGH`` standard errors.
 
@@ -104,20 +116,16 @@ def fit_across_folds(
     first = _FirstStage.choose(folds, stage1_penalties, layout)
     predicted = [first.outside(k) for k in range(len(folds))]
     calibration = _calibration(folds, predicted, layout)
-    held_out = [_held_out(first, k, predicted[k], calibration) for k in range(len(folds))]
-    first_stages = [_calibrated(v, calibration, layout) for v in predicted]
+    first_stages = [_calibrated(v, calibration=calibration, layout=layout) for v in predicted]
+    held_out = [_held_out(first, k, predicted=predicted[k], calibration=calibration) for k in range(len(folds))]
     everything = _stage2(folds, range(len(folds)), first_stages)
     width = len(everything.right)
-    families = {"curve": [*range(int(layout.constant)), *range(layout.treatments, width)]}
-    if layout.treatments:
-        families = {"line and curve": list(range(width)), **families}
-    candidates = [
-        _candidate(family, torch.tensor(columns), everything, held_out, stage2_penalties, layout)
-        for family, columns in families.items()
-    ]
-    best = min(candidates, key=lambda candidate: float(candidate.choice.losses.min()))
+    search = _Search(everything, held_out, layout)
+    if not layout.treatments:
+        families = ("curve",)
+    best = min((search.candidate(family, stage2_penalties) for family in families), key=lambda found: found.loss)
     if fallback and layout.treatments:
-        line = _candidate("line", torch.arange(width), everything, held_out, torch.tensor([math.inf]).double(), layout)
+        line = search.candidate("line", everything.gram.new_tensor([math.inf]))
         if not _is_better(best, line, folds, layout):
             best = replace(line, choice=best.choice)
     return KernelTwoStage(
@@ -141,9 +149,7 @@ class _FirstStage:
     @classmethod
     def choose(cls, folds: Sequence[Moments], penalties: Tensor, layout: Layout) -> _FirstStage:
         """By the losses of each fold's predictions by the others."""
-        targets = torch.arange(folds[0].first_stage.right.shape[1])
-        kernel = targets[layout.treatments : len(targets) - layout.controls]
-        others = torch.cat([targets[: layout.treatments], targets[len(targets) - layout.controls :]])
+        kernel, others = _targets(folds[0].first_stage, layout)
         losses, losses_of_line = torch.zeros_like(penalties), torch.zeros_like(penalties)
         for k, fold in enumerate(folds):
             path = RidgePath.factor(_outside(folds, k), leading=layout.instruments, own=layout.penalty)
@@ -156,19 +162,26 @@ class _FirstStage:
 
     def outside(self, *without: int) -> Tensor:
         """V of the rows outside some folds, controls included; (p, q + c)."""
-        sample, layout = _outside(self.folds, *without), self.layout
-        if not layout.treatments:
+        sample = _outside(self.folds, *without)
+        if not self.layout.treatments:
             return sample.minimiser(self.choice.chosen)
-        width = sample.right.shape[1]
-        kernel = torch.arange(layout.treatments, width - layout.controls)
-        v = sample.minimiser(self._penalties(sample, self.of_line))
-        v[:, kernel] = sample.of(kernel, square=0.0).minimiser(self._penalties(sample, self.choice.chosen))
+        kernel, others = _targets(sample, self.layout)
+        v = torch.empty_like(sample.right)
+        for targets, penalty in ((kernel, self.choice.chosen), (others, self.of_line)):
+            v[:, targets] = sample.of(targets, square=0.0).minimiser(self._penalties(sample, penalty))
         return v
 
     def _penalties(self, sample: SquaredError, penalty: float) -> Tensor:
         penalties = sample.gram.new_full((len(sample.gram),), penalty)
         penalties[: self.layout.instruments] = self.layout.penalty
         return penalties
+
+
+def _targets(sample: SquaredError, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Of stage 1: the features of the kernel, and the line with the controls."""
+    targets = torch.arange(sample.right.shape[1])
+    end = len(targets) - layout.controls
+    return targets[layout.treatments : end], torch.cat([targets[: layout.treatments], targets[end:]])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,15 +206,15 @@ class _HeldOut:
     controls: Tensor
 
 
-def _held_out(first: _FirstStage, k: int, predicted: Tensor, calibration: Tensor) -> _HeldOut:
+def _held_out(first: _FirstStage, k: int, *, predicted: Tensor, calibration: Tensor) -> _HeldOut:
     """Fold k, and stage 2 on the others with predictions that have seen neither it nor their own fold."""
     folds, layout = first.folds, first.layout
     rest = [j for j in range(len(folds)) if j != k]
     unseeing = (first.outside(j) if len(folds) == 2 else first.outside(j, k) for j in rest)
-    fit = _stage2(folds, rest, (_calibrated(v, calibration, layout) for v in unseeing))
+    fit = _stage2(folds, rest, (_calibrated(v, calibration=calibration, layout=layout) for v in unseeing))
     fold, width = folds[k], predicted.shape[1] - layout.controls
     if fold.structural is None:
-        held_out = fold.reduced_form.through(_calibrated(predicted, calibration, layout))
+        held_out = fold.reduced_form.through(_calibrated(predicted, calibration=calibration, layout=layout))
         return _HeldOut(fit=fit, fold=held_out, on_controls=predicted.new_zeros(width + 1, 0), controls=predicted.new_zeros(0, 0))
     psi, w = torch.arange(width), predicted[:, width:]
     treatments, cross = fold.structural.gram, fold.first_stage.right
@@ -226,7 +239,7 @@ def _calibration(folds: Sequence[Moments], predicted: Sequence[Tensor], layout: 
     return sample.minimiser(COLLINEAR * sample.gram.diagonal().clamp(min=COLLINEAR))
 
 
-def _calibrated(predicted: Tensor, calibration: Tensor, layout: Layout) -> Tensor:
+def _calibrated(predicted: Tensor, *, calibration: Tensor, layout: Layout) -> Tensor:
     """V without the controls, its line's columns made predictions of least squares."""
     at = layout.treatments
     return torch.cat([predicted[:, :at] @ calibration, predicted[:, at : predicted.shape[1] - layout.controls]], dim=1)
@@ -247,31 +260,53 @@ def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
 class _Candidate:
     """Stage 2 on some columns of ``psi``: ``u`` on all of them, zero on others, at the best penalty."""
 
-    family: str
+    family: Family
     structural: Tensor
     choice: PenaltyChoice
 
+    @property
+    def loss(self) -> float:
+        """The lowest on held-out rows."""
+        return float(self.choice.losses.min())
 
-def _candidate(
-    family: str, columns: Tensor, everything: SquaredError, held_out: Sequence[_HeldOut], penalties: Tensor, layout: Layout
-) -> _Candidate:
-    leading = int((columns < layout.treatments).sum())
-    losses = torch.zeros_like(penalties)
-    on_controls, controls = 0.0, 0.0
-    for part in held_out:
-        path = RidgePath.factor(part.fit.columns(columns), leading=leading, own=layout.penalty)
-        losses += path.losses(part.fold.columns(columns), penalties)
-        # Of the residuals Y - h(X) on the controls.
-        on_controls = on_controls + part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
-        controls = controls + part.controls
-    if layout.controls:
-        controls.diagonal().add_(COLLINEAR * controls.diagonal().clamp(min=COLLINEAR))
-        losses = losses - (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
-    choice = PenaltyChoice(penalties=penalties, losses=losses)
-    path = RidgePath.factor(everything.columns(columns), leading=leading, own=layout.penalty)
-    structural = everything.right.new_zeros(len(everything.right))
-    structural[columns] = path.weights(choice.chosen)[:, 0]
-    return _Candidate(family=family, structural=structural, choice=choice)
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Stage 2 on all rows, and on all but each fold."""
+
+    everything: SquaredError
+    held_out: Sequence[_HeldOut]
+    layout: Layout
+
+    def candidate(self, family: Family, penalties: Tensor) -> _Candidate:
+        """The best penalty of a family."""
+        columns = self._columns(family)
+        losses = torch.zeros_like(penalties)
+        on_controls, controls = penalties.new_zeros(len(penalties), self.layout.controls), penalties.new_zeros(())
+        for part in self.held_out:
+            path = self._path(part.fit, columns)
+            losses += path.losses(part.fold.columns(columns), penalties)
+            # Of the residuals Y - h(X) on the controls.
+            on_controls += part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
+            controls = controls + part.controls
+        if self.layout.controls:
+            controls.diagonal().add_(COLLINEAR * controls.diagonal().clamp(min=COLLINEAR))
+            losses -= (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
+        choice = PenaltyChoice(penalties=penalties, losses=losses)
+        structural = torch.zeros_like(self.everything.right[:, 0])
+        structural[columns] = self._path(self.everything, columns).weights(choice.chosen)[:, 0]
+        return _Candidate(family=family, structural=structural, choice=choice)
+
+    def _path(self, sample: SquaredError, columns: Tensor) -> RidgePath:
+        leading = int((columns < self.layout.treatments).sum())
+        return RidgePath.factor(sample.columns(columns), leading=leading, own=self.layout.penalty)
+
+    def _columns(self, family: Family) -> Tensor:
+        everything = torch.arange(len(self.everything.right))
+        line = self.layout.treatments
+        if family == "line":
+            return everything[:line]
+        return everything if family == "line and curve" else torch.cat([everything[: int(self.layout.constant)], everything[line:]])
 
 
 def _is_better(candidate: _Candidate, line: _Candidate, folds: Sequence[Moments], layout: Layout) -> bool:
