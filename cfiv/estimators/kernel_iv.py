@@ -217,7 +217,7 @@ class KernelIV(StructuralEstimator):
         if searched:
             bandwidths, families = self._searched(plan.coarse(), bandwidths)
         self.bandwidths_ = bandwidths
-        phi, psi = (plan.features(role, bandwidths) for role in ("instruments", "treatment"))
+        psi, phi = (plan.features(role, bandwidths) for role in ("treatment", "instruments"))
         return self._answer(inputs, phi, psi, self._stages(plan, phi, psi, families), plan.landmarks, data.names)
 
     def _searched(

@@ -215,7 +215,9 @@ def _held_out(first: _FirstStage, k: int, *, predicted: Tensor, calibration: Ten
     fold, width = folds[k], predicted.shape[1] - layout.controls
     if fold.structural is None:
         held_out = fold.reduced_form.through(_calibrated(predicted, calibration=calibration, layout=layout))
-        return _HeldOut(fit=fit, fold=held_out, on_controls=predicted.new_zeros(width + 1, 0), controls=predicted.new_zeros(0, 0))
+        return _HeldOut(
+            fit=fit, fold=held_out, on_controls=predicted.new_zeros(width + 1, 0), controls=predicted.new_zeros(0, 0)
+        )
     psi, w = torch.arange(width), predicted[:, width:]
     treatments, cross = fold.structural.gram, fold.first_stage.right
     on_controls = torch.cat([treatments[:width, width:] - cross[:, :width].mT @ w, _on_outcome(fold, w, width)])
@@ -234,7 +236,9 @@ def _calibration(folds: Sequence[Moments], predicted: Sequence[Tensor], layout: 
     """C of the regression of the line's columns on their predictions, over all folds."""
     line = slice(0, layout.treatments)
     parts = zip(folds, predicted, strict=True)
-    sample = reduce(add, (fold.first_stage.of(torch.arange(layout.treatments), square=0.0).through(v[:, line]) for fold, v in parts))
+    sample = reduce(
+        add, (fold.first_stage.of(torch.arange(layout.treatments), square=0.0).through(v[:, line]) for fold, v in parts)
+    )
     sample = replace(sample, weight=1.0)
     return sample.minimiser(COLLINEAR * sample.gram.diagonal().clamp(min=COLLINEAR))
 
@@ -306,7 +310,11 @@ class _Search:
         line = self.layout.treatments
         if family == "line":
             return everything[:line]
-        return everything if family == "line and curve" else torch.cat([everything[: int(self.layout.constant)], everything[line:]])
+        return (
+            everything
+            if family == "line and curve"
+            else torch.cat([everything[: int(self.layout.constant)], everything[line:]])
+        )
 
 
 def _is_better(candidate: _Candidate, line: _Candidate, folds: Sequence[Moments], layout: Layout) -> bool:
