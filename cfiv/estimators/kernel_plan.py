@@ -11,7 +11,7 @@ from torch import Tensor
 from cfiv.estimators.kernel_bandwidths import column_bandwidths
 from cfiv.estimators.kernel_inputs import KernelInputs
 from cfiv.estimators.kernel_memory import features_that_fit
-from cfiv.numerics.kernel_cross_fitting import Layout
+from cfiv.numerics.kernel_first_stage import Layout
 from cfiv.numerics.landmarks import Features, LinedFeatures
 
 #: Factors of the bandwidths of ``h`` that are tried: a confounded regression may turn faster than ``h``.

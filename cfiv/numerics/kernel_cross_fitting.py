@@ -6,8 +6,7 @@ information, 1/n on the mean loss of standardised columns. Then
     h(x) = b' L(x) + u' psi(x),    penalised by  |b|^2 / n + xi |u|^2,
 
 so that a truth that is a line costs little and nothing pulls its effect to zero; an infinite xi leaves two-stage least squares
-on the instruments that stage 1 makes. These predictions of L are regressed on once more, ``L ~ C' V' phi``: noise in V then makes
-them imprecise, not too small. (The predictions of ``psi`` are left as they are. Their noise pulls the curve towards the line.)
+on the instruments that stage 1 makes (:mod:`cfiv.numerics.kernel_first_stage`).
 
 A curve alone, without the line, is a candidate too: it knows with fewer directions what instruments cannot tell.
 
@@ -38,40 +37,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cfiv.numerics.kernel_first_stage import COLLINEAR, PLAIN, FirstStage, Layout, is_beyond_chance
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
-
-#: Standard errors by which a curve must be better than the line on held-out rows.
-ENOUGH = 1.0
-
-#: Share of their mean square that is added to Gram matrices of predictions and of controls, which may be collinear.
-COLLINEAR = 1e-9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the columns of a line and controls are.
-
-    Parameters
-    ----------
-    instruments, treatments : int
-        Leading columns of ``phi`` and of ``psi`` that are a line's; zero without one.
-    constant : bool
-        Whether the first is a constant.
-    controls : int
-        Trailing columns of ``psi``.
-    penalty : float
-        Of a line's coefficients, on the mean loss.
-    """
-
-    instruments: int = 0
-    treatments: int = 0
-    constant: bool = False
-    controls: int = 0
-    penalty: float = 0.0
-
-
-PLAIN = Layout()
 
 #: What ``h`` is a sum of.
 Family = Literal["line and curve", "curve", "line"]
@@ -113,14 +81,10 @@ def fit_across_folds(
     A decomposition a fold in stage 1 and one a fold and candidate in stage 2, however many penalties, and Cholesky solves for
     each pair of folds: O(K^2 (p^3 + q^3)).
     """
-    first = _FirstStage.choose(folds, stage1_penalties, layout)
-    predicted = [first.outside(k) for k in range(len(folds))]
-    calibration = _calibration(folds, predicted, layout)
-    first_stages = [_calibrated(v, calibration=calibration, layout=layout) for v in predicted]
-    held_out = [_held_out(first, k, predicted=predicted[k], calibration=calibration) for k in range(len(folds))]
+    first = FirstStage.choose(folds, stage1_penalties, layout)
+    first_stages = [first.of_fold(k) for k in range(len(folds))]
     everything = _stage2(folds, range(len(folds)), first_stages)
-    width = len(everything.right)
-    search = _Search(everything, held_out, layout)
+    search = _Search(everything, [_held_out(first, k) for k in range(len(folds))], layout)
     if not layout.treatments:
         families = ("curve",)
     best = min((search.candidate(family, stage2_penalties) for family in families), key=lambda found: found.loss)
@@ -135,53 +99,6 @@ def fit_across_folds(
         stage2=best.choice,
         family=best.family,
     )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _FirstStage:
-    """Stage 1 with its penalties: of a line and controls, and of the features of a kernel."""
-
-    folds: Sequence[Moments]
-    layout: Layout
-    choice: PenaltyChoice
-    of_line: float
-
-    @classmethod
-    def choose(cls, folds: Sequence[Moments], penalties: Tensor, layout: Layout) -> _FirstStage:
-        """By the losses of each fold's predictions by the others."""
-        kernel, others = _targets(folds[0].first_stage, layout)
-        losses, losses_of_line = torch.zeros_like(penalties), torch.zeros_like(penalties)
-        for k, fold in enumerate(folds):
-            path = RidgePath.factor(_outside(folds, k), leading=layout.instruments, own=layout.penalty)
-            losses += path.of(kernel).losses(fold.first_stage.of(kernel, square=fold.first_stage.square), penalties)
-            if layout.treatments:
-                losses_of_line += path.of(others).losses(fold.first_stage.of(others, square=0.0), penalties)
-        choice = PenaltyChoice(penalties=penalties, losses=losses)
-        of_line = PenaltyChoice(penalties=penalties, losses=losses_of_line).chosen if layout.treatments else choice.chosen
-        return cls(folds=folds, layout=layout, choice=choice, of_line=of_line)
-
-    def outside(self, *without: int) -> Tensor:
-        """V of the rows outside some folds, controls included; (p, q + c)."""
-        sample = _outside(self.folds, *without)
-        if not self.layout.treatments:
-            return sample.minimiser(self.choice.chosen)
-        kernel, others = _targets(sample, self.layout)
-        v = torch.empty_like(sample.right)
-        for targets, penalty in ((kernel, self.choice.chosen), (others, self.of_line)):
-            v[:, targets] = sample.of(targets, square=0.0).minimiser(self._penalties(sample, penalty))
-        return v
-
-    def _penalties(self, sample: SquaredError, penalty: float) -> Tensor:
-        penalties = sample.gram.new_full((len(sample.gram),), penalty)
-        penalties[: self.layout.instruments] = self.layout.penalty
-        return penalties
-
-
-def _targets(sample: SquaredError, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Of stage 1: the features of the kernel, and the line with the controls."""
-    targets = torch.arange(sample.right.shape[1])
-    end = len(targets) - layout.controls
-    return targets[layout.treatments : end], torch.cat([targets[: layout.treatments], targets[end:]])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -206,58 +123,30 @@ class _HeldOut:
     controls: Tensor
 
 
-def _held_out(first: _FirstStage, k: int, *, predicted: Tensor, calibration: Tensor) -> _HeldOut:
-    """Fold k, and stage 2 on the others with predictions that have seen neither it nor their own fold."""
-    folds, layout = first.folds, first.layout
+def _held_out(first: FirstStage, k: int) -> _HeldOut:
+    """Fold k, and stage 2 on the others with predictions that have seen neither it nor, but for a straight line, their own fold."""
+    folds, controls = first.folds, first.layout.controls
     rest = [j for j in range(len(folds)) if j != k]
-    unseeing = (first.outside(j) if len(folds) == 2 else first.outside(j, k) for j in rest)
-    fit = _stage2(folds, rest, (_calibrated(v, calibration=calibration, layout=layout) for v in unseeing))
-    fold, width = folds[k], predicted.shape[1] - layout.controls
+    fit = _stage2(folds, rest, (first.of_fold(j, held_out=k) for j in rest))
+    fold, v = folds[k], first.of_fold(k, held_out=k)
     if fold.structural is None:
-        held_out = fold.reduced_form.through(_calibrated(predicted, calibration=calibration, layout=layout))
-        return _HeldOut(
-            fit=fit, fold=held_out, on_controls=predicted.new_zeros(width + 1, 0), controls=predicted.new_zeros(0, 0)
-        )
-    psi, w = torch.arange(width), predicted[:, width:]
-    treatments, cross = fold.structural.gram, fold.first_stage.right
-    on_controls = torch.cat([treatments[:width, width:] - cross[:, :width].mT @ w, _on_outcome(fold, w, width)])
-    leaning = w.mT @ cross[:, width:]
-    controls = treatments[width:, width:] - leaning - leaning.mT + w.mT @ fold.first_stage.gram @ w
-    return _HeldOut(fit=fit, fold=fold.structural.columns(psi), on_controls=on_controls, controls=controls)
-
-
-def _on_outcome(fold: Moments, w: Tensor, width: int) -> Tensor:
-    """``sum w Y v'``, shape (1, c)."""
-    assert fold.structural is not None
-    return (fold.structural.right[width:] - w.mT @ fold.instrument_outcome).mT
-
-
-def _calibration(folds: Sequence[Moments], predicted: Sequence[Tensor], layout: Layout) -> Tensor:
-    """C of the regression of the line's columns on their predictions, over all folds."""
-    line = slice(0, layout.treatments)
-    parts = zip(folds, predicted, strict=True)
-    sample = reduce(
-        add, (fold.first_stage.of(torch.arange(layout.treatments), square=0.0).through(v[:, line]) for fold, v in parts)
+        none = v.new_zeros(v.shape[1] + 1, 0)
+        return _HeldOut(fit=fit, fold=fold.reduced_form.through(v), on_controls=none, controls=none[:0])
+    width, w = v.shape[1], first.of_controls(k)
+    psi, outcome, cross = fold.structural.gram, fold.structural.right, fold.first_stage.right
+    leaning = w.mT @ cross
+    on_controls = torch.cat(
+        [psi[:width, width:] - leaning[:, :width].mT, (outcome[width:] - w.mT @ fold.instrument_outcome).mT]
     )
-    sample = replace(sample, weight=1.0)
-    return sample.minimiser(COLLINEAR * sample.gram.diagonal().clamp(min=COLLINEAR))
-
-
-def _calibrated(predicted: Tensor, *, calibration: Tensor, layout: Layout) -> Tensor:
-    """V without the controls, its line's columns made predictions of least squares."""
-    at = layout.treatments
-    return torch.cat([predicted[:, :at] @ calibration, predicted[:, at : predicted.shape[1] - layout.controls]], dim=1)
+    among = psi[width:, width:] - leaning[:, width:] - leaning[:, width:].mT + w.mT @ fold.first_stage.gram @ w
+    assert among.shape == (controls, controls)
+    return _HeldOut(fit=fit, fold=fold.structural.columns(torch.arange(width)), on_controls=on_controls, controls=among)
 
 
 def _stage2(folds: Sequence[Moments], which: Iterable[int], first_stages: Iterable[Tensor]) -> SquaredError:
     """Of Y on ``V_j' phi`` on some folds, as a sum: beside it a penalty weighs as it does beside the mean over all rows."""
     parts = (folds[j].reduced_form.through(v) for j, v in zip(which, first_stages, strict=True))
     return replace(reduce(add, parts), weight=1.0)
-
-
-def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
-    """Of stage 1 on the rows outside some folds: a sum, since a difference has no digits left where one fold weighs most."""
-    return reduce(add, (fold.first_stage for i, fold in enumerate(folds) if i not in without))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -318,14 +207,9 @@ class _Search:
 
 
 def _is_better(candidate: _Candidate, line: _Candidate, folds: Sequence[Moments], layout: Layout) -> bool:
-    """Whether its held-out loss is lower by more than chance.
-
-    Two functions that differ by ``d`` have losses that differ by ``mean d^2 - 2 mean e d``, with a standard error of
-    ``2 sqrt(loss mean d^2 / n)``.
-    """
+    """Whether its held-out loss is lower by more than chance."""
     difference = candidate.structural - line.structural
-    loss, gain = float(candidate.choice.losses.min()), float(line.choice.losses.min() - candidate.choice.losses.min())
     held_out = reduce(add, (fold.structural for fold in folds if fold.structural is not None))
     gram = held_out.gram[: len(difference), : len(difference)]
     square = float(difference @ gram @ difference)
-    return gain > ENOUGH * 2.0 * math.sqrt(max(loss, 0.0) * square * layout.penalty)
+    return is_beyond_chance(line.loss - candidate.loss, loss=candidate.loss, square=square, rows=1.0 / layout.penalty)

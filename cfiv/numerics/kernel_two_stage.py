@@ -43,8 +43,8 @@ from cfiv.numerics.kernels import blocks
 from cfiv.numerics.landmarks import Features
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
 
-#: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` beside controls for the confounder, ``h(T, X)``
-#: or ``E[h | Z, X]``.
+#: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` with controls for the confounder beside it,
+#: ``h(T, X)`` alone, or ``E[h | Z, X]``.
 Validation = Literal["control", "treatment", "instruments"]
 
 

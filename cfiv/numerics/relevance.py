@@ -68,7 +68,7 @@ def relevant_bandwidths(
     landmarks = points[torch.from_numpy(np.sort(generator.choice(len(points), min(len(points), LANDMARKS), replace=False)))]
     shares = torch.full_like(medians, 1.0 / len(medians))
     best: _Fit | None = None
-    factors = FACTORS
+    factors: tuple[float, ...] = FACTORS
     for _ in range(TURNS):
         fits = {
             factor: _fit(

@@ -56,7 +56,7 @@ class SquaredError:
         return replace(self, right=self.right[:, targets], square=square)
 
     def minimiser(self, penalty: float | Tensor) -> Tensor:
-        """``argmin_W mean squared error + penalty |W|^2``, shape (d, k), for one penalty > 0 or one a feature; O(d^3 + d^2 k)."""
+        """``argmin_W mean squared error + penalty |W|^2``, shape (d, k), for a penalty > 0, or one a feature; O(d^3 + d^2 k)."""
         penalised = self.gram.clone()
         penalised.diagonal().add_(penalty * self.weight)
         return torch.cholesky_solve(self.right, torch.linalg.cholesky(penalised))
@@ -105,7 +105,8 @@ class RidgePath:
         left = gram[at:, at:] - gram[:at, at:].mT @ on_first
         own_values, own_vectors = torch.linalg.eigh(first)
         values, vectors = torch.linalg.eigh(left)
-        basis = torch.block_diag(own_vectors, vectors)
+        basis = torch.zeros_like(gram)
+        basis[:at, :at], basis[at:, at:] = own_vectors, vectors
         basis[:at, at:] = -on_first @ vectors
         return cls(
             values=torch.cat([own_values, values.clamp(min=0.0)]),
