@@ -72,15 +72,13 @@ class KernelPlan:
 
     def layout(self, phi: Features, psi: Features, controls: Tensor | None) -> Layout:
         """Where the columns of lines and controls are."""
-        count = 0 if controls is None else controls.shape[1]
-        if not (isinstance(phi, LinedFeatures) and isinstance(psi, LinedFeatures)):
-            return Layout(controls=count)
         weights = self.inputs.weights / self.inputs.weights.max()
-        return Layout(
-            instruments=len(phi.columns),
-            treatments=len(psi.columns),
-            constant=psi.columns.constant,
-            controls=count,
-            # One over the number of rows that count: fewer than there are where weights differ.
+        # One over the number of rows that count: fewer than there are where weights differ.
+        plain = Layout(
+            controls=0 if controls is None else controls.shape[1],
             penalty=float(weights.square().sum() / weights.sum().square()),
         )
+        if not (isinstance(phi, LinedFeatures) and isinstance(psi, LinedFeatures)):
+            return plain
+        lines = {"instruments": len(phi.columns), "treatments": len(psi.columns), "constant": psi.columns.constant}
+        return replace(plain, **lines)

@@ -13,7 +13,7 @@ A curve alone, without the line, is a candidate too: it knows with fewer directi
 Which xi, and which candidate, is said by rows that neither stage has seen. To :data:`cfiv.numerics.kernel_two_stage.Validation`
 comes a third loss: with ``v`` what stage 1 leaves of the treatment,
 
-    min_rho  mean (Y - h(X) - rho' v)^2.
+    min_rho  mean (Y - h(X) - rho' v)^2 + |rho|^2 / n    on each fold.
 
 Under confounding the error e leans on v. Where it is linear in v (a linear control function) this loss sees all of h, as the paper's
 does, and is not drawn to the confounder. Nothing else rests on that: all candidates are solutions of stage 2.
@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cfiv.numerics.kernel_first_stage import COLLINEAR, PLAIN, FirstStage, Layout, is_beyond_chance
+from cfiv.numerics.kernel_first_stage import PLAIN, FirstStage, Layout, is_beyond_chance
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
 
@@ -175,15 +175,13 @@ class _Search:
         """The best penalty of a family."""
         columns = self._columns(family)
         losses = torch.zeros_like(penalties)
-        on_controls, controls = penalties.new_zeros(len(penalties), self.layout.controls), penalties.new_zeros(())
         for part in self.held_out:
             path = self._path(part.fit, columns)
             losses += path.losses(part.fold.columns(columns), penalties)
-            # Of the residuals Y - h(X) on the controls.
-            on_controls += part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
-            controls = controls + part.controls
-        if self.layout.controls:
-            controls.diagonal().add_(COLLINEAR * controls.diagonal().clamp(min=COLLINEAR))
+            # Of the residuals Y - h(X) on the controls. Each fold has a slope of its own: so has each h.
+            on_controls = part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
+            controls = part.controls.clone()
+            controls.diagonal().add_(self.layout.penalty)
             losses -= (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
         choice = PenaltyChoice(penalties=penalties, losses=losses)
         structural = torch.zeros_like(self.everything.right[:, 0])

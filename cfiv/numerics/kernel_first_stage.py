@@ -3,10 +3,10 @@
 ``V`` predicts ``psi`` on a fold from the other folds. Where ``psi`` begins with the columns of a line, L, these have a penalty of
 their own, and either of two predictions:
 
-* by lines in the instruments and covariates, from all rows: those of two-stage least squares. This is so unless curves predict
-  held-out rows better by more than chance.
-* by curves, from the other folds, regressed on once more over all rows, ``L ~ C' V' phi``: noise in V then makes them imprecise,
-  not too small.
+* by lines in the instruments and covariates, from all rows: those of two-stage least squares. This is so unless curves
+  predict held-out rows better by more than chance.
+* by curves, from the other folds, regressed on once more over all rows, ``L ~ C' V' phi``: noise in V then makes them
+  imprecise, not too small.
 
 The predictions of a kernel's features are left as they are. Their noise pulls the curve towards the line.
 """
@@ -28,7 +28,7 @@ from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
 #: Standard errors by which a curve must be better than a line on held-out rows.
 ENOUGH = 1.0
 
-#: Share of their mean square that is added to Gram matrices of predictions and of controls, which may be collinear.
+#: Share of their mean square that is added to Gram matrices of predictions, which may be collinear.
 COLLINEAR = 1e-9
 
 
@@ -45,7 +45,7 @@ class Layout:
     controls : int
         Trailing columns of ``psi``.
     penalty : float
-        Of a line's coefficients, on the mean loss.
+        Of coefficients of a line or of controls, on the mean loss: 1/n, one row's worth of information.
     """
 
     instruments: int = 0

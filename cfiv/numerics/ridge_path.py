@@ -56,7 +56,7 @@ class SquaredError:
         return replace(self, right=self.right[:, targets], square=square)
 
     def minimiser(self, penalty: float | Tensor) -> Tensor:
-        """``argmin_W mean squared error + penalty |W|^2``, shape (d, k), for a penalty > 0, or one a feature; O(d^3 + d^2 k)."""
+        """``argmin_W mean squared error + penalty |W|^2``, (d, k), for a penalty > 0, or one a feature; O(d^3 + d^2 k)."""
         penalised = self.gram.clone()
         penalised.diagonal().add_(penalty * self.weight)
         return torch.cholesky_solve(self.right, torch.linalg.cholesky(penalised))
