@@ -77,7 +77,7 @@ class KernelInputs:
         return roles
 
     def line_columns(self, points: Tensor) -> LineColumns:
-        """The columns of a line in all treatments or all instruments: centred, where there is a constant, and of unit variance."""
+        """Of a line in all treatments or all instruments: of unit variance and, where there is a constant, centred."""
         scale = Standardiser.fit(points.numpy(), self.weights.numpy())
         mean, deviation = (to_tensor(part, dtype=torch.float64) for part in (scale.mean, scale.scale))
         if self.centred:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -21,22 +22,20 @@ from cfiv.estimators.kernel_bandwidths import (
     check_bandwidths,
     found_bandwidths,
     resolve_bandwidths,
-    widened,
 )
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
-from cfiv.estimators.kernel_plan import FACTORS, KernelPlan, automatic_landmarks
+from cfiv.estimators.kernel_plan import FAMILIES, KernelPlan, automatic_landmarks
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import split_rows
-from cfiv.numerics.kernel_cross_fitting import Family, fit_across_folds
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_two_samples
-from cfiv.numerics.landmarks import Features
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation
+from cfiv.numerics.landmarks import Features, LinedFeatures
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 
 
 class KernelIV(StructuralEstimator):
-    """Kernel instrumental variable regression: ``h`` in the function space of a product of Gaussian kernels.
+    """Kernel instrumental variable regression: ``h`` is a line and a curve in the space of a product of Gaussian kernels.
 
     With ``x`` the treatment and the covariates, ``z`` the instruments and the covariates, and kernels that are the inner
     products of features ``psi(x)`` and ``phi(z)``, stage 1 learns the conditional mean of ``psi(X)`` given ``Z``, and stage 2
@@ -45,36 +44,44 @@ class KernelIV(StructuralEstimator):
         V = argmin  mean |psi(X) - V' phi(Z)|^2 + ridge1 |V|^2
         h = argmin  mean (Y - <h, V' phi(Z)>)^2 + ridge2 |h|^2.
 
-    Both are closed forms. The rows are cross-fitted: those of a fold are predicted by the stage 1 of all other folds, so that
-    stage 2 can use every row and none is predicted by itself. Both penalties are chosen on rows that their stage was not fitted
-    to.
+    Both are closed forms. Beside the features, ``psi`` and ``phi`` have the columns themselves, which are (almost) not
+    penalised: a large ``ridge2`` leaves two-stage least squares. The rows are cross-fitted: those of a fold are predicted by
+    the stage 1 of all other folds, so that stage 2 can use every row and no curve is predicted by itself. Both penalties, and
+    whether there is a curve at all, are chosen on rows that their stage was not fitted to.
 
     Parameters
     ----------
     formula, outcome, treatment, instruments, covariates, weights, missing
         Roles, as in :class:`cfiv.DFIV`. An IVData of images is taken as flat vectors. ``0 +`` in a formula leaves the outcome
-        uncentred.
-    bandwidths : mapping, optional
-        Bandwidths in the user's units under the keys "treatment", "instruments" and "covariates": one number, or one a column
-        of the role. Columns of roles that are not given have their median distance between two rows; an image is one input and
-        has one bandwidth.
+        uncentred, and the line without a constant.
+    linear : bool
+        Whether there is a line beside the curve. With a split and for images there is none.
+    bandwidths : mapping, "median" or None
+        None finds one a column: small where a function turns, large where it is straight or does not care, so that columns that
+        do not matter fade (:mod:`cfiv.numerics.relevance`), and then one factor for those of h by the held-out loss. "median",
+        and always for images: each column's median distance between two rows. A mapping gives them in the user's units under
+        the keys "treatment", "instruments", "covariates" and "first_stage_covariates" (of stage 1; left out, they are those of
+        "covariates"): one number, or one a column of the role; other roles have their median distances. An image is one input
+        and has one bandwidth.
     ridge1, ridge2 : float, sequence of float or None
         Penalties of V and of h, on the *mean* loss: the paper's lambda and xi. Of a sequence the best is chosen; None is 50
-        values from 1e-10 to 1. However many, they cost one factorisation a fold. The outcome is standardised, so that neither
-        depends on units.
-    landmarks : int, optional
-        Rows that functions are sums of kernels at (Nyström), drawn from ``random_state``. None is all of them: exact to
-        rounding.
+        values from 1e-10 to 1 and, for ``ridge2`` with a line, the line alone, unless a curve is better by more than chance.
+        However many, they cost one factorisation a fold. The outcome is standardised, so that neither depends on units.
+    landmarks : int, "auto" or None
+        Rows that functions are sums of kernels at (Nyström), drawn from ``random_state``. "auto" is all of up to 500 rows, then
+        500, or 8 times the root of the rows if that is more, and at most 1200. None is all of them: exact to rounding.
     folds : int
         Folds of the cross-fitting, at least 2.
     split : float, optional
-        No folds, but the paper's Algorithm 1: stage 1 on this share of the rows, stage 2 on the others; see :meth:`original`.
-    validation : {"treatment", "instruments"}
-        The loss that chooses ``ridge2`` on held-out rows: ``(Y - h(T, X))^2`` as in the paper, or ``(Y - E[h | Z, X])^2``, for
-        which at least 3 folds are needed.
+        No folds and no line, but the paper's Algorithm 1: stage 1 on this share of the rows, stage 2 on the others; see
+        :meth:`original`.
+    validation : {"control", "treatment", "instruments"}, optional
+        The loss that chooses ``ridge2`` on held-out rows: ``(Y - h(T, X) - rho' v)^2`` at the best rho, v being what stage 1
+        leaves of the treatments and of their normal scores; ``(Y - h(T, X))^2`` as in the paper; or ``(Y - E[h | Z, X])^2``,
+        for which at least 3 folds are needed. None is "control", and "treatment" with a split and for images.
     random_state : int, Generator or None
-        Source of the folds, the landmarks, and the rows that a median of very many is taken of; the same int gives the same
-        numbers, bit for bit on one machine.
+        Source of the folds, the landmarks, and the rows that bandwidths are found on; the same int gives the same numbers, bit
+        for bit on one machine.
 
     Attributes
     ----------
@@ -101,22 +108,21 @@ class KernelIV(StructuralEstimator):
 
     Notes
     -----
-    Kernel matrices are never made: their Cholesky factors have a few columns, k (some 1,100 for 5,000 rows in three dimensions;
-    n where inputs are many or bandwidths small). A fit costs O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about
-    (26 + 5 folds) k^2. Far from all training rows ``h`` goes to the mean outcome. Row weights enter the means of both stages,
-    not the median distances.
+    Kernel matrices are never made: their Cholesky factors have a few columns, k, at most the landmarks. A fit costs
+    O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about (26 + 5 folds) k^2. Far from all training rows ``h`` goes to its
+    line, or without one to the mean outcome. Row weights enter the means of both stages, not the median distances.
 
-    ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it tends
-    to penalties that are too small. The paper's loss leans towards the confounder, but only in choosing among solutions of
-    stage 2: with weak instruments and strong confounding its choice is drawn far to what a regression would say. Neither wins
-    everywhere: at fresh instruments the second had the higher loss for a confounded sine curve and the lower on the demand
-    design, for weak and strong confounding. ``score`` on held-out rows tells which to use.
-    :mod:`cfiv.numerics.kernel_two_stage` has the algebra.
+    The three losses: "treatment" sees all of h, but leans towards the confounder. With weak instruments and strong confounding
+    it is drawn far to what a regression would say, or to no effect. "instruments" does not, but is blind to whatever in ``h``
+    the instruments do not move: it tends to penalties that are far too small. "control" is neither, as far as the error is
+    linear in v. That assumption chooses among solutions of stage 2 and enters nothing else. ``score`` on held-out rows compares
+    them.
+    :mod:`cfiv.numerics.kernel_cross_fitting` has the algebra.
 
     References
     ----------
     Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019: Algorithm 1, and the validation of appendix
-    A.5. Cross-fitting and the other validation are ours.
+    A.5. The line, the found bandwidths, cross-fitting and the other validations are ours.
 
     Examples
     --------
@@ -174,7 +180,8 @@ class KernelIV(StructuralEstimator):
         """Algorithm 1 of Singh et al. 2019 as its authors ran it; any argument may be overridden.
 
         Stage 1 on one half of the rows, stage 2 on the other; ``ridge1`` by stage 1's loss on the second half, ``ridge2`` by
-        ``(Y - h(T, X))^2`` on the first. (They searched each penalty with an optimiser, here it is a grid.)
+        ``(Y - h(T, X))^2`` on the first; no line, every row of the first half a landmark, and median distances for bandwidths.
+        (They searched each penalty with an optimiser, here it is a grid.)
         """
         paper = {"linear": False, "bandwidths": "median", "landmarks": None, "split": 0.5, "validation": "treatment"}
         return cls(formula, **{**paper, **overrides})
@@ -213,52 +220,37 @@ class KernelIV(StructuralEstimator):
         if searched:
             bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
         plan = self._plan(inputs, row_generator, landmark_generator)
-        families: Sequence[Family] = ("line and curve", "curve")
+        families = FAMILIES
         if searched:
-            bandwidths, families = self._searched(plan.coarse(), bandwidths)
+            bandwidths, families = plan.widened(bandwidths)
         self.bandwidths_ = bandwidths
         psi, phi = (plan.features(role, bandwidths) for role in ("treatment", "instruments"))
-        return self._answer(inputs, phi, psi, self._stages(plan, phi, psi, families), plan.landmarks, data.names)
-
-    def _searched(
-        self, plan: KernelPlan, bandwidths: dict[str, list[float]]
-    ) -> tuple[dict[str, list[float]], Sequence[Family]]:
-        """The factor of the bandwidths of ``h`` and the family with the lowest loss on held-out rows."""
-        phi = plan.features("instruments", bandwidths)
-        found = []
-        for factor in FACTORS:
-            wide = widened(bandwidths, factor)
-            stages = self._stages(plan, phi, plan.features("treatment", wide))
-            found.append((float(stages.stage2.losses.min()), wide, stages.family))
-        _, wide, family = min(found, key=lambda each: each[0])
-        return wide, ("curve",) if family == "curve" else ("line and curve",)
+        return self._answer(plan, phi, psi, plan.stages(phi, psi, families), data.names)
 
     def _answer(
-        self,
-        inputs: KernelInputs,
-        phi: Features,
-        psi: Features,
-        stages: KernelTwoStage,
-        landmarks: int | None,
-        names: Mapping[str, Sequence[str]],
+        self, plan: KernelPlan, phi: Features, psi: Features, stages: KernelTwoStage, names: Mapping[str, Sequence[str]]
     ) -> Estimate:
+        inputs = plan.inputs
         choices = {"ridge1": stages.stage1, "ridge2": stages.stage2}
         self.penalties_ = penalty_table(choices)
-        warn_of_ends(choices if stages.family != "line" else {"ridge1": stages.stage1})
+        warn_of_ends(choices, lined=isinstance(psi, LinedFeatures))
+        chosen = {name: choice.chosen for name, choice in choices.items()}
+        if stages.family == "line":
+            chosen["ridge2"] = math.inf
         facts = {
             "Answer": f"a {stages.family}",
             "Samples": f"{self.folds} folds" if self.split is None else f"one split at {self.split:g}",
-            "Landmarks": "all rows" if landmarks is None else landmarks,
+            "Landmarks": "all rows" if plan.landmarks is None else plan.landmarks,
             "Rank of the kernels": f"{len(psi)} (treatment), {len(phi)} (instruments)",
-            **{f"Chosen {name}": f"{choice.chosen:.3g}" for name, choice in choices.items()},
+            **{f"Chosen {name}": f"{value:.3g}" for name, value in chosen.items()},
             "Held-out stage-1 loss": f"{float(stages.stage1.losses.min()):.4g}",
             "Held-out stage-2 loss": f"{float(stages.stage2.losses.min()):.4g} of the outcome variance",
             "Bandwidths": bandwidth_records(self.bandwidths_, names),
         }
         component = KernelComponent(psi.expansion(stages.structural), inputs.outcome_scale)
         reduced_form = KernelReducedForm(phi.expansion(stages.first_stage @ stages.structural), inputs.outcome_scale)
-        chosen = {name: (choice.chosen,) for name, choice in choices.items() if len(choice.penalties) > 1}
-        return Estimate((component,), reduced_form, facts, pd.DataFrame(), chosen)
+        searched = {name: (chosen[name],) for name, choice in choices.items() if len(choice.penalties) > 1}
+        return Estimate((component,), reduced_form, facts, pd.DataFrame(), searched)
 
     def _plan(
         self, inputs: KernelInputs, row_generator: np.random.Generator, landmark_generator: np.random.Generator
@@ -275,6 +267,12 @@ class KernelIV(StructuralEstimator):
             landmarks=landmarks,
             folds=None if self.split is not None else int(self.folds),
             lined=self.linear and self.split is None and not inputs.image,
+            penalties={
+                f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
+                for stage, name in ((1, "ridge1"), (2, "ridge2"))
+            },
+            validation=self.validation or ("treatment" if self.split is not None or inputs.image else "control"),
+            fallback=self.ridge2 is None,
         )
 
     def _parts(self, rows: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
@@ -286,7 +284,7 @@ class KernelIV(StructuralEstimator):
         return torch.from_numpy(generator.permutation(rows)).tensor_split(int(self.folds))
 
     def _landmarks(self, candidates: int) -> int | None:
-        """How many of the candidates, which are sample 1 where there are two and all rows where there are folds; None is all."""
+        """How many of the rows that they are drawn from; None is all."""
         if self.landmarks == "auto":
             enough = automatic_landmarks(candidates)
             return enough if enough < candidates else None
@@ -298,27 +296,3 @@ class KernelIV(StructuralEstimator):
                 "fewer, or None for all of them"
             )
         return int(self.landmarks)
-
-    def _stages(
-        self, plan: KernelPlan, phi: Features, psi: Features, families: Sequence[Family] = ("line and curve", "curve")
-    ) -> KernelTwoStage:
-        penalties = {
-            f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
-            for stage, name in ((1, "ridge1"), (2, "ridge2"))
-        }
-        inputs, parts = plan.inputs, plan.parts
-        if self.split is not None:
-            first, second = parts
-            sample1 = inputs.moments(first, of=first, phi=phi, psi=psi, structural=True)
-            sample2 = inputs.moments(second, of=second, phi=phi, psi=psi, structural=False)
-            return fit_two_samples(sample1=sample1, sample2=sample2, **penalties)
-        validation = self.validation or ("treatment" if inputs.image else "control")
-        controls = inputs.controls() if validation == "control" else None
-        everything, structural = torch.cat(tuple(parts)), validation != "instruments"
-        folds = [
-            inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural, controls=controls) for part in parts
-        ]
-        fallback = self.ridge2 is None and validation == "control"
-        return fit_across_folds(
-            folds, layout=plan.layout(phi, psi, controls), families=families, fallback=fallback, **penalties
-        )

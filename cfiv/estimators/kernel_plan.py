@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from cfiv.estimators.kernel_bandwidths import column_bandwidths
+from cfiv.estimators.kernel_bandwidths import column_bandwidths, widened
 from cfiv.estimators.kernel_inputs import KernelInputs
 from cfiv.estimators.kernel_memory import features_that_fit
+from cfiv.numerics.kernel_cross_fitting import Family, fit_across_folds
 from cfiv.numerics.kernel_first_stage import Layout
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_two_samples
 from cfiv.numerics.landmarks import Features, LinedFeatures
 
 #: Factors of the bandwidths of ``h`` that are tried: a confounded regression may turn faster than ``h``.
@@ -20,8 +23,11 @@ FACTORS = (1.0, 2.0, 4.0)
 #: Landmarks that are enough: so many, or so many times the root of the rows, and never more than the last.
 FEW, BY_ROOT, MANY = 500, 8.0, 1200
 
+#: What ``h`` may be, besides a line.
+FAMILIES: Sequence[Family] = ("line and curve", "curve")
+
 #: Landmarks with which kernels are compared.
-COARSE = 200
+COARSE = 150
 
 
 def automatic_landmarks(rows: int) -> int:
@@ -45,6 +51,11 @@ class KernelPlan:
         None for two samples.
     lined : bool
         Whether there is a line beside the kernel.
+    penalties : mapping
+        ``stage1_penalties`` and ``stage2_penalties`` (m,).
+    validation : {"control", "treatment", "instruments"}
+    fallback : bool
+        Whether the answer may be the line alone.
     """
 
     inputs: KernelInputs
@@ -53,10 +64,9 @@ class KernelPlan:
     landmarks: int | None
     folds: int | None
     lined: bool
-
-    def coarse(self) -> KernelPlan:
-        """The same with few landmarks, for a choice among kernels."""
-        return replace(self, landmark_rows=self.landmark_rows[:COARSE])
+    penalties: Mapping[str, Tensor]
+    validation: Validation
+    fallback: bool
 
     def features(self, role: str, bandwidths: Mapping[str, Sequence[float]]) -> Features:
         """Features of a role and the covariates."""
@@ -70,7 +80,37 @@ class KernelPlan:
         )
         return LinedFeatures(self.inputs.line_columns(points), kernel) if self.lined else kernel
 
-    def layout(self, phi: Features, psi: Features, controls: Tensor | None) -> Layout:
+    def stages(self, phi: Features, psi: Features, families: Sequence[Family] = FAMILIES) -> KernelTwoStage:
+        """Both stages."""
+        inputs, parts = self.inputs, self.parts
+        if self.folds is None:
+            first, second = parts
+            sample1 = inputs.moments(first, of=first, phi=phi, psi=psi, structural=True)
+            sample2 = inputs.moments(second, of=second, phi=phi, psi=psi, structural=False)
+            return fit_two_samples(sample1=sample1, sample2=sample2, **self.penalties)
+        controls = inputs.controls() if self.validation == "control" else None
+        everything, structural = torch.cat(tuple(parts)), self.validation != "instruments"
+        folds = [
+            inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural, controls=controls) for part in parts
+        ]
+        fallback = self.fallback and self.validation == "control"
+        return fit_across_folds(
+            folds, layout=self._layout(phi, psi, controls), families=families, fallback=fallback, **self.penalties
+        )
+
+    def widened(self, bandwidths: Mapping[str, Sequence[float]]) -> tuple[dict[str, list[float]], Sequence[Family]]:
+        """With few landmarks: the factor of the bandwidths of ``h``, and the family, with the lowest loss on held-out rows."""
+        coarse = replace(self, landmark_rows=self.landmark_rows[:COARSE])
+        phi = coarse.features("instruments", bandwidths)
+        found = []
+        for factor in FACTORS:
+            wide = widened(bandwidths, factor)
+            stages = coarse.stages(phi, coarse.features("treatment", wide))
+            found.append((float(stages.stage2.losses.min()), wide, stages.family))
+        _, wide, family = min(found, key=lambda each: each[0])
+        return wide, ("curve",) if family == "curve" else ("line and curve",)
+
+    def _layout(self, phi: Features, psi: Features, controls: Tensor | None) -> Layout:
         """Where the columns of lines and controls are."""
         weights = self.inputs.weights / self.inputs.weights.max()
         # One over the number of rows that count: fewer than there are where weights differ.
@@ -80,5 +120,5 @@ class KernelPlan:
         )
         if not (isinstance(phi, LinedFeatures) and isinstance(psi, LinedFeatures)):
             return plain
-        lines = {"instruments": len(phi.columns), "treatments": len(psi.columns), "constant": psi.columns.constant}
-        return replace(plain, **lines)
+        constant = psi.columns.constant
+        return replace(plain, instruments=len(phi.columns), treatments=len(psi.columns), constant=constant)

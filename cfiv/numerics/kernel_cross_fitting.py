@@ -15,8 +15,8 @@ comes a third loss: with ``v`` what stage 1 leaves of the treatment,
 
     min_rho  mean (Y - h(X) - rho' v)^2 + |rho|^2 / n    on each fold.
 
-Under confounding the error e leans on v. Where it is linear in v (a linear control function) this loss sees all of h, as the paper's
-does, and is not drawn to the confounder. Nothing else rests on that: all candidates are solutions of stage 2.
+Under confounding the error e leans on v. Where it is linear in v (a linear control function) this loss sees all of h, as the
+paper's does, and is not drawn to the confounder. Nothing else rests on that: all candidates are solutions of stage 2.
 
 References
 ----------
@@ -124,8 +124,8 @@ class _HeldOut:
 
 
 def _held_out(first: FirstStage, k: int) -> _HeldOut:
-    """Fold k, and stage 2 on the others with predictions that have seen neither it nor, but for a straight line, their own fold."""
-    folds, controls = first.folds, first.layout.controls
+    """Fold k, and stage 2 on the others with predictions that have not seen it."""
+    folds = first.folds
     rest = [j for j in range(len(folds)) if j != k]
     fit = _stage2(folds, rest, (first.of_fold(j, held_out=k) for j in rest))
     fold, v = folds[k], first.of_fold(k, held_out=k)
@@ -139,7 +139,6 @@ def _held_out(first: FirstStage, k: int) -> _HeldOut:
         [psi[:width, width:] - leaning[:, :width].mT, (outcome[width:] - w.mT @ fold.instrument_outcome).mT]
     )
     among = psi[width:, width:] - leaning[:, width:] - leaning[:, width:].mT + w.mT @ fold.first_stage.gram @ w
-    assert among.shape == (controls, controls)
     return _HeldOut(fit=fit, fold=fold.structural.columns(torch.arange(width)), on_controls=on_controls, controls=among)
 
 
@@ -197,11 +196,9 @@ class _Search:
         line = self.layout.treatments
         if family == "line":
             return everything[:line]
-        return (
-            everything
-            if family == "line and curve"
-            else torch.cat([everything[: int(self.layout.constant)], everything[line:]])
-        )
+        if family == "line and curve":
+            return everything
+        return torch.cat([everything[: int(self.layout.constant)], everything[line:]])
 
 
 def _is_better(candidate: _Candidate, line: _Candidate, folds: Sequence[Moments], layout: Layout) -> bool:

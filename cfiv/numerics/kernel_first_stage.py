@@ -1,7 +1,7 @@
 """Stage 1 of cross-fitted kernel instrumental variable regression, of kernels and of lines.
 
-``V`` predicts ``psi`` on a fold from the other folds. Where ``psi`` begins with the columns of a line, L, these have a penalty of
-their own, and either of two predictions:
+``V`` predicts ``psi`` on a fold from the other folds. Where ``psi`` begins with the columns of a line, L, these have a penalty
+of their own, and either of two predictions:
 
 * by lines in the instruments and covariates, from all rows: those of two-stage least squares. This is so unless curves
   predict held-out rows better by more than chance.

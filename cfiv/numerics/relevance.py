@@ -27,7 +27,7 @@ from cfiv.numerics.landmarks import KernelFeatures, LineColumns, LinedFeatures
 from cfiv.numerics.ridge_path import RidgePath, SquaredError
 
 #: Rows that are looked at, and landmarks among them.
-ROWS, LANDMARKS = 2000, 300
+ROWS, LANDMARKS = 1500, 200
 #: Factors of the median distances, and how often weights are taken from gradients.
 FACTORS, TURNS = (0.125, 0.25, 0.5, 1.0, 2.0), 4
 #: Ridge penalties on the mean loss.

@@ -248,7 +248,7 @@ def test_a_number_may_be_an_array_without_a_dimension() -> None:
             r"'control' needs rows that neither stage has seen, and split=0\.5 leaves none",
         ),
         ({"linear": 1}, "linear must be True or False, got 1"),
-        ({"bandwidths": "mean"}, "bandwidths must be .* got 'mean': give.*'median', or None to find them"),
+        ({"bandwidths": "mean"}, "bandwidths must be a mapping with keys among .*, 'median', or None to find them, got 'mean'"),
         ({"random_state": -1}, "random_state must be a whole number >= 0, a numpy Generator or None, got -1"),
         ({"bandwidths": 1.0}, r"bandwidths must be a mapping with keys among 'treatment', .* got 1\.0"),
         ({"bandwidths": {"price": 1.0}}, "bandwidths must be a mapping with keys among"),
