@@ -93,17 +93,26 @@ def found_bandwidths(
     treatments, instruments = inputs.treatments, inputs.instruments
     own = inputs.line_columns(treatments)(treatments)[:, int(inputs.centred) :]
     targets = torch.cat([own[:, : own.shape[1] - count], inputs.outcome], dim=1)
-    structural, first = (
-        _relevant(inputs, points, targets=given, medians=column_bandwidths(medians, role), generator=generator)
-        for role, points, given in (("treatment", treatments, inputs.outcome), ("instruments", instruments, targets))
+    of_h, of_first = (column_bandwidths(medians, role) for role in ("treatment", "instruments"))
+    structural = _relevant(inputs, treatments, targets=inputs.outcome, medians=of_h, generator=generator)
+    # Stage 1 must follow h in the covariates: what matters there is where its search begins.
+    start = torch.cat(
+        [of_first[: len(of_first) - count], torch.tensor(structural[len(structural) - count :], dtype=torch.float64)]
     )
+    first = _relevant(inputs, instruments, targets=targets, medians=of_first, generator=generator, start=start)
     at, of = len(structural) - count, len(first) - count
     found = {"treatment": structural[:at], "instruments": first[:of]}
     return found if not count else {**found, "covariates": structural[at:], FIRST_STAGE: first[of:]}
 
 
 def _relevant(
-    inputs: KernelInputs, points: Tensor, *, targets: Tensor, medians: Tensor, generator: np.random.Generator
+    inputs: KernelInputs,
+    points: Tensor,
+    *,
+    targets: Tensor,
+    medians: Tensor,
+    generator: np.random.Generator,
+    start: Tensor | None = None,
 ) -> list[float]:
     """In standardised columns, where no square vanishes or overflows."""
     columns = inputs.line_columns(points)
@@ -115,6 +124,7 @@ def _relevant(
         medians=medians / columns.scale,
         columns=standard,
         generator=generator,
+        start=None if start is None else start / columns.scale,
     )
     return [float(value) for value in found * columns.scale]
 

@@ -4,9 +4,10 @@ A regression of targets on a line and a kernel is fitted with the bandwidths
 
     b_j = factor m_j / sqrt(r_j),    sum_j r_j = 1,
 
-``m_j`` the median distances. It starts from equal ``r_j``; then each is the share of column j in the squared gradients of what
-the fit adds to a line (after its own least-squares line), in units of ``m_j``; and so on a few times. Columns that do not
-matter fade. The factor, the ridge penalty and the turn to stop at have the highest restricted likelihood.
+``m_j`` the median distances. It starts from equal ``r_j``, or from some that are given; then each is the share of column j in
+the squared gradients of what the fit adds to a line (after its own least-squares line), in units of ``m_j``; and so on a few
+times. Columns that do not matter fade. The factor, the ridge penalty and the turn to stop at have the highest restricted
+likelihood. Where many columns matter alike, small factors are left out: all rows would be strangers.
 
 References
 ----------
@@ -16,6 +17,8 @@ learning models", Science 383, 2024, for weights from gradients; the line beside
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +40,14 @@ FAINT = 1e-6
 
 
 def relevant_bandwidths(
-    points: Tensor, *, targets: Tensor, weights: Tensor, medians: Tensor, columns: LineColumns, generator: np.random.Generator
+    points: Tensor,
+    *,
+    targets: Tensor,
+    weights: Tensor,
+    medians: Tensor,
+    columns: LineColumns,
+    generator: np.random.Generator,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The bandwidths for functions like the regression of targets on points.
 
@@ -54,6 +64,8 @@ def relevant_bandwidths(
         The line, with penalty 1/n.
     generator : Generator
         Draws the rows and the landmarks.
+    start : Tensor (d,), optional
+        Bandwidths whose shares are tried beside equal ones.
 
     Returns
     -------
@@ -61,15 +73,38 @@ def relevant_bandwidths(
 
     Notes
     -----
-    O(ROWS LANDMARKS^2) a fit, some sixteen fits.
+    O(ROWS LANDMARKS^2) a fit, some fourteen fits a start.
     """
     rows = torch.from_numpy(np.sort(generator.choice(len(points), min(len(points), ROWS), replace=False)))
     points, targets, weights = points[rows], targets[rows], weights[rows]
     landmarks = points[torch.from_numpy(np.sort(generator.choice(len(points), min(len(points), LANDMARKS), replace=False)))]
-    shares = torch.full_like(medians, 1.0 / len(medians))
-    best: _Fit | None = None
+    starts = [torch.ones_like(medians)] if start is None else [torch.ones_like(medians), (medians / start).square()]
+    turns = [
+        fit
+        for first in starts
+        for fit in _turns(
+            points, first / first.sum(), targets=targets, weights=weights, landmarks=landmarks, medians=medians, columns=columns
+        )
+    ]
+    return min(turns, key=lambda fit: fit.evidence).features.kernel.bandwidths
+
+
+def _turns(
+    points: Tensor,
+    shares: Tensor,
+    *,
+    targets: Tensor,
+    weights: Tensor,
+    landmarks: Tensor,
+    medians: Tensor,
+    columns: LineColumns,
+) -> Iterator[_Fit]:
+    """The likeliest fit of each turn."""
     factors: tuple[float, ...] = FACTORS
     for _ in range(TURNS):
+        # Columns that matter alike.
+        alike = 1.0 / float(shares.square().sum())
+        tried = [factor for factor in factors if factor >= FACTORS[0] * math.sqrt(alike)] or [FACTORS[-1]]
         fits = {
             factor: _fit(
                 points,
@@ -79,15 +114,13 @@ def relevant_bandwidths(
                 bandwidths=factor * medians / shares.sqrt(),
                 columns=columns,
             )
-            for factor in factors
+            for factor in tried
         }
         factor, fit = min(fits.items(), key=lambda item: item[1].evidence)
-        best = fit if best is None or fit.evidence < best.evidence else best
+        yield fit
         shares = _shares(fit, points, weights=weights, medians=medians)
         at = FACTORS.index(factor)
         factors = FACTORS[max(0, at - 1) : at + 2]
-    assert best is not None
-    return best.features.kernel.bandwidths
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
