@@ -177,7 +177,7 @@ def demand(
 @click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
-@click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
+@click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option("--clusters", metavar="COLUMN", help="Column of groups of rows for --covariance clustered.")
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")

@@ -83,7 +83,13 @@ def relevant_bandwidths(
         fit
         for first in starts
         for fit in _turns(
-            points, first / first.sum(), targets=targets, weights=weights, landmarks=landmarks, medians=medians, columns=columns
+            points,
+            shares=first / first.sum(),
+            targets=targets,
+            weights=weights,
+            landmarks=landmarks,
+            medians=medians,
+            columns=columns,
         )
     ]
     return min(turns, key=lambda fit: fit.evidence).features.kernel.bandwidths
@@ -91,8 +97,8 @@ def relevant_bandwidths(
 
 def _turns(
     points: Tensor,
-    shares: Tensor,
     *,
+    shares: Tensor,
     targets: Tensor,
     weights: Tensor,
     landmarks: Tensor,
