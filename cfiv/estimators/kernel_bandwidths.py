@@ -115,12 +115,12 @@ def _relevant(
     start: Tensor | None = None,
 ) -> list[float]:
     """In standardised columns, where no square vanishes or overflows."""
-    columns = inputs.line_columns(points)
+    columns, weights = inputs.line_columns(points), inputs.weights / inputs.weights.max()
     standard = replace(columns, centre=torch.zeros_like(columns.centre), scale=torch.ones_like(columns.scale))
     found = relevant_bandwidths(
         columns(points)[:, int(columns.constant) :],
         targets=targets,
-        weights=inputs.weights / inputs.weights.mean(),
+        weights=weights / weights.mean(),
         medians=medians / columns.scale,
         columns=standard,
         generator=generator,
