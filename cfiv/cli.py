@@ -179,7 +179,7 @@ def demand(
 @click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
-@click.option("--landmarks", type=int, help="Landmarks of kernel-iv for many rows; by default exact.")
+@click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
 @click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option(

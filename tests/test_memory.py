@@ -131,9 +131,9 @@ model = cfiv.KernelIV("y ~ x + [t ~ z]", landmarks=50, random_state=0).fit(d[:20
 rows = d.loc[d.index.repeat(600), ["x", "t"]]
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 for limit, work in (
-    (2**20, lambda: cfiv.KernelIV("y ~ x + [t ~ z]").fit(d)),
-    (2**24, lambda: cfiv.KernelIV("y ~ x + [t ~ z]").fit(d)),
-    (2**27, lambda: cfiv.KernelIV("y ~ x + [t ~ z]").fit(d)),
+    (2**20, lambda: cfiv.KernelIV("y ~ x + [t ~ z]", landmarks=None, bandwidths="median").fit(d)),
+    (2**24, lambda: cfiv.KernelIV("y ~ x + [t ~ z]", landmarks=None, bandwidths="median").fit(d)),
+    (2**27, lambda: cfiv.KernelIV("y ~ x + [t ~ z]", landmarks=None, bandwidths="median").fit(d)),
     (2**24, lambda: model.predict(rows)),
 ):
     resource.setrlimit(resource.RLIMIT_AS, (size + limit, resource.RLIM_INFINITY))

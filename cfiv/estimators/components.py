@@ -16,7 +16,7 @@ from cfiv.data import Array, to_tensor
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
-from cfiv.numerics.kernels import KernelExpansion, blocks, kernel_matrix
+from cfiv.numerics.kernels import KernelExpansion, Line, blocks, kernel_matrix
 from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 from cfiv.numerics.sieve_choice import SieveChoice
 from cfiv.numerics.smooth_basis import SmoothBasis
@@ -139,7 +139,7 @@ class NetworkComponent:
 
 @dataclass(frozen=True, eq=False)
 class KernelComponent:
-    """``h(t, x) = undo(sum_l c_l k((t_l, x_l), (t, x)))``, images as flat vectors.
+    """``h(t, x) = undo(sum_l c_l k((t_l, x_l), (t, x)) + l(t, x))``, images as flat vectors, the line ``l`` where there is one.
 
     Parameters
     ----------
@@ -152,8 +152,10 @@ class KernelComponent:
     outcome_scale: Standardiser
 
     def __post_init__(self) -> None:
-        parts = {name: owned(part) for name, part in vars(self.expansion).items()}
-        object.__setattr__(self, "expansion", KernelExpansion(**parts))
+        parts = {name: owned(part) for name, part in vars(self.expansion).items() if name != "line"}
+        given = self.expansion.line
+        line = None if given is None else Line(**{name: owned(part) for name, part in vars(given).items()})
+        object.__setattr__(self, "expansion", KernelExpansion(**parts, line=line))
 
     def evaluate(self, treatment: Array, covariates: Array | None) -> Array:
         """``h`` at each row, shape (n,); kernels of a block of rows at a time."""
@@ -170,11 +172,18 @@ class KernelComponent:
         at, given = to_tensor(treatments, dtype=torch.float64).flatten(start_dim=1), to_tensor(covariates, dtype=torch.float64)
         k = at.shape[1]
         own = kernel_matrix(at, points[:, :k], bandwidths=bandwidths[:k]) * self.expansion.coefficients
-        values = [
-            (own @ kernel_matrix(given[rows], points[:, k:], bandwidths=bandwidths[k:]).mT).numpy()
-            for rows in blocks(rows=len(given), columns=len(points))
-        ]
-        return self.outcome_scale.undo(np.concatenate(values, axis=1))
+        values = torch.cat(
+            [
+                own @ kernel_matrix(given[rows], points[:, k:], bandwidths=bandwidths[k:]).mT
+                for rows in blocks(rows=len(given), columns=len(points))
+            ],
+            dim=1,
+        )
+        line = self.expansion.line
+        if line is not None:
+            values += line.constant + ((at - line.centre[:k]) @ line.slopes[:k])[:, None]
+            values += (given - line.centre[k:]) @ line.slopes[k:]
+        return self.outcome_scale.undo(values.numpy())
 
 
 @dataclass(frozen=True, eq=False)

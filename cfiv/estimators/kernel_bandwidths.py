@@ -1,9 +1,10 @@
-"""Bandwidths of KernelIV: one an input, given by role or the median distance between two rows."""
+"""Bandwidths of KernelIV: one an input, found by relevance, given by role, or the median distance between two rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,23 +12,30 @@ from torch import Tensor
 
 from cfiv.checks import check_number, refusal, several
 from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.kernel_inputs import KernelInputs
 from cfiv.numerics.bandwidths import median_bandwidth
+from cfiv.numerics.relevance import relevant_bandwidths
 
-Bandwidths = Mapping[str, float | Sequence[float]]
-ROLES = ("treatment", "instruments", "covariates")
+Bandwidths = Mapping[str, float | Sequence[float]] | Literal["median"]
+#: Covariates are inputs of both kernels, and may have other bandwidths in that of stage 1.
+FIRST_STAGE = "first_stage_covariates"
+ROLES = ("treatment", "instruments", "covariates", FIRST_STAGE)
 
 
 def check_bandwidths(given: Any) -> None:
     """Raise a ParameterError unless every bandwidth given is finite and > 0, under a role."""
+    if isinstance(given, str) and given == "median":
+        return
     if not isinstance(given, Mapping) or not set(given) <= set(ROLES):
-        raise refusal("bandwidths", "a mapping with keys among 'treatment', 'instruments' and 'covariates'", given)
+        keys = f"a mapping with keys among {', '.join(map(repr, ROLES))}"
+        raise refusal("bandwidths", keys, given, alternative="'median', or None to find them")
     for role, values in given.items():
         for value in several(values):
             check_number(f"bandwidths[{role!r}]", value, above=0.0)
 
 
 def resolve_bandwidths(
-    given: Bandwidths,
+    given: Mapping[str, float | Sequence[float]],
     inputs: Mapping[str, Sequence[Tensor]],
     names: Mapping[str, Sequence[str]],
     generator: np.random.Generator,
@@ -51,9 +59,11 @@ def resolve_bandwidths(
     DataError
         If an input has no two different rows.
     """
-    if "covariates" in given and "covariates" not in inputs:
+    if ("covariates" in given or FIRST_STAGE in given) and "covariates" not in inputs:
         raise ParameterError("bandwidths are given for covariates, but there are none: leave them out")
     found: dict[str, list[float]] = {}
+    if FIRST_STAGE in given:
+        inputs = {**inputs, FIRST_STAGE: inputs["covariates"]}
     for role, columns in inputs.items():
         if role in given:
             numbers = [float(value) for value in several(given[role])]
@@ -71,17 +81,72 @@ def resolve_bandwidths(
     return found
 
 
-def column_bandwidths(bandwidths: Mapping[str, Sequence[float]], role: str, *, width: int) -> Tensor:
-    """The bandwidth of each of the ``width`` columns of a role and the covariates; pixels share one."""
-    covariates, own = list(bandwidths.get("covariates", ())), list(bandwidths[role])
-    repeats = (width - len(covariates)) // len(own)
-    return torch.tensor(own * repeats + covariates, dtype=torch.float64)
+def found_bandwidths(
+    inputs: KernelInputs, medians: Mapping[str, Sequence[float]], generator: np.random.Generator
+) -> dict[str, list[float]]:
+    """Bandwidths of columns by what they matter for: see :mod:`cfiv.numerics.relevance`.
+
+    Those of stage 1 are for the treatments and the outcome given the instruments and covariates; those of ``h`` for the outcome
+    given the treatments and covariates. (That regression is confounded, but the function turns where ``h`` does.)
+    """
+    count = inputs.covariates
+    treatments, instruments = inputs.treatments, inputs.instruments
+    own = inputs.line_columns(treatments)(treatments)[:, int(inputs.centred) :]
+    targets = torch.cat([own[:, : own.shape[1] - count], inputs.outcome], dim=1)
+    of_h, of_first = (column_bandwidths(medians, role) for role in ("treatment", "instruments"))
+    structural = _relevant(inputs, treatments, targets=inputs.outcome, medians=of_h, generator=generator)
+    # Stage 1 must follow h in the covariates: what matters there is where its search begins.
+    start = torch.cat(
+        [of_first[: len(of_first) - count], torch.tensor(structural[len(structural) - count :], dtype=torch.float64)]
+    )
+    first = _relevant(inputs, instruments, targets=targets, medians=of_first, generator=generator, start=start)
+    at, of = len(structural) - count, len(first) - count
+    found = {"treatment": structural[:at], "instruments": first[:of]}
+    return found if not count else {**found, "covariates": structural[at:], FIRST_STAGE: first[of:]}
+
+
+def _relevant(
+    inputs: KernelInputs,
+    points: Tensor,
+    *,
+    targets: Tensor,
+    medians: Tensor,
+    generator: np.random.Generator,
+    start: Tensor | None = None,
+) -> list[float]:
+    """In standardised columns, where no square vanishes or overflows."""
+    columns, weights = inputs.line_columns(points), inputs.weights / inputs.weights.max()
+    standard = replace(columns, centre=torch.zeros_like(columns.centre), scale=torch.ones_like(columns.scale))
+    found = relevant_bandwidths(
+        columns(points)[:, int(columns.constant) :],
+        targets=targets,
+        weights=weights / weights.mean(),
+        medians=medians / columns.scale,
+        columns=standard,
+        generator=generator,
+        start=None if start is None else start / columns.scale,
+    )
+    return [float(value) for value in found * columns.scale]
+
+
+def column_bandwidths(bandwidths: Mapping[str, Sequence[float]], role: str, *, pixels: int = 1) -> Tensor:
+    """The bandwidth of each column of a role and the covariates; pixels of an image share one."""
+    covariates = bandwidths.get("covariates", ())
+    if role == "instruments":
+        covariates = bandwidths.get(FIRST_STAGE, covariates)
+    return torch.tensor([*(list(bandwidths[role]) * pixels), *covariates], dtype=torch.float64)
+
+
+def widened(bandwidths: Mapping[str, Sequence[float]], factor: float) -> dict[str, list[float]]:
+    """Those of ``h`` times a factor."""
+    of_h = ("treatment", "covariates")
+    return {role: [value * (factor if role in of_h else 1.0) for value in values] for role, values in bandwidths.items()}
 
 
 def bandwidth_records(bandwidths: Mapping[str, Sequence[float]], names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """``role, column, bandwidth`` of each input, for a summary."""
     return [
-        {"role": role, "column": name, "bandwidth": value}
+        {"role": role.replace("_", " "), "column": name, "bandwidth": value}
         for role, values in bandwidths.items()
-        for name, value in zip(names[role], values, strict=True)
+        for name, value in zip(names["covariates" if role == FIRST_STAGE else role], values, strict=True)
     ]

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import ndtri
+from scipy.stats import rankdata
 from torch import Tensor
 
 from cfiv.data import Array, IVData, to_tensor
 from cfiv.estimators.units import Standardiser, exponents, in_unit
 from cfiv.numerics.kernel_two_stage import Moments, sample_moments
 from cfiv.numerics.kernels import KernelExpansion
-from cfiv.numerics.landmarks import KernelFeatures
+from cfiv.numerics.landmarks import Features, LineColumns
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +36,8 @@ class KernelInputs:
         p.
     image : bool
         Whether the treatment is one input of many columns.
+    centred : bool
+        Whether functions have a constant.
     """
 
     outcome: Tensor
@@ -43,6 +47,7 @@ class KernelInputs:
     weights: Tensor
     covariates: int
     image: bool
+    centred: bool
 
     @classmethod
     def of(cls, data: IVData, *, centred: bool) -> KernelInputs:
@@ -56,6 +61,7 @@ class KernelInputs:
             weights=to_tensor(np.ones(len(data)) if data.weights is None else data.weights, dtype=torch.float64),
             covariates=0 if data.covariates is None else data.covariates.shape[1],
             image=data.treatment.ndim > 2,
+            centred=centred,
         )
 
     def __len__(self) -> int:
@@ -70,7 +76,24 @@ class KernelInputs:
             roles["covariates"] = _columns(self.instruments[:, instruments.shape[1] :])
         return roles
 
-    def moments(self, rows: Tensor, *, of: Tensor, phi: KernelFeatures, psi: KernelFeatures, structural: bool) -> Moments:
+    def line_columns(self, points: Tensor) -> LineColumns:
+        """Of a line in all treatments or all instruments: of unit variance and, where there is a constant, centred."""
+        scale = Standardiser.fit(points.numpy(), self.weights.numpy())
+        mean, deviation = (to_tensor(part, dtype=torch.float64) for part in (scale.mean, scale.scale))
+        if self.centred:
+            return LineColumns(centre=mean, scale=deviation, constant=True)
+        return LineColumns(centre=torch.zeros_like(mean), scale=torch.hypot(mean, deviation), constant=False)
+
+    def controls(self) -> Tensor:
+        """Each treatment, and its normal scores, shape (n, 2k): the error may be linear in what stage 1 leaves of either."""
+        treatments = self.treatments[:, : self.treatments.shape[1] - self.covariates].numpy()
+        scores = ndtri((rankdata(treatments, axis=0) - 0.5) / len(treatments))
+        standardised = Standardiser.fit(treatments, self.weights.numpy()).apply(treatments)
+        return to_tensor(np.concatenate([standardised, scores], axis=1), dtype=torch.float64)
+
+    def moments(
+        self, rows: Tensor, *, of: Tensor, phi: Features, psi: Features, structural: bool, controls: Tensor | None = None
+    ) -> Moments:
         """Moments of some rows, with their shares of the weights of the rows ``of``."""
         return sample_moments(
             instruments=self.instruments[rows],
@@ -80,6 +103,7 @@ class KernelInputs:
             instrument_features=phi,
             treatment_features=psi,
             structural=structural,
+            controls=None if controls is None else controls[rows],
         )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from cfiv.checks import check_choice, check_number, check_random_state, check_whole
+from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import KernelComponent
@@ -19,22 +20,22 @@ from cfiv.estimators.kernel_bandwidths import (
     Bandwidths,
     bandwidth_records,
     check_bandwidths,
-    column_bandwidths,
+    found_bandwidths,
     resolve_bandwidths,
 )
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
-from cfiv.estimators.kernel_memory import features_that_fit
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
+from cfiv.estimators.kernel_plan import FAMILIES, KernelPlan, automatic_landmarks
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import fold_groups, split_rows
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation, fit_across_folds, fit_two_samples
-from cfiv.numerics.landmarks import KernelFeatures
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation
+from cfiv.numerics.landmarks import Features, LinedFeatures
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 
 
 class KernelIV(StructuralEstimator):
-    """Kernel instrumental variable regression: ``h`` in the function space of a product of Gaussian kernels.
+    """Kernel instrumental variable regression: ``h`` is a line and a curve in the space of a product of Gaussian kernels.
 
     With ``x`` the treatment and the covariates, ``z`` the instruments and the covariates, and kernels that are the inner
     products of features ``psi(x)`` and ``phi(z)``, stage 1 learns the conditional mean of ``psi(X)`` given ``Z``, and stage 2
@@ -43,36 +44,44 @@ class KernelIV(StructuralEstimator):
         V = argmin  mean |psi(X) - V' phi(Z)|^2 + ridge1 |V|^2
         h = argmin  mean (Y - <h, V' phi(Z)>)^2 + ridge2 |h|^2.
 
-    Both are closed forms. The rows are cross-fitted: those of a fold are predicted by the stage 1 of all other folds, so that
-    stage 2 can use every row and none is predicted by itself. Both penalties are chosen on rows that their stage was not fitted
-    to.
+    Both are closed forms. Beside the features, ``psi`` and ``phi`` have the columns themselves, which are (almost) not
+    penalised: a large ``ridge2`` leaves two-stage least squares. The rows are cross-fitted: those of a fold are predicted by
+    the stage 1 of all other folds, so that stage 2 can use every row and no curve is predicted by itself. Both penalties, and
+    whether there is a curve at all, are chosen on rows that their stage was not fitted to.
 
     Parameters
     ----------
     formula, outcome, treatment, instruments, covariates, weights, missing, clusters
         Roles, as in :class:`cfiv.DFIV`; folds, too, hold whole groups of ``clusters``. An IVData of images is taken as flat
-        vectors. ``0 +`` in a formula leaves the outcome uncentred.
-    bandwidths : mapping, optional
-        Bandwidths in the user's units under the keys "treatment", "instruments" and "covariates": one number, or one a column
-        of the role. Columns of roles that are not given have their median distance between two rows; an image is one input and
-        has one bandwidth.
+        vectors. ``0 +`` in a formula leaves the outcome uncentred, and the line without a constant.
+    linear : bool
+        Whether there is a line beside the curve. With a split and for images there is none.
+    bandwidths : mapping, "median" or None
+        None finds one a column: small where a function turns, large where it is straight or does not care, so that columns that
+        do not matter fade (:mod:`cfiv.numerics.relevance`), and then one factor for those of h by the held-out loss. "median",
+        and always for images: each column's median distance between two rows. A mapping gives them in the user's units under
+        the keys "treatment", "instruments", "covariates" and "first_stage_covariates" (of stage 1; left out, they are those of
+        "covariates"): one number, or one a column of the role; other roles have their median distances. An image is one input
+        and has one bandwidth.
     ridge1, ridge2 : float, sequence of float or None
         Penalties of V and of h, on the *mean* loss: the paper's lambda and xi. Of a sequence the best is chosen; None is 50
-        values from 1e-10 to 1. However many, they cost one factorisation a fold. The outcome is standardised, so that neither
-        depends on units.
-    landmarks : int, optional
-        Rows that functions are sums of kernels at (Nyström), drawn from ``random_state``. None is all of them: exact to
-        rounding.
+        values from 1e-10 to 1 and, for ``ridge2`` with a line, the line alone, unless a curve is better by more than chance.
+        However many, they cost one factorisation a fold. The outcome is standardised, so that neither depends on units.
+    landmarks : int, "auto" or None
+        Rows that functions are sums of kernels at (Nyström), drawn from ``random_state``. "auto" is all of up to 500 rows, then
+        500, or 8 times the root of the rows if that is more, and at most 1200. None is all of them: exact to rounding.
     folds : int
         Folds of the cross-fitting, at least 2.
     split : float, optional
-        No folds, but the paper's Algorithm 1: stage 1 on this share of the rows, stage 2 on the others; see :meth:`original`.
-    validation : {"treatment", "instruments"}
-        The loss that chooses ``ridge2`` on held-out rows: ``(Y - h(T, X))^2`` as in the paper, or ``(Y - E[h | Z, X])^2``, for
-        which at least 3 folds are needed.
+        No folds and no line, but the paper's Algorithm 1: stage 1 on this share of the rows, stage 2 on the others; see
+        :meth:`original`.
+    validation : {"control", "treatment", "instruments"}, optional
+        The loss that chooses ``ridge2`` on held-out rows: ``(Y - h(T, X) - rho' v)^2`` at the best rho, v being what stage 1
+        leaves of the treatments and of their normal scores; ``(Y - h(T, X))^2`` as in the paper; or ``(Y - E[h | Z, X])^2``,
+        for which at least 3 folds are needed. None is "control", and "treatment" with a split and for images.
     random_state : int, Generator or None
-        Source of the folds, the landmarks, and the rows that a median of very many is taken of; the same int gives the same
-        numbers, bit for bit on one machine.
+        Source of the folds, the landmarks, and the rows that bandwidths are found on; the same int gives the same numbers, bit
+        for bit on one machine.
 
     Attributes
     ----------
@@ -99,22 +108,21 @@ class KernelIV(StructuralEstimator):
 
     Notes
     -----
-    Kernel matrices are never made: their Cholesky factors have a few columns, k (some 1,100 for 5,000 rows in three dimensions;
-    n where inputs are many or bandwidths small). A fit costs O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about
-    (26 + 5 folds) k^2. Far from all training rows ``h`` goes to the mean outcome. Row weights enter the means of both stages,
-    not the median distances.
+    Kernel matrices are never made: their Cholesky factors have a few columns, k, at most the landmarks. A fit costs
+    O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about (26 + 5 folds) k^2. Far from all training rows ``h`` goes to its
+    line, or without one to the mean outcome. Row weights enter the means of both stages, not the median distances.
 
-    ``validation="instruments"`` is free of the confounder, but blind to whatever in ``h`` the instruments do not move: it tends
-    to penalties that are too small. The paper's loss leans towards the confounder, but only in choosing among solutions of
-    stage 2: with weak instruments and strong confounding its choice is drawn far to what a regression would say. Neither wins
-    everywhere: at fresh instruments the second had the higher loss for a confounded sine curve and the lower on the demand
-    design, for weak and strong confounding. ``score`` on held-out rows tells which to use.
-    :mod:`cfiv.numerics.kernel_two_stage` has the algebra.
+    The three losses: "treatment" sees all of h, but leans towards the confounder. With weak instruments and strong confounding
+    it is drawn far to what a regression would say, or to no effect. "instruments" does not, but is blind to whatever in ``h``
+    the instruments do not move: it tends to penalties that are far too small. "control" is neither, as far as the error is
+    linear in v. That assumption chooses among solutions of stage 2 and enters nothing else. ``score`` on held-out rows compares
+    them.
+    :mod:`cfiv.numerics.kernel_cross_fitting` has the algebra.
 
     References
     ----------
     Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019: Algorithm 1, and the validation of appendix
-    A.5. Cross-fitting and the other validation are ours.
+    A.5. The line, the found bandwidths, cross-fitting and the other validations are ours.
 
     Examples
     --------
@@ -138,13 +146,14 @@ class KernelIV(StructuralEstimator):
         weights: str | None = None,
         missing: Missing = "drop",
         clusters: str | None = None,
+        linear: bool = True,
         bandwidths: Bandwidths | None = None,
         ridge1: Penalty = None,
         ridge2: Penalty = None,
-        landmarks: int | None = None,
+        landmarks: int | Literal["auto"] | None = "auto",
         folds: int = 5,
         split: float | None = None,
-        validation: Validation = "treatment",
+        validation: Validation | None = None,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
         self.formula = formula
@@ -155,6 +164,7 @@ class KernelIV(StructuralEstimator):
         self.weights = weights
         self.missing = missing
         self.clusters = clusters
+        self.linear = linear
         self.bandwidths = bandwidths
         self.ridge1 = ridge1
         self.ridge2 = ridge2
@@ -172,9 +182,11 @@ class KernelIV(StructuralEstimator):
         """Algorithm 1 of Singh et al. 2019 as its authors ran it; any argument may be overridden.
 
         Stage 1 on one half of the rows, stage 2 on the other; ``ridge1`` by stage 1's loss on the second half, ``ridge2`` by
-        ``(Y - h(T, X))^2`` on the first. (They searched each penalty with an optimiser, here it is a grid.)
+        ``(Y - h(T, X))^2`` on the first; no line, every row of the first half a landmark, and median distances for bandwidths.
+        (They searched each penalty with an optimiser, here it is a grid.)
         """
-        return cls(formula, **{"split": 0.5, **overrides})
+        paper = {"linear": False, "bandwidths": "median", "landmarks": None, "split": 0.5, "validation": "treatment"}
+        return cls(formula, **{**paper, **overrides})
 
     def _check_parameters(self) -> None:
         for name in ("ridge1", "ridge2"):
@@ -183,15 +195,18 @@ class KernelIV(StructuralEstimator):
         split = self.split
         if split is not None:
             check_number("split", split, above=0.0, below=1.0, alternative="or None for cross-fitting")
-        check_choice("validation", self.validation, ("treatment", "instruments"))
-        if self.validation == "instruments" and (split is not None or self.folds < 3):
+        check_flag("linear", self.linear)
+        if self.validation is not None:
+            check_choice("validation", self.validation, ("control", "treatment", "instruments"))
+        unseen = self.validation == "control" and split is not None
+        if unseen or (self.validation == "instruments" and (split is not None or self.folds < 3)):
             got = f"folds={self.folds}" if split is None else f"split={split:g}"
             raise ParameterError(
-                f"validation='instruments' needs rows that neither stage has seen, and {got} leaves none: cross-fit "
+                f"validation={self.validation!r} needs rows that neither stage has seen, and {got} leaves none: cross-fit "
                 "with folds >= 3, or use validation='treatment'"
             )
-        if self.landmarks is not None:
-            check_whole("landmarks", self.landmarks, least=1, alternative="or None for all rows")
+        if self.landmarks is not None and self.landmarks != "auto":
+            check_whole("landmarks", self.landmarks, least=1, alternative="'auto', or None for all rows")
         check_random_state(self.random_state)
         if self.bandwidths is not None:
             check_bandwidths(self.bandwidths)
@@ -201,28 +216,70 @@ class KernelIV(StructuralEstimator):
         check_units(data)
         median_generator, row_generator, landmark_generator = np.random.default_rng(self.random_state).spawn(3)
         inputs = KernelInputs.of(data, centred=intercept)
-        self.bandwidths_ = resolve_bandwidths(self.bandwidths or {}, inputs.by_role(), data.names, median_generator)
-        parts = self._parts(len(inputs), row_generator, data.clusters)
-        landmarks = self._landmark_rows(parts, landmark_generator)
-        psi = self._features("treatment", inputs.treatments[landmarks])
-        phi = self._features("instruments", inputs.instruments[landmarks])
-        stages = self._stages(inputs, parts, phi, psi)
+        given = self.bandwidths if isinstance(self.bandwidths, Mapping) else {}
+        bandwidths = resolve_bandwidths(given, inputs.by_role(), data.names, median_generator)
+        searched = self.bandwidths is None and not inputs.image
+        if searched:
+            bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
+        plan = self._plan(inputs, data.clusters, row_generator, landmark_generator)
+        families = FAMILIES
+        if searched:
+            bandwidths, families = plan.widened(bandwidths)
+        self.bandwidths_ = bandwidths
+        psi, phi = (plan.features(role, bandwidths) for role in ("treatment", "instruments"))
+        return self._answer(plan, phi, psi, plan.stages(phi, psi, families), data.names)
+
+    def _answer(
+        self, plan: KernelPlan, phi: Features, psi: Features, stages: KernelTwoStage, names: Mapping[str, Sequence[str]]
+    ) -> Estimate:
+        inputs = plan.inputs
         choices = {"ridge1": stages.stage1, "ridge2": stages.stage2}
         self.penalties_ = penalty_table(choices)
-        warn_of_ends(choices)
+        warn_of_ends(choices, lined=isinstance(psi, LinedFeatures))
+        chosen = {name: choice.chosen for name, choice in choices.items()}
+        if stages.family == "line":
+            chosen["ridge2"] = math.inf
         facts = {
+            "Answer": f"a {stages.family}",
             "Samples": f"{self.folds} folds" if self.split is None else f"one split at {self.split:g}",
-            "Landmarks": "all rows" if self.landmarks is None else int(self.landmarks),
+            "Landmarks": "all rows" if plan.landmarks is None else plan.landmarks,
             "Rank of the kernels": f"{len(psi)} (treatment), {len(phi)} (instruments)",
-            **{f"Chosen {name}": f"{choice.chosen:.3g}" for name, choice in choices.items()},
+            **{f"Chosen {name}": f"{value:.3g}" for name, value in chosen.items()},
             "Held-out stage-1 loss": f"{float(stages.stage1.losses.min()):.4g}",
             "Held-out stage-2 loss": f"{float(stages.stage2.losses.min()):.4g} of the outcome variance",
-            "Bandwidths": bandwidth_records(self.bandwidths_, data.names),
+            "Bandwidths": bandwidth_records(self.bandwidths_, names),
         }
         component = KernelComponent(psi.expansion(stages.structural), inputs.outcome_scale)
         reduced_form = KernelReducedForm(phi.expansion(stages.first_stage @ stages.structural), inputs.outcome_scale)
-        chosen = {name: (choice.chosen,) for name, choice in choices.items() if len(choice.penalties) > 1}
-        return Estimate((component,), reduced_form, facts, pd.DataFrame(), chosen)
+        searched = {name: (chosen[name],) for name, choice in choices.items() if len(choice.penalties) > 1}
+        return Estimate((component,), reduced_form, facts, pd.DataFrame(), searched)
+
+    def _plan(
+        self,
+        inputs: KernelInputs,
+        clusters: Array | None,
+        row_generator: np.random.Generator,
+        landmark_generator: np.random.Generator,
+    ) -> KernelPlan:
+        parts = self._parts(len(inputs), row_generator, clusters)
+        candidates = torch.cat(tuple(parts)) if self.split is None else parts[0]
+        landmarks = self._landmarks(len(candidates))
+        if landmarks is not None:
+            candidates = candidates[torch.from_numpy(landmark_generator.choice(len(candidates), landmarks, replace=False))]
+        return KernelPlan(
+            inputs=inputs,
+            parts=parts,
+            landmark_rows=candidates,
+            landmarks=landmarks,
+            folds=None if self.split is not None else int(self.folds),
+            lined=self.linear and self.split is None and not inputs.image,
+            penalties={
+                f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
+                for stage, name in ((1, "ridge1"), (2, "ridge2"))
+            },
+            validation=self.validation or ("treatment" if self.split is not None or inputs.image else "control"),
+            fallback=self.ridge2 is None,
+        )
 
     def _parts(self, rows: int, generator: np.random.Generator, clusters: Array | None) -> tuple[Tensor, ...]:
         """The folds, or sample 1 and sample 2."""
@@ -234,37 +291,16 @@ class KernelIV(StructuralEstimator):
             raise DataError(f"{rows} rows are too few for {self.folds} folds: give at least one row a fold, or fewer folds")
         return torch.from_numpy(generator.permutation(rows)).tensor_split(int(self.folds))
 
-    def _landmark_rows(self, parts: Sequence[Tensor], generator: np.random.Generator) -> Tensor:
-        """Of sample 1 where there are two, of all rows where there are folds; without ``landmarks`` each of them."""
-        candidates = torch.cat(tuple(parts)) if self.split is None else parts[0]
+    def _landmarks(self, candidates: int) -> int | None:
+        """How many of the rows that they are drawn from; None is all."""
+        if self.landmarks == "auto":
+            enough = automatic_landmarks(candidates)
+            return enough if enough < candidates else None
         if self.landmarks is None:
-            return candidates
-        if self.landmarks > len(candidates):
+            return None
+        if self.landmarks > candidates:
             raise ParameterError(
-                f"landmarks must be at most the {len(candidates)} rows that they are drawn from, got {self.landmarks}: use "
+                f"landmarks must be at most the {candidates} rows that they are drawn from, got {self.landmarks}: use "
                 "fewer, or None for all of them"
             )
-        return candidates[torch.from_numpy(generator.choice(len(candidates), int(self.landmarks), replace=False))]
-
-    def _features(self, role: str, landmarks: Tensor) -> KernelFeatures:
-        """Features of a role and the covariates."""
-        bandwidths = column_bandwidths(self.bandwidths_, role, width=landmarks.shape[1])
-        return features_that_fit(
-            landmarks=landmarks, bandwidths=bandwidths, role=role, folds=self.folds if self.split is None else None
-        )
-
-    def _stages(
-        self, inputs: KernelInputs, parts: Sequence[Tensor], phi: KernelFeatures, psi: KernelFeatures
-    ) -> KernelTwoStage:
-        penalties = {
-            f"stage{stage}_penalties": torch.tensor(penalty_values(name, getattr(self, name)), dtype=torch.float64)
-            for stage, name in ((1, "ridge1"), (2, "ridge2"))
-        }
-        if self.split is not None:
-            first, second = parts
-            sample1 = inputs.moments(first, of=first, phi=phi, psi=psi, structural=True)
-            sample2 = inputs.moments(second, of=second, phi=phi, psi=psi, structural=False)
-            return fit_two_samples(sample1=sample1, sample2=sample2, **penalties)
-        everything, structural = torch.cat(tuple(parts)), self.validation == "treatment"
-        folds = [inputs.moments(part, of=everything, phi=phi, psi=psi, structural=structural) for part in parts]
-        return fit_across_folds(folds, **penalties)
+        return int(self.landmarks)

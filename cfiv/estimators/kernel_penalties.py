@@ -51,11 +51,11 @@ def penalty_table(choices: Mapping[str, PenaltyChoice]) -> pd.DataFrame:
     return pd.concat(stages, ignore_index=True)[["stage", "penalty", "loss", "chosen"]]
 
 
-def warn_of_ends(choices: Mapping[str, PenaltyChoice]) -> None:
+def warn_of_ends(choices: Mapping[str, PenaltyChoice], *, lined: bool) -> None:
     """Warn where the best penalty is the smallest or the largest tried and the loss is still falling there.
 
     Not at ``PENALTIES[0]`` or below: data without noise want no penalty, and smaller ones make no difference that float64
-    shows.
+    shows. Nor at ``PENALTIES[-1]`` or above beside a line, which is what large ones leave.
 
     Warns
     -----
@@ -63,7 +63,8 @@ def warn_of_ends(choices: Mapping[str, PenaltyChoice]) -> None:
     """
     for name, choice in choices.items():
         smallest = choice.chosen == float(choice.penalties.min())
-        if choice.slope() < SLOPE or (smallest and choice.chosen <= PENALTIES[0]):
+        harmless = choice.chosen <= PENALTIES[0] if smallest else lined and choice.chosen >= PENALTIES[-1]
+        if choice.slope() < SLOPE or harmless:
             continue
         which, towards = ("smallest", "smaller") if smallest else ("largest", "larger")
         advice = f"give {towards} values of {name}"

@@ -28,7 +28,7 @@ from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, t
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.build import copied, made_ready
 from cfiv.learning.networks import evaluate
-from cfiv.numerics.kernels import KernelExpansion
+from cfiv.numerics.kernels import KernelExpansion, Line
 from cfiv.numerics.two_stage import structural_features
 from cfiv.runtime.module_state import cast, extra_of, misfit, put, tensors_of
 from cfiv.tensor_file import DAMAGE
@@ -78,6 +78,7 @@ def component_to_values(component: Component) -> dict[str, Any]:
             "points": expansion.points,
             "bandwidths": expansion.bandwidths,
             "coefficients": expansion.coefficients,
+            "line": None if expansion.line is None else dict(vars(expansion.line)),
             "outcome_scale": _scale_to_values(component.outcome_scale),
         }
     if isinstance(component, SieveComponent):
@@ -134,12 +135,14 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
         covariates = numbers(values["covariates"], (inputs.covariates,))
         return LinearComponent(number(values["constant"]), numbers(values["treatment"], (columns,)), covariates)
     if kind == "kernel":
-        fields(values, "kind", "points", "bandwidths", "coefficients", "outcome_scale")
+        values = {"line": None, **values}  # not in files of before there were lines
+        fields(values, "kind", "points", "bandwidths", "coefficients", "line", "outcome_scale")
         rows = len(values["points"])
         expansion = KernelExpansion(
             points=tensor_of(values["points"], (rows, inputs.width), torch.float64),
             bandwidths=tensor_of(values["bandwidths"], (inputs.width,), torch.float64),
             coefficients=tensor_of(values["coefficients"], (rows,), torch.float64),
+            line=None if values["line"] is None else _line_from_values(values["line"], inputs.width),
         )
         if not bool((expansion.bandwidths > 0).all()):
             raise ValueError("a bandwidth is not positive")
@@ -162,6 +165,12 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
         return SmoothComponent(smooth, coefficients, _scale_from_values(values["outcome_scale"], (1,)))
     choice(kind, ("network",))
     return _network_component(values, inputs, given)
+
+
+def _line_from_values(values: Any, width: int) -> Line:
+    fields(values, "constant", "slopes", "centre")
+    shapes: dict[str, tuple[int, ...]] = {"constant": (), "slopes": (width,), "centre": (width,)}
+    return Line(**{name: tensor_of(values[name], shape, torch.float64) for name, shape in shapes.items()})
 
 
 def _network_component(values: dict[str, Any], inputs: Inputs, given: Mapping[str, Any]) -> NetworkComponent:

@@ -33,21 +33,19 @@ Econometrics Journal 21, 2018) are our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfiv.numerics.kernels import blocks
-from cfiv.numerics.landmarks import KernelFeatures
+from cfiv.numerics.landmarks import Features
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
 
-#: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` or ``E[h | Z, X]``.
-Validation = Literal["treatment", "instruments"]
+#: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` with controls for the confounder beside it,
+#: ``h(T, X)`` alone, or ``E[h | Z, X]``.
+Validation = Literal["control", "treatment", "instruments"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +55,7 @@ class Moments:
     Parameters
     ----------
     first_stage : SquaredError
-        Of ``psi`` on ``phi``: G (p, p), R (p, q).
+        Of ``psi`` on ``phi``: G (p, p), R (p, q). Controls count among the last columns of ``psi``.
     instrument_outcome : Tensor (p, 1)
         ``sum w phi Y``.
     structural : SquaredError or None
@@ -85,9 +83,10 @@ def sample_moments(
     treatments: Tensor,
     outcome: Tensor,
     weights: Tensor,
-    instrument_features: KernelFeatures,
-    treatment_features: KernelFeatures,
+    instrument_features: Features,
+    treatment_features: Features,
     structural: bool,
+    controls: Tensor | None = None,
 ) -> Moments:
     """Moments of some rows.
 
@@ -100,21 +99,25 @@ def sample_moments(
     outcome : Tensor (n, 1)
     weights : Tensor (n,)
         The rows' shares, >= 0: of a whole sample they sum to one.
-    instrument_features, treatment_features : KernelFeatures
+    instrument_features, treatment_features : Features
         ``phi`` and ``psi``.
     structural : bool
         Whether the moments of Y on ``psi`` are wanted.
+    controls : Tensor (n, c), optional
+        Further columns that stage 1 predicts: they come after ``psi``.
 
     Notes
     -----
     O(n r^2) for r landmarks; besides the result, memory for a few blocks of rows.
     """
-    p, q = len(instrument_features), len(treatment_features)
+    p, q = len(instrument_features), len(treatment_features) + (0 if controls is None else controls.shape[1])
     gram, cross, right = (outcome.new_zeros(p, width) for width in (p, q, 1))
     treatment_gram, treatment_right = (outcome.new_zeros(q if structural else 0, width) for width in (q, 1))
     for rows in blocks(rows=len(outcome), columns=max(p, q)):
         w = weights[rows, None]
         phi, psi, y = instrument_features(instruments[rows]), treatment_features(treatments[rows]), w * outcome[rows]
+        if controls is not None:
+            psi = torch.cat([psi, controls[rows]], dim=1)
         right.addmm_(phi.mT, y)
         if structural:
             treatment_right.addmm_(psi.mT, y)
@@ -146,12 +149,15 @@ class KernelTwoStage:
         ``u``: ``h(x) = u' psi(x)``.
     stage1, stage2 : PenaltyChoice
         The losses of the penalties that were tried, means over the rows that they were taken on.
+    family : {"curve", "line and curve", "line"}
+        What ``h`` is a sum of: see :mod:`cfiv.numerics.kernel_cross_fitting`.
     """
 
     first_stage: Tensor
     structural: Tensor
     stage1: PenaltyChoice
     stage2: PenaltyChoice
+    family: str = "curve"
 
 
 def fit_two_samples(
@@ -179,60 +185,3 @@ def fit_two_samples(
     second = RidgePath.factor(sample2.reduced_form.through(v))
     stage2 = PenaltyChoice(penalties=stage2_penalties, losses=second.losses(sample1.structural, stage2_penalties))
     return KernelTwoStage(first_stage=v, structural=second.weights(stage2.chosen)[:, 0], stage1=stage1, stage2=stage2)
-
-
-def fit_across_folds(folds: Sequence[Moments], *, stage1_penalties: Tensor, stage2_penalties: Tensor) -> KernelTwoStage:
-    """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
-
-    ``lambda`` minimises ``sum_k loss_k(V_k(lambda))``, stage 1's loss out of fold. To judge ``xi``, fold k is kept from *both*
-    stages: u from the other folds j, each predicted by the rows outside j and k, then the loss on fold k. (Of a V_j that has
-    seen the treatments of fold k the loss falls again towards penalties that are far too small. Two folds leave no other rows:
-    there j is predicted by k, as sample 2 is by sample 1 in the paper.) Moments with structural moments are validated at the
-    treatments, those without at the instruments (see :data:`Validation`). ``xi`` is beside the mean over all rows; where a
-    fold is missing, the penalty of the *sum* stays what it is, as the variance of the noise does.
-
-    Parameters
-    ----------
-    folds : sequence of Moments
-        At least two, and three to validate at the instruments; their weights sum to one.
-    stage1_penalties, stage2_penalties : Tensor (m,)
-        As in :func:`fit_two_samples`.
-
-    Notes
-    -----
-    Two eigendecompositions a fold and a Cholesky solve for each ordered pair of folds, however many penalties:
-    O(K^2 (p^3 + q^3)). Besides the moments of the folds it holds one V a fold and a few matrices.
-    """
-    losses1 = torch.zeros_like(stage1_penalties)
-    for k, fold in enumerate(folds):
-        losses1 += RidgePath.factor(_outside(folds, k)).losses(fold.first_stage, stage1_penalties)
-    stage1 = PenaltyChoice(penalties=stage1_penalties, losses=losses1)
-    lam = stage1.chosen
-    first_stages = [_outside(folds, k).minimiser(lam) for k in range(len(folds))]
-    losses2 = torch.zeros_like(stage2_penalties)
-    for k, (fold, v) in enumerate(zip(folds, first_stages, strict=True)):
-        rest = [j for j in range(len(folds)) if j != k]
-        second = RidgePath.factor(_stage2(folds, rest, (_unseeing(folds, lam, j=j, k=k) for j in rest)))
-        held_out = fold.reduced_form.through(v) if fold.structural is None else fold.structural
-        losses2 += second.losses(held_out, stage2_penalties)
-    stage2 = PenaltyChoice(penalties=stage2_penalties, losses=losses2)
-    second_stage = _stage2(folds, range(len(folds)), first_stages).minimiser(stage2.chosen)[:, 0]
-    return KernelTwoStage(
-        first_stage=torch.stack(first_stages).mean(dim=0), structural=second_stage, stage1=stage1, stage2=stage2
-    )
-
-
-def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
-    """Of stage 1 on the rows outside some folds: a sum, since a difference has no digits left where one fold weighs most."""
-    return reduce(add, (fold.first_stage for i, fold in enumerate(folds) if i not in without))
-
-
-def _unseeing(folds: Sequence[Moments], lam: float, *, j: int, k: int) -> Tensor:
-    """V that predicts fold j while fold k is held out: from the rows outside both (of two folds, from k)."""
-    return (_outside(folds, j) if len(folds) == 2 else _outside(folds, j, k)).minimiser(lam)
-
-
-def _stage2(folds: Sequence[Moments], which: Sequence[int], first_stages: Iterable[Tensor]) -> SquaredError:
-    """Of Y on ``V_j' phi`` on some folds, as a sum: beside it a penalty weighs as it does beside the mean over all rows."""
-    parts = (folds[j].reduced_form.through(v) for j, v in zip(which, first_stages, strict=True))
-    return replace(reduce(add, parts), weight=1.0)

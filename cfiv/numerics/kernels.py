@@ -51,19 +51,42 @@ def blocks(*, rows: int, columns: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Line:
+    """``l(x) = constant + slopes'(x - centre)``.
+
+    Parameters
+    ----------
+    constant : Tensor ()
+    slopes, centre : Tensor (d,)
+    """
+
+    constant: Tensor
+    slopes: Tensor
+    centre: Tensor
+
+    def __call__(self, at: Tensor) -> Tensor:
+        """``l`` at each row, shape (n, d) -> (n,)."""
+        values: Tensor = self.constant + (at - self.centre) @ self.slopes
+        return values
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KernelExpansion:
-    """``f(x) = sum_l c_l k(x_l, x)``.
+    """``f(x) = sum_l c_l k(x_l, x) + l(x)``.
 
     Parameters
     ----------
     points : Tensor (r, d)
     bandwidths : Tensor (d,)
     coefficients : Tensor (r,)
+    line : Line, optional
+        ``l``; zero where there is none.
     """
 
     points: Tensor
     bandwidths: Tensor
     coefficients: Tensor
+    line: Line | None = None
 
     def __call__(self, at: Tensor) -> Tensor:
         """``f`` at each row, shape (n, d) -> (n,), in blocks of rows."""
@@ -71,4 +94,5 @@ class KernelExpansion:
             kernel_matrix(at[rows], self.points, bandwidths=self.bandwidths) @ self.coefficients
             for rows in blocks(rows=len(at), columns=len(self.points))
         ]
-        return torch.cat(parts)
+        values = torch.cat(parts)
+        return values if self.line is None else values + self.line(at)

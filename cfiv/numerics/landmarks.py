@@ -1,4 +1,5 @@
 """Features of landmarks: functions on a kernel's span of some points, in coordinates whose inner product is the kernel's.
+Before them there may be the columns of a line.
 
 References
 ----------
@@ -7,12 +8,12 @@ Williams and Seeger, "Using the Nyström Method to Speed Up Kernel Machines", Ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cfiv.numerics.kernels import KernelExpansion, kernel_matrix
+from cfiv.numerics.kernels import KernelExpansion, Line, kernel_matrix
 from cfiv.numerics.pivoted_cholesky import pivoted_cholesky
 
 
@@ -62,3 +63,55 @@ class KernelFeatures:
         """The function ``x -> weights' f(x)`` of weights (k,) as a sum of kernels at the landmarks."""
         coefficients = torch.linalg.solve_triangular(self.triangle.mT, weights[:, None], upper=True)[:, 0]
         return KernelExpansion(points=self.landmarks, bandwidths=self.bandwidths, coefficients=coefficients)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LineColumns:
+    """The columns of a line: a constant, where there is one, and the inputs, ``[1, (x - centre) / scale]``.
+
+    Parameters
+    ----------
+    centre, scale : Tensor (d,)
+    constant : bool
+    """
+
+    centre: Tensor
+    scale: Tensor
+    constant: bool
+
+    def __len__(self) -> int:
+        return int(self.constant) + len(self.centre)
+
+    def __call__(self, at: Tensor) -> Tensor:
+        """Shape (n, d) -> (n, 1 + d), or (n, d) without a constant."""
+        columns = (at - self.centre) / self.scale
+        return torch.cat([columns.new_ones(len(at), 1), columns], dim=1) if self.constant else columns
+
+    def line(self, weights: Tensor) -> Line:
+        """The function of weights, one a column."""
+        constant = weights[0] if self.constant else weights.new_zeros(())
+        return Line(constant=constant, slopes=weights[int(self.constant) :] / self.scale, centre=self.centre)
+
+
+@dataclass(frozen=True, eq=False)
+class LinedFeatures:
+    """The columns of a line, and then the features of a kernel."""
+
+    columns: LineColumns
+    kernel: KernelFeatures
+
+    def __len__(self) -> int:
+        return len(self.columns) + len(self.kernel)
+
+    def __call__(self, at: Tensor) -> Tensor:
+        """Shape (n, d) -> (n, 1 + d + k)."""
+        return torch.cat([self.columns(at), self.kernel(at)], dim=1)
+
+    def expansion(self, weights: Tensor) -> KernelExpansion:
+        """The function ``x -> weights' f(x)``."""
+        count = len(self.columns)
+        return replace(self.kernel.expansion(weights[count:]), line=self.columns.line(weights[:count]))
+
+
+#: Functions of points whose span is searched.
+Features = KernelFeatures | LinedFeatures

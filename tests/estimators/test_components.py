@@ -12,7 +12,7 @@ from torch import nn
 from cfiv.estimators.components import TOGETHER, Component, KernelComponent, LinearComponent, NetworkComponent, SieveComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.whole_sample import CHUNK
-from cfiv.numerics.kernels import KernelExpansion
+from cfiv.numerics.kernels import KernelExpansion, Line
 from cfiv.numerics.sieve_basis import SieveBasis
 from cfiv.numerics.splines import Spline
 from cfiv.numerics.two_stage import Structure
@@ -43,12 +43,14 @@ def network(structure: Structure, *, covariates: bool = True, treatment: int = 2
     return NetworkComponent(Counting(treatment, 3), given, structural, structure, SCALE, SCALE, SCALE, double=True)
 
 
-def kernel(columns: int) -> KernelComponent:
+def kernel(columns: int, *, lined: bool = False) -> KernelComponent:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(9, columns, dtype=torch.float64, generator=generator)
     coefficients = torch.randn(9, dtype=torch.float64, generator=generator)
     bandwidths = torch.linspace(0.5, 2.0, columns).double()
-    return KernelComponent(KernelExpansion(points=points, bandwidths=bandwidths, coefficients=coefficients), SCALE)
+    line = Line(constant=torch.tensor(0.5).double(), slopes=bandwidths - 1, centre=3 * bandwidths) if lined else None
+    expansion = KernelExpansion(points=points, bandwidths=bandwidths, coefficients=coefficients, line=line)
+    return KernelComponent(expansion, SCALE)
 
 
 def sieve(*, products: bool, covariates: int = 2) -> SieveComponent:
@@ -71,6 +73,8 @@ IMAGES = np.random.default_rng(2).normal(size=(3, 2, 2))
         pytest.param(LinearComponent(1.0, np.array([2.0, 3.0]), np.array([4.0, 5.0])), TREATMENTS, COVARIATES, id="linear"),
         pytest.param(LinearComponent(1.0, np.array([2.0, 3.0]), np.array([])), TREATMENTS, None, id="linear, alone"),
         pytest.param(kernel(4), TREATMENTS, COVARIATES, id="kernel"),
+        pytest.param(kernel(4, lined=True), TREATMENTS, COVARIATES, id="kernel and line"),
+        pytest.param(kernel(2, lined=True), TREATMENTS, None, id="kernel and line, alone"),
         pytest.param(kernel(6), IMAGES, COVARIATES, id="kernel of images"),
         pytest.param(kernel(2), TREATMENTS, None, id="kernel, alone"),
         pytest.param(sieve(products=False), TREATMENTS, COVARIATES, id="sieve"),

@@ -30,8 +30,16 @@ def table(n: int = 121, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"y": 50 + 10 * np.sin(t) + 5 * x + 5 * u + 0.1 * noise, "t": t, "z": z, "x": x})
 
 
+#: Nothing but the Gaussian kernel of the paper, with its bandwidths, on all rows.
+PLAIN: dict[str, Any] = {"linear": False, "bandwidths": "median", "landmarks": None}
+
+
 def model(**arguments: Any) -> KernelIV:
     return KernelIV(FORMULA, **{"random_state": 0, **arguments})
+
+
+def plain(**arguments: Any) -> KernelIV:
+    return model(**{**PLAIN, "validation": "treatment", **arguments})
 
 
 def split(rows: int, seed: int, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -70,21 +78,21 @@ def test_every_row_is_used_and_none_by_its_own_first_stage() -> None:
     """Moving one outcome moves h; moving the outcomes of a fold does not move what judges stage 1."""
     frame, moved = table(), table()
     moved.loc[5, "y"] += 1.0
-    one, other = model().fit(frame), model().fit(moved)
+    one, other = plain().fit(frame), plain().fit(moved)
     assert not np.allclose(one.predict(frame), other.predict(frame), rtol=1e-6)
     losses = [fitted.penalties_.loc[fitted.penalties_["stage"] == 1, "loss"] for fitted in (one, other)]
     np.testing.assert_array_equal(*losses)
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("arguments", [{"split": 0.5}, {}, {"validation": "instruments"}], ids=str)
+@pytest.mark.parametrize("arguments", [{"split": 0.5}, {}, {"validation": "instruments"}, {"validation": "control"}], ids=str)
 def test_a_grid_chooses_what_one_fit_a_penalty_would(arguments: dict[str, Any]) -> None:
     frame, grid = table(), [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    whole = model(ridge1=grid, ridge2=grid, **arguments).fit(frame)
+    whole = plain(ridge1=grid, ridge2=grid, **arguments).fit(frame)
     chosen = whole.penalties_[whole.penalties_["chosen"]].set_index("stage")["penalty"]
 
     def loss(stage: int, **penalties: float) -> float:
-        found = model(**penalties, **arguments).fit(frame).penalties_.set_index("stage")["loss"]
+        found = plain(**penalties, **arguments).fit(frame).penalties_.set_index("stage")["loss"]
         return float(found[stage])
 
     first = [loss(1, ridge1=lam, ridge2=1.0) for lam in grid]
@@ -94,7 +102,7 @@ def test_a_grid_chooses_what_one_fit_a_penalty_would(arguments: dict[str, Any]) 
     by_stage = whole.penalties_.groupby("stage")["loss"].apply(list)
     np.testing.assert_allclose(by_stage[1], first, rtol=TRANSCRIBED)
     np.testing.assert_allclose(by_stage[2], second, rtol=TRANSCRIBED)
-    alone = model(ridge1=chosen[1], ridge2=chosen[2], **arguments).fit(frame)
+    alone = plain(ridge1=chosen[1], ridge2=chosen[2], **arguments).fit(frame)
     np.testing.assert_array_equal(alone.predict(frame), whole.predict(frame))
 
 
@@ -145,21 +153,21 @@ def test_rows_of_weight_zero_are_no_rows_but_for_the_split() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
-def test_without_a_constant_the_function_goes_to_zero_far_away_and_else_to_the_mean() -> None:
+def test_without_a_line_the_function_goes_to_the_mean_far_away_and_without_a_constant_to_zero() -> None:
     frame, far = table(), table().assign(t=1e6)
-    np.testing.assert_allclose(model().fit(frame).predict(far), frame["y"].mean())
-    np.testing.assert_array_equal(KernelIV("y ~ 0 + x + [t ~ z]", random_state=0).fit(frame).predict(far), 0.0)
+    np.testing.assert_allclose(plain().fit(frame).predict(far), frame["y"].mean())
+    np.testing.assert_array_equal(KernelIV("y ~ 0 + x + [t ~ z]", random_state=0, **PLAIN).fit(frame).predict(far), 0.0)
 
 
 def test_bandwidths_are_reported_in_the_users_units_and_may_be_given_by_role() -> None:
     frame = table()
-    found = model().fit(frame).bandwidths_
+    found = plain().fit(frame).bandwidths_
     distances = np.abs(frame["t"].to_numpy()[:, None] - frame["t"].to_numpy())[np.triu_indices(len(frame), 1)]
     assert found["treatment"] == [pytest.approx(np.median(distances), rel=1e-12)]
-    given = model(bandwidths={"treatment": 2.0}).fit(frame)
+    given = plain(bandwidths={"treatment": 2.0}).fit(frame)
     assert given.bandwidths_ == {**found, "treatment": [2.0]}
-    same = model(bandwidths=found).fit(frame)
-    np.testing.assert_array_equal(same.predict(frame), model().fit(frame).predict(frame))
+    same = plain(bandwidths=found).fit(frame)
+    np.testing.assert_array_equal(same.predict(frame), plain().fit(frame).predict(frame))
     assert "bandwidth" in str(given.summary())
 
 
@@ -172,7 +180,9 @@ def test_images_are_flat_vectors_with_one_bandwidth(tmp_path: Path) -> None:
     pictures = KernelIV(random_state=0).fit(IVData(treatment=images, **roles))
     width = pictures.bandwidths_["treatment"]
     assert len(width) == 1
-    flat = KernelIV(random_state=0, bandwidths={"treatment": width * 64}).fit(IVData(treatment=images.reshape(-1, 64), **roles))
+    flat = KernelIV(random_state=0, **{**PLAIN, "bandwidths": {"treatment": width * 64}}, validation="treatment").fit(
+        IVData(treatment=images.reshape(-1, 64), **roles)
+    )
     expected = flat.predict(treatment=images.reshape(-1, 64), covariates=frame["x"])
     np.testing.assert_array_equal(pictures.predict(treatment=images, covariates=frame["x"]), expected)
     assert pictures.score(IVData(treatment=images, **roles)) > 0.5
@@ -190,23 +200,23 @@ def test_the_best_of_several_penalties_at_an_end_is_warned_of_where_the_loss_sti
         r"the best ridge1 is the smallest of 3, 0\.1, and the held-out loss is still falling there, by \d+% a tenfold change: "
     )
     with pytest.warns(PenaltyRangeWarning, match=says + "give smaller values of ridge1") as caught:
-        model(ridge1=[0.1, 1.0, 10.0], ridge2=1e-3).fit(frame)
+        plain(ridge1=[0.1, 1.0, 10.0], ridge2=1e-3).fit(frame)
     assert caught[0].filename == __file__  # the warning points at the user's line
     says = (
         "the best ridge2 is the largest of 2, 1e-06.*give larger values of ridge2, and see whether the instruments say anything"
     )
     with pytest.warns(PenaltyRangeWarning, match=says):
-        model(ridge1=1e-3, ridge2=[1e-7, 1e-6]).fit(frame)
+        plain(ridge1=1e-3, ridge2=[1e-7, 1e-6]).fit(frame)
 
 
 def test_no_end_is_warned_of_where_it_does_not_matter() -> None:
     """A single value, an outcome without noise at the smallest default, an outcome of noise at the largest."""
     frame = table()
     model(ridge1=10.0, ridge2=10.0).fit(frame)
-    noiseless = model().fit(frame.assign(t=frame["z"], y=np.sin(frame["z"])))
+    noiseless = plain().fit(frame.assign(t=frame["z"], y=np.sin(frame["z"])))
     chosen = noiseless.penalties_[noiseless.penalties_["chosen"]].set_index("stage")["penalty"]
     assert chosen[2] < 1e-8
-    model().fit(frame.assign(y=np.random.default_rng(1).normal(size=len(frame))))
+    plain().fit(frame.assign(y=np.random.default_rng(1).normal(size=len(frame))))
 
 
 @pytest.mark.law
@@ -226,14 +236,20 @@ def test_a_number_may_be_an_array_without_a_dimension() -> None:
         ({"ridge2": [1.0, -1.0]}, r"ridge2 must be .* got \[1\.0, -1\.0\]"),
         ({"ridge2": []}, r"ridge2 must be .* got \[\]"),
         ({"ridge1": "auto"}, "ridge1 must be .* got 'auto'"),
-        ({"landmarks": 0}, "landmarks must be a whole number >= 1, or None for all rows, got 0"),
+        ({"landmarks": 0}, "landmarks must be a whole number >= 1, 'auto', or None for all rows, got 0"),
         ({"landmarks": 121}, "landmarks must be at most the 120 rows that they are drawn from, got 121: use fewer"),
         ({"landmarks": 61, "split": 0.5}, "landmarks must be at most the 60 rows"),
         ({"split": 1.0}, r"split must be > 0 and < 1, or None for cross-fitting, got 1\.0"),
         ({"folds": 1}, "folds must be a whole number >= 2, got 1"),
-        ({"validation": "truth"}, "validation must be 'treatment' or 'instruments', got 'truth'"),
+        ({"validation": "truth"}, "validation must be one of 'control', 'treatment', 'instruments', got 'truth'"),
         ({"validation": "instruments", "folds": 2}, "needs rows that neither stage has seen, and folds=2 leaves none"),
         ({"validation": "instruments", "split": 0.5}, r"and split=0\.5 leaves none: cross-fit with folds >= 3, or use"),
+        (
+            {"validation": "control", "split": 0.5},
+            r"'control' needs rows that neither stage has seen, and split=0\.5 leaves none",
+        ),
+        ({"linear": 1}, "linear must be True or False, got 1"),
+        ({"bandwidths": "mean"}, "bandwidths must be a mapping with keys among .*, 'median', or None to find them, got 'mean'"),
         ({"random_state": -1}, "random_state must be a whole number >= 0, a numpy Generator or None, got -1"),
         ({"bandwidths": 1.0}, r"bandwidths must be a mapping with keys among 'treatment', .* got 1\.0"),
         ({"bandwidths": {"price": 1.0}}, "bandwidths must be a mapping with keys among"),
@@ -272,8 +288,8 @@ def test_matrices_that_do_not_fit_are_refused_with_a_number_of_landmarks_that_do
     with pytest.raises(
         TooLargeError, match=says + "that are free: use the Nyström version with fewer landmarks, such as .*=13"
     ):
-        model().fit(frame)
-    assert np.isfinite(model(landmarks=13).fit(frame).predict(frame)).all()
+        plain().fit(frame)
+    assert np.isfinite(plain(landmarks=13).fit(frame).predict(frame)).all()
 
 
 def test_the_machine_says_how_much_memory_is_free() -> None:

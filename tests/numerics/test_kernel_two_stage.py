@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cfiv.numerics import kernels
-from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, fit_across_folds, fit_two_samples, sample_moments
+from cfiv.numerics.kernel_cross_fitting import fit_across_folds
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, fit_two_samples, sample_moments
 from cfiv.numerics.kernels import kernel_matrix
 from cfiv.numerics.landmarks import KernelFeatures
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
@@ -268,6 +269,54 @@ def test_a_ridge_path_solves_the_penalised_normal_equations_and_has_the_losses_o
         torch.testing.assert_close(features.mT @ (targets - features @ w) / 30, penalty * w, rtol=0, atol=ROUNDING)
         torch.testing.assert_close(half.minimiser(penalty), w, rtol=1e-10, atol=ROUNDING)
         assert loss == pytest.approx(float((answers - others @ w).square().sum() / 20), rel=1e-12)
+
+
+class Leading:
+    """A regression on two columns with a penalty of their own and four others, row by row."""
+
+    own = 0.05
+
+    def __init__(self) -> None:
+        self.features, self.targets = normal(30, 6), normal(30, 2, seed=1)
+        square = self.targets.square().mean(dim=0)
+        self.square = square
+        self.sample = SquaredError(
+            gram=self.features.mT @ self.features / 30,
+            right=self.features.mT @ self.targets / 30,
+            square=float(square.sum()),
+        )
+        self.path = RidgePath.factor(self.sample, leading=2, own=self.own)
+
+
+@pytest.mark.law
+def test_leading_features_have_a_penalty_of_their_own_and_are_all_that_an_infinite_one_leaves() -> None:
+    problem = Leading()
+    for penalty in (1e-3, 0.1, 10.0):
+        w, each = problem.path.weights(penalty), torch.tensor([problem.own] * 2 + [penalty] * 4, dtype=torch.float64)
+        residuals = problem.targets - problem.features @ w
+        torch.testing.assert_close(problem.features.mT @ residuals / 30, each[:, None] * w, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(problem.sample.minimiser(each), w, rtol=1e-10, atol=ROUNDING)
+        torch.testing.assert_close(
+            problem.path.paths(torch.tensor([penalty], dtype=torch.float64)), w[:, :1], rtol=0, atol=ROUNDING
+        )
+    line = problem.path.weights(float("inf"))
+    expected = problem.sample.columns(torch.arange(2)).minimiser(problem.own)
+    torch.testing.assert_close(line, torch.cat([expected, torch.zeros(4, 2).double()]), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.oracle
+def test_the_evidence_of_a_penalty_is_the_normal_likelihood_of_the_rows() -> None:
+    """Of rows with the covariance ``1 + F F' / (rows mu)``, the leading features' beside it, and the scale profiled out."""
+    problem, penalties = Leading(), torch.tensor([1e-3, 1e-1, 1.0], dtype=torch.float64)
+    leading, others = problem.features[:, :2], problem.features[:, 2:]
+    direct = []
+    for penalty in penalties.tolist():
+        known = torch.eye(30).double() + leading @ leading.mT / (30 * problem.own)
+        covariance = known + others @ others.mT / (30 * penalty)
+        forms = (problem.targets * torch.linalg.solve(covariance, problem.targets)).sum(dim=0) / 30
+        direct.append(float(28 * forms.log().sum() + 2 * (torch.logdet(covariance) - torch.logdet(known))))
+    found = problem.path.evidence(square=problem.square, rows=30, penalties=penalties)
+    np.testing.assert_allclose(found, direct, rtol=1e-10)
 
 
 def test_the_slope_at_an_end_is_a_share_of_the_loss_a_decade_in_whatever_order() -> None:

@@ -1,0 +1,210 @@
+"""Cross-fitted kernel instrumental variable regression, with a line beside the curve.
+
+``psi`` and ``phi`` may begin with the columns of a line, ``L = [1, x]``, whose penalty is their own: one row's worth of
+information, 1/n on the mean loss of standardised columns. Then
+
+    h(x) = b' L(x) + u' psi(x),    penalised by  |b|^2 / n + xi |u|^2,
+
+so that a truth that is a line costs little and nothing pulls its effect to zero; an infinite xi leaves two-stage least squares
+on the instruments that stage 1 makes (:mod:`cfiv.numerics.kernel_first_stage`).
+
+A curve alone, without the line, is a candidate too: it knows with fewer directions what instruments cannot tell.
+
+Which xi, and which candidate, is said by rows that neither stage has seen. To :data:`cfiv.numerics.kernel_two_stage.Validation`
+comes a third loss: with ``v`` what stage 1 leaves of the treatment,
+
+    min_rho  mean (Y - h(X) - rho' v)^2 + |rho|^2 / n    on each fold.
+
+Under confounding the error e leans on v. Where it is linear in v (a linear control function) this loss sees all of h, as the
+paper's does, and is not drawn to the confounder. Nothing else rests on that: all candidates are solutions of stage 2.
+
+References
+----------
+Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019. Cross-fitting is after Chernozhukov et al.,
+"Double/debiased machine learning", Econometrics Journal 21, 2018; control functions after Newey, Powell, Vella, "Nonparametric
+estimation of triangular simultaneous equations models", Econometrica 67, 1999. Lines, candidates and their choice are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cfiv.numerics.kernel_first_stage import PLAIN, FirstStage, Layout, is_beyond_chance
+from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments
+from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
+
+#: What ``h`` is a sum of.
+Family = Literal["line and curve", "curve", "line"]
+
+
+def fit_across_folds(
+    folds: Sequence[Moments],
+    *,
+    stage1_penalties: Tensor,
+    stage2_penalties: Tensor,
+    layout: Layout = PLAIN,
+    families: Sequence[Family] = ("line and curve", "curve"),
+    fallback: bool = False,
+) -> KernelTwoStage:
+    """Both stages with every row predicted by a first stage that has not seen it, and stage 2 on all rows.
+
+    Each fold k is held out once from both stages: stage 2 is fitted to the other folds j, with predictions of fold j by the
+    rows outside j and k, then the loss is taken on fold k. (Of a V_j that has seen the treatments of fold k the loss falls
+    again towards penalties that are far too small. Two folds leave no other rows: there j is predicted by k, as sample 2 is by
+    sample 1 in the paper.) ``xi`` is beside the mean over all rows; where a fold is missing, the penalty of the *sum* stays
+    what it is, as the variance of the noise does.
+
+    Parameters
+    ----------
+    folds : sequence of Moments
+        At least two; their weights sum to one. Without structural moments they are validated at the instruments, which needs
+        three of them.
+    stage1_penalties, stage2_penalties : Tensor (m,)
+        As in :func:`cfiv.numerics.kernel_two_stage.fit_two_samples`. That of a line and of controls in stage 1 is chosen among
+        the same by itself.
+    layout : Layout
+    families : sequence of {"line and curve", "curve"}
+        Candidates; a line is in none of them where there is none.
+    fallback : bool
+        Whether the answer is the line where nothing is better than it on held-out rows by ``ENOUGH`` standard errors.
+
+    Notes
+    -----
+    A decomposition a fold in stage 1 and one a fold and candidate in stage 2, however many penalties, and Cholesky solves for
+    each pair of folds: O(K^2 (p^3 + q^3)).
+    """
+    first = FirstStage.choose(folds, stage1_penalties, layout)
+    first_stages = [first.of_fold(k) for k in range(len(folds))]
+    everything = _stage2(folds, range(len(folds)), first_stages)
+    search = _Search(everything, [_held_out(first, k) for k in range(len(folds))], layout)
+    if not layout.treatments:
+        families = ("curve",)
+    best = min((search.candidate(family, stage2_penalties) for family in families), key=lambda found: found.loss)
+    if fallback and layout.treatments:
+        line = search.candidate("line", everything.gram.new_tensor([math.inf]))
+        if not _is_better(best, line, folds, layout):
+            best = replace(line, choice=best.choice)
+    return KernelTwoStage(
+        first_stage=torch.stack(first_stages).mean(dim=0),
+        structural=best.structural,
+        stage1=first.choice,
+        stage2=best.choice,
+        family=best.family,
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _HeldOut:
+    """One fold, and stage 2 on the others.
+
+    Parameters
+    ----------
+    fit : SquaredError
+        Of Y on ``V' phi`` on the other folds.
+    fold : SquaredError
+        What is compared with the outcome: Y on ``psi``, or on ``V' phi``.
+    on_controls : Tensor (q + 1, c)
+        ``sum w psi v'``, and in the last row ``sum w Y v'``.
+    controls : Tensor (c, c)
+        ``sum w v v'``.
+    """
+
+    fit: SquaredError
+    fold: SquaredError
+    on_controls: Tensor
+    controls: Tensor
+
+
+def _held_out(first: FirstStage, k: int) -> _HeldOut:
+    """Fold k, and stage 2 on the others with predictions that have not seen it."""
+    folds = first.folds
+    rest = [j for j in range(len(folds)) if j != k]
+    fit = _stage2(folds, rest, (first.of_fold(j, held_out=k) for j in rest))
+    fold, v = folds[k], first.of_fold(k, held_out=k)
+    if fold.structural is None:
+        none = v.new_zeros(v.shape[1] + 1, 0)
+        return _HeldOut(fit=fit, fold=fold.reduced_form.through(v), on_controls=none, controls=none[:0])
+    width, w = v.shape[1], first.of_controls(k)
+    psi, outcome, cross = fold.structural.gram, fold.structural.right, fold.first_stage.right
+    leaning = w.mT @ cross
+    on_controls = torch.cat(
+        [psi[:width, width:] - leaning[:, :width].mT, (outcome[width:] - w.mT @ fold.instrument_outcome).mT]
+    )
+    among = psi[width:, width:] - leaning[:, width:] - leaning[:, width:].mT + w.mT @ fold.first_stage.gram @ w
+    return _HeldOut(fit=fit, fold=fold.structural.columns(torch.arange(width)), on_controls=on_controls, controls=among)
+
+
+def _stage2(folds: Sequence[Moments], which: Iterable[int], first_stages: Iterable[Tensor]) -> SquaredError:
+    """Of Y on ``V_j' phi`` on some folds, as a sum: beside it a penalty weighs as it does beside the mean over all rows."""
+    parts = (folds[j].reduced_form.through(v) for j, v in zip(which, first_stages, strict=True))
+    return replace(reduce(add, parts), weight=1.0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Candidate:
+    """Stage 2 on some columns of ``psi``: ``u`` on all of them, zero on others, at the best penalty."""
+
+    family: Family
+    structural: Tensor
+    choice: PenaltyChoice
+
+    @property
+    def loss(self) -> float:
+        """The lowest on held-out rows."""
+        return float(self.choice.losses.min())
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Stage 2 on all rows, and on all but each fold."""
+
+    everything: SquaredError
+    held_out: Sequence[_HeldOut]
+    layout: Layout
+
+    def candidate(self, family: Family, penalties: Tensor) -> _Candidate:
+        """The best penalty of a family."""
+        columns = self._columns(family)
+        losses = torch.zeros_like(penalties)
+        for part in self.held_out:
+            path = self._path(part.fit, columns)
+            losses += path.losses(part.fold.columns(columns), penalties)
+            # Of the residuals Y - h(X) on the controls. Each fold has a slope of its own: so has each h.
+            on_controls = part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
+            controls = part.controls.clone()
+            controls.diagonal().add_(self.layout.penalty)
+            losses -= (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
+        choice = PenaltyChoice(penalties=penalties, losses=losses)
+        structural = torch.zeros_like(self.everything.right[:, 0])
+        structural[columns] = self._path(self.everything, columns).weights(choice.chosen)[:, 0]
+        return _Candidate(family=family, structural=structural, choice=choice)
+
+    def _path(self, sample: SquaredError, columns: Tensor) -> RidgePath:
+        leading = int((columns < self.layout.treatments).sum())
+        return RidgePath.factor(sample.columns(columns), leading=leading, own=self.layout.penalty)
+
+    def _columns(self, family: Family) -> Tensor:
+        everything = torch.arange(len(self.everything.right))
+        line = self.layout.treatments
+        if family == "line":
+            return everything[:line]
+        if family == "line and curve":
+            return everything
+        return torch.cat([everything[: int(self.layout.constant)], everything[line:]])
+
+
+def _is_better(candidate: _Candidate, line: _Candidate, folds: Sequence[Moments], layout: Layout) -> bool:
+    """Whether its held-out loss is lower by more than chance."""
+    difference = candidate.structural - line.structural
+    held_out = reduce(add, (fold.structural for fold in folds if fold.structural is not None))
+    gram = held_out.gram[: len(difference), : len(difference)]
+    square = float(difference @ gram @ difference)
+    return is_beyond_chance(line.loss - candidate.loss, loss=candidate.loss, square=square, rows=1.0 / layout.penalty)

@@ -1,0 +1,192 @@
+"""Stage 1 of cross-fitted kernel instrumental variable regression, of kernels and of lines.
+
+``V`` predicts ``psi`` on a fold from the other folds. Where ``psi`` begins with the columns of a line, L, these have a penalty
+of their own, and either of two predictions:
+
+* by lines in the instruments and covariates, from all rows: those of two-stage least squares. This is so unless curves
+  predict held-out rows better by more than chance.
+* by curves, from the other folds, regressed on once more over all rows, ``L ~ C' V' phi``: noise in V then makes them
+  imprecise, not too small.
+
+The predictions of a kernel's features are left as they are. Their noise pulls the curve towards the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from cfiv.numerics.kernel_two_stage import Moments
+from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
+
+#: Standard errors by which a curve must be better than a line on held-out rows.
+ENOUGH = 1.0
+
+#: Share of their mean square that is added to Gram matrices of predictions, which may be collinear.
+COLLINEAR = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the columns of a line and controls are.
+
+    Parameters
+    ----------
+    instruments, treatments : int
+        Leading columns of ``phi`` and of ``psi`` that are a line's; zero without one.
+    constant : bool
+        Whether the first is a constant.
+    controls : int
+        Trailing columns of ``psi``.
+    penalty : float
+        Of coefficients of a line or of controls, on the mean loss: 1/n, one row's worth of information.
+    """
+
+    instruments: int = 0
+    treatments: int = 0
+    constant: bool = False
+    controls: int = 0
+    penalty: float = 0.0
+
+
+PLAIN = Layout()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FirstStage:
+    """Stage 1 with its penalties.
+
+    Parameters
+    ----------
+    folds : sequence of Moments
+    layout : Layout
+    choice : PenaltyChoice
+        Of the features of a kernel.
+    of_line : float
+        The penalty for the line and controls; infinite where lines predict them.
+    calibration : Tensor (l, l)
+        ``C``, the identity where lines predict.
+    """
+
+    folds: Sequence[Moments]
+    layout: Layout
+    choice: PenaltyChoice
+    of_line: float
+    calibration: Tensor
+
+    @classmethod
+    def choose(cls, folds: Sequence[Moments], penalties: Tensor, layout: Layout) -> FirstStage:
+        """By the losses of each fold's predictions by the others."""
+        kernel, others = _targets(folds[0].first_stage, layout)
+        straight = penalties.new_tensor([math.inf])
+        losses, losses_of_line, of_straight = torch.zeros_like(penalties), torch.zeros_like(penalties), torch.zeros(1).double()
+        for k, fold in enumerate(folds):
+            path = RidgePath.factor(_outside(folds, k), leading=layout.instruments, own=layout.penalty)
+            losses += path.of(kernel).losses(fold.first_stage.of(kernel, square=fold.first_stage.square), penalties)
+            if layout.treatments:
+                # Standardised columns: each has a mean square of one.
+                of_line = fold.first_stage.of(others, square=fold.first_stage.weight * len(others))
+                losses_of_line += path.of(others).losses(of_line, penalties)
+                of_straight += path.of(others).losses(of_line, straight)
+        choice = PenaltyChoice(penalties=penalties, losses=losses)
+        identity = torch.eye(layout.treatments, dtype=penalties.dtype)
+        first = cls(folds=folds, layout=layout, choice=choice, of_line=choice.chosen, calibration=identity)
+        if not layout.treatments:
+            return first
+        curved = PenaltyChoice(penalties=penalties, losses=losses_of_line)
+        first = replace(first, of_line=curved.chosen)
+        loss, gain = float(curved.losses.min()), float(of_straight - curved.losses.min())
+        square = sum(first._square_of_curves(k) for k in range(len(folds)))
+        if is_beyond_chance(gain, loss=loss, square=square, rows=1.0 / layout.penalty):
+            return replace(first, calibration=first._calibrated())
+        return replace(first, of_line=math.inf)
+
+    def of_fold(self, j: int, *, held_out: int | None = None) -> Tensor:
+        """V (p, q) that predicts fold j while another, or itself, is held out.
+
+        From the rows outside both (of two folds, from the other one); of straight lines from all rows that are not held out.
+        """
+        without = {j} if held_out is None or len(self.folds) == 2 else {j, held_out}
+        v = self._outside(*without)
+        at, end = self.layout.treatments, v.shape[1] - self.layout.controls
+        if math.isinf(self.of_line):
+            sample = _outside(self.folds, *(() if held_out is None else (held_out,)))
+            line = self._lines(sample, torch.arange(at))
+        else:
+            line = v[:, :at] @ self.calibration
+        return torch.cat([line, v[:, at:end]], dim=1)
+
+    def of_controls(self, k: int) -> Tensor:
+        """V (p, c) that predicts the controls of fold k from the others."""
+        sample = _outside(self.folds, k)
+        targets = torch.arange(sample.right.shape[1])[sample.right.shape[1] - self.layout.controls :]
+        return self._minimiser(sample, targets, self.of_line)
+
+    def _outside(self, *without: int) -> Tensor:
+        """V of the rows outside some folds, controls included; (p, q + c)."""
+        sample = _outside(self.folds, *without)
+        if not self.layout.treatments:
+            return sample.minimiser(self.choice.chosen)
+        kernel, others = _targets(sample, self.layout)
+        v = torch.empty_like(sample.right)
+        v[:, kernel] = self._minimiser(sample, kernel, self.choice.chosen)
+        v[:, others] = self._minimiser(sample, others, self.of_line)
+        return v
+
+    def _minimiser(self, sample: SquaredError, targets: Tensor, penalty: float) -> Tensor:
+        if math.isinf(penalty):
+            return self._lines(sample, targets)
+        penalties = sample.gram.new_full((len(sample.gram),), penalty)
+        penalties[: self.layout.instruments] = self.layout.penalty
+        return sample.of(targets, square=0.0).minimiser(penalties)
+
+    def _lines(self, sample: SquaredError, targets: Tensor) -> Tensor:
+        """V of the line's columns of ``phi`` alone."""
+        leading = torch.arange(self.layout.instruments)
+        v = sample.gram.new_zeros(len(sample.gram), len(targets))
+        v[leading] = sample.of(targets, square=0.0).columns(leading).minimiser(self.layout.penalty)
+        return v
+
+    def _square_of_curves(self, k: int) -> float:
+        """``sum w d^2`` of the differences between curves and lines that predict fold k."""
+        sample = _outside(self.folds, k)
+        _, others = _targets(sample, self.layout)
+        difference = self._minimiser(sample, others, self.of_line) - self._lines(sample, others)
+        return float((difference * (self.folds[k].first_stage.gram @ difference)).sum())
+
+    def _calibrated(self) -> Tensor:
+        """C of the regression of the line's columns on their predictions, over all folds."""
+        line = torch.arange(self.layout.treatments)
+        parts = (
+            fold.first_stage.of(line, square=0.0).through(self._minimiser(_outside(self.folds, k), line, self.of_line))
+            for k, fold in enumerate(self.folds)
+        )
+        sample = replace(reduce(add, parts), weight=1.0)
+        return sample.minimiser(COLLINEAR * sample.gram.diagonal().clamp(min=COLLINEAR))
+
+
+def is_beyond_chance(gain: float, *, loss: float, square: float, rows: float) -> bool:
+    """Whether a held-out loss is lower than another by more than ``ENOUGH`` standard errors.
+
+    The losses of two functions that differ by d differ by ``mean d^2 - 2 mean e d``, with a standard error of
+    ``2 sqrt(loss mean d^2 / rows)``.
+    """
+    return gain > ENOUGH * 2.0 * math.sqrt(max(loss, 0.0) * max(square, 0.0) / rows)
+
+
+def _targets(sample: SquaredError, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Of stage 1: the features of the kernel, and the line with the controls."""
+    targets = torch.arange(sample.right.shape[1])
+    end = len(targets) - layout.controls
+    return targets[layout.treatments : end], torch.cat([targets[: layout.treatments], targets[end:]])
+
+
+def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:
+    """Of stage 1 on the rows outside some folds: a sum, since a difference has no digits left where one fold weighs most."""
+    return reduce(add, (fold.first_stage for i, fold in enumerate(folds) if i not in without))
