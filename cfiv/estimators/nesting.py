@@ -1,4 +1,4 @@
-"""How far learned features may depart from the smooth model: as far as held-out rows speak for it."""
+"""How far learned functions may depart from the smooth model: as far as rows that neither has seen speak for it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Reduced:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What held-out rows say of an increment ``d`` to a function ``h_0``: the coefficient ``s`` of ``d`` in ``Y - h_0 - s d``.
+    """What rows not seen say of an increment ``d`` to a function ``h_0``: the coefficient ``s`` of ``d`` in ``Y - h_0 - s d``.
 
         s = sum_i g_i (Y_i - h_0(T_i, X_i)) / sum_i g_i d(T_i, X_i),    g = E[d(T, X) | Z, X],
 
@@ -96,17 +96,14 @@ class Evidence:
         ``s``.
     std_error : float
         Robust; rows of a cluster count as one.
-    explained : float
-        Share of the increment's variance that its prediction explains on these rows: how strong its instrument is.
     improves : bool
         Whether ``(Y - h_0 - min(s, 1) d)^2`` is lower than ``(Y - h_0)^2`` besides.
-    reduced : Losses
+    reduced : Reduced
         What predictions from instruments and covariates are worth on these rows.
     """
 
     share: float
     std_error: float
-    explained: float
     improves: bool
     reduced: Reduced
 
@@ -160,7 +157,7 @@ class Nest:
         learned: tuple[Component, ...],
         reduced_form: ReducedForm,
     ) -> Nest:
-        """By the evidence of held-out rows; without any the smooth model, where there is one."""
+        """By the evidence of rows not seen; without any the smooth model, where there is one."""
         if smooth is None:
             return cls.alone(learned, reduced_form)
         evidence = weigh(data, smooth, functions) if functions else None
@@ -241,11 +238,9 @@ def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction])
     scores = np.bincount(groups, weights=weights * predicted * (residual - share * increment))
     error = math.sqrt(float((scores**2).sum())) / abs(strength) if strength else math.inf
     after = residual - min(share, 1.0) * increment
-    covered = float((weights * predicted**2).sum() * (weights * increment**2).sum())
     return Evidence(
         share=share,
         std_error=error,
-        explained=strength**2 / covered if covered else 0.0,
         improves=float((weights * after**2).sum()) < float((weights * residual**2).sum()),
         reduced=Reduced(predicted, constant, line, base, weights, groups),
     )
