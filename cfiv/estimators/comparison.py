@@ -10,7 +10,11 @@ import pandas as pd
 
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.parameters import several
 from cfiv.rendering import to_html, to_latex, to_markdown, to_text
+
+#: In this order.
+COLUMNS = ("estimator", "rows", "seconds", "penalties", "trusted", "score", "error")
 
 
 class HasError(Protocol):
@@ -66,7 +70,8 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
     -------
     Comparison
         Whose ``table`` has the index ``model`` and the columns ``estimator, rows, seconds`` (of the fit), ``penalties`` (those
-        that the fit chose, of each function averaged) and, where asked for, ``score`` and ``error``.
+        that the fit chose, of each function averaged), where a model knows of its worth ``trusted`` ("yes" where nothing speaks
+        against it, else "no"; see ``trust_`` of :class:`cfiv.DFIV`) and, where asked for, ``score`` and ``error``.
 
     Raises
     ------
@@ -100,14 +105,20 @@ def compare(models: Mapping[str, StructuralEstimator], *, data: Any = None, trut
             "seconds": model.fit_seconds_,
             "penalties": _listed(model.chosen_penalties_),
         }
+        trust = getattr(model, "trust_", None)
+        if trust is not None:
+            record["trusted"] = "yes" if trust.trusted else "no"
         if data is not None:
             record["score"] = model.score(data)
         if truth is not None:
             record["error"] = truth.error(model)
         records.append(record)
-    return Comparison(pd.DataFrame(records).set_index("model"))
+    table = pd.DataFrame(records).set_index("model")
+    if "trusted" in table:
+        table = table.fillna({"trusted": ""})  # of those that do not know
+    return Comparison(table[[name for name in COLUMNS if name in table]])
 
 
 def _listed(penalties: Mapping[str, tuple[float, ...]]) -> str:
     """``ridge1 1e-05, 0.001; ridge2 1e-06``."""
-    return "; ".join(f"{name} {', '.join(f'{value:.2g}' for value in values)}" for name, values in penalties.items())
+    return "; ".join(f"{name} {several(values)}" for name, values in penalties.items())

@@ -20,7 +20,7 @@ from cfiv.estimators.budget import check_fits, check_training_steps, number_of_f
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.nesting import LearnedFunction, Nest
-from cfiv.estimators.parameters import learning_rates, per_network
+from cfiv.estimators.parameters import learning_rates, per_network, several
 from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.smooth_model import SmoothModel
@@ -577,10 +577,7 @@ class DFIV(StructuralEstimator):
             "Training": f"{training_steps(self.steps, rows=len(sample))} steps, {' and '.join(ends)}",
             **layers,
             **({"Unpredicted penalty": f"{unpredicted:g}"} if unpredicted else {}),
-            **{
-                f"Final {name}": ", ".join(f"{value:g}" for value in values) + " (by held-out loss)"
-                for name, values in self._chosen().items()
-            },
+            **{f"Final {name}": f"{several(values)} (by held-out loss)" for name, values in self._chosen().items()},
             "Last layers": "refitted on whole samples"
             if self.report == "refit" or self.steps == 0
             else "as training left them",

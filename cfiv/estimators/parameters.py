@@ -1,7 +1,8 @@
-"""Hyper-parameters of the networks' optimisers: one for all of them, or one a network."""
+"""Hyper-parameters of the networks' optimisers, one for all of them or one a network, and how several numbers are told."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from cfiv.checks import check_number, is_within, refusal
@@ -27,3 +28,10 @@ def per_network(name: str, given: Any) -> PerNetwork:
     if len(values) != 3 or not all(is_within(value, least=0.0) for value in values):
         raise refusal(name, "one number or three (treatment, instrument, covariate), each finite and >= 0", given)
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def several(values: Sequence[float]) -> str:
+    """``1e-05, 0.001``, and of more than four ``1e-07 to 0.1``."""
+    if len(values) > 4:
+        return f"{min(values):.2g} to {max(values):.2g}"
+    return ", ".join(f"{value:.2g}" for value in values)

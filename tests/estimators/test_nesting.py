@@ -274,3 +274,14 @@ def test_the_budget_grows_with_the_rows() -> None:
 def test_words_other_than_auto_are_refused(name: str) -> None:
     with pytest.raises(ParameterError, match=f"{name} .*or 'auto'"):
         quick(**{name: "many"}).fit(straight(100, seed=0))
+
+
+def test_a_comparison_says_which_fits_may_be_believed() -> None:
+    models = {
+        "good": quick().fit(straight(400, seed=0)),
+        "worthless": quick().fit(straight(400, seed=0, strength=0.0)),
+    }
+    assert cfiv.compare(models).table["trusted"].to_dict() == {"good": "yes", "worthless": "no"}
+    plain = {"2SLS": cfiv.TwoStageLeastSquares().fit(straight(400, seed=0))}
+    assert "trusted" not in cfiv.compare(plain).table
+    assert cfiv.compare(models | plain).table["trusted"].to_dict()["2SLS"] == ""
