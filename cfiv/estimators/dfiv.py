@@ -381,7 +381,9 @@ class DFIV(StructuralEstimator):
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
-        members = self._members(problem)
+        fits = number_of_fits(self.fits, rows=len(problem.sample), images=problem.sample.treatment.ndim > 2)
+        *generators, last = np.random.default_rng(self.random_state).spawn(fits * len(self._swaps()) + 1)
+        members = self._members(problem, generators[:fits])
         _warn_if_weak(problem, members[0].networks[0])
         steps = training_steps(self.steps, rows=len(data))
         with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
@@ -404,7 +406,7 @@ class DFIV(StructuralEstimator):
             for one in self.fits_
         )
         facts = self._facts(problem.sample, interrupted=interrupted)
-        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted])
+        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], last)
         self.trust_ = nest.trust(data, learned)
         if not self.trust_.trusted:
             warn(f"the estimate is {self.trust_}", WorthlessFitWarning)
@@ -419,15 +421,18 @@ class DFIV(StructuralEstimator):
         )
 
     def _nest(
-        self, data: IVData, problem: StandardisedData, learned: tuple[NetworkComponent, ...], splits: Sequence[Split]
+        self,
+        data: IVData,
+        problem: StandardisedData,
+        learned: tuple[NetworkComponent, ...],
+        splits: Sequence[Split],
+        generator: np.random.Generator,
     ) -> Nest:
         """The learned functions and the smooth model that they are weighed against."""
         together = problem.reduced_form(self.fits_)
         if not self.nested or self._options().split is None:
             return Nest.alone(learned, together)
-        smooth = SmoothModel.fit(
-            data, np.random.default_rng(self.random_state).spawn(len(splits) + 1)[-1], products=self.structure == "product"
-        )
+        smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
         functions = [
             LearnedFunction(
                 component,
@@ -438,15 +443,17 @@ class DFIV(StructuralEstimator):
         ]
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
-    def _members(self, problem: StandardisedData) -> list[PlannedMember]:
-        """Every function to be averaged: its rows, networks and random numbers."""
-        members, options = [], self._options()
-        fits = number_of_fits(self.fits, rows=len(problem.sample), images=problem.sample.treatment.ndim > 2)
-        for number, generator in enumerate(np.random.default_rng(self.random_state).spawn(fits)):
-            swaps = (False, True) if self.swap and options.split is not None else (False,)
-            split_generator, *generators = generator.spawn(1 + len(swaps))
+    def _swaps(self) -> tuple[bool, ...]:
+        """Whether the samples have swapped roles, of the functions of one split."""
+        return (False, True) if self.swap and self._options().split is not None else (False,)
+
+    def _members(self, problem: StandardisedData, generators: Sequence[np.random.Generator]) -> list[PlannedMember]:
+        """Every function to be averaged: its rows, networks and random numbers; of each split a generator."""
+        members, options, swaps = [], self._options(), self._swaps()
+        for number, generator in enumerate(generators):
+            split_generator, *own = generator.spawn(1 + len(swaps))
             first, second = self._split(problem, split_generator)
-            for swapped, fit_generator in zip(swaps, generators, strict=True):
+            for swapped, fit_generator in zip(swaps, own, strict=True):
                 holdout_generator, batch_generator, network_generator = fit_generator.spawn(3)
                 stage1, sample2 = (second, first) if swapped else (first, second)
                 share, clusters = options.holdout, problem.clusters
@@ -457,7 +464,7 @@ class DFIV(StructuralEstimator):
                 size = training_batch(
                     self.batch_size,
                     rows=len(problem.sample),
-                    fits=fits,
+                    fits=len(generators),
                     smallest_sample=min(len(split.stage1), len(split.stage2)),
                     images=problem.sample.treatment.ndim > 2,
                 )

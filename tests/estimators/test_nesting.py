@@ -285,3 +285,13 @@ def test_a_comparison_says_which_fits_may_be_believed() -> None:
     plain = {"2SLS": cfiv.TwoStageLeastSquares().fit(straight(400, seed=0))}
     assert "trusted" not in cfiv.compare(plain).table
     assert cfiv.compare(models | plain).table["trusted"].to_dict()["2SLS"] == ""
+
+
+@pytest.mark.law
+def test_a_generator_is_the_source_of_the_same_draws_as_its_seed() -> None:
+    train, _ = demand.simulate(300, seed=0)
+    fits = [
+        DFIV(demand.FORMULA, steps=40, fits=1, progress=False, random_state=source).fit(train.frame).predict(train.frame)
+        for source in (5, np.random.default_rng(5))
+    ]
+    np.testing.assert_array_equal(*fits)
