@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cfiv.checks import check_choice, check_whole, shown
+from cfiv.checks import check_choice, check_flag, check_whole, shown
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
@@ -14,7 +14,7 @@ from cfiv.inference.estimates import Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
-from cfiv.inference.linear_in_basis import allowance_of, bases_of
+from cfiv.inference.linear_in_basis import SizeChoice, bases_of, choice_of, undersmoothed
 from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
@@ -26,15 +26,15 @@ from cfiv.memory import within_memory
 WITHOUT = {
     "DFIV": (
         "its features were learned from the same rows, and intervals that take them as given cover the truth in 13 to 39 % of "
-        "samples instead of 95: use TwoStageLeastSquares with splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "samples instead of 95: use SieveIV, which finds curves too and has bands"
     ),
     "NetworkRegression": (
-        "its features were learned from the same rows, and it takes treatments for exogenous: use TwoStageLeastSquares with "
-        "splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares with "
+        "splines, such as [bs(t, df=5) ~ z]"
     ),
     "KernelIV": (
         "its penalties pull the curve towards zero by more than its noise, so that intervals around it cover too seldom: use "
-        "TwoStageLeastSquares with splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "SieveIV, which finds curves too and has bands"
     ),
 }
 
@@ -46,6 +46,7 @@ def infer(
     covariance: str | None = None,
     clusters: str | Sequence[str] | None = None,
     level: float = 0.95,
+    undersmooth: bool = True,
     draws: int = DRAWS,
     random_state: int = 0,
 ) -> Inference:
@@ -64,8 +65,8 @@ def infer(
     data : table or IVData
         The rows that the estimator was fitted to.
     model : estimator
-        Fitted: :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula. Roles, weights and
-        ``debiased`` are its own.
+        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
+        Roles, weights and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
     clusters : str or two of them, optional
@@ -73,6 +74,11 @@ def infer(
         as ``IVData(clusters=...)``.
     level : float
         Of confidence, of intervals and of bands.
+    undersmooth : bool
+        Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a basis with
+        twice as many functions of the treatment. The estimator's own curve balances bias and noise, and no interval counts the
+        bias. False takes that curve, with the band of Chen, Christensen and Kankanala, which holds where instruments tell fine
+        functions apart nearly as well as coarse ones. Notes say which it is.
     draws : int
         Of the multipliers, at least 100.
     random_state : int
@@ -106,7 +112,9 @@ def infer(
     References
     ----------
     Chen and Christensen, "Optimal sup-norm rates and uniform inference on nonlinear functionals of nonparametric IV
-    regression", *Quantitative Economics* 9, 2018, for bands by multipliers.
+    regression", *Quantitative Economics* 9, 2018, for bands by multipliers. Chen, Christensen and Kankanala, "Adaptive estimation
+    and uniform confidence bands for nonparametric structural functions and elasticities", *Review of Economic Studies* (arXiv
+    2107.11869), for those around a size that the data chose.
 
     Examples
     --------
@@ -123,7 +131,9 @@ def infer(
     seed = check_whole("random_state", random_state, least=0)
     if covariance is not None:
         check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
-    function = _fitted(model)
+    check_flag("undersmooth", undersmooth)
+    fitted = _fitted(model)
+    function = undersmoothed(fitted) if undersmooth else fitted
     with within_memory("infer", "fit fewer rows, or a smaller basis"):
         rows = FittedRows.of(data, model, covariance=covariance, clusters=clusters)
         bases = bases_of(function)
@@ -134,32 +144,34 @@ def infer(
         debiased = bool(getattr(model, "debiased", False))
         clustered = list(rows.groups.values())
         joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
-        rows.check_same(joint.fitted, model)
+        rows.check_same(joint.fitted, function.components[0], model)
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=joint.leverage)
-        average = Asker(function.encoder, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
+        average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         stages[0].correlations,
         rows=len(rows),
         instruments=stages[0].instruments,
         treatments=treatments.shape[1],
     )
+    choice = choice_of(function)
     multipliers = Multipliers(
         level=float(level),
         draws=draws,
         seed=seed,
         df=len(rows) - joint.fits[0].size if debiased else None,
-        allowance=allowance_of(function),
+        allowance=0.0 if choice is None else choice.allowance,
     )
+    doubts = _doubts(model, strength, choice_of(fitted), undersmooth=undersmooth)
     return Inference(
         function=function,
-        law=Law(joint.fits, multipliers, strength is not None and strength.is_weak),
+        law=Law(joint.fits, multipliers, bool(doubts)),
         average=average,
         seen=seen,
         strength=strength,
         covariance=rows.describe(debiased=debiased),
         rows=len(rows),
-        notes=_notes(model, strength),
+        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
     )
 
 
@@ -194,12 +206,36 @@ def _fitted(model: Any) -> StructuralFunction:
     return function
 
 
-def _notes(model: StructuralEstimator, strength: Strength | None) -> tuple[str, ...]:
+def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth: bool) -> tuple[str, ...]:
+    """What the estimates are of, where that is not what the estimator's name says."""
     if isinstance(model, LeastSquares):
         return ("least squares takes treatments for exogenous: its intervals are not of the structural function",)
+    if choice is None:
+        return ()
+    chosen, larger = choice.sizes[choice.chosen], choice.sizes[choice.larger]
+    if not undersmooth:
+        return (f"of the {chosen} functions that the data chose, whose bias may be larger than the band allows for",)
+    if choice.larger == choice.chosen:
+        return (f"of {chosen} functions, the only size that so few rows bear: the curve's bias may not be small",)
+    few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than the instruments bear, so its bias may not be small"
+    return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
+
+
+def _doubts(
+    model: StructuralEstimator, strength: Strength | None, choice: SizeChoice | None, *, undersmooth: bool
+) -> tuple[str, ...]:
+    """Why the intervals may hold less often than they say."""
+    if isinstance(model, LeastSquares):
+        return ()
+    found = []
     if strength is not None and strength.is_weak:
-        return (
+        found.append(
             f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
-            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
+            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set"
         )
-    return ()
+    if choice is not None and choice.contradicted(choice.larger if undersmooth else choice.chosen):
+        found.append(
+            "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold "
+            "less often than they say"
+        )
+    return tuple(found)
