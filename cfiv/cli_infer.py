@@ -70,8 +70,8 @@ def infer(
     """Intervals and bands for what FORMULA estimates from the table TRAIN.
 
     Effects, the curve of the treatment, and its average derivative, averaged over the rows. Curves come from --estimator
-    sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features have
-    no intervals.
+    sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features
+    have no intervals.
     """
     import cfiv
     from cfiv.inference.estimates import table_of
@@ -85,8 +85,16 @@ def infer(
     check_estimator(registered.kind)
     frame = training_table(train, formula, clusters=clusters)
     model = make(registered, formula, seed=seed, progress=False, weights=weights).fit(frame)
-    options = {"covariance": covariance, "clusters": clusters or None, "level": level, "undersmooth": undersmooth}
-    inference = cfiv.infer(frame, model, **options, draws=draws, random_state=seed)
+    inference = cfiv.infer(
+        frame,
+        model,
+        covariance=covariance,
+        clusters=clusters or None,
+        level=level,
+        undersmooth=undersmooth,
+        draws=draws,
+        random_state=seed,
+    )
     answers = _answers(inference, effect, points, derivative=derivative)
     click.echo("\n\n".join(map(str, (inference, *answers))))
     if out is not None:

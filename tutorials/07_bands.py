@@ -13,11 +13,12 @@
 # %% [markdown]
 # # How sure is a curve?
 #
-# A curve from 2000 rows is one of the many that 2000 rows could have given. An **interval** and a **band** say how far apart those
-# are. They promise different things, and both promise nothing where the table has no rows. We first look at what they promise
-# where the truth is known and samples can be drawn again, and then at wages.
+# A curve from 2000 rows is one of the many that 2000 rows could have given. An **interval** and a **band** say how far apart
+# those are. They promise different things, and both promise nothing where the table has no rows. We first look at what they
+# promise where the truth is known and samples can be drawn again, and then at wages.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from linearmodels.datasets import card
@@ -47,25 +48,28 @@ inference = cfiv.infer(table, model)
 inference
 
 # %% [markdown]
-# `SieveIV` chose a number of splines that balances bias and noise. That is the best single curve it can give, and a poor one to put
-# an interval around: an interval counts noise and no bias. So `infer` estimates again with at least twice as many functions, whose
-# bias is small, and says so in its note. That curve is rougher, and its interval is honest.
+# `SieveIV` chose a number of splines that balances bias and noise. That is the best single curve it can give, and a poor one to
+# put an interval around: an interval counts noise and no bias. So `infer` estimates again with at least twice as many
+# functions, whose bias is small, and says so in its note. That curve is rougher, and its interval is honest.
 
 # %%
 band = inference.dose_response(grid)
 ax = band.plot()
 ax.plot(grid, np.sin(grid), ":", color="black", label="truth")
-ax.legend(frameon=False, loc="lower left");
+ax.legend(frameon=False, loc="lower left")
+plt.show()
 
 # %% [markdown]
-# The inner ribbon is the pointwise interval, the outer one the uniform band. To see the difference, we draw the sample anew, sixty
-# times, and count two things: at how many doses the interval holds the truth, and in how many samples it does so at *all* of them.
+# The inner ribbon is the pointwise interval, the outer one the uniform band. To see the difference, we draw the sample anew,
+# sixty times, and count two things: at how many doses the interval holds the truth, and in how many samples it does so at *all*
+# of them.
 
 
 # %%
 def held(seed):
     table = sample(2000, seed)
-    found = cfiv.infer(table, cfiv.SieveIV("y ~ [dose ~ z]", random_state=seed).fit(table), draws=1000).dose_response(grid).table
+    model = cfiv.SieveIV("y ~ [dose ~ z]", random_state=seed).fit(table)
+    found = cfiv.infer(table, model, draws=1000).dose_response(grid).table
     inside = found["lower"].lt(np.sin(grid)) & found["upper"].gt(np.sin(grid))
     banded = found["band_lower"].lt(np.sin(grid)) & found["band_upper"].gt(np.sin(grid))
     return {"interval, doses": inside.mean(), "interval, whole curves": inside.all(), "band, whole curves": banded.all()}
@@ -75,16 +79,16 @@ pd.DataFrame([held(seed) for seed in range(1, 61)]).astype(float).mean().round(2
 
 # %% [markdown]
 # * **The interval** is right at about 95 % of the doses. It is for a reader who named *one* dose before looking.
-# * Read as a curve it is wrong most of the time: somewhere it misses.
-# * **The band** holds whole curves in at least 95 % of the samples. It is for everything one says after looking: that the curve rises,
-#   bends, or has its top at 1.6.
+# * Read as a curve it is wrong in half of the samples: somewhere it misses.
+# * **The band** holds whole curves in at least 95 % of the samples. It is for everything one says after looking: that the curve
+#   rises, bends, or has its top at 1.6.
 #
 # ## 2. Wages and a test score
 #
-# Card's table has the wages of young men, their `IQ` in a school test, and their score in a quiz on the world of work, `KWW`. An IQ
-# test measures ability with an error, which flattens the curve of wages against it. `KWW` measures ability too, and if its errors have
-# nothing to do with those of the IQ test, nor with wages but through ability, it is an instrument. Whether that is so no table can
-# say; it is the assumption.
+# Card's table has the wages of young men, their `IQ` in a school test, and their score in a quiz on the world of work, `KWW`.
+# An IQ test measures ability with an error, which flattens the curve of wages against it. `KWW` measures ability too, and if
+# its errors have nothing to do with those of the IQ test, nor with wages but through ability, it is an instrument. Whether that
+# is so no table can say; it is the assumption.
 
 # %%
 columns = ["lwage", "IQ", "KWW", "exper", "black", "south", "smsa"]
@@ -96,14 +100,15 @@ inference
 
 # %% [markdown]
 # Two numbers to look at before the curve. The **canonical correlations** say how strongly the instrument moves the functions of
-# the basis: the first is a plain slope, and strong; the last a fine bend, of which the quiz tells next to nothing. A wide band will be
-# the honest answer to that. Had the first been weak, or larger bases disagreed with this one, there would be another note, and the
-# band would be dashed.
+# the basis: the first is about a slope, and strong enough; the last a fine bend, of which the quiz tells next to nothing. A wide band
+# will be the honest answer to that. Had the first been weak, or larger bases disagreed with this one, there would be another
+# note, and the band would be dashed.
 
 # %%
 points = np.arange(50, 166, 2.5)
 curve = inference.dose_response(points)
-curve.plot().set_ylim(3, 10);
+curve.plot().set_ylim(3, 10)
+plt.show()
 
 # %% [markdown]
 # Against it least squares, in splines as well, which takes the test at its word: narrow, and about another question, as its
@@ -114,11 +119,12 @@ plain = cfiv.LeastSquares("lwage ~ exper + black + south + smsa + [bs(IQ, df=5, 
 naive = cfiv.infer(wages, plain)
 print(naive.notes[0])
 inside = points[(points >= 60) & (points <= 140)]
-naive.dose_response(inside).plot().set_ylim(3, 10);
+naive.dose_response(inside).plot().set_ylim(3, 10)
+plt.show()
 
 # %% [markdown]
-# What may be said? Any one difference has its own interval, of the points that were named before; whether there is a curve at all
-# is a joint test. Estimates of one inference know their covariances, so both are one line.
+# What may be said? Any one difference has its own interval, of the points that were named before; whether there is a curve at
+# all is a joint test. Estimates of one inference know their covariances, so both are one line.
 
 # %%
 print(inference.effect(treatment_from=85, treatment_to=115))
@@ -152,8 +158,8 @@ answer[["IQ", "exper", "black", "estimate", "lower", "upper", "supported"]]
 #
 # ## 4. And when there is no band
 #
-# Card's own instrument is whether there was a college nearby: two values. Through two values goes one line. A curve asked of them is
-# refused rather than drawn.
+# Card's own instrument is whether there was a college nearby: two values. Through two values goes one line. A curve asked of
+# them is refused rather than drawn.
 
 # %%
 try:

@@ -87,8 +87,8 @@ class Asker:
     def at_treatments(self, asked: Counterfactuals, inside: Array) -> Functionals:
         """``mean_i h(t, X_i)`` at each treatment asked; ``inside`` (m,) says which lie in the range of training.
 
-        A treatment is supported if it does, was seen at the covariates of half of the rows or more, and the mean leverage of the
-        rows with it is at most the largest of training.
+        A treatment is supported if it does, was seen at the covariates of half of the rows or more, and the mean leverage of
+        the rows with it is at most the largest of training.
         """
         support = self.function.support
         places = None if support is None else support.places(asked.covariates, asked.rows)

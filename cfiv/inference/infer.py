@@ -29,8 +29,8 @@ WITHOUT = {
         "samples instead of 95: use SieveIV, which finds curves too and has bands"
     ),
     "NetworkRegression": (
-        "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares with "
-        "splines, such as [bs(t, df=5) ~ z]"
+        "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares "
+        "with splines, such as [bs(t, df=5) ~ z]"
     ),
     "KernelIV": (
         "its penalties pull the curve towards zero by more than its noise, so that intervals around it cover too seldom: use "
@@ -77,8 +77,8 @@ def infer(
     undersmooth : bool
         Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a basis with
         twice as many functions of the treatment. The estimator's own curve balances bias and noise, and no interval counts the
-        bias. False takes that curve, with the band of Chen, Christensen and Kankanala, which holds where instruments tell fine
-        functions apart nearly as well as coarse ones. Notes say which it is.
+        bias. False takes that curve, with the narrower band of Chen, Christensen and Kankanala, which may hold far less often
+        than it says. Notes say which it is.
     draws : int
         Of the multipliers, at least 100.
     random_state : int
@@ -112,9 +112,9 @@ def infer(
     References
     ----------
     Chen and Christensen, "Optimal sup-norm rates and uniform inference on nonlinear functionals of nonparametric IV
-    regression", *Quantitative Economics* 9, 2018, for bands by multipliers. Chen, Christensen and Kankanala, "Adaptive estimation
-    and uniform confidence bands for nonparametric structural functions and elasticities", *Review of Economic Studies* (arXiv
-    2107.11869), for those around a size that the data chose.
+    regression", *Quantitative Economics* 9, 2018, for bands by multipliers. Chen, Christensen and Kankanala, "Adaptive
+    estimation and uniform confidence bands for nonparametric structural functions and elasticities", *Review of Economic
+    Studies* (arXiv 2107.11869), for those around a size that the data chose.
 
     Examples
     --------

@@ -149,7 +149,8 @@ def bases_of(function: StructuralFunction) -> tuple[Basis, ...]:
         return (FormulaBasis(function.encoder.intercept),)
     if not isinstance(component, LinearInBasis):
         raise ParameterError(
-            f"{function.estimator} is not linear in a fixed basis, so nothing is known of its errors: use SieveIV or TwoStageLeastSquares"
+            f"{function.estimator} is not linear in a fixed basis, so nothing is known of its errors: use SieveIV or "
+            "TwoStageLeastSquares"
         )
     return (component.basis, *(() if component.choice is None else component.choice.bases))
 
@@ -166,4 +167,3 @@ def undersmoothed(function: StructuralFunction) -> StructuralFunction:
     if not isinstance(component, LinearInBasis) or component.undersmoothed is None:
         return function
     return replace(function, components=(component.undersmoothed,))
-

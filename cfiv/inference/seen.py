@@ -1,8 +1,8 @@
 """What an inference keeps of where training was, beside the support of the structural function.
 
-That knows the columns that a formula makes. Columns that stop at the ends of a range, as of ``bs(t, extrapolation="clip")``, look
-seen beyond it: hence the ranges of treatments as they came. And it knows treatments at like covariates, but not whether a basis
-of many functions is asked far from all rows: hence the leverage.
+That knows the columns that a formula makes. Columns that stop at the ends of a range, as of ``bs(t, extrapolation="clip")``,
+look seen beyond it: hence the ranges of treatments as they came. And it knows treatments at like covariates, but not whether a
+basis of many functions is asked far from all rows: hence the leverage.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Seen:
         return float(values[0]), float(values[-1])
 
     def within(self, treatments: pd.DataFrame) -> Array:
-        """Whether each row (m,) of treatments, as they came, lies in the range of every one that is a number, a little widened."""
+        """Whether each row (m,) of treatments, as they came, lies in or near the range of every one that is a number."""
         inside = np.ones(len(treatments), dtype=bool)
         for name in self.columns:
             least, greatest = self.span(name)

@@ -107,10 +107,7 @@ class AverageEffect:
         StudyError
             If the data are no table with that column.
         """
-        rows = getattr(fit.data, "frame", None)
-        rows = fit.data if rows is None else rows
-        if self.treatment not in getattr(rows, "columns", ()):
-            raise StudyError(f"AverageEffect needs a table with the treatment's column, got none called {self.treatment!r}")
+        rows = _table(fit, self.treatment)
         at_to, at_from = (rows.assign(**{self.treatment: float(t)}) for t in (self.treatment_to, self.treatment_from))
         with silence(UnsupportedTreatmentWarning):  # what is asked here is known
             effect = np.asarray(fit.model.predict(at_to)) - np.asarray(fit.model.predict(at_from))
@@ -217,13 +214,14 @@ class Band:
         ------
         NotApplicableError
             If the model has no intervals.
+        StudyError
+            If the data are no table with that column.
         """
         try:
             check_estimator(type(fit.model))
         except ParameterError as error:
             raise NotApplicableError(str(error)) from None
-        rows = getattr(fit.data, "frame", None)
-        rows = fit.data if rows is None else rows
+        rows = _table(fit, self.treatment)
         inference = infer(fit.data, fit.model, level=self.level, undersmooth=self.undersmooth, draws=self.draws)
         table = inference.dose_response(np.linspace(self.grid_from, self.grid_to, self.points), rows).table
         if self.width:
@@ -232,6 +230,15 @@ class Band:
         worst = int((np.abs(table["estimate"] - truth) / table["std_error"]).to_numpy().argmax())
         estimate, lower, upper = (float(table[name].iloc[worst]) for name in ("estimate", "band_lower", "band_upper"))
         return Estimate(estimate=estimate, truth=float(truth[worst]), lower=lower, upper=upper)
+
+
+def _table(fit: Fit, treatment: str) -> Any:
+    """What a method was fitted to, as a table with that column."""
+    rows = getattr(fit.data, "frame", None)
+    rows = fit.data if rows is None else rows
+    if treatment not in getattr(rows, "columns", ()):
+        raise StudyError(f"effects and bands need a table with the treatment's column, got none called {treatment!r}")
+    return rows
 
 
 def measure(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:

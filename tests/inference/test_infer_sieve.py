@@ -48,7 +48,9 @@ def test_intervals_are_those_of_the_larger_size_given_and_the_model_keeps_its_cu
 
 
 @pytest.mark.law
-def test_without_undersmoothing_estimates_are_the_models_and_the_band_has_the_allowance_of_the_rule(frame: pd.DataFrame) -> None:
+def test_without_undersmoothing_estimates_are_the_models_and_the_band_has_the_allowance_of_the_rule(
+    frame: pd.DataFrame,
+) -> None:
     model = SieveIV("y ~ [t ~ z]", random_state=0).fit(frame)
     choice = component(model).choice
     assert choice is not None
