@@ -52,7 +52,7 @@ def test_it_does_not_apply_to_what_has_no_intervals_and_says_what_it_needs() -> 
     with pytest.raises(StudyError, match="none called 'dose'"):
         Band(treatment="dose", grid_from=0.0, grid_to=1.0)(fitted())
     for wrong, words in (
-        ({"grid_to": -1.0}, "grid_to must be > -0.9"),
+        ({"grid_to": -1.0}, "grid_to must be finite and > -0.9"),
         ({"points": 1}, "points must be a whole number >= 2"),
         ({"level": 95}, "level must be"),
         ({"draws": 9}, "draws must be"),
