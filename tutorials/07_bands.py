@@ -100,9 +100,9 @@ inference
 
 # %% [markdown]
 # Two numbers to look at before the curve. The **canonical correlations** say how strongly the instrument moves the functions of
-# the basis: the first is about a slope, and strong enough; the last a fine bend, of which the quiz tells next to nothing. A wide
-# band will be the honest answer to that. Had the first been weak, or larger bases disagreed with this one, there would be
-# another note, and the band would be dashed.
+# the basis: the first is about a slope, and strong enough; the last a fine bend, of which the quiz tells next to nothing. A
+# wide band will be the honest answer to that. Had the first been weak, or larger bases disagreed with this one, there would
+# be another note, and the band would be dashed.
 
 # %%
 points = np.arange(50, 166, 2.5)
