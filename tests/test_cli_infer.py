@@ -89,3 +89,10 @@ def test_what_is_refused_is_said_on_one_line(arguments: list[str], words: list[s
     assert answer.err.count("\n") == 1
     for word in words:
         assert word in answer.err
+
+
+@pytest.mark.contract
+def test_intervals_of_a_sieve_are_of_the_size_that_is_asked(train: pd.DataFrame, run: Run) -> None:
+    asked = ("train.csv", "y ~ x + [t ~ z]", "--estimator", "sieve-iv", "--effect", "0", "1")
+    assert "for small bias; the curve of" in run(*asked).out
+    assert "functions that the data chose" in run(*asked, "--no-undersmooth").out

@@ -178,8 +178,7 @@ class SieveIV(StructuralEstimator):
         check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
-        scale = Standardiser.fit(data.outcome[:, None], data.weights)
-        columns = self._columns(data, outcome=scale.apply(data.outcome))
+        columns, scale = self._columns(data)
         fit, larger, choice = self._fits_and_choice(columns)
         if not fit.determined:
             raise columns.refusal(fit)
@@ -191,11 +190,26 @@ class SieveIV(StructuralEstimator):
         reduced_form = SieveReducedForm(fit.basis, _in_units(fit.reduced, scale))
         return Estimate((component,), reduced_form, _facts(fit, choice, records), pd.DataFrame())
 
-    def _columns(self, data: IVData, *, outcome: Array) -> SieveColumns:
-        """The columns of the roles, with a standardised outcome (n,)."""
-        return SieveColumns.of(
+    def compare_larger(self, data: Any, generator: np.random.Generator) -> SieveChoice | None:
+        """The segments given, the first size, beside twice, four times, ... as many; None where there is no solution.
+
+        Parameters
+        ----------
+        data : table or IVData
+            The rows of training.
+        generator : Generator
+            Of the multipliers.
+        """
+        return self._compare(
+            self._columns(self.encode(data)[1].with_positive_weight())[0], generator, least=int(self.segments)
+        )[2]
+
+    def _columns(self, data: IVData) -> tuple[SieveColumns, Standardiser]:
+        """The columns of the roles, with a standardised outcome, and its scale."""
+        scale = Standardiser.fit(data.outcome[:, None], data.weights)
+        columns = SieveColumns.of(
             data,
-            outcome=outcome,
+            outcome=scale.apply(data.outcome),
             plain=None if self._roles() is None or data.frame is None else frozenset(map(str, data.frame.columns)),
             options=SplineOptions(
                 structure=self.structure,
@@ -205,6 +219,7 @@ class SieveIV(StructuralEstimator):
                 knots=self.knots,
             ),
         )
+        return columns, scale
 
     def _fits_and_choice(self, columns: SieveColumns) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
         """Of the segments given, or of those that the data choose, and of more that bands need."""
@@ -217,13 +232,19 @@ class SieveIV(StructuralEstimator):
         if self.segments != "auto":
             given = fit_basis(smallest, rows)
             return given, given, None
+        return self._compare(columns, np.random.default_rng(self.random_state), least=1)
+
+    def _compare(
+        self, columns: SieveColumns, generator: np.random.Generator, *, least: int
+    ) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
         return choose_size(
             columns.basis,
-            rows,
+            columns.rows,
             columns.points(),
             variables=columns.variables,
             draws=int(self.draws),
-            generator=np.random.default_rng(self.random_state),
+            generator=generator,
+            least=least,
         )
 
 

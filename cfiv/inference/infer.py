@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from cfiv.checks import check_choice, check_flag, check_whole, shown
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
+from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.estimates import Law
 from cfiv.inference.fitted_rows import FittedRows
@@ -162,7 +165,8 @@ def infer(
         df=len(rows) - joint.fits[0].size if debiased else None,
         allowance=0.0 if choice is None else choice.allowance,
     )
-    doubts = _doubts(model, strength, choice_of(fitted), undersmooth=undersmooth)
+    too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
+    doubts = _doubts(model, strength, too_small=too_small)
     return Inference(
         function=function,
         law=Law(joint.fits, multipliers, bool(doubts)),
@@ -216,14 +220,22 @@ def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth
     if not undersmooth:
         return (f"of the {chosen} functions that the data chose, whose bias may be larger than the band allows for",)
     if choice.larger == choice.chosen:
-        return (f"of {chosen} functions, the only size that so few rows bear: the curve's bias may not be small",)
-    few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than the instruments bear, so its bias may not be small"
+        return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
+    few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than these rows bear, so its bias may not be small"
     return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
 
 
-def _doubts(
-    model: StructuralEstimator, strength: Strength | None, choice: SizeChoice | None, *, undersmooth: bool
-) -> tuple[str, ...]:
+def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data: Any, *, undersmooth: bool, seed: int) -> bool:
+    """Whether larger bases have another curve than that of the estimates, by more than noise."""
+    if choice is not None:
+        return choice.contradicted(choice.larger if undersmooth else choice.chosen)
+    if not isinstance(model, SieveIV):
+        return False
+    compared = model.compare_larger(data, np.random.default_rng(seed))
+    return compared is not None and compared.contradicted(0)
+
+
+def _doubts(model: StructuralEstimator, strength: Strength | None, *, too_small: bool) -> tuple[str, ...]:
     """Why the intervals may hold less often than they say."""
     if isinstance(model, LeastSquares):
         return ()
@@ -233,7 +245,7 @@ def _doubts(
             f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
             "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set"
         )
-    if choice is not None and choice.contradicted(choice.larger if undersmooth else choice.chosen):
+    if too_small:
         found.append(
             "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold "
             "less often than they say"

@@ -166,4 +166,4 @@ def undersmoothed(function: StructuralFunction) -> StructuralFunction:
     component = function.components[0]
     if not isinstance(component, LinearInBasis) or component.undersmoothed is None:
         return function
-    return replace(function, components=(component.undersmoothed,))
+    return replace(function, components=(component.undersmoothed,), facts={})  # which are of the model's own curve

@@ -51,8 +51,8 @@ class SieveChoice:
     threshold : float
         ``theta*``; 0 where there is one size, which can disagree with none.
     chosen, larger : int
-        Positions of the size chosen, and of the undersmoothed one: the smallest with twice as many functions, else the largest;
-        the same where there is one size.
+        Positions of the size chosen, and of the undersmoothed one: the smallest with twice as many functions, else the largest,
+        of those whose instrument columns are independent in the rows; the same where there is none.
     bases : tuple of SieveBasis
         Of the sizes that a band around the size chosen is a supremum over, with that size: all but the two largest, or all if
         the second largest was chosen.
@@ -85,6 +85,7 @@ def choose_size(
     variables: int,
     draws: int,
     generator: np.random.Generator,
+    least: int = 1,
 ) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
     """Fit sizes and choose one.
 
@@ -99,6 +100,8 @@ def choose_size(
         How many variables have splines: sizes go up to n^(1 / log2(2 variables)).
     draws : int
     generator : Generator
+    least : int
+        Segments of the smallest size.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def choose_size(
     choice : SieveChoice or None
         None where the smallest size has no solution.
     """
-    found = list(_within_reach(make, rows, variables))
+    found = list(_within_reach(make, rows, variables=variables, least=least))
     if not found[0][1].determined:
         return found[0][1], found[0][1], None
     segments, fits = [many for many, _ in found], [fit for _, fit in found]
@@ -116,8 +119,10 @@ def choose_size(
     agreeing = [i for i, contrast in enumerate(contrasts) if contrast <= TOLERANCE * threshold]
     second = max(0, len(fits) - 2)
     chosen = min(agreeing[0], second)
-    enough = [i for i, fit in enumerate(fits) if fit.basis.size >= UNDERSMOOTHING * fits[chosen].basis.size]
-    larger = enough[0] if enough else len(fits) - 1
+    # Instrument columns that nearly depend on one another, as of intervals with a row or none, leave a band to rounding.
+    sound = [i for i, fit in enumerate(fits) if i > chosen and fit.instrument_rank == fit.basis.instrument_width]
+    enough = [i for i in sound if fits[i].basis.size >= UNDERSMOOTHING * fits[chosen].basis.size]
+    larger = enough[0] if enough else max([chosen, *sound])
     kept = fits if chosen == second else fits[:second]
     choice = SieveChoice(
         segments=tuple(segments),
@@ -132,19 +137,23 @@ def choose_size(
     return fits[chosen], fits[larger], choice
 
 
-def _within_reach(make: Callable[[int], SieveBasis], rows: SieveRows, variables: int) -> Iterator[tuple[int, SieveFit]]:
+def _within_reach(
+    make: Callable[[int], SieveBasis], rows: SieveRows, *, variables: int, least: int
+) -> Iterator[tuple[int, SieveFit]]:
     """Segments and fits of the sizes that the rows bear; at least the smallest."""
-    n = len(rows)
+    n, width = len(rows), 0
     for power in range(max(int(math.log2(n) / math.log2(2 * variables)), 3)):
-        basis = make(2**power)
-        if power and ROWS_A_COLUMN * basis.instrument_width > n:
-            return
+        segments = least * 2**power
+        basis = make(segments)
+        if basis.width == width or (power and ROWS_A_COLUMN * basis.instrument_width > n):
+            return  # no column is a curve, or the rows are too few
+        width = basis.width
         fit = fit_basis(basis, rows)
         size, correlation = basis.size, fit.correlation
         cost = size * math.sqrt(math.log(size)) * max((0.1 * math.log(n)) ** 4, 1 / correlation if correlation else math.inf)
         if power and cost > 10 * math.sqrt(n):
             return
-        yield 2**power, fit
+        yield segments, fit
 
 
 def _contrasts(

@@ -106,6 +106,12 @@ def test_terms_that_a_formula_makes_enter_as_written_and_plain_columns_as_spline
 
 
 @pytest.mark.law
+def test_without_a_curve_there_is_one_size() -> None:
+    model = SieveIV("y ~ d + [I(t) ~ z]", random_state=0).fit(table())
+    assert model.sizes_[["segments", "columns", "contrast"]].to_numpy().tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.law
 def test_beyond_the_rows_of_training_it_goes_straight_on() -> None:
     model = SieveIV(segments=4).fit(drawn(800, seed=0))
     high = component(model).basis.treatments[0].high

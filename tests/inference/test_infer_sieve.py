@@ -83,6 +83,20 @@ def test_a_size_that_larger_ones_contradict_is_said_and_its_band_is_dashed(frame
     assert "--" not in styles[1]
 
 
+@pytest.mark.statistical
+def test_segments_given_that_are_too_few_are_said_and_enough_are_not() -> None:
+    """Of a sharp bend, with an instrument that all but is the treatment: one cubic is not enough, of a line it is."""
+    said = {"bend": 0, "line": 0}
+    for curve in said:
+        for seed in range(20):
+            frame, _ = confounded_curve(2000, curve, correlation=0.98, confounding=0.15, seed=seed)
+            inference = cfiv.infer(frame, SieveIV("y ~ [t ~ z]", segments=1).fit(frame), draws=100)
+            assert inference.law.doubtful == bool(inference.notes)
+            said[curve] += inference.law.doubtful
+    assert said["bend"] >= 18
+    assert said["line"] <= 5, "the threshold of the rule is liberal"
+
+
 @pytest.mark.law
 @pytest.mark.parametrize("undersmooth", [True, False])
 def test_saved_and_loaded_it_answers_bit_for_bit_without_data(frame: pd.DataFrame, tmp_path: Path, undersmooth: bool) -> None:
@@ -100,13 +114,13 @@ def test_what_few_rows_do_not_bear_is_said() -> None:
     few, _ = confounded_curve(40, "sine", seed=0)
     model = SieveIV("y ~ [t ~ z]", random_state=0).fit(few)
     assert len(model.sizes_) == 1
-    assert "the only size that so few rows bear" in str(cfiv.infer(few, model))
+    assert "these rows do not bear more" in str(cfiv.infer(few, model))
     some, _ = confounded_curve(60, "sine", seed=0)
     model = SieveIV("y ~ [t ~ z]", random_state=0).fit(some)
     choice = component(model).choice
     assert choice is not None
     assert choice.sizes[choice.larger] < 2 * choice.sizes[choice.chosen]
-    assert "are more than the instruments bear" in str(cfiv.infer(some, model))
+    assert "are more than these rows bear" in str(cfiv.infer(some, model))
 
 
 @pytest.mark.statistical

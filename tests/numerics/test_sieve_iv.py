@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,19 @@ def test_the_size_is_the_smallest_that_no_larger_one_contradicts_and_no_larger_t
     assert max(costs) <= 10 * np.sqrt(2000)
     assert fit.basis in choice.bases
     assert choice.allowance == max(0.0, np.log(np.log(fit.basis.size))) * choice.threshold
-    enough = [size for size in choice.sizes if size >= 2 * fit.basis.size]
-    assert larger.basis.size == choice.sizes[choice.larger] == (enough or choice.sizes[-1:])[0]
+    assert larger.basis.size == choice.sizes[choice.larger] >= 2 * fit.basis.size
+    assert all(size < 2 * fit.basis.size for size in choice.sizes[: choice.larger])
     assert [choice.contradicted(i) for i in range(len(choice.sizes))] == [i not in agreeing for i in range(len(choice.sizes))]
+
+
+@pytest.mark.law
+def test_an_undersmoothed_size_has_independent_instrument_columns_or_is_none() -> None:
+    data = rows("sine", 300)
+    far = np.concatenate([data.instruments[:-1], [[20.0]]])  # all but one row in a few of the intervals
+    fit, larger, choice = chosen(replace(data, instruments=far))
+    assert larger.basis.size >= fit.basis.size
+    assert choice.larger == choice.chosen or larger.instrument_rank == larger.basis.instrument_width
+    assert choice.larger < len(choice.sizes) - 1
 
 
 @pytest.mark.statistical
