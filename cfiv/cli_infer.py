@@ -39,6 +39,12 @@ PICTURES = (".png", ".pdf", ".svg")
     help="What the errors may be; by default robust, or clustered where --clusters is given.",
 )
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level, as a share.")
+@click.option(
+    "--undersmooth/--no-undersmooth",
+    default=True,
+    show_default=True,
+    help="Of sieve-iv, whether intervals are of twice as many functions as the data chose.",
+)
 @click.option("--draws", type=int, default=10_000, show_default=True, help="Draws for the uniform band.")
 @SEED
 @click.option("--out", type=OUTPUT, help="Table of all estimates, the question first.")
@@ -55,6 +61,7 @@ def infer(
     clusters: tuple[str, ...],
     covariance: str | None,
     level: float,
+    undersmooth: bool,
     draws: int,
     seed: int,
     out: Path | None,
@@ -62,8 +69,9 @@ def infer(
 ) -> None:
     """Intervals and bands for what FORMULA estimates from the table TRAIN.
 
-    Effects, the curve of the treatment, and its average derivative, averaged over the rows. Nonlinear terms come from the
-    formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features have no intervals.
+    Effects, the curve of the treatment, and its average derivative, averaged over the rows. Curves come from --estimator
+    sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features
+    have no intervals.
     """
     import cfiv
     from cfiv.inference.estimates import table_of
@@ -78,7 +86,14 @@ def infer(
     frame = training_table(train, formula, clusters=clusters)
     model = make(registered, formula, seed=seed, progress=False, weights=weights).fit(frame)
     inference = cfiv.infer(
-        frame, model, covariance=covariance, clusters=clusters or None, level=level, draws=draws, random_state=seed
+        frame,
+        model,
+        covariance=covariance,
+        clusters=clusters or None,
+        level=level,
+        undersmooth=undersmooth,
+        draws=draws,
+        random_state=seed,
     )
     answers = _answers(inference, effect, points, derivative=derivative)
     click.echo("\n\n".join(map(str, (inference, *answers))))

@@ -38,7 +38,8 @@ MAY_USE = {
     "plots": {"errors", "tables"},
     "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
-    "studies": LIBRARY | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "datasets", "plots"},
+    "studies": LIBRARY
+    | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "inference", "datasets", "plots"},
     "cli_inputs": {"errors", "files", "tables", "estimators"},
     "cli_infer": {"errors", "files", "cli_inputs", "estimators", "inference", "plots"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},

@@ -68,7 +68,7 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
         ([], ["nothing is asked", "--effect FROM TO"]),
         (["--derivative", "--level", "95"], ["level must be > 0 and < 1, such as 0.95 for 95 %", "got 95"]),
         (["--derivative", "--draws", "9"], ["draws must be a whole number >= 100, got 9"]),
-        (["--derivative", "--estimator", "dfiv"], ["DFIV has no intervals", "TwoStageLeastSquares"]),
+        (["--derivative", "--estimator", "dfiv"], ["DFIV has no intervals", "SieveIV"]),
         (["--derivative", "--covariance", "clustered"], ["needs groups of rows"]),
         (["--derivative", "--clusters", "groups"], ["'groups'", "did you mean 'group'"]),
         (["--effect", "low", "high"], ["column 't' holds text"]),
@@ -89,3 +89,10 @@ def test_what_is_refused_is_said_on_one_line(arguments: list[str], words: list[s
     assert answer.err.count("\n") == 1
     for word in words:
         assert word in answer.err
+
+
+@pytest.mark.contract
+def test_intervals_of_a_sieve_are_of_the_size_that_is_asked(train: pd.DataFrame, run: Run) -> None:
+    asked = ("train.csv", "y ~ x + [t ~ z]", "--estimator", "sieve-iv", "--effect", "0", "1")
+    assert "for small bias; the curve of" in run(*asked).out
+    assert "functions that the data chose" in run(*asked, "--no-undersmooth").out

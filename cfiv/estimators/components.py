@@ -197,11 +197,14 @@ class SieveComponent:
         In the outcome's units.
     choice : SieveChoice or None
         How the number of segments was chosen; None where it was given.
+    undersmoothed : SieveComponent or None
+        With twice as many functions of the treatment, for intervals; None where the number was given, or is the largest.
     """
 
     basis: SieveBasis
     coefficients: Array
     choice: SieveChoice | None = None
+    undersmoothed: SieveComponent | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coefficients", np.array(self.coefficients))

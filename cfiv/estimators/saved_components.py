@@ -87,6 +87,7 @@ def component_to_values(component: Component) -> dict[str, Any]:
             "basis": sieve_to_values(component.basis),
             "coefficients": component.coefficients,
             "choice": None if component.choice is None else choice_to_values(component.choice),
+            "undersmoothed": None if component.undersmoothed is None else component_to_values(component.undersmoothed),
         }
     if isinstance(component, SmoothComponent):
         return {
@@ -148,15 +149,7 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
             raise ValueError("a bandwidth is not positive")
         return KernelComponent(expansion, _scale_from_values(values["outcome_scale"], ()))
     if kind == "sieve":
-        fields(values, "kind", "basis", "coefficients", "choice")
-        (columns,) = inputs.treatment
-        basis = sieve_from_values(values["basis"], treatments=columns, covariates=inputs.covariates)
-        chosen = values["choice"]
-        return SieveComponent(
-            basis,
-            numbers(values["coefficients"], (basis.width,)),
-            None if chosen is None else choice_from_values(chosen, treatments=columns, covariates=inputs.covariates),
-        )
+        return _sieve_component(values, inputs)
     if kind == "smooth":
         fields(values, "kind", "basis", "coefficients", "outcome_scale")
         (columns,) = inputs.treatment
@@ -171,6 +164,20 @@ def _line_from_values(values: Any, width: int) -> Line:
     fields(values, "constant", "slopes", "centre")
     shapes: dict[str, tuple[int, ...]] = {"constant": (), "slopes": (width,), "centre": (width,)}
     return Line(**{name: tensor_of(values[name], shape, torch.float64) for name, shape in shapes.items()})
+
+
+def _sieve_component(values: Any, inputs: Inputs) -> SieveComponent:
+    fields(values, "kind", "basis", "coefficients", "choice", "undersmoothed")
+    choice(values["kind"], ("sieve",))
+    (columns,) = inputs.treatment
+    basis = sieve_from_values(values["basis"], treatments=columns, covariates=inputs.covariates)
+    chosen, wider = values["choice"], values["undersmoothed"]
+    return SieveComponent(
+        basis,
+        numbers(values["coefficients"], (basis.width,)),
+        None if chosen is None else choice_from_values(chosen, treatments=columns, covariates=inputs.covariates),
+        None if wider is None else _sieve_component(wider, inputs),
+    )
 
 
 def _network_component(values: dict[str, Any], inputs: Inputs, given: Mapping[str, Any]) -> NetworkComponent:

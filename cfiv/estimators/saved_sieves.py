@@ -64,8 +64,8 @@ def choice_from_values(values: Any, *, treatments: int, covariates: int) -> Siev
         correlations=_positive(values["correlations"], count),
         contrasts=_positive(values["contrasts"], count),
         threshold=_positive([values["threshold"]], 1)[0],
-        rule=whole(values["rule"], 0, count - 1),
         chosen=whole(values["chosen"], 0, count - 1),
+        larger=whole(values["larger"], 0, count - 1),
         bases=bases,
     )
 

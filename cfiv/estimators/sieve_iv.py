@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from cfiv.checks import check_choice, check_number, check_random_state, check_whole
+from cfiv.checks import check_choice, check_random_state, check_whole
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError
 from cfiv.estimators.components import SieveComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.sieve_columns import INSTRUMENT_SEGMENTS, SieveColumns, SplineOptions, Structure
@@ -55,9 +55,6 @@ class SieveIV(StructuralEstimator):
         Pieces of the splines of instruments; None is four times ``segments``.
     knots : {"uniform", "quantiles"}
         Where pieces meet: equally spaced over the range of training, or at quantiles there.
-    undersmooth : float
-        With "auto", how many times as many functions of the treatment to take as the rule prefers, from 1 to 10: for intervals,
-        whose bias must be small beside their width. See the notes.
     draws : int
         Of Gaussian multipliers, by which "auto" judges differences.
     random_state : int, Generator or None
@@ -95,7 +92,7 @@ class SieveIV(StructuralEstimator):
     well), and tries no size that has more than one instrument column for four rows.
 
     **Intervals need a larger size than estimates.** The rule balances bias and noise, and its allowance for bias may be far too
-    small: see the coverage in ``docs/estimators/sieve_iv.md``. With ``undersmooth`` of 1.4 to 2 bands are wide, and hold.
+    small. :func:`cfiv.infer` therefore estimates with twice as many functions; see ``docs/estimators/sieve_iv.md``.
 
     A fit costs O(n (p + q)^2) for each size and holds blocks of rows: a million rows are no matter. The estimate of a given
     size is consistent only if sizes grow with n, and intervals around it are those of its own basis.
@@ -135,7 +132,6 @@ class SieveIV(StructuralEstimator):
         instrument_degree: int = 4,
         instrument_segments: int | None = None,
         knots: Knots = "uniform",
-        undersmooth: float = 1.0,
         draws: int = 1000,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
@@ -153,7 +149,6 @@ class SieveIV(StructuralEstimator):
         self.instrument_degree = instrument_degree
         self.instrument_segments = instrument_segments
         self.knots = knots
-        self.undersmooth = undersmooth
         self.draws = draws
         self.random_state = random_state
 
@@ -175,11 +170,6 @@ class SieveIV(StructuralEstimator):
                 alternative=f"or None for {INSTRUMENT_SEGMENTS} times the segments",
             )
         check_choice("knots", self.knots, ("uniform", "quantiles"))
-        check_number("undersmooth", self.undersmooth, least=1.0, most=10.0)
-        if self.undersmooth > 1 and self.segments != "auto":
-            raise ParameterError(
-                f"undersmooth={self.undersmooth:g} is for segments='auto', got segments={self.segments}: give more segments"
-            )
         check_whole("draws", self.draws, least=100, most=1_000_000)
         check_random_state(self.random_state)
 
@@ -188,23 +178,38 @@ class SieveIV(StructuralEstimator):
         check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
-        scale = Standardiser.fit(data.outcome[:, None], data.weights)
-        columns = self._columns(data, outcome=scale.apply(data.outcome))
-        fit, choice = self._fit_and_choice(columns)
+        columns, scale = self._columns(data)
+        fit, larger, choice = self._fits_and_choice(columns)
         if not fit.determined:
             raise columns.refusal(fit)
         self.segments_ = int(self.segments) if choice is None else choice.segments[choice.chosen]
         records = _records(fit, choice, segments=self.segments_)
         self.sizes_ = pd.DataFrame(records)
-        component = SieveComponent(fit.basis, _in_units(fit.coefficients, scale), choice)
+        own, wider = (SieveComponent(part.basis, _in_units(part.coefficients, scale)) for part in (fit, larger))
+        component = replace(own, choice=choice, undersmoothed=None if larger is fit else wider)
         reduced_form = SieveReducedForm(fit.basis, _in_units(fit.reduced, scale))
         return Estimate((component,), reduced_form, _facts(fit, choice, records), pd.DataFrame())
 
-    def _columns(self, data: IVData, *, outcome: Array) -> SieveColumns:
-        """The columns of the roles, with a standardised outcome (n,)."""
-        return SieveColumns.of(
+    def compare_larger(self, data: Any, generator: np.random.Generator) -> SieveChoice | None:
+        """The segments given, the first size, beside twice, four times, ... as many; None where there is no solution.
+
+        Parameters
+        ----------
+        data : table or IVData
+            The rows of training.
+        generator : Generator
+            Of the multipliers.
+        """
+        return self._compare(
+            self._columns(self.encode(data)[1].with_positive_weight())[0], generator, least=int(self.segments)
+        )[2]
+
+    def _columns(self, data: IVData) -> tuple[SieveColumns, Standardiser]:
+        """The columns of the roles, with a standardised outcome, and its scale."""
+        scale = Standardiser.fit(data.outcome[:, None], data.weights)
+        columns = SieveColumns.of(
             data,
-            outcome=outcome,
+            outcome=scale.apply(data.outcome),
             plain=None if self._roles() is None or data.frame is None else frozenset(map(str, data.frame.columns)),
             options=SplineOptions(
                 structure=self.structure,
@@ -214,9 +219,10 @@ class SieveIV(StructuralEstimator):
                 knots=self.knots,
             ),
         )
+        return columns, scale
 
-    def _fit_and_choice(self, columns: SieveColumns) -> tuple[SieveFit, SieveChoice | None]:
-        """Of the segments given, or of those that the data choose."""
+    def _fits_and_choice(self, columns: SieveColumns) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
+        """Of the segments given, or of those that the data choose, and of more that bands need."""
         smallest, rows = columns.basis(1 if self.segments == "auto" else int(self.segments)), columns.rows
         if smallest.instrument_width >= len(rows):
             raise DataError(
@@ -224,15 +230,21 @@ class SieveIV(StructuralEstimator):
                 "fewer instruments, covariates or segments, or structure='linear'"
             )
         if self.segments != "auto":
-            return fit_basis(smallest, rows), None
+            given = fit_basis(smallest, rows)
+            return given, given, None
+        return self._compare(columns, np.random.default_rng(self.random_state), least=1)
+
+    def _compare(
+        self, columns: SieveColumns, generator: np.random.Generator, *, least: int
+    ) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
         return choose_size(
             columns.basis,
-            rows,
+            columns.rows,
             columns.points(),
             variables=columns.variables,
-            undersmooth=float(self.undersmooth),
             draws=int(self.draws),
-            generator=np.random.default_rng(self.random_state),
+            generator=generator,
+            least=least,
         )
 
 
@@ -275,7 +287,8 @@ def _facts(fit: SieveFit, choice: SieveChoice | None, records: list[dict[str, An
         "Smallest canonical correlation": f"{fit.correlation:.3g}",
     }
     if choice is not None:
-        facts |= {"Contrasts allowed": f"{TOLERANCE * choice.threshold:.3g}", "Allowance of a band": f"{choice.allowance:.3g}"}
-        if choice.chosen > choice.rule:
-            facts["Undersmoothed from"] = f"{choice.segments[choice.rule]} segments"
+        facts |= {
+            "Contrasts allowed": f"{TOLERANCE * choice.threshold:.3g}",
+            "Segments for intervals": choice.segments[choice.larger],
+        }
     return facts | {"Sizes": records}

@@ -31,13 +31,13 @@ class Law:
     fits : tuple of BasisFit
         Of the basis of the estimate, then of those of other sizes.
     multipliers : Multipliers
-    weak : bool
-        Whether the instruments move the basis so little that the law is in doubt.
+    doubtful : bool
+        Whether weak instruments, or larger bases that disagree, speak against it: bands are then drawn dashed.
     """
 
     fits: tuple[BasisFit, ...]
     multipliers: Multipliers
-    weak: bool
+    doubtful: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +87,7 @@ class Estimates:
 
     @property
     def supported(self) -> Array:
-        """Whether each estimate, (m,), is about treatments where training has seen some."""
+        """Whether training has seen what each estimate, (m,), is about."""
         return self.functionals.supported
 
     @cached_property
@@ -216,7 +216,7 @@ class Estimates:
                 "fixed, as dose_response does"
             )
         return confidence_band(
-            self.table, along=along[0], outcome=self.outcome, seen=self.ticks.get(along[0]), dashed=self.law.weak, ax=ax
+            self.table, along=along[0], outcome=self.outcome, seen=self.ticks.get(along[0]), dashed=self.law.doubtful, ax=ax
         )
 
     def to_markdown(self) -> str:

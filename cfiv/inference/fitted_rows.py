@@ -11,6 +11,7 @@ import numpy as np
 from cfiv.checks import several, shown
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.components import Component
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import warn_of_few_clusters
 from cfiv.labels import label_codes
@@ -97,14 +98,14 @@ class FittedRows:
                 )
             warn_of_few_clusters(codes)
 
-    def check_same(self, fitted: Array, model: StructuralEstimator) -> None:
-        """Raise unless the fitted values of these rows (n,) are the estimator's.
+    def check_same(self, fitted: Array, component: Component, model: StructuralEstimator) -> None:
+        """Raise unless the fitted values of these rows (n,) are those of the component of the estimator.
 
         Raises
         ------
         DataError
         """
-        expected = model.structural_function_.components[0].evaluate(self.data.treatment, self.data.covariates)
+        expected = component.evaluate(self.data.treatment, self.data.covariates)
         if np.abs(fitted - expected).max() > SAME_ROWS * np.ptp(self.data.outcome):
             raise _other_rows(self.data, model)
 

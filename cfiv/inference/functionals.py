@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from cfiv.data import Array
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, ParameterError, UnsupportedTreatmentWarning, silence
+from cfiv.estimators.structural import MOST, StructuralFunction
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.linear_in_basis import Basis
 from cfiv.inference.seen import Seen, is_numeric
-from cfiv.tables.encoder import Counterfactuals, Encoder
+from cfiv.tables.encoder import Counterfactuals
 
 #: Numbers of a basis at rows that are held at once, 64 MB.
 BLOCK = 2**23
@@ -57,11 +58,11 @@ class Functionals:
 
 @dataclass(frozen=True, eq=False)
 class Asker:
-    """Makes functionals of rows that an encoder reads.
+    """Makes functionals of rows that a structural function reads.
 
     Parameters
     ----------
-    encoder : Encoder
+    function : StructuralFunction
     bases : tuple of Basis
     fits : tuple of BasisFit
         In each of them; the first is that of leverages.
@@ -70,7 +71,7 @@ class Asker:
         Of training.
     """
 
-    encoder: Encoder
+    function: StructuralFunction
     bases: tuple[Basis, ...]
     fits: tuple[BasisFit, ...]
     seen: Seen
@@ -78,30 +79,44 @@ class Asker:
 
     def at_rows(self, rows: Any) -> Functionals:
         """``h`` at each row."""
-        treatments, covariates = self.encoder.inputs(rows)
+        treatments, covariates = self.function.encoder.inputs(rows)
         values = tuple(basis.structural_columns(treatments, covariates) for basis in self.bases)
-        inside = self.seen.within(self.encoder.raw(rows)[list(self.encoder.treatment_names)])
-        return Functionals(values, inside & self.seen.supports(self.fits[0].leverage(values[0], rows=self.rows)))
+        seen = self._covered(self.function.encoder.raw(rows), treatments, covariates)
+        return Functionals(values, seen & self.seen.supports(self.fits[0].leverage(values[0], rows=self.rows)))
 
     def at_treatments(self, asked: Counterfactuals, inside: Array) -> Functionals:
         """``mean_i h(t, X_i)`` at each treatment asked; ``inside`` (m,) says which lie in the range of training.
 
-        A treatment is supported if it does, and the mean leverage of the rows with it is at most the largest of training.
+        A treatment is supported if it does, was seen at the covariates of half of the rows or more, and the mean leverage of
+        the rows with it is at most the largest of training.
         """
-        means, leverages = zip(*(self._mean(treatments, asked.covariates) for treatments in _each(asked)), strict=True)
-        values = tuple(np.stack(columns) for columns in zip(*means, strict=True))
-        return Functionals(values, inside & self.seen.supports(np.array(leverages)))
+        support = self.function.support
+        places = None if support is None else support.places(asked.covariates, asked.rows)
+        means, supported = [], inside.copy()
+        for i, treatments in enumerate(_each(asked)):
+            mean, leverage = self._mean(treatments, asked.covariates)
+            means.append(mean)
+            supported[i] &= self.seen.supports(leverage)
+            if support is not None and places is not None:
+                supported[i] &= support.at(places, treatments).mean() >= MOST
+        return Functionals(tuple(np.stack(columns) for columns in zip(*means, strict=True)), supported)
 
     def derivatives(self, rows: Any) -> Functionals:
         """``mean_i dh(T_i, X_i) / dt`` for each treatment that is a number."""
-        raw = self.encoder.raw(rows)
-        treatments, covariates = self.encoder.inputs(rows)
+        raw = self.function.encoder.raw(rows)
+        treatments, covariates = self.function.encoder.inputs(rows)
         leverage = self._mean(treatments, covariates)[1]
-        supported = bool(self.seen.within(raw).all() and self.seen.supports(leverage))
+        covered = self._covered(raw, treatments, covariates)
+        supported = bool(covered.mean() >= MOST and self.seen.supports(leverage))
         names = self.seen.columns
         means = [self._mean_derivative(raw, treatments, covariates, name) for name in names]
         values = [np.array([mean[i] for mean in means]).reshape(len(names), fit.size) for i, fit in enumerate(self.fits)]
         return Functionals(tuple(values), np.full(len(names), supported))
+
+    def _covered(self, raw: pd.DataFrame, treatments: Array, covariates: Array | None) -> Array:
+        """Whether training has seen the treatment of each row (n,) at such covariates."""
+        support, inside = self.function.support, self.seen.within(raw)
+        return inside if support is None else inside & support.covers(treatments, covariates)
 
     def _mean(self, treatments: Array, covariates: Array | None) -> tuple[list[Array], float]:
         """Of the functions of each basis over rows, and of the leverages in the first."""
@@ -132,7 +147,7 @@ class Asker:
         treatment's range apart and within that range: exact for polynomials of degree four between knots, and beside a knot off
         by the bend there times the step.
         """
-        names = list(self.encoder.treatment_names)
+        names = list(self.function.encoder.treatment_names)
         if all(is_numeric(raw[one]) for one in names) and np.array_equal(treatments, raw[names].to_numpy(dtype=np.float64)):
             return np.broadcast_to(np.eye(len(names))[names.index(name)], treatments.shape)
         least, greatest = self.seen.span(name)
@@ -147,7 +162,7 @@ class Asker:
         for node, weight in zip(NODES, weights, strict=True):
             points = centres + node * step
             points = np.where(inside, np.clip(points, least, greatest), points)
-            found += weight[:, None] * self.encoder.inputs(raw.assign(**{name: points}))[0]
+            found += weight[:, None] * self.function.encoder.inputs(raw.assign(**{name: points}))[0]
         return found
 
     def _blocks(self, rows: int) -> Iterator[slice]:
@@ -175,15 +190,16 @@ def any_functional(asker: Asker, f: Any, fitted: Any) -> tuple[Any, Functionals]
     supported = []
 
     def watched(rows: Any) -> Array:
-        supported.append(bool(asker.at_rows(rows).supported.all()))
-        return np.asarray(fitted(rows))
+        supported.append(bool(asker.at_rows(rows).supported.mean() >= MOST))
+        with silence(UnsupportedTreatmentWarning):  # supported says it
+            return np.asarray(fitted(rows))
 
     given = f(watched)
     count = len(_numbers(given))
 
     def of(basis: Basis, j: int) -> Array:
         def one(rows: Any) -> Array:
-            return basis.structural_columns(*asker.encoder.inputs(rows))[:, j]
+            return basis.structural_columns(*asker.function.encoder.inputs(rows))[:, j]
 
         found = _numbers(f(one))
         if len(found) != count:

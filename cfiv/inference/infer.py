@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cfiv.checks import check_choice, check_whole, shown
+import numpy as np
+
+from cfiv.checks import check_choice, check_flag, check_whole, shown
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
+from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.estimates import Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
-from cfiv.inference.linear_in_basis import allowance_of, bases_of
+from cfiv.inference.linear_in_basis import SizeChoice, bases_of, choice_of, undersmoothed
 from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
@@ -26,15 +29,15 @@ from cfiv.memory import within_memory
 WITHOUT = {
     "DFIV": (
         "its features were learned from the same rows, and intervals that take them as given cover the truth in 13 to 39 % of "
-        "samples instead of 95: use TwoStageLeastSquares with splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "samples instead of 95: use SieveIV, which finds curves too and has bands"
     ),
     "NetworkRegression": (
-        "its features were learned from the same rows, and it takes treatments for exogenous: use TwoStageLeastSquares with "
-        "splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares "
+        "with splines, such as [bs(t, df=5) ~ z]"
     ),
     "KernelIV": (
         "its penalties pull the curve towards zero by more than its noise, so that intervals around it cover too seldom: use "
-        "TwoStageLeastSquares with splines, such as [bs(t, df=5) ~ bs(z, df=8)]"
+        "SieveIV, which finds curves too and has bands"
     ),
 }
 
@@ -46,6 +49,7 @@ def infer(
     covariance: str | None = None,
     clusters: str | Sequence[str] | None = None,
     level: float = 0.95,
+    undersmooth: bool = True,
     draws: int = DRAWS,
     random_state: int = 0,
 ) -> Inference:
@@ -64,8 +68,8 @@ def infer(
     data : table or IVData
         The rows that the estimator was fitted to.
     model : estimator
-        Fitted: :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula. Roles, weights and
-        ``debiased`` are its own.
+        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
+        Roles, weights and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
     clusters : str or two of them, optional
@@ -73,6 +77,11 @@ def infer(
         as ``IVData(clusters=...)``.
     level : float
         Of confidence, of intervals and of bands.
+    undersmooth : bool
+        Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a basis with
+        twice as many functions of the treatment. The estimator's own curve balances bias and noise, and no interval counts the
+        bias. False takes that curve, with the narrower band of Chen, Christensen and Kankanala, which may hold far less often
+        than it says. Notes say which it is.
     draws : int
         Of the multipliers, at least 100.
     random_state : int
@@ -106,7 +115,9 @@ def infer(
     References
     ----------
     Chen and Christensen, "Optimal sup-norm rates and uniform inference on nonlinear functionals of nonparametric IV
-    regression", *Quantitative Economics* 9, 2018, for bands by multipliers.
+    regression", *Quantitative Economics* 9, 2018, for bands by multipliers. Chen, Christensen and Kankanala, "Adaptive
+    estimation and uniform confidence bands for nonparametric structural functions and elasticities", *Review of Economic
+    Studies* (arXiv 2107.11869), for those around a size that the data chose.
 
     Examples
     --------
@@ -123,7 +134,9 @@ def infer(
     seed = check_whole("random_state", random_state, least=0)
     if covariance is not None:
         check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
-    function = _fitted(model)
+    check_flag("undersmooth", undersmooth)
+    fitted = _fitted(model)
+    function = undersmoothed(fitted) if undersmooth else fitted
     with within_memory("infer", "fit fewer rows, or a smaller basis"):
         rows = FittedRows.of(data, model, covariance=covariance, clusters=clusters)
         bases = bases_of(function)
@@ -134,32 +147,35 @@ def infer(
         debiased = bool(getattr(model, "debiased", False))
         clustered = list(rows.groups.values())
         joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
-        rows.check_same(joint.fitted, model)
+        rows.check_same(joint.fitted, function.components[0], model)
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=joint.leverage)
-        average = Asker(function.encoder, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
+        average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         stages[0].correlations,
         rows=len(rows),
         instruments=stages[0].instruments,
         treatments=treatments.shape[1],
     )
+    choice = choice_of(function)
     multipliers = Multipliers(
         level=float(level),
         draws=draws,
         seed=seed,
         df=len(rows) - joint.fits[0].size if debiased else None,
-        allowance=allowance_of(function),
+        allowance=0.0 if choice is None else choice.allowance,
     )
+    too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
+    doubts = _doubts(model, strength, too_small=too_small)
     return Inference(
         function=function,
-        law=Law(joint.fits, multipliers, strength is not None and strength.is_weak),
+        law=Law(joint.fits, multipliers, bool(doubts)),
         average=average,
         seen=seen,
         strength=strength,
         covariance=rows.describe(debiased=debiased),
         rows=len(rows),
-        notes=_notes(model, strength),
+        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
     )
 
 
@@ -194,12 +210,44 @@ def _fitted(model: Any) -> StructuralFunction:
     return function
 
 
-def _notes(model: StructuralEstimator, strength: Strength | None) -> tuple[str, ...]:
+def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth: bool) -> tuple[str, ...]:
+    """What the estimates are of, where that is not what the estimator's name says."""
     if isinstance(model, LeastSquares):
         return ("least squares takes treatments for exogenous: its intervals are not of the structural function",)
+    if choice is None:
+        return ()
+    chosen, larger = choice.sizes[choice.chosen], choice.sizes[choice.larger]
+    if not undersmooth:
+        return (f"of the {chosen} functions that the data chose, whose bias may be larger than the band allows for",)
+    if choice.larger == choice.chosen:
+        return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
+    few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than these rows bear, so its bias may not be small"
+    return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
+
+
+def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data: Any, *, undersmooth: bool, seed: int) -> bool:
+    """Whether larger bases have another curve than that of the estimates, by more than noise."""
+    if choice is not None:
+        return choice.contradicted(choice.larger if undersmooth else choice.chosen)
+    if not isinstance(model, SieveIV):
+        return False
+    compared = model.compare_larger(data, np.random.default_rng(seed))
+    return compared is not None and compared.contradicted(0)
+
+
+def _doubts(model: StructuralEstimator, strength: Strength | None, *, too_small: bool) -> tuple[str, ...]:
+    """Why the intervals may hold less often than they say."""
+    if isinstance(model, LeastSquares):
+        return ()
+    found = []
     if strength is not None and strength.is_weak:
-        return (
+        found.append(
             f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
-            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
+            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set"
         )
-    return ()
+    if too_small:
+        found.append(
+            "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold "
+            "less often than they say"
+        )
+    return tuple(found)

@@ -33,7 +33,7 @@ class Inference:
     Parameters
     ----------
     function : StructuralFunction
-        The estimate.
+        The estimate: that of the model, or the same in a larger basis (``undersmooth``).
     law : Law
         The joint law of its coefficients, level and multipliers.
     average : Functionals
@@ -247,7 +247,7 @@ class Inference:
 
     @property
     def _asker(self) -> Asker:
-        return Asker(self.function.encoder, bases_of(self.function), self.law.fits, self.seen, self.rows)
+        return Asker(self.function, bases_of(self.function), self.law.fits, self.seen, self.rows)
 
     def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}

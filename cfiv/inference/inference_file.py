@@ -40,6 +40,7 @@ def inference_to_values(inference: Inference) -> dict[str, Any]:
         "function": inference.function.to_values(),
         "fits": [fit.to_values() for fit in inference.law.fits],
         "multipliers": inference.law.multipliers.to_values(),
+        "doubtful": inference.law.doubtful,
         "average": {"values": list(inference.average.values), "supported": inference.average.supported.tolist()},
         "seen": inference.seen.to_values(),
         "strength": None if inference.strength is None else inference.strength.to_values(),
@@ -62,7 +63,7 @@ def read_inference(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _parts(values: Any) -> dict[str, Any]:
-    fields(values, "function", "fits", "multipliers", "average", "seen", "strength", *FACTS)
+    fields(values, "function", "fits", "multipliers", "doubtful", "average", "seen", "strength", *FACTS)
     function = function_from_values(values["function"], {})
     example = function.encoder.inputs(function.encoder.example())
     sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
@@ -77,7 +78,7 @@ def _parts(values: Any) -> dict[str, Any]:
         "law": Law(
             tuple(BasisFit.from_values(fit, size=size) for fit, size in zip(fits, sizes, strict=True)),
             Multipliers.from_values(values["multipliers"]),
-            strength is not None and strength.is_weak,
+            flag(values["doubtful"]),
         ),
         "average": Functionals(
             tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)),

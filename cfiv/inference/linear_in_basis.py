@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from cfiv.arrays import Array
 from cfiv.errors import ParameterError
-from cfiv.estimators.components import LinearComponent
+from cfiv.estimators.components import Component, LinearComponent
 from cfiv.estimators.linear_columns import exogenous_columns
 from cfiv.estimators.structural import StructuralFunction
 
@@ -51,6 +51,25 @@ class SizeChoice(Protocol):
         """For the bias that the choice leaves, in standard errors."""
         ...
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many functions of the treatment each size compared has."""
+        ...
+
+    @property
+    def chosen(self) -> int:
+        """The position of the size chosen."""
+        ...
+
+    @property
+    def larger(self) -> int:
+        """The position of the undersmoothed one."""
+        ...
+
+    def contradicted(self, size: int) -> bool:
+        """Whether larger sizes disagree with the one at a position by more than noise."""
+        ...
+
 
 @runtime_checkable
 class LinearInBasis(Protocol):
@@ -63,6 +82,8 @@ class LinearInBasis(Protocol):
         ``u``.
     choice : SizeChoice or None
         None where the size of the basis was not chosen from the data.
+    undersmoothed : Component or None
+        The same in a larger basis, whose bias is small beside its noise; None where there is none.
     """
 
     @property
@@ -78,6 +99,11 @@ class LinearInBasis(Protocol):
     @property
     def choice(self) -> SizeChoice | None:
         """How its size was chosen from the data."""
+        ...
+
+    @property
+    def undersmoothed(self) -> Component | None:
+        """The same in a larger basis."""
         ...
 
 
@@ -123,12 +149,21 @@ def bases_of(function: StructuralFunction) -> tuple[Basis, ...]:
         return (FormulaBasis(function.encoder.intercept),)
     if not isinstance(component, LinearInBasis):
         raise ParameterError(
-            f"{function.estimator} is not linear in a fixed basis, so nothing is known of its errors: use TwoStageLeastSquares"
+            f"{function.estimator} is not linear in a fixed basis, so nothing is known of its errors: use SieveIV or "
+            "TwoStageLeastSquares"
         )
     return (component.basis, *(() if component.choice is None else component.choice.bases))
 
 
-def allowance_of(function: StructuralFunction) -> float:
-    """What a band's critical value has besides its quantile, in standard errors."""
-    choice = getattr(function.components[0], "choice", None)
-    return 0.0 if choice is None else float(choice.allowance)
+def choice_of(function: StructuralFunction) -> SizeChoice | None:
+    """How the size of its basis was chosen from the data."""
+    component = function.components[0]
+    return component.choice if isinstance(component, LinearInBasis) else None
+
+
+def undersmoothed(function: StructuralFunction) -> StructuralFunction:
+    """The same estimate in a larger basis, for intervals; itself where it has none."""
+    component = function.components[0]
+    if not isinstance(component, LinearInBasis) or component.undersmoothed is None:
+        return function
+    return replace(function, components=(component.undersmoothed,), facts={})  # which are of the model's own curve

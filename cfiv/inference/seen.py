@@ -1,4 +1,9 @@
-"""Where treatments were seen in training: beyond it an interval says nothing of how wrong the basis may be."""
+"""What an inference keeps of where training was, beside the support of the structural function.
+
+That knows the columns that a formula makes. Columns that stop at the ends of a range, as of ``bs(t, extrapolation="clip")``,
+look seen beyond it: hence the ranges of treatments as they came. And it knows treatments at like covariates, but not whether a
+basis of many functions is asked far from all rows: hence the leverage.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.data import Array
+from cfiv.estimators.support import TREATMENT_MARGIN
 from cfiv.file_values import fields, number, numbers, texts
 from cfiv.tables.columns import column_numbers
 
@@ -50,11 +56,12 @@ class Seen:
         return float(values[0]), float(values[-1])
 
     def within(self, treatments: pd.DataFrame) -> Array:
-        """Whether each row (m,) of treatments, as they came, lies in the range of every one that is a number."""
+        """Whether each row (m,) of treatments, as they came, lies in or near the range of every one that is a number."""
         inside = np.ones(len(treatments), dtype=bool)
         for name in self.columns:
             least, greatest = self.span(name)
-            inside &= column_numbers(name, treatments[name]).between(least, greatest).to_numpy()
+            margin = TREATMENT_MARGIN * (greatest - least)
+            inside &= column_numbers(name, treatments[name]).between(least - margin, greatest + margin).to_numpy()
         return inside
 
     def supports(self, leverage: Any) -> Any:

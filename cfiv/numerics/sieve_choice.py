@@ -8,7 +8,7 @@ than ``1.1 theta*``, and at most the second largest.
 
 That size balances bias and noise, which is why the band around it has an allowance for its bias. Where instruments tell fine
 functions apart exponentially badly (Gaussian copulas do) the allowance is too small. A larger size, whose bias is small beside
-its noise, needs none: with ``undersmooth`` that is the smallest with so many times as many functions.
+its noise, needs none: the smallest with twice as many functions (ours) is kept for bands.
 
 References
 ----------
@@ -30,6 +30,8 @@ from cfiv.numerics.splines import Array
 
 #: Times theta* that sizes may disagree by.
 TOLERANCE = 1.1
+#: Times the functions of the size chosen that an undersmoothed one has.
+UNDERSMOOTHING = 2
 #: Rows for each instrument column that a size needs, or its first stage would repeat the treatment (ours, for small n).
 ROWS_A_COLUMN = 4
 
@@ -48,11 +50,12 @@ class SieveChoice:
         The largest disagreement of each size with a larger one; 0 for the largest.
     threshold : float
         ``theta*``; 0 where there is one size, which can disagree with none.
-    rule, chosen : int
-        Positions of the size that the rule prefers, and of the one taken, which is larger where it is undersmoothed.
+    chosen, larger : int
+        Positions of the size chosen, and of the undersmoothed one: the smallest with twice as many functions, else the largest,
+        of those whose instrument columns are independent in the rows; the same where there is none.
     bases : tuple of SieveBasis
-        Of the sizes that a band is a supremum over, with the one taken: all but the two largest, or all if the second largest
-        was chosen; the one alone where it is undersmoothed.
+        Of the sizes that a band around the size chosen is a supremum over, with that size: all but the two largest, or all if
+        the second largest was chosen.
     """
 
     segments: tuple[int, ...]
@@ -60,16 +63,18 @@ class SieveChoice:
     correlations: tuple[float, ...]
     contrasts: tuple[float, ...]
     threshold: float
-    rule: int
     chosen: int
+    larger: int
     bases: tuple[SieveBasis, ...]
 
     @property
     def allowance(self) -> float:
-        """``A theta*``, ``A = max(0, log log J)``: what a band adds to its critical value for bias; 0 if undersmoothed."""
-        if self.chosen > self.rule:
-            return 0.0
+        """``A theta*``, ``A = max(0, log log J)``: what a band around the size chosen adds to its critical value for bias."""
         return max(0.0, math.log(math.log(self.sizes[self.chosen]))) * self.threshold
+
+    def contradicted(self, size: int) -> bool:
+        """Whether larger sizes disagree with the one at a position by more than noise."""
+        return self.contrasts[size] > TOLERANCE * self.threshold
 
 
 def choose_size(
@@ -78,10 +83,10 @@ def choose_size(
     points: tuple[Array, Array | None],
     *,
     variables: int,
-    undersmooth: float,
     draws: int,
     generator: np.random.Generator,
-) -> tuple[SieveFit, SieveChoice | None]:
+    least: int = 1,
+) -> tuple[SieveFit, SieveFit, SieveChoice | None]:
     """Fit sizes and choose one.
 
     Parameters
@@ -93,56 +98,62 @@ def choose_size(
         Treatments and covariates at which sizes are compared.
     variables : int
         How many variables have splines: sizes go up to n^(1 / log2(2 variables)).
-    undersmooth : float
-        How many times the functions of the size that the rule prefers, >= 1; the largest size where none has so many.
     draws : int
     generator : Generator
+    least : int
+        Segments of the smallest size.
 
     Returns
     -------
-    fit : SieveFit
-        Of the size chosen.
+    fit, larger : SieveFit
+        Of the size chosen, and of the undersmoothed one.
     choice : SieveChoice or None
         None where the smallest size has no solution.
     """
-    found = list(_within_reach(make, rows, variables))
+    found = list(_within_reach(make, rows, variables=variables, least=least))
     if not found[0][1].determined:
-        return found[0][1], None
+        return found[0][1], found[0][1], None
     segments, fits = [many for many, _ in found], [fit for _, fit in found]
     covariance = score_covariance(fits, rows)
     contrasts, threshold = _contrasts(fits, covariance, points, draws, generator)
     agreeing = [i for i, contrast in enumerate(contrasts) if contrast <= TOLERANCE * threshold]
     second = max(0, len(fits) - 2)
-    rule = min(agreeing[0], second)
-    enough = [i for i, fit in enumerate(fits) if fit.basis.size >= undersmooth * fits[rule].basis.size]
-    chosen = enough[0] if enough else len(fits) - 1
-    kept = [fits[chosen]] if chosen > rule else fits if rule == second else fits[:second]
+    chosen = min(agreeing[0], second)
+    # Instrument columns that nearly depend on one another, as of intervals with a row or none, leave a band to rounding.
+    sound = [i for i, fit in enumerate(fits) if i > chosen and fit.instrument_rank == fit.basis.instrument_width]
+    enough = [i for i in sound if fits[i].basis.size >= UNDERSMOOTHING * fits[chosen].basis.size]
+    larger = enough[0] if enough else max([chosen, *sound])
+    kept = fits if chosen == second else fits[:second]
     choice = SieveChoice(
         segments=tuple(segments),
         sizes=tuple(fit.basis.size for fit in fits),
         correlations=tuple(fit.correlation for fit in fits),
         contrasts=tuple(contrasts),
         threshold=threshold,
-        rule=rule,
         chosen=chosen,
+        larger=larger,
         bases=tuple(fit.basis for fit in kept),
     )
-    return fits[chosen], choice
+    return fits[chosen], fits[larger], choice
 
 
-def _within_reach(make: Callable[[int], SieveBasis], rows: SieveRows, variables: int) -> Iterator[tuple[int, SieveFit]]:
+def _within_reach(
+    make: Callable[[int], SieveBasis], rows: SieveRows, *, variables: int, least: int
+) -> Iterator[tuple[int, SieveFit]]:
     """Segments and fits of the sizes that the rows bear; at least the smallest."""
-    n = len(rows)
+    n, width = len(rows), 0
     for power in range(max(int(math.log2(n) / math.log2(2 * variables)), 3)):
-        basis = make(2**power)
-        if power and ROWS_A_COLUMN * basis.instrument_width > n:
-            return
+        segments = least * 2**power
+        basis = make(segments)
+        if basis.width == width or (power and ROWS_A_COLUMN * basis.instrument_width > n):
+            return  # no column is a curve, or the rows are too few
+        width = basis.width
         fit = fit_basis(basis, rows)
         size, correlation = basis.size, fit.correlation
         cost = size * math.sqrt(math.log(size)) * max((0.1 * math.log(n)) ** 4, 1 / correlation if correlation else math.inf)
         if power and cost > 10 * math.sqrt(n):
             return
-        yield 2**power, fit
+        yield segments, fit
 
 
 def _contrasts(

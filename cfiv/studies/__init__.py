@@ -2,12 +2,13 @@
 
 from cfiv.studies.design import Design, PointwiseTruth
 from cfiv.studies.method import Method
-from cfiv.studies.metrics import AverageEffect, Coefficient, Estimate, Fit, error, score
+from cfiv.studies.metrics import AverageEffect, Band, Coefficient, Estimate, Fit, error, score
 from cfiv.studies.report import Report
 from cfiv.studies.study import Study
 
 __all__ = [
     "AverageEffect",
+    "Band",
     "Coefficient",
     "Design",
     "Estimate",

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cfiv.checks import check_number
-from cfiv.errors import NotApplicableError, StudyError, UnsupportedTreatmentWarning, silence
+from cfiv.checks import check_flag, check_number, check_whole
+from cfiv.errors import NotApplicableError, ParameterError, StudyError, UnsupportedTreatmentWarning, silence
+from cfiv.inference.infer import check_estimator, infer
+from cfiv.inference.simultaneous import check_draws, check_level
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +107,7 @@ class AverageEffect:
         StudyError
             If the data are no table with that column.
         """
-        rows = getattr(fit.data, "frame", None)
-        rows = fit.data if rows is None else rows
-        if self.treatment not in getattr(rows, "columns", ()):
-            raise StudyError(f"AverageEffect needs a table with the treatment's column, got none called {self.treatment!r}")
+        rows = _table(fit, self.treatment)
         at_to, at_from = (rows.assign(**{self.treatment: float(t)}) for t in (self.treatment_to, self.treatment_from))
         with silence(UnsupportedTreatmentWarning):  # what is asked here is known
             effect = np.asarray(fit.model.predict(at_to)) - np.asarray(fit.model.predict(at_from))
@@ -160,6 +159,86 @@ class Coefficient:
         return Estimate(
             estimate=float(row["coefficient"]), truth=self.truth, lower=float(row["lower"]), upper=float(row["upper"])
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """The uniform band of a dose response on evenly spaced treatments: whether it holds, or how wide it is.
+
+    It holds everywhere where it holds at the treatment at which it is furthest from the truth, in standard errors. The metric
+    is the estimate there with the ends of the band, so that its coverage is that of the whole band. Needs a design with a table
+    and with a truth that is a function of rows.
+
+    Parameters
+    ----------
+    treatment : str
+        The treatment's column.
+    grid_from, grid_to : float
+        Ends of the grid.
+    points : int
+        Of the grid.
+    width : bool
+        Whether to measure half the width of the band, the median over the grid, instead.
+    level, undersmooth, draws
+        As of :func:`cfiv.infer`.
+
+    Raises
+    ------
+    ParameterError
+        If these are out of range.
+    """
+
+    treatment: str
+    grid_from: float
+    grid_to: float
+    points: int = 46
+    width: bool = False
+    level: float = 0.95
+    undersmooth: bool = True
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_number("grid_from", self.grid_from)
+        check_number("grid_to", self.grid_to, above=self.grid_from)
+        check_whole("points", self.points, least=2)
+        check_flag("width", self.width)
+        check_flag("undersmooth", self.undersmooth)
+        check_level(self.level)
+        check_draws(self.draws)
+
+    def __call__(self, fit: Fit) -> float | Estimate:
+        """Estimate, truth and ends of the band where it is furthest off; or half its width, in the outcome's units.
+
+        Raises
+        ------
+        NotApplicableError
+            If the model has no intervals.
+        StudyError
+            If the data are no table with that column.
+        """
+        try:
+            check_estimator(type(fit.model))
+        except ParameterError as error:
+            raise NotApplicableError(str(error)) from None
+        rows = _table(fit, self.treatment)
+        inference = infer(fit.data, fit.model, level=self.level, undersmooth=self.undersmooth, draws=self.draws)
+        table = inference.dose_response(np.linspace(self.grid_from, self.grid_to, self.points), rows).table
+        if self.width:
+            return float((table["band_upper"] - table["band_lower"]).median() / 2)
+        truth = np.array([np.mean(fit.truth(rows.assign(**{self.treatment: t}))) for t in table[self.treatment]])
+        worst = int((np.abs(table["estimate"] - truth) / table["std_error"]).to_numpy().argmax())
+        estimate, lower, upper = (float(table[name].iloc[worst]) for name in ("estimate", "band_lower", "band_upper"))
+        return Estimate(estimate=estimate, truth=float(truth[worst]), lower=lower, upper=upper)
+
+
+def _table(fit: Fit, treatment: str) -> Any:
+    """What a method was fitted to, as a table with that column."""
+    rows = getattr(fit.data, "frame", None)
+    rows = fit.data if rows is None else rows
+    if treatment not in getattr(rows, "columns", ()):
+        raise StudyError(f"effects and bands need a table with the treatment's column, got none called {treatment!r}")
+    return rows
 
 
 def measure(metrics: Mapping[str, Metric], fit: Fit) -> dict[str, float]:

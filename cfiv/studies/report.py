@@ -19,7 +19,7 @@ from pandas.api.types import is_numeric_dtype
 from cfiv.errors import OutputError, ParameterError, StudyError
 from cfiv.files import replacing, unwritable, write_table_file
 from cfiv.rendering import to_html, to_latex, to_markdown, to_text
-from cfiv.studies import figures, summary
+from cfiv.studies import coverage_figure, figures, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,6 +115,19 @@ class Report:
         self._check_axis(along)
         measured = self._measured(metric)
         return figures.convergence(measured, metric, axes=self.axes, along=along, failed_as=self._failed_as(metric))
+
+    def coverage(self) -> Figure:
+        """How often the intervals of all Estimates held, a line a cell (see ``coverage_figure.coverage``).
+
+        Raises
+        ------
+        StudyError
+            If there are no results yet, or no intervals.
+        """
+        self._metric(None)
+        if not self._with_intervals():
+            raise StudyError("nothing that was measured has intervals: a metric returns an Estimate with lower and upper")
+        return coverage_figure.coverage(self.results, self._with_intervals(), self._telling())
 
     def to_markdown(self) -> str:
         """All tables."""
@@ -212,7 +225,10 @@ class Report:
                 drawn.append((f"{metric} by method", self.box_plot(metric)))
             for along in lines:
                 drawn.append((f"{metric} against {along.replace('_', ' ')}", self.convergence(metric, along=along)))
-        return drawn
+        return [*drawn, ("coverage", self.coverage())] if self._with_intervals() else drawn
+
+    def _with_intervals(self) -> list[str]:
+        return [name for name in self.metrics if f"{name}_lower" in self.results or f"{name}_upper" in self.results]
 
     def _failed_as(self, metric: str) -> float:
         return -np.inf if metric in self.rewards else np.inf

@@ -16,14 +16,18 @@ from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design, name_of
 from cfiv.studies.method import Method, make_estimator
-from cfiv.studies.metrics import KNOWN, AverageEffect, Coefficient, Metric
+from cfiv.studies.metrics import KNOWN, AverageEffect, Band, Coefficient, Metric
 from cfiv.studies.study import Study, check_setting
 from cfiv.studies.study_text import Source, read_text
 
 #: Designs by the names that files use.
 DESIGNS = {"demand": "cfiv.datasets.demand:simulate", "dsprites": "cfiv.datasets.dsprites:simulate"}
 #: Metrics that take parameters.
-PARAMETRIC: Mapping[str, Callable[..., Metric]] = {"average-effect": AverageEffect, "coefficient": Coefficient}
+PARAMETRIC: Mapping[str, Callable[..., Metric]] = {
+    "average-effect": AverageEffect,
+    "coefficient": Coefficient,
+    "band": Band,
+}
 #: Keys of a file beside its tables, and the types of their values.
 SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "name": str,
@@ -201,7 +205,8 @@ def _metric(source: Source, name: str, entry: dict[str, Any]) -> Metric:
     if isinstance(kind, str) and kind in PARAMETRIC:
         metric = PARAMETRIC[kind]
         _check_taken(source, ("metrics", name), metric, entry)
-        missing = [key for key in inspect.signature(metric).parameters if key not in entry]
+        taken = inspect.signature(metric).parameters
+        missing = [key for key, one in taken.items() if one.default is one.empty and key not in entry]
         if missing:
             raise ParameterError(f"{kind} needs {missing[0]!r} as well")
         return metric(**entry)

@@ -12,6 +12,7 @@ import pytest
 
 import cfiv
 from cfiv import DataError, IVData, ParameterError, SieveIV
+from cfiv.errors import UnsupportedTreatmentWarning
 from cfiv.estimators.components import SieveComponent
 from cfiv.estimators.saved_components import Inputs, component_from_values, component_to_values
 from cfiv.tensor_file import DAMAGE
@@ -79,14 +80,14 @@ def test_whole_weights_are_repeated_rows(structure: Any) -> None:
 
 
 @pytest.mark.law
-@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
 def test_with_straight_lines_for_all_it_is_two_stage_least_squares() -> None:
     frame = table()
     sieve = SieveIV("y ~ x + d + [t ~ z]", segments=1, degree=1, instrument_degree=1, instrument_segments=1).fit(frame)
     plain = cfiv.TwoStageLeastSquares("y ~ x + d + [t ~ z]").fit(frame)
     np.testing.assert_allclose(sieve.predict(frame), plain.predict(frame), atol=ROUNDING)
     far = frame.assign(t=frame["t"] + 10)
-    np.testing.assert_allclose(sieve.predict(far), plain.predict(far), atol=ROUNDING * 100)
+    with pytest.warns(UnsupportedTreatmentWarning):
+        np.testing.assert_allclose(sieve.predict(far), plain.predict(far), atol=ROUNDING * 100)
     assert sieve.score(frame) == pytest.approx(plain.score(frame), abs=ROUNDING)
 
 
@@ -105,11 +106,17 @@ def test_terms_that_a_formula_makes_enter_as_written_and_plain_columns_as_spline
 
 
 @pytest.mark.law
-@pytest.mark.filterwarnings("ignore::cfiv.errors.UnsupportedTreatmentWarning")
+def test_without_a_curve_there_is_one_size() -> None:
+    model = SieveIV("y ~ d + [I(t) ~ z]", random_state=0).fit(table())
+    assert model.sizes_[["segments", "columns", "contrast"]].to_numpy().tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.law
 def test_beyond_the_rows_of_training_it_goes_straight_on() -> None:
     model = SieveIV(segments=4).fit(drawn(800, seed=0))
     high = component(model).basis.treatments[0].high
-    beyond = curve(model, high + np.array([0.0, 1e-3, 1.0, 2.0, 10.0]))
+    with pytest.warns(UnsupportedTreatmentWarning):
+        beyond = curve(model, high + np.array([0.0, 1e-3, 1.0, 2.0, 10.0]))
     slopes = np.diff(beyond) / [1e-3, 0.999, 1.0, 8.0]
     np.testing.assert_allclose(slopes, slopes[-1], rtol=1e-8)
 
@@ -176,12 +183,14 @@ def test_it_says_what_it_compared_and_what_it_took() -> None:
     text = str(model.summary())
     for part in ("Structural columns", "Instrument columns", "Smallest canonical correlation", "Contrasts allowed", "Sizes"):
         assert part in text
-    wider = SieveIV(undersmooth=1.4, random_state=0).fit(drawn(2000, seed=0))
-    assert wider.sizes_.drop(columns="chosen").equals(model.sizes_.drop(columns="chosen"))
-    assert f"Undersmoothed from              {model.segments_} segments" in str(wider.summary())
-    assert wider.segments_ > model.segments_
+    wider = component(model).undersmoothed
+    assert wider is not None
+    assert wider.basis.size == choice.sizes[choice.larger] >= 2 * component(model).basis.size
+    assert f"Segments for intervals          {choice.segments[choice.larger]}" in text
+    same = SieveIV(segments=choice.segments[choice.larger]).fit(drawn(2000, seed=0))
+    np.testing.assert_array_equal(component(same).coefficients, wider.coefficients)
     fixed = SieveIV(segments=3, instrument_segments=5).fit(drawn(2000, seed=0))
-    assert component(fixed).choice is None
+    assert component(fixed).choice is component(fixed).undersmoothed is None
     assert (component(fixed).basis.width, component(fixed).basis.instrument_width) == (6, 9)
     assert fixed.sizes_[["segments", "columns", "chosen"]].to_numpy().tolist() == [[3, 6, True]]
 
@@ -258,8 +267,6 @@ def test_images_are_refused() -> None:
         ({"instrument_segments": 0}, "instrument_segments must be a whole number between 1 and 1000, or None for 4 times"),
         ({"structure": "product"}, "structure must be one of 'additive', 'tensor', 'linear', got 'product'"),
         ({"knots": "random"}, "knots must be 'uniform' or 'quantiles', got 'random'"),
-        ({"undersmooth": 0.5}, "undersmooth must be between 1 and 10, got 0.5"),
-        ({"undersmooth": 2.0, "segments": 3}, "undersmooth=2 is for segments='auto', got segments=3: give more segments"),
         ({"draws": 99}, "draws must be a whole number between 100 and 1000000, got 99"),
         ({"random_state": -1}, "random_state must be a whole number >= 0"),
     ],
@@ -282,7 +289,11 @@ def test_a_model_file_keeps_the_bases_and_the_choice(tmp_path: Path) -> None:
     assert loaded.choice.allowance == own.choice.allowance
     assert vars(loaded.choice) | {"bases": None} == vars(own.choice) | {"bases": None}
     frame = table(40, seed=1)
-    for mine, theirs in zip((own.basis, *own.choice.bases), (loaded.basis, *loaded.choice.bases), strict=True):
+    assert own.undersmoothed is not None
+    assert loaded.undersmoothed is not None
+    np.testing.assert_array_equal(loaded.undersmoothed.coefficients, own.undersmoothed.coefficients)
+    bases = [(part.basis, part.undersmoothed.basis, *part.choice.bases) for part in (own, loaded)]
+    for mine, theirs in zip(*bases, strict=True):
         arrays = frame[["t"]].to_numpy(), frame[["x", "d"]].to_numpy()
         np.testing.assert_array_equal(theirs.structural_columns(*arrays), mine.structural_columns(*arrays))
         np.testing.assert_array_equal(theirs.structural_derivative(*arrays, 0), mine.structural_derivative(*arrays, 0))
@@ -315,7 +326,9 @@ def _changed(values: Any, path: list[Any], new: Any) -> Any:
         (["basis", "treatments", 0, "low"], float("nan")),
         (["choice", "segments"], [1]),
         (["choice", "threshold"], -1.0),
-        (["choice", "rule"], -1),
+        (["choice", "larger"], -1),
+        (["undersmoothed", "coefficients"], np.zeros(3)),
+        (["undersmoothed", "kind"], "linear"),
         (["choice", "chosen"], 99),
         (["choice", "bases"], []),
         (["choice", "correlations", 0], -0.5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,19 +156,19 @@ def test_products_hold_sums_and_every_interaction_with_a_straight_covariate() ->
     np.testing.assert_allclose(both @ np.linalg.lstsq(both, wanted)[0], wanted, atol=1e-8)
 
 
-def chosen(data: SieveRows, *, draws: int = 1000, seed: int = 0, undersmooth: float = 1.0) -> tuple[SieveFit, SieveChoice]:
+def chosen(data: SieveRows, *, draws: int = 1000, seed: int = 0) -> tuple[SieveFit, SieveFit, SieveChoice]:
     points = (np.linspace(data.treatments.min(), data.treatments.max(), 50)[:, None], None)
     make: Callable[[int], SieveBasis] = lambda segments: basis(data, segments)  # noqa: E731
     generator = np.random.default_rng(seed)
-    fit, choice = choose_size(make, data, points, variables=1, undersmooth=undersmooth, draws=draws, generator=generator)
+    fit, larger, choice = choose_size(make, data, points, variables=1, draws=draws, generator=generator)
     assert choice is not None
-    return fit, choice
+    return fit, larger, choice
 
 
 @pytest.mark.law
 @pytest.mark.parametrize("name", DESIGNS)
 def test_the_size_is_the_smallest_that_no_larger_one_contradicts_and_no_larger_than_the_second_largest(name: str) -> None:
-    fit, choice = chosen(rows(name, 2000))
+    fit, larger, choice = chosen(rows(name, 2000))
     agreeing = [i for i, contrast in enumerate(choice.contrasts) if contrast <= 1.1 * choice.threshold]
     assert choice.chosen == min(agreeing[0], len(choice.sizes) - 2)
     assert fit.basis.size == choice.sizes[choice.chosen]
@@ -176,23 +177,25 @@ def test_the_size_is_the_smallest_that_no_larger_one_contradicts_and_no_larger_t
     assert max(costs) <= 10 * np.sqrt(2000)
     assert fit.basis in choice.bases
     assert choice.allowance == max(0.0, np.log(np.log(fit.basis.size))) * choice.threshold
+    assert larger.basis.size == choice.sizes[choice.larger] >= 2 * fit.basis.size
+    assert all(size < 2 * fit.basis.size for size in choice.sizes[: choice.larger])
+    assert [choice.contradicted(i) for i in range(len(choice.sizes))] == [i not in agreeing for i in range(len(choice.sizes))]
 
 
 @pytest.mark.law
-@pytest.mark.parametrize(("undersmooth", "size"), [(1.0, 4), (1.2, 5), (1.4, 7), (2.0, 11), (9.0, 19)])
-def test_an_undersmoothed_size_has_so_many_times_the_functions_and_no_allowance(undersmooth: float, size: int) -> None:
-    data = rows("line", 1000)
-    (_, plain), (fit, choice) = chosen(data), chosen(data, undersmooth=undersmooth)
-    assert (choice.rule, choice.threshold, choice.sizes) == (plain.chosen, plain.threshold, plain.sizes)
-    assert fit.basis.size == choice.sizes[choice.chosen] == size
-    assert choice.allowance == (plain.allowance if undersmooth == 1 else 0.0)
-    assert choice.bases == ((fit.basis,) if undersmooth > 1 else choice.bases)
+def test_an_undersmoothed_size_has_independent_instrument_columns_or_is_none() -> None:
+    data = rows("sine", 300)
+    far = np.concatenate([data.instruments[:-1], [[20.0]]])  # all but one row in a few of the intervals
+    fit, larger, choice = chosen(replace(data, instruments=far))
+    assert larger.basis.size >= fit.basis.size
+    assert choice.larger == choice.chosen or larger.instrument_rank == larger.basis.instrument_width
+    assert choice.larger < len(choice.sizes) - 1
 
 
 @pytest.mark.statistical
 def test_the_threshold_is_the_quantile_that_multipliers_of_rows_give() -> None:
     data, draws = rows("kink", 300), 4000
-    _, choice = chosen(data, draws=draws)
+    _, _, choice = chosen(data, draws=draws)
     fits = [fit_basis(basis(data, segments), data) for segments in choice.segments]
     points = np.linspace(data.treatments.min(), data.treatments.max(), 50)[:, None]
     weights = np.random.default_rng(5).normal(size=(draws, 300))

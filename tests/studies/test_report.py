@@ -239,7 +239,8 @@ def test_an_estimates_table_has_bias_and_coverage(tmp_path: Path) -> None:
     report = study(tmp_path / "s.sqlite", outcome, metrics={"e": estimate}).report()
     row = report.table().loc[(10, "one")]
     assert (row["bias"], row["coverage"]) == (-1.0, 0.5)
-    assert [path.suffix for path in report.write(tmp_path / "out")] == [".csv", ".md", ".tex", ".html"]
+    written = [path.name for path in report.write(tmp_path / "out")]
+    assert written == ["results.csv", "report.md", "report.tex", "report.html", "coverage.png", "coverage.svg"]
 
 
 @pytest.mark.law
