@@ -4,8 +4,8 @@
 # uniform on (0, 1), h(x) = sign(16x - 8) log(|16x - 8| + 1), errors of variance one. The band pays for the curve's bias by log log J
 # times its contrast threshold, which is zero at the small J that the rule chooses here.
 #
-# Seen for the seeds 0 to 7, with h compared at 91 points of [.05, .95]: covered 0 of 8, where about 7.6 are promised. The half-width
-# is some .3, where the curve ranges over 4.4.
+# Seen for the seeds 0 to 3, with h compared at 91 points of [.05, .95]: covered 0 of 4. The half-width is some .3, where the curve
+# ranges over 4.4.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -30,7 +30,7 @@ def h(x):
 
 
 covered, widths = 0, []
-for seed in range(8):
+for seed in range(4):
     own, noise, instrument = np.random.default_rng(seed).normal(size=(3, 5000))
     x, w = norm.cdf((instrument + own) / np.sqrt(2)), norm.cdf(instrument)
     y = h(x) + 0.5 * own + np.sqrt(0.75) * noise
@@ -39,7 +39,7 @@ for seed in range(8):
     covered += bool(inside.all())
     widths.append(float(((found.h_upper - found.h_lower) / 2).mean()))
     print(f"seed {seed}: {inside.mean():.0%} of the points inside, mean half-width {widths[-1]:.2f}")
-print(f"covered {covered} of 8")
+print(f"covered {covered} of 4")
 assert covered == 0
 assert 0.1 < np.median(widths) < 1.0
 PYTHON

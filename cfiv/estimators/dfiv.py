@@ -30,7 +30,7 @@ from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning import original_networks
 from cfiv.learning.build import NetworkSpec, build
-from cfiv.learning.dfiv_fit import first_stage_elsewhere, fit_dfiv
+from cfiv.learning.dfiv_fit import fit_dfiv, refit_elsewhere
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
@@ -396,15 +396,7 @@ class DFIV(StructuralEstimator):
             fitted, interrupted = fit_members(members, fit)
         self.fits_ = [_on_cpu(one) for _, one in fitted]
         history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
-        learned = tuple(
-            problem.component(
-                treatment=one.networks.treatment,
-                covariate=one.networks.covariate,
-                structural=one.structural,
-                structure=one.structure,
-            )
-            for one in self.fits_
-        )
+        learned = tuple(_component(problem, one) for one in self.fits_)
         facts = self._facts(problem.sample, interrupted=interrupted)
         nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], last)
         self.trust_ = nest.trust(data, learned)
@@ -430,17 +422,14 @@ class DFIV(StructuralEstimator):
     ) -> Nest:
         """The learned functions and the smooth model that they are weighed against."""
         together = problem.reduced_form(self.fits_)
-        if not self.nested or self._options().split is None:
-            return Nest.alone(learned, together)
         smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
-        functions = [
-            LearnedFunction(
-                component,
-                problem.reduced_form([replace(fitted, first_stage=first_stage_elsewhere(fitted, problem.sample, split))]),
-                split.stage1.cpu().numpy(),
-            )
-            for component, fitted, split in zip(learned, self.fits_, splits, strict=True)
-        ]
+        if not self.nested or self._options().split is None:
+            return Nest.alone(learned, together, smooth)
+        functions = []
+        for fitted, split in zip(self.fits_, splits, strict=True):
+            elsewhere = refit_elsewhere(fitted, problem.sample, split)
+            unseen = split.stage1.cpu().numpy()
+            functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
     def _swaps(self) -> tuple[bool, ...]:
@@ -589,6 +578,16 @@ class DFIV(StructuralEstimator):
             if self.report == "refit" or self.steps == 0
             else "as training left them",
         }
+
+
+def _component(problem: StandardisedData, fitted: TwoStageFit) -> NetworkComponent:
+    """``h`` of one fit, in the user's units."""
+    return problem.component(
+        treatment=fitted.networks.treatment,
+        covariate=fitted.networks.covariate,
+        structural=fitted.structural,
+        structure=fitted.structure,
+    )
 
 
 def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:

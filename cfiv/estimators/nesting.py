@@ -27,14 +27,14 @@ CLEARLY = 3.0
 
 @dataclass(frozen=True, eq=False)
 class LearnedFunction:
-    """One function of learned features, and rows whose outcomes it has not seen: those of its stage 1.
+    """One function of learned features, solved on some rows, and other rows, which only its features have seen.
 
     Parameters
     ----------
     component : Component
         ``h``.
     reduced_form : callable
-        ``(instruments, covariates) -> array (n,)``: its ``E[h(T, X) | Z, X]`` as other rows than these estimate it.
+        ``(instruments, covariates) -> array (n,)``: its ``E[h(T, X) | Z, X]``.
     unseen : array of int
         Row numbers, in random order.
     """
@@ -86,9 +86,9 @@ class Evidence:
 
         s = sum_i g_i (Y_i - h_0(T_i, X_i)) / sum_i g_i d(T_i, X_i),    g = E[d(T, X) | Z, X],
 
-    an instrumental variable regression with one instrument, the predicted increment. As ``h_0``, ``d`` and the prediction come
-    from other rows, no confounder enters: s is 1 where ``h_0 + d`` is the structural function, 0 where ``h_0`` is, whatever the
-    increment looks like.
+    an instrumental variable regression with one instrument, the predicted increment. ``h_0`` and both last layers of what was
+    learned are solved on other rows, so that no confounder enters but through what features remember of these rows' treatments:
+    s is 1 where ``h_0 + d`` is the structural function, 0 where ``h_0`` is, whatever the increment looks like.
 
     Parameters
     ----------
@@ -134,6 +134,8 @@ class Nest:
         None where there is none.
     evidence : Evidence or None
         None where learned functions were not, or could not be, weighed.
+    weight : float
+        Of learned functions in the answer.
     """
 
     components: tuple[Component, ...]
@@ -141,11 +143,12 @@ class Nest:
     reduced_form: ReducedForm
     smooth: SmoothModel | None = None
     evidence: Evidence | None = None
+    weight: float = 1.0
 
     @classmethod
-    def alone(cls, learned: tuple[Component, ...], reduced_form: ReducedForm) -> Nest:
+    def alone(cls, learned: tuple[Component, ...], reduced_form: ReducedForm, smooth: SmoothModel | None) -> Nest:
         """What was learned, weighed against nothing."""
-        return cls(learned, (), reduced_form)
+        return cls(learned, (), reduced_form, smooth, weight=1.0)
 
     @classmethod
     def of(
@@ -159,48 +162,41 @@ class Nest:
     ) -> Nest:
         """By the evidence of rows not seen; without any the smooth model, where there is one."""
         if smooth is None:
-            return cls.alone(learned, reduced_form)
+            return cls.alone(learned, reduced_form, smooth)
         evidence = weigh(data, smooth, functions) if functions else None
         weight = 0.0 if evidence is None else evidence.weight
         if weight == 1.0:
-            return cls(learned, (), reduced_form, smooth, evidence)
+            return cls(learned, (), reduced_form, smooth, evidence, weight)
         if weight == 0.0:
-            return cls((smooth.component(),), (), smooth.reduced_form(), smooth, evidence)
+            return cls((smooth.component(),), (), smooth.reduced_form(), smooth, evidence, weight)
         shares = (1.0 - weight, *(weight / len(learned) for _ in learned))
-        return cls(
-            (smooth.component(), *learned), shares, Mixture(smooth.reduced_form(), reduced_form, weight), smooth, evidence
-        )
-
-    @property
-    def weight(self) -> float:
-        """Of learned functions in the answer."""
-        if self.smooth is None:
-            return 1.0
-        return 0.0 if self.evidence is None else self.evidence.weight
+        mixture = Mixture(smooth.reduced_form(), reduced_form, weight)
+        return cls((smooth.component(), *learned), shares, mixture, smooth, evidence, weight)
 
     def trust(self, data: IVData, learned: Sequence[Component]) -> Trust:
         """What is known of the answer's worth."""
-        noise = disagreement(data, learned) if self.weight else math.nan
+        noise = disagreement(data, learned) if self.weight else 0.0
         if self.smooth is None:
-            return Trust(learned_share=1.0, noise=noise)
-        losses = {} if self.evidence is None else self.evidence.losses
+            return Trust(learned_share=1.0, noise=noise, identified=data.treatment.ndim > 2)
+        losses: dict[str, Any] = {} if self.evidence is None else self.evidence.losses
         return Trust(
             **losses,
             learned_share=self.weight,
             line=self.weight == 0.0 and self.smooth.is_line,
             strength=self.smooth.strength(),
-            noise=noise if self.weight else self.smooth.noise(),
+            # Functions on swapped samples share rows, and may err alike: not less than the smooth model's.
+            noise=float(np.fmax(noise, self.smooth.noise())),
         )
 
     def facts(self) -> dict[str, Any]:
         """For the summary."""
-        if self.smooth is None:
+        if self.smooth is None or self.evidence is None:
             return {}
-        facts: dict[str, Any] = {"Smooth model": self.smooth.describe()}
-        if self.evidence is not None:
-            share, error = self.evidence.share, self.evidence.std_error
-            facts["Share that was learned"] = f"{self.evidence.weight:.3g} (rows not seen say {share:.3g} +- {error:.2g})"
-        return facts
+        share, error = self.evidence.share, self.evidence.std_error
+        return {
+            "Smooth model": self.smooth.describe(),
+            "Share that was learned": f"{self.weight:.3g} (rows not seen say {share:.3g} +- {error:.2g})",
+        }
 
 
 @dataclass(frozen=True)
@@ -249,8 +245,9 @@ def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction])
 def disagreement(data: IVData, functions: Sequence[Component]) -> float:
     """Of what treatments do to the mean of several functions, the share that is noise, by how far these differ.
 
-    With ``a_k(t, x) = h_k(t, x) - mean_j h_k(t_j, x)``, its mean over treatments drawn apart from the covariates, the mean
-    over functions ``a`` has a variance of ``mean_k (a_k - a)^2 / (k - 1)`` if they err independently; nan of one function.
+    With ``a_k(t, x) = h_k(t, x) - mean_j h_k(t_j, x)``, its mean over treatments drawn apart from the covariates, and ``a`` the
+    mean over functions, ``mean (a_k - a)^2 / mean a^2``: all functions are of the same rows, so that many of them count as two.
+    nan of one function.
     """
     if len(functions) < 2:
         return math.nan
@@ -266,7 +263,7 @@ def disagreement(data: IVData, functions: Sequence[Component]) -> float:
     unit = float(np.abs(centred).max()) or 1.0  # in which no square vanishes or overflows
     centred, mean = centred / unit, mean / unit
     signal = float((mean**2).mean())
-    return float(((centred - mean) ** 2).mean()) / (len(functions) - 1) / signal if signal else math.inf
+    return float(((centred - mean) ** 2).mean()) / signal if signal else math.inf
 
 
 def _increments(data: IVData, smooth: SmoothModel, function: LearnedFunction) -> tuple[Array, ...]:

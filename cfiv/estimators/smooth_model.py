@@ -19,6 +19,8 @@ from cfiv.numerics.smooth_basis import Part, SmoothBasis
 #: Rows that penalties are chosen on; coefficients are of all rows.
 CHOICE_ROWS = 20_000
 FOLDS = 5
+#: Observations that columns must leave for an F.
+SPARE = 5
 #: Partial correlations of treatments with their predictions whose squares are rounding.
 UNMOVED = 1e-12
 
@@ -32,6 +34,8 @@ class SmoothModel:
     treatments, covariates, instruments : array (n, ...)
     outcome, weights : array (n,)
         The outcome standardised, the weights with mean one.
+    groups : array (n,) of int or None
+        From 0, alike for rows of a cluster.
     outcome_scale : Standardiser
     basis : SmoothBasis
     penalties : Penalties
@@ -44,6 +48,7 @@ class SmoothModel:
     instruments: Array
     outcome: Array
     weights: Array
+    groups: Array | None
     outcome_scale: Standardiser
     basis: SmoothBasis
     penalties: Penalties
@@ -71,12 +76,14 @@ class SmoothModel:
         outcome = scale.apply(data.outcome[:, None])[:, 0]
         basis = SmoothBasis.of(treatments, covariates, instruments, weights=weights, products=products)
         order = generator.permutation(rows)[:CHOICE_ROWS]
+        groups = None if data.clusters is None else np.unique(data.clusters, return_inverse=True)[1]
         sample = Rows(
             instruments=basis.instrument_columns(instruments[order], covariates[order]),
             structural=basis.structural_columns(treatments[order], covariates[order]),
             outcome=outcome[order],
             weights=weights[order],
-            folds=_folds(None if data.clusters is None else data.clusters[order], len(order), generator),
+            folds=_folds(None if groups is None else groups[order], len(order), generator),
+            groups=None if groups is None else groups[order],
         )
         if not _identified(sample, basis):
             return None
@@ -94,6 +101,7 @@ class SmoothModel:
             instruments=instruments,
             outcome=outcome,
             weights=weights,
+            groups=groups,
             outcome_scale=scale,
             basis=basis,
             penalties=penalties,
@@ -122,24 +130,26 @@ class SmoothModel:
         return replace(self, penalties=replace(self.penalties, second=none))
 
     def strength(self) -> float:
-        """F of the excluded instruments for the treatment that they move least, linearly or in all their columns.
+        """Cragg and Donald's F: of the excluded instruments, for the direction of the treatments that they move least.
 
-        The larger of the two: many columns hide what one of them does, and a curve may do what a line does not.
-        Homoskedastic.
+        By the lines of the instruments or by all of their columns, the larger of the two: many columns hide what one of them
+        does, and a curve may do what a line does not. Homoskedastic, with clusters, or rows by their weights, as observations;
+        nan where columns leave none.
         """
         shared, treatments = self.basis.shared, len(self.basis.treatments)
         columns = np.arange(shared, shared + treatments)
-        exogenous = np.isin(self.basis.instrument_parts, (Part.COVARIATE_CURVES,))
+        exogenous = self.basis.instrument_parts == Part.COVARIATE_CURVES
         exogenous[:shared] = True
         linear = exogenous.copy()
         linear[shared : shared + len(self.basis.instruments)] = True
-        without = self._unpredicted(columns, exogenous)
-        values = []
+        without, values = self._unpredicted(columns, exogenous), []
         for used in (linear, np.ones_like(linear)):
-            left, count = self._unpredicted(columns, used), int((used & ~exogenous).sum())
-            spare = len(self.outcome) - int(used.sum())
-            values.append(np.maximum(without - left, 0.0) / count / (np.maximum(left, 1e-300) / max(1, spare)))
-        return float(np.max(values, axis=0).min())
+            left, spare = self._unpredicted(columns, used), self._observations - int(used.sum())
+            if spare < SPARE or np.linalg.matrix_rank(without) < treatments:
+                continue
+            moved = np.linalg.eigvals(np.linalg.solve(left + 1e-12 * np.diag(np.diag(without)), without - left)).real.min()
+            values.append(max(float(moved), 0.0) * spare / max(1, self._rank(used, exogenous)))
+        return max(values, default=math.nan)
 
     def noise(self) -> float:
         """How much of what the treatment does to ``h`` over the rows is sampling noise: variance of estimate over its own.
@@ -148,13 +158,17 @@ class SmoothModel:
         ``mean_i a_i' Cov(u_a) a_i / mean_i (a_i' u_a)^2``. Penalties count as given.
         """
         first_stage, coefficients = self._coefficients()
-        scores = sum(self._scores(rows, first_stage, coefficients) for rows in self._spread())
+        scores = self._scores(first_stage, coefficients)
         penalties = self.penalties.diagonal
         kept = np.isfinite(penalties)
         columns, own = self.basis.moved & kept, np.ix_(kept, kept)
         inverse = np.zeros((len(kept), len(kept)))
         inverse[own] = np.linalg.pinv((first_stage.T @ self.moments.cross)[own] + np.diag(penalties[kept]))
+        spare = self._observations - int(kept.sum())
+        if spare < 1:
+            return math.inf
         covariance = (inverse @ scores @ inverse.T)[np.ix_(columns, columns)] / len(self.outcome)
+        covariance = covariance * (self._observations / spare)
         means = self.moments.structural[0]  # the first column is the constant
         spread = (self.moments.structural - np.outer(means, means))[np.ix_(columns, columns)]
         signal = float(coefficients[columns] @ spread @ coefficients[columns])
@@ -183,27 +197,45 @@ class SmoothModel:
         first_stage = self.penalties.first_stage(self.moments)
         return first_stage, self.penalties.second_stage(self.moments, first_stage)
 
+    @property
+    def _observations(self) -> float:
+        """Clusters, or rows: as many of equal weight as have the same say."""
+        if self.groups is not None:
+            return float(self.groups.max() + 1)
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+
     def _unpredicted(self, columns: Array, instruments: Array) -> Array:
-        """Mean squared error of structural columns, given some of the instrument columns."""
+        """Mean products (k, k) of what some instrument columns leave of structural columns."""
         gram, cross = self.moments.gram[np.ix_(instruments, instruments)], self.moments.cross[np.ix_(instruments, columns)]
         small = 1e-10 * np.diag(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
-        return np.asarray(
-            np.diag(self.moments.structural)[columns] - (cross * np.linalg.solve(gram + small, cross)).sum(axis=0)
-        )
+        return np.asarray(self.moments.structural[np.ix_(columns, columns)] - cross.T @ np.linalg.solve(gram + small, cross))
 
-    def _spread(self) -> Iterator[Array]:
-        """Blocks of up to ``CHOICE_ROWS`` rows, evenly spread."""
+    def _rank(self, used: Array, exogenous: Array) -> int:
+        """How many of the excluded instrument columns are independent of one another and of the exogenous ones."""
+        gram, excluded = self.moments.gram, used & ~exogenous
+        own = gram[np.ix_(exogenous, exogenous)]
+        small = 1e-10 * np.diag(np.where(np.diag(own) > 0, np.diag(own), 1.0))
+        cross = gram[np.ix_(exogenous, excluded)]
+        left = gram[np.ix_(excluded, excluded)] - cross.T @ np.linalg.solve(own + small, cross)
+        scale = np.sqrt(np.maximum(np.diag(gram)[excluded], np.finfo(float).tiny))
+        return int((np.linalg.eigvalsh(left / np.outer(scale, scale)) > 1e-8).sum())
+
+    def _scores(self, first_stage: Array, coefficients: Array) -> Array:
+        """``mean_i v_i e_i^2 v_i'`` over up to ``CHOICE_ROWS`` rows, evenly spread; over clusters of their sums."""
         rows = np.unique(np.linspace(0, len(self.outcome) - 1, min(CHOICE_ROWS, len(self.outcome))).astype(int))
         many = max(1, BLOCK // (len(self.basis.structural_parts) + len(self.basis.instrument_parts)))
-        return (rows[start : start + many] for start in range(0, len(rows), many))
-
-    def _scores(self, rows: Array, first_stage: Array, coefficients: Array) -> Array:
-        """Of some rows their share in ``mean_i v_i e_i^2 v_i'``."""
-        covariates = self.covariates[rows]
-        errors = self.outcome[rows] - self.basis.structural_columns(self.treatments[rows], covariates) @ coefficients
-        scores = self.basis.instrument_columns(self.instruments[rows], covariates) @ first_stage
-        scores = scores * (self.weights[rows] * errors)[:, None]
-        return np.asarray(scores.T @ scores / min(CHOICE_ROWS, len(self.outcome)))
+        parts = []
+        for start in range(0, len(rows), many):
+            part = rows[start : start + many]
+            covariates = self.covariates[part]
+            errors = self.outcome[part] - self.basis.structural_columns(self.treatments[part], covariates) @ coefficients
+            predicted = self.basis.instrument_columns(self.instruments[part], covariates) @ first_stage
+            parts.append(predicted * (self.weights[part] * errors)[:, None])
+        scores = np.concatenate(parts)
+        if self.groups is not None:
+            codes = np.unique(self.groups[rows], return_inverse=True)[1]
+            scores = np.stack([np.bincount(codes, weights=column) for column in scores.T], axis=1)
+        return np.asarray(scores.T @ scores / len(rows))
 
     def _moments(self, rows: Array) -> Moments:
         parts = list(self._blocks(rows))

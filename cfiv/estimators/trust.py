@@ -28,6 +28,8 @@ class Trust:
         Of learned features in the answer, from 0 (the smooth model) to 1.
     line : bool
         Whether the answer is a line.
+    identified : bool
+        False where linear instruments do not move all treatments, each in a way of its own beside the covariates.
     strength : float
         F of the excluded instruments for the treatment that they move least.
     noise : float
@@ -42,6 +44,7 @@ class Trust:
     above_line: float = math.nan
     learned_share: float = math.nan
     line: bool = False
+    identified: bool = True
     strength: float = math.nan
     noise: float = math.nan
 
@@ -49,11 +52,15 @@ class Trust:
     def reasons(self) -> tuple[str, ...]:
         """Why the fit should not be believed; empty where nothing speaks against it."""
         found = []
+        if not self.identified:
+            found.append("the instruments do not move each treatment in a way of its own, or there are as many columns as rows")
+        if math.isnan(self.strength) and not math.isnan(self.line_loss):
+            found.append("how strong the instruments are cannot be told: the columns leave too few observations")
         if self.strength < WEAK:
             found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
         if self.noise > NOISY:
             found.append(
-                f"what the treatment does is not told from noise ({min(self.noise, 9.99):.0%} of its variation over the rows "
+                f"what the treatment does is not told from nothing ({min(self.noise, 9.99):.0%} of its variation over the rows "
                 f"may be sampling noise, more than {NOISY:.0%})"
             )
         if self.above_constant > CLEARLY:

@@ -23,14 +23,13 @@ from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DivergedError, check_steps, drive
 from cfiv.learning.member_networks import MemberNetwork, member_network
 from cfiv.learning.members import Member, MembersRun
-from cfiv.learning.networks import Networks, evaluate
+from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
-from cfiv.learning.whole_sample import refit, refit_last_layers, with_treatment_features
-from cfiv.numerics.least_squares import with_intercept
+from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import structural_features
 
-#: Of a V that training left as it was.
+#: Of layers that training left as they were.
 RIDGE = 1e-4
 #: Besides at checks the instrument features are judged after these steps: with little to learn they overfit within a few.
 EARLY_CHECKS = {2, 4, 8, 16}
@@ -85,18 +84,23 @@ def fit_dfiv(
     return run.conclude()
 
 
-def first_stage_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> Tensor:
-    """V of a fit on the rows of its sample 2, (d + 1, m), float64: with it sample 1 is predicted by other rows.
+def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> TwoStageFit:
+    """The fit with both last layers solved on its sample 2 alone, features as they are.
 
-    Neither their outcomes nor, up to what ``phi`` remembers of them, their treatments have a part in that prediction.
+    Neither the outcomes of sample 1 nor, up to what features remember of them, its treatments have a part in that function.
     """
     rows = sample.rows(split.sample2).cpu()
-    return refit(
+    ridges = [ridge if math.isfinite(ridge) else RIDGE for ridge in (fitted.first_stage_ridge, fitted.refit_ridge)]
+    first_stage, structural = refit_last_layers(
         with_treatment_features(rows, fitted.networks.treatment),
-        lambda chunk: with_intercept(evaluate(fitted.networks.instrument, chunk.instruments)),
-        lambda chunk: chunk.treatment,
-        fitted.first_stage_ridge if math.isfinite(fitted.first_stage_ridge) else RIDGE,
+        replace(rows, treatment=rows.outcome),  # no second stage looks at its treatments
+        fitted.networks,
+        structure=fitted.structure,
+        first_stage_ridge=ridges[0],
+        ridge=ridges[1],
+        unpredicted_penalty=0.0,
     )
+    return replace(fitted, first_stage=first_stage, structural=structural)
 
 
 @dataclass(frozen=True)

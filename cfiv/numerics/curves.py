@@ -11,7 +11,7 @@ eigenvalue. Whoever shrinks all ``b`` alike penalises roughness and leaves lines
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import BSpline
@@ -20,6 +20,8 @@ from cfiv.numerics.splines import Array, Spline
 
 #: Variables of fewer distinct values are lines.
 FEW_VALUES = 4
+#: Knots closer than this share of the range are one.
+TOUCHING = 1e-6
 #: Eigenvalues below this share of the largest belong to lines.
 STRAIGHT = 1e-10
 
@@ -54,7 +56,7 @@ class Curve:
         distinct = distinct if segments else 0
         spline = Spline.straight(values)
         if distinct >= FEW_VALUES:
-            spline = Spline.of(values, degree=3, segments=min(segments, distinct - 1), knots="quantiles")
+            spline = _apart(Spline.of(values, degree=3, segments=min(segments, distinct - 1), knots="quantiles"))
         columns = spline.columns(values)
         straight = _straight(spline)
         along = columns @ straight
@@ -76,6 +78,16 @@ def lines(curves: Sequence[Curve], values: Array) -> Array:
     """The line of each variable at values (n, variables), shape (n, variables)."""
     parts = [curve.columns(values[:, j])[:, :1] for j, curve in enumerate(curves)]
     return np.concatenate([np.zeros((len(values), 0)), *parts], axis=1)
+
+
+def _apart(spline: Spline) -> Spline:
+    """Without knots next to another: where one value is far from all others, shares of the range leave float64."""
+    kept, last = [], 0.0
+    for knot in spline.inner:
+        if knot - last > TOUCHING and 1.0 - knot > TOUCHING:
+            kept.append(knot)
+            last = knot
+    return replace(spline, inner=np.array(kept))
 
 
 def _straight(spline: Spline) -> Array:

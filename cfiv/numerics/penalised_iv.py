@@ -146,8 +146,17 @@ class Penalties:
         return weights
 
     def projected(self, moments: Moments, coefficients: Array) -> Array:
-        """Of the unpenalised regression of ``u' F`` on ``Phi``, shape (q,)."""
-        return _solved(moments.gram, (moments.cross @ coefficients)[:, None], np.zeros(moments.instruments))[:, 0]
+        """Of ``E[u' F | Phi]``, shape (q,): by stage 1's predictions, given back the size that penalties took of them.
+
+        What exogenous columns explain is regressed on them; what instruments add goes by the penalised predictions, times one
+        number for all of it.
+        """
+        moved, own = ~np.isnan(self.first), np.where(self.exogenous, 0.0, math.inf)
+        shared = _solved(moments.gram, (moments.cross @ coefficients)[:, None], own)[:, 0]
+        added = self.first_stage(moments)[:, moved] @ coefficients[moved]
+        size = float(added @ moments.gram @ added)
+        stretch = float(added @ moments.cross[:, moved] @ coefficients[moved]) / size if size > 0 else 0.0
+        return np.asarray(shared + stretch * added)
 
     def second_stage(self, moments: Moments, first_stage: Array) -> Array:
         """u, shape (p,); zero where columns are left out."""
@@ -191,6 +200,8 @@ class Rows:
         With mean one.
     folds : tuple of array of int
         Row numbers.
+    groups : array (n,) of int, optional
+        Whole numbers from 0, alike for rows whose errors may be correlated.
     """
 
     instruments: Array
@@ -198,6 +209,7 @@ class Rows:
     outcome: Array
     weights: Array
     folds: tuple[Array, ...]
+    groups: Array | None = None
 
     def moments(self, rows: Array) -> Moments:
         """Of some rows."""
@@ -267,7 +279,7 @@ def _first_penalties(
             line, curve = (penalties.predicted(others, alone, penalty)[:, 0] for penalty in (math.inf, first[column]))
             target, phi = rows.structural[fold, column], rows.instruments[fold]
             gain[fold] = (target - phi @ line) ** 2 - (target - phi @ curve) ** 2
-        if standard_errors(gain, rows.weights) <= CLEARLY:
+        if standard_errors(gain, rows.weights, rows.groups) <= CLEARLY:
             first[column] = math.inf
     return first
 
@@ -287,7 +299,7 @@ class _Choice:
         if finite or math.isinf(best):
             return best
         gain = self._errors({**second, part: math.inf}) ** 2 - self._errors({**second, part: best}) ** 2
-        return best if standard_errors(gain, self._rows.weights) > CLEARLY else math.inf
+        return best if standard_errors(gain, self._rows.weights, self._rows.groups) > CLEARLY else math.inf
 
     def _solutions(self, second: Mapping[Part, float]) -> list[Array]:
         penalties = replace(self._penalties, second=second)

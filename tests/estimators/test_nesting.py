@@ -241,7 +241,7 @@ def test_a_worthless_fit_warns_with_its_reasons() -> None:
     ("found", "words"),
     [
         ({"strength": 3.0}, "hardly move"),
-        ({"noise": 0.5}, "not told from noise"),
+        ({"noise": 0.5}, "not told from nothing"),
         ({"above_constant": 3.0}, "worse than a constant"),
         ({"above_line": 3.0}, "worse than a line"),
     ],
