@@ -103,7 +103,7 @@ class NetworkRegression(StructuralEstimator):
     >>> train, truth = demand.simulate(n=500, rho=0.9, seed=0)
     >>> model = NetworkRegression("sales ~ time + emotion + [price ~ fuel]", steps=50, progress=False, random_state=0)
     >>> model.fit(train.frame).dose_response([15.0, 20.0, 25.0]).columns.tolist()
-    ['price', 'estimate']
+    ['price', 'estimate', 'supported']
     """
 
     _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
