@@ -167,8 +167,8 @@ class DFIV(StructuralEstimator):
 
     Notes
     -----
-    With the smooth model ``h_0`` of :mod:`cfiv.numerics.penalised_iv`, which may be a line, and ``d`` what learned functions add
-    to it, the answer is ``h_0 + w d``: on rows whose outcomes neither has seen ``Y - h_0`` is regressed on ``d`` with the
+    With the smooth model ``h_0`` of :mod:`cfiv.numerics.penalised_iv`, which may be a line, and ``d`` what learned functions
+    add to it, the answer is ``h_0 + w d``: on rows whose outcomes neither has seen ``Y - h_0`` is regressed on ``d`` with the
     instrument ``E[d | Z, X]``, and ``w`` is the coefficient, at most 1; or 0, unless it lies three standard errors above zero.
 
     ``lambda1 = lambda2 = lambda12 = 0`` with ``batch_size=None`` is the original DFIV; see :meth:`original`.
@@ -177,7 +177,8 @@ class DFIV(StructuralEstimator):
     ----------
     Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021.
     Galashov, Da Costa, Xu, Hennig, Gretton, "Closed-Form Last Layer Optimization", arXiv 2510.04606. Rising penalties, swapped
-    samples, the stopping rule, the unpredicted penalty and the defaults are ours, chosen by held-out losses.
+    samples, the stopping rule, the unpredicted penalty, the nested models and the defaults are ours, chosen by held-out losses
+    but for steps, rows a batch and fits (:mod:`cfiv.estimators.budget`).
 
     Examples
     --------

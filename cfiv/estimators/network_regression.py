@@ -65,7 +65,11 @@ class NetworkRegression(StructuralEstimator):
         ridge of the final u is chosen by held-out loss.
     last_layer : a last layer, optional
         How u is solved on every batch instead, as in :class:`cfiv.DFIV`.
-    batch_size, steps, learning_rate, weight_decay, standardise
+    batch_size : int, "auto" or None
+        Rows a step; "auto" is 128, or all where there are fewer; None is full batches.
+    steps : int
+        Of training.
+    learning_rate, weight_decay, standardise
         As in :class:`cfiv.DFIV`; of three rates or decays the second is that of ``instrument_network``.
     holdout : float
         Share of the rows that the gradients do not see, for early stopping and the choice of the ridge; u is refitted on all.
