@@ -14,8 +14,8 @@
 # # Which estimator, and when none
 #
 # cfiv has six estimators that take the same formula. Two ignore the instruments, four use them; two are linear in the columns
-# you give them, four find curves by themselves. We fit five of them to data whose truth is known (`SieveIV`, splines that choose
-# themselves, is for effects that do not vary with several covariates), ask what could have been known without the truth, and
+# you give them, four find curves by themselves. We fit five of them (`SieveIV`, splines that choose themselves, suits effects
+# that do not vary with several covariates) to data whose truth is known, ask what could have been known without the truth, and
 # then take the instrument away, little by little, to see how each of them fails.
 
 # %%
@@ -368,7 +368,8 @@ weakened.pivot(index="strength", columns="estimate", values="score")[list(fitted
 #
 # What they cost: least squares and 2SLS take no time, and `cfiv.infer` has intervals for the effects of 2SLS and bands for its
 # splines. The networks take seconds for some thousand rows, and take images as treatments; kernel IV, a closed form without
-# training, takes some seconds too, and to it an image is a flat vector with one bandwidth. Their curves come without an interval.
+# training, takes some seconds too, and to it an image is a flat vector with one bandwidth. Their curves come without an
+# interval.
 #
 # All of it rests on one thing that no table above can test: that the instrument touches the outcome through the treatment
 # alone.
