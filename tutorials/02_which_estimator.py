@@ -366,10 +366,10 @@ weakened.pivot(index="strength", columns="estimate", values="score")[list(fitted
 # | a very strong instrument, gate open, unknown form | `DFIV` | read its `trust_`; look at the curve |
 # | the same, and no wish to train | `KernelIV` | drawn to the confounder sooner than DFIV |
 #
-# What they cost: least squares and 2SLS take no time, and `cfiv.infer` has intervals and bands for 2SLS, with splines or without,
-# and for `SieveIV`. The networks take seconds for some thousand rows, and take images as treatments; kernel IV, a closed form without
-# training, takes some seconds too, and to it an image is a flat vector with one bandwidth. Their curves come without an
-# interval.
+# What they cost: least squares and 2SLS take no time, and `cfiv.infer` has intervals and bands for 2SLS, with splines or
+# without, and for `SieveIV`. The networks take seconds for some thousand rows, and take images as treatments; kernel IV, a
+# closed form without training, takes some seconds too, and to it an image is a flat vector with one bandwidth. Their curves
+# come without an interval.
 #
 # All of it rests on one thing that no table above can test: that the instrument touches the outcome through the treatment
 # alone.
