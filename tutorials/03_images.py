@@ -114,7 +114,7 @@ def judged(models):
 judged(models)
 
 # %% [markdown]
-# The plain network predicts nearly everything, and its error is a hundred times that of DFIV. DFIV predicts little of the
+# The plain network predicts nearly everything, and its error is seventy times that of DFIV. DFIV predicts little of the
 # outcome, and should: most of what varies in it is posY, and that is not the picture's doing.
 #
 # To see what each network has learned we take the test hearts and set one of their four numbers, to each value in turn.
@@ -247,8 +247,9 @@ plt.show()
 
 # %% [markdown]
 # Of scale, which an instrument moves, the three say the same. Of height the two without the penalty say more, each something
-# else: it is made up. (The share also counts what the averages in the figure hide.) Their errors are larger, six times and
-# twice, and their scores as good. Only a truth that we happen to know tells them from the first.
+# else: it is made up. (The share also counts what the averages in the figure hide.) Their errors are larger, five and three
+# times, and their scores as good. Of one a warning says that what the treatment does may be noise, for the functions of its
+# swapped samples differ; from the other only a truth that we happen to know tells the first.
 #
 # ### A preference is not information
 #
@@ -281,10 +282,10 @@ rows |= {"truth": (effects.loc["larger", "truth"], np.nan)}
 pd.DataFrame(rows, index=["effect of a larger heart", "score"]).T.round({"effect of a larger heart": 1, "score": 3})
 
 # %% [markdown]
-# The effect is gone, and the fit gives no warning. Without the penalty it does not come back: what stands there instead is
-# noise. Here the score gives it away: it is zero, the instruments explain nothing. But a score well above zero only says that
-# *some* instrument works. So before you believe an effect of a picture, ask which instrument makes that change. If none does,
-# a small effect is the penalty's answer and not the data's.
+# The effect is gone, and both fits warn that what the treatment does is not told from noise. Without the penalty it does not
+# come back: what stands there instead is noise. The score gives it away as well: it is zero, the instruments explain nothing.
+# But a score well above zero only says that *some* instrument works. So before you believe an effect of a picture, ask which
+# instrument makes that change. If none does, a small effect is the penalty's answer and not the data's.
 #
 # ## 5. Minibatches
 #

@@ -146,6 +146,8 @@ class DFIV(StructuralEstimator):
         and with "current"), ``heldout_loss`` (in units of the outcome's variance), ``refit_ridge, kept``.
     fits_ : list of TwoStageFit
         The fits behind the average.
+    trust_ : Trust
+        What the fit knows of its worth: ``trusted``, the ``reasons`` against it in words, and the numbers behind them.
 
     Raises
     ------
@@ -160,16 +162,23 @@ class DFIV(StructuralEstimator):
         If the instruments take fewer distinct values than the treatment does and its features need.
     TrainingWarning
         If training diverged or was interrupted; the best state so far is kept and usable.
+    WorthlessFitWarning
+        If ``trust_`` has reasons why the estimate should not be believed.
 
     Notes
     -----
+    With the smooth model ``h_0`` of :mod:`cfiv.numerics.penalised_iv`, which may be a line, and ``d`` what learned functions
+    add to it, the answer is ``h_0 + w d``: on rows whose outcomes neither has seen ``Y - h_0`` is regressed on ``d`` with the
+    instrument ``E[d | Z, X]``, and ``w`` is the coefficient, at most 1; or 0, unless it lies three standard errors above zero.
+
     ``lambda1 = lambda2 = lambda12 = 0`` with ``batch_size=None`` is the original DFIV; see :meth:`original`.
 
     References
     ----------
     Xu, Chen, Srinivasan, de Freitas, Doucet, Gretton, "Learning Deep Features in Instrumental Variable Regression", ICLR 2021.
     Galashov, Da Costa, Xu, Hennig, Gretton, "Closed-Form Last Layer Optimization", arXiv 2510.04606. Rising penalties, swapped
-    samples, the stopping rule, the unpredicted penalty and the defaults are ours, chosen by held-out losses.
+    samples, the stopping rule, the unpredicted penalty, the nested models and the defaults are ours, chosen by held-out losses
+    but for steps, rows a batch and fits (:mod:`cfiv.estimators.budget`).
 
     Examples
     --------
@@ -177,7 +186,7 @@ class DFIV(StructuralEstimator):
     >>> train, truth = demand.simulate(n=500, rho=0.5, seed=0)
     >>> model = DFIV("sales ~ time + emotion + [price ~ fuel]", steps=50, progress=False, random_state=0).fit(train.frame)
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
-    ['price', 'estimate']
+    ['price', 'estimate', 'supported']
     """
 
     _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"

@@ -130,7 +130,7 @@ class KernelIV(StructuralEstimator):
     >>> train, truth = demand.simulate(n=300, rho=0.5, seed=0)
     >>> model = KernelIV("sales ~ time + emotion + [price ~ fuel]", random_state=0).fit(train.frame)
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
-    ['price', 'estimate']
+    ['price', 'estimate', 'supported']
     """
 
     _SMALLER = "use the Nyström version with fewer landmarks, such as landmarks=1000, or fit fewer rows"

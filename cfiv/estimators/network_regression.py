@@ -65,7 +65,11 @@ class NetworkRegression(StructuralEstimator):
         ridge of the final u is chosen by held-out loss.
     last_layer : a last layer, optional
         How u is solved on every batch instead, as in :class:`cfiv.DFIV`.
-    batch_size, steps, learning_rate, weight_decay, standardise
+    batch_size : int, "auto" or None
+        Rows a step; "auto" is 128, or all where there are fewer; None is full batches.
+    steps : int
+        Of training.
+    learning_rate, weight_decay, standardise
         As in :class:`cfiv.DFIV`; of three rates or decays the second is that of ``instrument_network``.
     holdout : float
         Share of the rows that the gradients do not see, for early stopping and the choice of the ridge; u is refitted on all.
@@ -103,7 +107,7 @@ class NetworkRegression(StructuralEstimator):
     >>> train, truth = demand.simulate(n=500, rho=0.9, seed=0)
     >>> model = NetworkRegression("sales ~ time + emotion + [price ~ fuel]", steps=50, progress=False, random_state=0)
     >>> model.fit(train.frame).dose_response([15.0, 20.0, 25.0]).columns.tolist()
-    ['price', 'estimate']
+    ['price', 'estimate', 'supported']
     """
 
     _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"

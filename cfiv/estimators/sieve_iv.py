@@ -110,7 +110,7 @@ class SieveIV(StructuralEstimator):
     >>> train, truth = demand.simulate(n=1000, rho=0.5, seed=0)
     >>> model = SieveIV("sales ~ time + emotion + [price ~ fuel]", random_state=0).fit(train.frame)
     >>> model.dose_response([15.0, 20.0, 25.0]).columns.tolist()
-    ['price', 'estimate']
+    ['price', 'estimate', 'supported']
     """
 
     _SMALLER = "fit fewer rows, or use fewer segments"
