@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,57 @@ def test_a_generator_is_the_source_of_the_same_draws_as_its_seed() -> None:
         for source in (5, np.random.default_rng(5))
     ]
     np.testing.assert_array_equal(*fits)
+
+
+def repeated(data: IVData, times: int, **more: Any) -> IVData:
+    parts = {
+        role: np.repeat(getattr(data, role), times, axis=0) for role in ("outcome", "treatment", "instruments", "covariates")
+    }
+    return IVData(**parts, **more)
+
+
+@pytest.mark.law
+def test_repeated_rows_of_a_cluster_are_no_news() -> None:
+    data = straight(60, seed=0)
+    once = smooth(data)
+    tenfold = repeated(data, 10, clusters=np.repeat(np.arange(60), 10))
+    many = smooth(tenfold)
+    many = replace(many, penalties=once.penalties, basis=once.basis)
+    many = replace(many, moments=many._moments(np.arange(600)))
+    assert many.noise() == pytest.approx(once.noise(), rel=1e-6)
+    assert many.strength() == pytest.approx(once.strength(), rel=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("second", [0.0, 1.0])
+def test_strength_is_that_of_the_weakest_direction_of_several_treatments(second: float) -> None:
+    z, u = np.random.default_rng(0).normal(size=(2, 2000, 2))
+    t = np.stack([z[:, 0] + u[:, 0], z[:, 0] + second * z[:, 1] + u[:, 1]], axis=1)
+    data = IVData(outcome=t.sum(axis=1) + u.sum(axis=1), treatment=t, instruments=z)
+    found = smooth(data).strength()
+    assert found > 100 if second else found < 10
+
+
+def test_where_columns_reach_the_rows_no_strength_is_claimed() -> None:
+    for seed in range(3):
+        with_noise = straight(40, seed=seed, strength=0.0, covariates=38)
+        trust = quick(random_state=seed).fit(with_noise).trust_
+        assert not trust.trusted
+        assert not trust.strength > 10
+
+
+def test_one_value_far_from_all_others_is_borne() -> None:
+    data = straight(200, seed=0)
+    far = data.treatment.copy()
+    far[7] = 1e120
+    model = quick().fit(IVData(outcome=data.outcome, treatment=far, instruments=data.instruments, covariates=data.covariates))
+    assert np.isfinite(model.predict(treatment=data.treatment, covariates=data.covariates)).all()
+
+
+@pytest.mark.statistical
+def test_a_line_predicts_from_instruments_as_two_stage_least_squares_does() -> None:
+    for seed in range(4):
+        data, fresh = straight(80, seed=seed), straight(2000, seed=100 + seed)
+        model = quick(random_state=seed).fit(data)
+        if model.trust_.line:
+            assert model.score(fresh) == pytest.approx(cfiv.TwoStageLeastSquares().fit(data).score(fresh), abs=0.05)
