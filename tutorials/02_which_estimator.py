@@ -336,15 +336,15 @@ weakened.pivot(index="strength", columns="estimate", values="mean effect")[list(
 
 # %% [markdown]
 # Kernel IV and DFIV drift from the truth towards the confounded answer, which is where 2SLS with many weak instruments goes,
-# too: by their account a higher price in the end raises sales. DFIV warns of it in the end, by its record of what speaks
-# against the fit:
+# too: by their account a higher price in the end raises sales. From 0.1 on DFIV warns, by its record of what speaks against
+# the fit:
 
 # %%
 for k in strengths:
     print(f"strength {k:g}: {trust[k]}")
 
 # %% [markdown]
-# At 0.1, where its effect is a sixth of the true one, nothing speaks against it yet, and kernel IV has no such record. The
+# At 0.3, where its effect is two thirds of the true one, nothing speaks against it yet, and kernel IV has no such record. The
 # curves are smooth, and the score does not notice:
 
 # %%
