@@ -179,7 +179,7 @@ def test_training_history_without_held_out_rows_circles_the_state_kept_on_the_tr
 def test_the_history_of_a_fit_is_drawn_as_it_comes() -> None:
     data, _ = demand.simulate(200, seed=0)
     model = cfiv.DFIV(demand.FORMULA, steps=10, random_state=0, progress=False).fit(data)
-    run = model.history_[~model.history_["swapped"].astype(bool)]
+    run = model.history_[(model.history_["fit"] == 0) & ~model.history_["swapped"].astype(bool)]
     line = with_data(plots.training_history(model.history_))[1]
     assert points(line) == list(run[["step", "heldout_loss"]].itertuples(index=False, name=None))
 

@@ -483,5 +483,5 @@ def test_every_estimator_is_tried() -> None:
     exported = {
         name for name in cfiv.__all__ if isinstance(kind := getattr(cfiv, name), type) and hasattr(kind, "dose_response")
     }
-    assert exported - {StructuralFunction.__name__} <= set(KINDS)
+    assert exported - {StructuralFunction.__name__, cfiv.Inference.__name__} <= set(KINDS)
     assert all(inspect.signature(make).parameters for make in KINDS.values())
