@@ -409,7 +409,7 @@ def of(**changes: Any) -> Study:
     ("make", "said"),
     [
         (lambda: of(replications=-1), "replications must be a whole number >= 0, got -1"),
-        (lambda: of(replications=True), "replications must be a whole number >= 0, or 'auto', got True"),
+        (lambda: of(replications=True), "replications must be a whole number >= 0, got True"),
         (lambda: of(replications=10**25), "replications must be at most 1,000,000,000, got 1000"),
         (lambda: of(seed=1.5), "seed must be a whole number >= 0, got 1.5"),
         (lambda: of(time_limit=True), "time_limit must be finite and > 0, in seconds, or None, got True"),
