@@ -432,7 +432,7 @@ class DFIV(StructuralEstimator):
         """The learned functions and the smooth model that they are weighed against."""
         together = problem.reduced_form(self.fits_)
         smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
-        if not self.nested or self._options().split is None:
+        if smooth is None or not self.nested or self._options().split is None:
             return Nest.alone(learned, together, smooth)
         functions = []
         for fitted, split in zip(self.fits_, splits, strict=True):

@@ -154,17 +154,15 @@ class Nest:
     def of(
         cls,
         data: IVData,
-        smooth: SmoothModel | None,
+        smooth: SmoothModel,
         functions: Sequence[LearnedFunction],
         *,
         learned: tuple[Component, ...],
         reduced_form: ReducedForm,
     ) -> Nest:
-        """By the evidence of rows not seen; without any the smooth model, where there is one."""
-        if smooth is None:
-            return cls.alone(learned, reduced_form, smooth)
-        evidence = weigh(data, smooth, functions) if functions else None
-        weight = 0.0 if evidence is None else evidence.weight
+        """By the evidence of rows not seen."""
+        evidence = weigh(data, smooth, functions)
+        weight = evidence.weight
         if weight == 1.0:
             return cls(learned, (), reduced_form, smooth, evidence, weight)
         if weight == 0.0:
