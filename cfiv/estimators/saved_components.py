@@ -21,10 +21,11 @@ from cfiv.estimators.components import (
     SieveComponent,
     SmoothComponent,
 )
+from cfiv.estimators.corrected import CorrectedBasis, CorrectedComponent, MeanComponent
 from cfiv.estimators.saved_sieves import choice_from_values, choice_to_values, sieve_from_values, sieve_to_values
 from cfiv.estimators.saved_smooth import smooth_from_values, smooth_to_values
 from cfiv.estimators.units import Standardiser
-from cfiv.file_values import choice, fields, flag, number, numbers, tensor_of, text
+from cfiv.file_values import choice, fields, flag, listed, number, numbers, tensor_of, text
 from cfiv.learning.architecture import describe, rebuild
 from cfiv.learning.build import copied, made_ready
 from cfiv.learning.networks import evaluate
@@ -108,6 +109,16 @@ def component_to_values(component: Component) -> dict[str, Any]:
             "treatment_scale": _scale_to_values(component.treatment_scale),
             "covariate_scale": _scale_to_values(component.covariate_scale),
         }
+    if isinstance(component, CorrectedComponent):
+        return {
+            "kind": "corrected",
+            "splines": sieve_to_values(component.basis.splines),
+            "functions": [
+                {"components": [component_to_values(part) for part in function.components], "shares": list(function.shares)}
+                for function in component.basis.functions
+            ],
+            "coefficients": component.coefficients,
+        }
     raise ModelFileError(f"components of type {type(component).__name__} cannot be saved")
 
 
@@ -156,6 +167,8 @@ def component_from_values(values: Any, inputs: Inputs, given: Mapping[str, Any])
         smooth = smooth_from_values(values["basis"], treatments=columns, covariates=inputs.covariates)
         coefficients = numbers(values["coefficients"], (len(smooth.structural_parts),))
         return SmoothComponent(smooth, coefficients, _scale_from_values(values["outcome_scale"], (1,)))
+    if kind == "corrected":
+        return _corrected_component(values, inputs, given)
     choice(kind, ("network",))
     return _network_component(values, inputs, given)
 
@@ -178,6 +191,24 @@ def _sieve_component(values: Any, inputs: Inputs) -> SieveComponent:
         None if chosen is None else choice_from_values(chosen, treatments=columns, covariates=inputs.covariates),
         None if wider is None else _sieve_component(wider, inputs),
     )
+
+
+def _corrected_component(values: Any, inputs: Inputs, given: Mapping[str, Any]) -> CorrectedComponent:
+    fields(values, "kind", "splines", "functions", "coefficients")
+    (columns,) = inputs.treatment
+    splines = sieve_from_values(values["splines"], treatments=columns, covariates=inputs.covariates)
+    functions = tuple(_mean_component(one, inputs, given) for one in listed(values["functions"]))
+    coefficients = numbers(values["coefficients"], (splines.width + len(functions),))
+    return CorrectedComponent(CorrectedBasis(splines, functions), coefficients)
+
+
+def _mean_component(values: Any, inputs: Inputs, given: Mapping[str, Any]) -> MeanComponent:
+    fields(values, "components", "shares")
+    components = tuple(component_from_values(one, inputs, given) for one in listed(values["components"]))
+    shares = tuple(number(share) for share in listed(values["shares"]))
+    if not components or len(shares) not in (0, len(components)):
+        raise ValueError(f"{len(shares)} shares of {len(components)} components")
+    return MeanComponent(components, shares)
 
 
 def _network_component(values: dict[str, Any], inputs: Inputs, given: Mapping[str, Any]) -> NetworkComponent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -102,6 +102,10 @@ class SieveColumns:
             covariates=() if rows.covariates is None else self._splines("covariates", rows.covariates, **own),
             products=options.structure == "tensor",
         )
+
+    def straight(self) -> SieveColumns:
+        """The same with a line of every column."""
+        return replace(self, curved={role: (False,) * len(own) for role, own in self.curved.items()})
 
     def points(self) -> tuple[Array, Array | None]:
         """Treatments and covariates at which curves are compared: along each treatment, the other columns at their medians.

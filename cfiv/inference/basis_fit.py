@@ -27,8 +27,8 @@ class BasisFit:
         Of the scaled columns, in the outcome's scaled units.
     root : array (p, K)
         ``L``: covariances of coefficients are ``L L'``, and between two bases of one inference ``L_1 L_2'``.
-    triangle : array (p, p)
-        ``R`` of the weighted scaled columns ``Q R`` of training.
+    triangle : array (m, m)
+        ``R`` of the first m weighted scaled columns ``Q R`` of training: of all p, but for learned functions, which are last.
     outcome : array (3,)
         Centre, scale and exponent of the outcome, ``2^exponent (scale y + centre)``.
     """
@@ -73,8 +73,9 @@ class BasisFit:
         return found
 
     def leverage(self, columns: Array, *, rows: int) -> Array:
-        """``f' (F' F / n)^-1 f`` at rows (m, p) of the basis; ``rows`` is n."""
-        inner = linalg.solve_triangular(self.triangle, self.scaling.apply(columns).T, trans="T")
+        """``f' (F' F / n)^-1 f`` at rows (m, p) of the basis, of the functions of the triangle; ``rows`` is n."""
+        scaled = self.scaling.apply(columns)[:, : len(self.triangle)]
+        inner = linalg.solve_triangular(self.triangle, scaled.T, trans="T")
         return np.asarray(rows * np.square(inner).sum(axis=0))
 
     def to_values(self) -> dict[str, Any]:
@@ -89,6 +90,6 @@ class BasisFit:
             Scaling.from_values(values["scaling"], size=size),
             numbers(values["coefficients"], (size,)),
             numbers(values["root"], (size, len(values["root"].T))),
-            numbers(values["triangle"], (size, size)),
+            numbers(values["triangle"], (len(values["triangle"]),) * 2),
             numbers(values["outcome"], (3,)),
         )

@@ -109,6 +109,19 @@ class FittedRows:
         if np.abs(fitted - expected).max() > SAME_ROWS * np.ptp(self.data.outcome):
             raise _other_rows(self.data, model)
 
+    def check_reference(self, data: Any, model: StructuralEstimator) -> None:
+        """Raise unless the rows that the estimator averages over are among these, where they were in the fit.
+
+        Raises
+        ------
+        DataError
+        """
+        encoder = model.structural_function_.encoder
+        given = model.encode(data)[0]
+        pairs = zip(encoder.inputs(encoder.reference_rows), given.inputs(given.reference_rows), strict=True)
+        if not all(one is other or np.array_equal(one, other) for one, other in pairs):
+            raise _other_rows(self.data, model)
+
     def describe(self, *, debiased: bool) -> str:
         """The covariance in words."""
         named = " and ".join(f"{name} ({len(np.unique(codes)):,})" for name, codes in self.groups.items())

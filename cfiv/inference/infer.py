@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cfiv.checks import check_choice, check_flag, check_whole, shown
 from cfiv.errors import NotFittedError, ParameterError
+from cfiv.estimators.dfiv import DFIV
 from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.trust import Trust
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.corrected import FOLDS, CorrectedFit, correct
 from cfiv.inference.estimates import Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
@@ -24,20 +30,19 @@ from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_l
 from cfiv.inference.strength import Strength
 from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
 from cfiv.memory import within_memory
+from cfiv.runtime.surroundings import ordinary_torch
 
+#: Estimators whose function the outcomes make: intervals are of it corrected.
+LEARNED = (DFIV, KernelIV)
+TOO_SMALL = (
+    "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold less often "
+    "than they say"
+)
 #: Why some estimators have no intervals, and what to use.
 WITHOUT = {
-    "DFIV": (
-        "its features were learned from the same rows, and intervals that take them as given cover the truth in 13 to 39 % of "
-        "samples instead of 95: use SieveIV, which finds curves too and has bands"
-    ),
     "NetworkRegression": (
         "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares "
         "with splines, such as [bs(t, df=5) ~ z]"
-    ),
-    "KernelIV": (
-        "its penalties pull the curve towards zero by more than its noise, so that intervals around it cover too seldom: use "
-        "SieveIV, which finds curves too and has bands"
     ),
 }
 
@@ -135,48 +140,127 @@ def infer(
     if covariance is not None:
         check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
     check_flag("undersmooth", undersmooth)
-    fitted = _fitted(model)
-    function = undersmoothed(fitted) if undersmooth else fitted
-    with within_memory("infer", "fit fewer rows, or a smaller basis"):
+    function = _fitted(model)
+    debiased = bool(getattr(model, "debiased", False))
+    with within_memory("infer", "fit fewer rows, or a smaller basis"), ordinary_torch():
         rows = FittedRows.of(data, model, covariance=covariance, clusters=clusters)
-        bases = bases_of(function)
-        blocks = blocks_of(rows.data, bases, instrumented=not isinstance(model, LeastSquares))
-        outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
-        stages = [TwoStage.of(block, outcome) for block in blocks]
-        rows.check_groups(len(stages[0].coordinates))
-        debiased = bool(getattr(model, "debiased", False))
-        clustered = list(rows.groups.values())
-        joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
-        rows.check_same(joint.fitted, function.components[0], model)
+        ask = _learned if isinstance(model, LEARNED) else _in_fixed_basis
+        answer = ask(data, rows, model, undersmooth=undersmooth, debiased=debiased, seed=seed)
+        function = answer.function
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
-        seen = Seen.of(treatments, leverage=joint.leverage)
-        average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
+        seen = Seen.of(treatments, leverage=answer.leverage)
+        average = Asker(function, bases_of(function), answer.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
-        stages[0].correlations,
+        answer.stage.correlations,
         rows=len(rows),
-        instruments=stages[0].instruments,
+        instruments=answer.stage.instruments,
         treatments=treatments.shape[1],
     )
-    choice = choice_of(function)
     multipliers = Multipliers(
         level=float(level),
         draws=draws,
         seed=seed,
-        df=len(rows) - joint.fits[0].size if debiased else None,
-        allowance=0.0 if choice is None else choice.allowance,
+        df=len(rows) - answer.fits[0].size if debiased else None,
+        allowance=answer.allowance,
     )
-    too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
-    doubts = _doubts(model, strength, too_small=too_small)
+    doubts = (*_weakness(model, strength), *answer.doubts)
     return Inference(
         function=function,
-        law=Law(joint.fits, multipliers, bool(doubts)),
+        law=Law(answer.fits, multipliers, bool(doubts)),
         average=average,
         seen=seen,
         strength=strength,
         covariance=rows.describe(debiased=debiased),
         rows=len(rows),
-        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
+        notes=(*answer.notes, *doubts),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """The function that intervals are of, the law of its coefficients, and what is to be said of it.
+
+    Parameters
+    ----------
+    function : StructuralFunction
+    fits : tuple of BasisFit
+    stage : TwoStage
+        Of the basis that instruments have to move.
+    leverage : float
+        The largest of a row in it.
+    notes, doubts : tuple of str
+    allowance : float
+        That a band owes to a size which the data chose.
+    """
+
+    function: StructuralFunction
+    fits: tuple[BasisFit, ...]
+    stage: TwoStage
+    leverage: float
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+    allowance: float = 0.0
+
+
+def _in_fixed_basis(
+    data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, debiased: bool, seed: int
+) -> _Answer:
+    """Of an estimator that is linear in a basis which its outcomes did not make."""
+    fitted = model.structural_function_
+    function = undersmoothed(fitted) if undersmooth else fitted
+    blocks = blocks_of(rows.data, bases_of(function), instrumented=not isinstance(model, LeastSquares))
+    outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
+    stages = [TwoStage.of(block, outcome) for block in blocks]
+    rows.check_groups(len(stages[0].coordinates))
+    clustered = list(rows.groups.values())
+    joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
+    rows.check_same(joint.fitted, function.components[0], model)
+    choice = choice_of(function)
+    too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
+    return _Answer(
+        function=function,
+        fits=joint.fits,
+        stage=stages[0],
+        leverage=joint.leverage,
+        notes=_notes(model, choice_of(fitted), undersmooth=undersmooth),
+        doubts=(TOO_SMALL,) if too_small else (),
+        allowance=0.0 if choice is None else choice.allowance,
+    )
+
+
+def _learned(
+    data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, debiased: bool, seed: int
+) -> _Answer:
+    """Of an estimator whose function the outcomes have made: corrected by splines, see :mod:`cfiv.inference.corrected`."""
+    function = model.structural_function_
+    rows.check_reference(data, model)
+    found = correct(
+        rows, model, intercept=function.encoder.intercept, undersmooth=undersmooth, debiased=debiased, seed=seed
+    )
+    width, name = found.component.basis.splines.width, type(model).__name__
+    return _Answer(
+        function=replace(function, components=(found.component,), shares=(), facts={}),  # which are of the model's own curve
+        fits=(found.fit,),
+        stage=found.stage,
+        leverage=found.leverage,
+        notes=(
+            f"estimates are {name} corrected by two-stage least squares in {width} splines, cross-fitted in {FOLDS} folds; the "
+            f"model's own curve is {name}.dose_response, and nothing is known of its errors",
+        ),
+        doubts=_doubts_of_learned(model, found),
+    )
+
+
+def _doubts_of_learned(model: StructuralEstimator, found: CorrectedFit) -> tuple[str, ...]:
+    trust: Trust | None = getattr(model, "trust_", None)
+    doubts = [] if trust is None or trust.trusted else [f"the model's own estimate is {trust}"]
+    if found.straight:
+        doubts.append(
+            "the instruments tell no more than straight lines apart: whatever bends is as it was learned, and not in the errors"
+        )
+    if found.contradicted:
+        doubts.append(TOO_SMALL)
+    return tuple(doubts)
 
 
 def check_estimator(kind: type) -> None:
@@ -235,19 +319,11 @@ def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data
     return compared is not None and compared.contradicted(0)
 
 
-def _doubts(model: StructuralEstimator, strength: Strength | None, *, too_small: bool) -> tuple[str, ...]:
-    """Why the intervals may hold less often than they say."""
-    if isinstance(model, LeastSquares):
+def _weakness(model: StructuralEstimator, strength: Strength | None) -> tuple[str, ...]:
+    """What weak instruments do to intervals."""
+    if isinstance(model, LeastSquares) or strength is None or not strength.is_weak:
         return ()
-    found = []
-    if strength is not None and strength.is_weak:
-        found.append(
-            f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
-            "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set"
-        )
-    if too_small:
-        found.append(
-            "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold "
-            "less often than they say"
-        )
-    return tuple(found)
+    return (
+        f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
+        "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
+    )

@@ -34,6 +34,8 @@ TOLERANCE = 1.1
 UNDERSMOOTHING = 2
 #: Rows for each instrument column that a size needs, or its first stage would repeat the treatment (ours, for small n).
 ROWS_A_COLUMN = 4
+#: Segments of an undersmoothed size, at most.
+MOST_PIECES = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,6 +137,49 @@ def choose_size(
         bases=tuple(fit.basis for fit in kept),
     )
     return fits[chosen], fits[larger], choice
+
+
+def noisier(
+    make: Callable[[int], SieveBasis],
+    rows: SieveRows,
+    points: tuple[Array, Array | None],
+    *,
+    start: SieveFit,
+    segments: int,
+    ratio: float,
+) -> SieveFit:
+    """The smallest size whose curve has ``ratio`` times the noise of a given one, or the largest that the rows bear.
+
+    At a size that balances bias and noise the bias is about one standard deviation. Larger sizes have no more of it, and at
+    2.5 times the noise it costs an interval of 95 % some three points at most.
+
+    Parameters
+    ----------
+    make, rows, points
+        As for :func:`choose_size`.
+    start : SieveFit
+        With ``segments``.
+    ratio : float
+        Of the root mean squares over the points of the standard deviations.
+    """
+    aim, fit, best = ratio * _noise(start, rows, points), start, start
+    while segments < MOST_PIECES:
+        segments += max(1, segments // 4)
+        basis = make(segments)
+        if basis.width == fit.basis.width or ROWS_A_COLUMN * basis.instrument_width > len(rows):
+            return best
+        fit = fit_basis(basis, rows)
+        if fit.determined and fit.instrument_rank == basis.instrument_width:
+            best = fit
+            if _noise(fit, rows, points) >= aim:
+                return best
+    return best
+
+
+def _noise(fit: SieveFit, rows: SieveRows, points: tuple[Array, Array | None]) -> float:
+    """Of its curve: root mean square over points of standard deviations."""
+    deviations = _deviations(fit.basis.structural_columns(*points), score_covariance([fit], rows))
+    return float(np.sqrt(np.mean(deviations**2)))
 
 
 def _within_reach(

@@ -95,8 +95,9 @@ class TableEncoder:
     def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
         frame, weights = read_table(rows), self.roles.weights
-        parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
-        names = [name for part in parts for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
+        given = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
+        parts = {role: part for role, part in given.items() if part is not None}
+        names = [name for part in parts.values() for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
         require_columns(frame, names, needed_for="held-out criteria")
         frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
         return IVData(
@@ -106,6 +107,7 @@ class TableEncoder:
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
             weights=None if weights is None else row_weights(frame, weights),
             frame=frame,
+            names={role: part.columns for role, part in parts.items()},
         )
 
     def raw(self, rows: Any) -> pd.DataFrame:

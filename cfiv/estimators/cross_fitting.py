@@ -1,0 +1,93 @@
+"""Cross-fitting: the structural functions of the rows outside each fold, for what must not have seen a row's own error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.base import clone
+
+from cfiv.data import ROLES, Array, IVData
+from cfiv.errors import DataError, WorthlessFitWarning, silence
+from cfiv.estimators.corrected import MeanComponent
+from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.learning.samples import fold_groups
+
+#: Rows outside a fold below which nothing is fitted.
+FEWEST_ROWS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """``h_k`` of the rows outside fold ``k``.
+
+    Parameters
+    ----------
+    functions : tuple of K MeanComponent
+    folds : array (n,) of int
+        That of each row.
+    """
+
+    functions: tuple[MeanComponent, ...]
+    folds: Array
+
+    def values(self, treatment: Array, covariates: Array | None) -> Array:
+        """``h_k`` at rows, (n, K)."""
+        return np.stack([function.evaluate(treatment, covariates) for function in self.functions], axis=1)
+
+
+def cross_fit(
+    model: StructuralEstimator, data: IVData, *, intercept: bool, groups: Array | None, folds: int, generator: np.random.Generator
+) -> CrossFit:
+    """Fit an estimator to the rows outside each fold, as it is configured but for averages over several splits.
+
+    Parameters
+    ----------
+    model : StructuralEstimator
+        It is not changed.
+    data : IVData
+        With positive weights.
+    intercept : bool
+        Of the formula.
+    groups : array (n,) of int or None
+        Rows of one group are in one fold.
+    folds : int
+    generator : Generator
+        Of folds and fits.
+
+    Raises
+    ------
+    DataError
+        If there are fewer groups than folds, or hardly any rows outside one.
+    """
+    if len(data) * (folds - 1) // folds < FEWEST_ROWS:
+        raise DataError(
+            f"intervals fit the estimator to the rows outside each of {folds} folds, of which {len(data)} rows leave too few: "
+            "give more rows, or use TwoStageLeastSquares"
+        )
+    fold = np.empty(len(data), dtype=np.int64)
+    if groups is None:
+        fold[generator.permutation(len(data))] = np.arange(len(data)) % folds
+    else:
+        for number, rows in enumerate(fold_groups(groups, folds=folds, generator=generator)):
+            fold[rows.numpy()] = number
+    functions = []
+    for number in range(folds):
+        own = _configured(model, random_state=int(generator.integers(2**62)))
+        with silence(WorthlessFitWarning):  # the fit to all rows has said it
+            estimate = own._estimate(_taken(data, fold != number), intercept=intercept)
+        functions.append(MeanComponent(estimate.components, estimate.shares))
+    return CrossFit(tuple(functions), fold)
+
+
+def _configured(model: StructuralEstimator, *, random_state: int) -> StructuralEstimator:
+    """The same estimator with a seed, without a bar; of one split where the data may say how many."""
+    own = clone(model, safe=False)
+    given = own.get_params(deep=False)
+    changes = {"random_state": random_state, "progress": False, **({"fits": 1} if given.get("fits") == "auto" else {})}
+    return own.set_params(**{name: value for name, value in changes.items() if name in given})
+
+
+def _taken(data: IVData, rows: Array) -> IVData:
+    arrays = {role: getattr(data, role) for role in ROLES}
+    return IVData(**{role: None if array is None else array[rows] for role, array in arrays.items()}, names=data.names)

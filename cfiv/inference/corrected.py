@@ -1,0 +1,242 @@
+"""Inference on learned structural functions: what they leave over goes to splines by two-stage least squares, cross-fitted.
+
+With splines ``s(t, x)`` (n, p), their instruments and the projection ``P`` on these, ``h_k`` learned from the rows outside fold
+``k``, ``w_k`` the fold's share of the rows and ``k(i)`` the fold of row ``i``,
+
+    c_k = (S' P S)^-1 S' P h_k,         a_k = h_k - c_k' s,
+    b   = (S' P S)^-1 S' P [Y_i - a_k(i)(T_i, X_i)],
+    h   = sum_k w_k a_k + b' s.
+
+``a_k`` is what the learned function is beyond the splines: if it is nothing, ``h`` is two-stage least squares of all rows in the
+splines, to rounding. No row's error enters the function that is taken off it, so that ``b`` has the sandwich covariance of any
+two-stage least squares; what ``a`` varies by adds the jackknife over folds, for a linear functional ``l`` of ``h``
+
+    Var l(h) = l(s)' Cov(b) l(s) + (K - 1) / K sum_k [l(a_k) - sum_j w_j l(a_j)]^2.
+
+The splines have no penalty, whose bias no sandwich counts, and are as many as balance bias and noise, then more until the noise
+is ``NOISIER`` times that (:func:`cfiv.numerics.sieve_choice.noisier`).
+
+References
+----------
+Chernozhukov, Chetverikov, Demirer, Duflo, Hansen, Newey, Robins, "Double/debiased machine learning for treatment and structural
+parameters", *Econometrics Journal* 21, 2018, for cross-fitting; Chen and Christensen, *Quantitative Economics* 9, 2018, for
+two-stage least squares in splines. Their combination, and the jackknife, are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cfiv.data import Array
+from cfiv.errors import ParameterError
+from cfiv.estimators.corrected import CorrectedBasis, CorrectedComponent
+from cfiv.estimators.cross_fitting import CrossFit, cross_fit
+from cfiv.estimators.estimator import StructuralEstimator
+from cfiv.estimators.sieve_columns import SieveColumns, SplineOptions
+from cfiv.estimators.units import Standardiser
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.fitted_rows import FittedRows
+from cfiv.inference.row_blocks import RowBlocks, blocks_of
+from cfiv.inference.scaling import Scaling
+from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
+from cfiv.numerics.sieve_basis import SieveBasis
+from cfiv.numerics.sieve_choice import ROWS_A_COLUMN, SieveChoice, choose_size, noisier
+from cfiv.numerics.sieve_iv import SieveFit, fit_basis
+
+FOLDS = 5
+#: Times the noise of the size that balances bias and noise.
+NOISIER = 2.5
+#: Segments of the splines beyond which learned functions are taken off before sizes are compared: the first that rows bear.
+REFERENCE_SEGMENTS = (8, 4, 2, 1)
+#: Multipliers by which sizes are compared.
+DRAWS = 1000
+#: Rows for each spline column of the covariates: of more, covariates are straight lines.
+ROWS_A_COVARIATE_COLUMN = 50
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectedFit:
+    """The corrected estimate and its law.
+
+    Parameters
+    ----------
+    component : CorrectedComponent
+    fit : BasisFit
+        Of its splines and learned functions.
+    stage : TwoStage
+        Of the splines.
+    leverage : float
+        The largest of a row, in the splines.
+    contradicted : bool
+        Whether larger sizes than the one that was chosen have another curve, by more than noise.
+    straight : bool
+        Whether the instruments tell no more than lines apart.
+    """
+
+    component: CorrectedComponent
+    fit: BasisFit
+    stage: TwoStage
+    leverage: float
+    contradicted: bool
+    straight: bool
+
+
+def correct(
+    rows: FittedRows, model: StructuralEstimator, *, intercept: bool, undersmooth: bool, debiased: bool, seed: int
+) -> CorrectedFit:
+    """Fit the estimator to the rows outside each fold, and splines to what is left over.
+
+    Parameters
+    ----------
+    rows : FittedRows
+    model : StructuralEstimator
+        As it is configured; it is not changed.
+    intercept : bool
+        Of its formula.
+    undersmooth : bool
+        Whether splines are more than balance bias and noise.
+    debiased : bool
+        Whether the covariance counts degrees of freedom.
+    seed : int
+        Of the folds, the fits and the multipliers that compare sizes.
+
+    Raises
+    ------
+    ParameterError
+        For images.
+    DataError
+        For too few rows, and instruments that do not move even straight lines.
+    """
+    data = rows.data
+    if data.treatment.ndim > 2:
+        raise ParameterError(
+            f"{type(model).__name__} of images has no intervals: instruments move few of the ways in which pictures differ, and "
+            "the others are shrunk on purpose; give intervals of a number that the picture shows, as a treatment column"
+        )
+    size_generator, fold_generator = np.random.default_rng(seed).spawn(2)
+    groups = next(iter(rows.groups.values()), data.clusters)
+    crossed = cross_fit(model, data, intercept=intercept, groups=groups, folds=FOLDS, generator=fold_generator)
+    splines, choice = _splines(rows, crossed, undersmooth=undersmooth, generator=size_generator)
+    (block,) = blocks_of(data, (splines,), instrumented=True)
+    outcome = Outcome.of(data.outcome, root=block.root, centred=True)
+    stage = TwoStage.of(block, outcome)
+    rows.check_groups(len(stage.coordinates))
+    learned = _scaled(crossed.values(data.treatment, data.covariates), outcome)
+    projections = _solved(stage, block, learned)
+    left = replace(outcome, values=outcome.values - _beyond(stage, block, crossed, learned, projections))
+    stage = TwoStage.of(block, left)
+    joint = joint_fit(
+        [stage],
+        [block],
+        left,
+        covariance=rows.covariance,
+        clusters=list(rows.groups.values()),
+        debiased=debiased,
+    )
+    weights = np.bincount(crossed.folds, weights=block.root**2, minlength=len(crossed.functions)) / len(data)
+    fit = _with_learned(joint.fits[0], projections, weights, outcome)
+    basis = CorrectedBasis(splines, crossed.functions)
+    return CorrectedFit(
+        component=CorrectedComponent(basis, fit.estimate(np.eye(fit.size))),
+        fit=fit,
+        stage=stage,
+        leverage=joint.leverage,
+        contradicted=choice is not None and choice.contradicted(choice.chosen),
+        straight=choice is None,
+    )
+
+
+def _splines(
+    rows: FittedRows, crossed: CrossFit, *, undersmooth: bool, generator: np.random.Generator
+) -> tuple[SieveBasis, SieveChoice | None]:
+    """As many as the outcome calls for, and more; lines, and no choice, where instruments tell nothing else apart.
+
+    Asked of the outcome less what learned functions have beyond splines of many segments, such as products of treatments and
+    covariates, which would be noise to splines.
+    """
+    data = rows.data
+    scale = Standardiser.fit(data.outcome[:, None], data.weights)
+    options = SplineOptions(structure="additive", degree=3, instrument_degree=4, instrument_segments=None, knots="uniform")
+    plain = None if data.frame is None else frozenset(map(str, data.frame.columns))
+    columns = SieveColumns.of(data, outcome=scale.apply(data.outcome), plain=plain, options=options)
+    smallest = columns.basis(1)
+    if ROWS_A_COVARIATE_COLUMN * (smallest.width - smallest.size) > len(data):
+        columns = replace(columns, curved={**columns.curved, "covariates": (False,) * len(columns.curved["covariates"])})
+    for segments in REFERENCE_SEGMENTS:
+        reference = columns.basis(segments)
+        fit = fit_basis(reference, columns.rows) if ROWS_A_COLUMN * reference.instrument_width <= len(data) else None
+        if fit is not None and fit.determined:
+            break
+    else:
+        return columns.straight().basis(1), None
+    learned = scale.apply(crossed.values(data.treatment, data.covariates))
+    columns = replace(columns, rows=replace(columns.rows, outcome=columns.rows.outcome - _left(fit, columns, crossed, learned)))
+    fit, choice = _chosen(columns, generator)
+    if choice is None:
+        return columns.straight().basis(1), None
+    if undersmooth:
+        segments = choice.segments[choice.chosen]
+        fit = noisier(columns.basis, columns.rows, columns.points(), start=fit, segments=segments, ratio=NOISIER)
+    return fit.basis, choice
+
+
+def _left(fit: SieveFit, columns: SieveColumns, crossed: CrossFit, learned: Array) -> Array:
+    """What is beyond the splines of a fit in the function that has not seen a row, (n,)."""
+    products = np.zeros((fit.basis.instrument_width, learned.shape[1]))
+    for block, _, instruments in columns.rows.columns(fit.basis):
+        products += instruments.T @ (columns.rows.weights[block, None] * learned[block])
+    projections = (fit.influence.T @ products).T[crossed.folds]
+    left = learned[np.arange(len(learned)), crossed.folds]
+    for block, structural, _ in columns.rows.columns(fit.basis):
+        left[block] -= (structural * projections[block]).sum(axis=1)
+    return left
+
+
+def _chosen(columns: SieveColumns, generator: np.random.Generator) -> tuple[SieveFit, SieveChoice | None]:
+    fit, _, choice = choose_size(
+        columns.basis, columns.rows, columns.points(), variables=columns.variables, draws=DRAWS, generator=generator
+    )
+    return fit, choice
+
+
+def _scaled(values: Array, outcome: Outcome) -> Array:
+    """In the units of ``outcome``, unweighted."""
+    centre, scale, exponent = outcome.units
+    return np.asarray((np.ldexp(values, -int(exponent)) - centre) / scale)
+
+
+def _solved(stage: TwoStage, block: RowBlocks, columns: Array) -> Array:
+    """``(F' P F)^-1 F' P g`` of columns (n, K) at the rows, (p, K), in columns of length one."""
+    products = np.zeros((len(stage.coordinates), columns.shape[1]))
+    for rows in block.slices():
+        instruments = block.scaled("instruments", rows) @ stage.predictor
+        products += instruments.T @ (block.root[rows, None] * columns[rows])
+    return np.asarray(stage.spread @ products)
+
+
+def _beyond(stage: TwoStage, block: RowBlocks, crossed: CrossFit, learned: Array, projections: Array) -> Array:
+    """Weighted ``a_k(i)`` of each row (n,)."""
+    own = block.root * learned[np.arange(len(learned)), crossed.folds]
+    scales = block.structural.scales / stage.structural.scales
+    for rows in block.slices():
+        own[rows] -= (block.scaled("structural", rows) * scales * projections.T[crossed.folds[rows]]).sum(axis=1)
+    return own
+
+
+def _with_learned(fit: BasisFit, projections: Array, weights: Array, outcome: Outcome) -> BasisFit:
+    """The fit of the splines beside the learned functions, which are known up to what they differ by between folds."""
+    folds = len(weights)
+    centre, scale, exponent = outcome.units
+    own, ones = fit.scaling, np.ones(folds)
+    scaling = Scaling(
+        np.concatenate([own.exponents, np.full(folds, int(exponent))]),
+        np.concatenate([own.centres, centre * ones]),
+        np.concatenate([own.scales, scale * ones]),
+        np.concatenate([own.constant, np.zeros(folds)]),
+    )
+    apart = np.sqrt((folds - 1) / folds) * (np.eye(folds) - weights[:, None])
+    root = np.block([[fit.root, -projections @ apart], [np.zeros((folds, fit.root.shape[1])), apart]])
+    coefficients = np.concatenate([fit.coefficients - projections @ weights, weights])
+    return BasisFit(scaling, coefficients, root, fit.triangle, fit.outcome)
