@@ -37,7 +37,13 @@ class CrossFit:
 
 
 def cross_fit(
-    model: StructuralEstimator, data: IVData, *, intercept: bool, groups: Array | None, folds: int, generator: np.random.Generator
+    model: StructuralEstimator,
+    data: IVData,
+    *,
+    intercept: bool,
+    groups: Array | None,
+    folds: int,
+    generator: np.random.Generator,
 ) -> CrossFit:
     """Fit an estimator to the rows outside each fold, as it is configured but for averages over several splits.
 
@@ -82,10 +88,11 @@ def cross_fit(
 
 def _configured(model: StructuralEstimator, *, random_state: int) -> StructuralEstimator:
     """The same estimator with a seed, without a bar; of one split where the data may say how many."""
-    own = clone(model, safe=False)
+    own: StructuralEstimator = clone(model)
     given = own.get_params(deep=False)
     changes = {"random_state": random_state, "progress": False, **({"fits": 1} if given.get("fits") == "auto" else {})}
-    return own.set_params(**{name: value for name, value in changes.items() if name in given})
+    own.set_params(**{name: value for name, value in changes.items() if name in given})
+    return own
 
 
 def _taken(data: IVData, rows: Array) -> IVData:

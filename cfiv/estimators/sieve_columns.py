@@ -107,6 +107,10 @@ class SieveColumns:
         """The same with a line of every column."""
         return replace(self, curved={role: (False,) * len(own) for role, own in self.curved.items()})
 
+    def with_instrument_segments(self, segments: int) -> SieveColumns:
+        """The same with so many segments of the instruments."""
+        return replace(self, options=replace(self.options, instrument_segments=segments))
+
     def points(self) -> tuple[Array, Array | None]:
         """Treatments and covariates at which curves are compared: along each treatment, the other columns at their medians.
 

@@ -7,14 +7,15 @@ With splines ``s(t, x)`` (n, p), their instruments and the projection ``P`` on t
     b   = (S' P S)^-1 S' P [Y_i - a_k(i)(T_i, X_i)],
     h   = sum_k w_k a_k + b' s.
 
-``a_k`` is what the learned function is beyond the splines: if it is nothing, ``h`` is two-stage least squares of all rows in the
-splines, to rounding. No row's error enters the function that is taken off it, so that ``b`` has the sandwich covariance of any
+``a_k`` is what the learned function is beyond the splines: if it is nothing, ``h`` is two-stage least squares of all rows in
+the splines, to rounding. No row's error enters the function that is taken off it, so that ``b`` has the sandwich covariance of any
 two-stage least squares; what ``a`` varies by adds the jackknife over folds, for a linear functional ``l`` of ``h``
 
     Var l(h) = l(s)' Cov(b) l(s) + (K - 1) / K sum_k [l(a_k) - sum_j w_j l(a_j)]^2.
 
-The splines have no penalty, whose bias no sandwich counts, and are as many as balance bias and noise, then more until the noise
-is ``NOISIER`` times that (:func:`cfiv.numerics.sieve_choice.noisier`).
+The splines have no penalty, whose bias no sandwich counts. Averages over rows, whose bias the learned function takes away by
+itself, are of as many as balance bias and noise; curves of more, until their noise is ``NOISIER`` times that
+(:func:`cfiv.numerics.sieve_choice.noisier`). Averages have half the instruments, of which many bias them towards least squares.
 
 References
 ----------
@@ -26,6 +27,7 @@ two-stage least squares in splines. Their combination, and the jackknife, are ou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -42,12 +44,14 @@ from cfiv.inference.row_blocks import RowBlocks, blocks_of
 from cfiv.inference.scaling import Scaling
 from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
 from cfiv.numerics.sieve_basis import SieveBasis
-from cfiv.numerics.sieve_choice import ROWS_A_COLUMN, SieveChoice, choose_size, noisier
+from cfiv.numerics.sieve_choice import ROWS_A_COLUMN, choose_size, noisier
 from cfiv.numerics.sieve_iv import SieveFit, fit_basis
 
 FOLDS = 5
 #: Times the noise of the size that balances bias and noise.
 NOISIER = 2.5
+#: Segments of instruments for one of the treatment, of averages.
+AVERAGE_INSTRUMENTS = 2
 #: Segments of the splines beyond which learned functions are taken off before sizes are compared: the first that rows bear.
 REFERENCE_SEGMENTS = (8, 4, 2, 1)
 #: Multipliers by which sizes are compared.
@@ -69,23 +73,37 @@ class CorrectedFit:
         Of the splines.
     leverage : float
         The largest of a row, in the splines.
-    contradicted : bool
-        Whether larger sizes than the one that was chosen have another curve, by more than noise.
-    straight : bool
-        Whether the instruments tell no more than lines apart.
     """
 
     component: CorrectedComponent
     fit: BasisFit
     stage: TwoStage
     leverage: float
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """Two corrected estimates of the same learned functions.
+
+    Parameters
+    ----------
+    curve, average : CorrectedFit
+        For single points and curves, and for averages over rows; the same where splines are few for both.
+    contradicted : bool
+        Whether larger sizes than the one that was chosen have another curve, by more than noise.
+    straight : bool
+        Whether the instruments tell no more than lines apart.
+    """
+
+    curve: CorrectedFit
+    average: CorrectedFit
     contradicted: bool
     straight: bool
 
 
 def correct(
     rows: FittedRows, model: StructuralEstimator, *, intercept: bool, undersmooth: bool, debiased: bool, seed: int
-) -> CorrectedFit:
+) -> Corrected:
     """Fit the estimator to the rows outside each fold, and splines to what is left over.
 
     Parameters
@@ -96,7 +114,7 @@ def correct(
     intercept : bool
         Of its formula.
     undersmooth : bool
-        Whether splines are more than balance bias and noise.
+        Whether splines of curves are more than balance bias and noise.
     debiased : bool
         Whether the covariance counts degrees of freedom.
     seed : int
@@ -112,13 +130,21 @@ def correct(
     data = rows.data
     if data.treatment.ndim > 2:
         raise ParameterError(
-            f"{type(model).__name__} of images has no intervals: instruments move few of the ways in which pictures differ, and "
-            "the others are shrunk on purpose; give intervals of a number that the picture shows, as a treatment column"
+            f"{type(model).__name__} of images has no intervals: instruments move few of the ways in which pictures differ, and the "
+            "others are shrunk on purpose; ask for the effect of a number that the picture shows, as a treatment column"
         )
     size_generator, fold_generator = np.random.default_rng(seed).spawn(2)
     groups = next(iter(rows.groups.values()), data.clusters)
     crossed = cross_fit(model, data, intercept=intercept, groups=groups, folds=FOLDS, generator=fold_generator)
-    splines, choice = _splines(rows, crossed, undersmooth=undersmooth, generator=size_generator)
+    sizes = _Sizes.of(rows, crossed, undersmooth=undersmooth, generator=size_generator)
+    curve = _corrected(rows, crossed, sizes.curve, debiased=debiased)
+    average = curve if sizes.average is sizes.curve else _corrected(rows, crossed, sizes.average, debiased=debiased)
+    return Corrected(curve, average, contradicted=sizes.contradicted, straight=sizes.straight)
+
+
+def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis, *, debiased: bool) -> CorrectedFit:
+    """In given splines."""
+    data = rows.data
     (block,) = blocks_of(data, (splines,), instrumented=True)
     outcome = Outcome.of(data.outcome, root=block.root, centred=True)
     stage = TwoStage.of(block, outcome)
@@ -137,49 +163,74 @@ def correct(
     )
     weights = np.bincount(crossed.folds, weights=block.root**2, minlength=len(crossed.functions)) / len(data)
     fit = _with_learned(joint.fits[0], projections, weights, outcome)
-    basis = CorrectedBasis(splines, crossed.functions)
-    return CorrectedFit(
-        component=CorrectedComponent(basis, fit.estimate(np.eye(fit.size))),
-        fit=fit,
-        stage=stage,
-        leverage=joint.leverage,
-        contradicted=choice is not None and choice.contradicted(choice.chosen),
-        straight=choice is None,
-    )
+    component = CorrectedComponent(CorrectedBasis(splines, crossed.functions), fit.estimate(np.eye(fit.size)))
+    return CorrectedFit(component, fit, stage, joint.leverage)
 
 
-def _splines(
-    rows: FittedRows, crossed: CrossFit, *, undersmooth: bool, generator: np.random.Generator
-) -> tuple[SieveBasis, SieveChoice | None]:
-    """As many as the outcome calls for, and more; lines, and no choice, where instruments tell nothing else apart.
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """Splines of the two estimates, and what is known of them."""
 
-    Asked of the outcome less what learned functions have beyond splines of many segments, such as products of treatments and
-    covariates, which would be noise to splines.
-    """
+    curve: SieveBasis
+    average: SieveBasis
+    contradicted: bool = False
+    straight: bool = False
+
+    @classmethod
+    def of(cls, rows: FittedRows, crossed: CrossFit, *, undersmooth: bool, generator: np.random.Generator) -> Self:
+        """As many as the outcome calls for, and more; lines where instruments tell nothing else apart.
+
+        Asked of the outcome less what learned functions have beyond splines of many segments, such as products of treatments
+        and covariates, which would be noise to splines.
+        """
+        columns = _columns(rows)
+        straight = columns.straight().basis(1)
+        reference = _reference(columns)
+        if reference is None:
+            return cls(straight, straight, straight=True)
+        learned = Standardiser.fit(rows.data.outcome[:, None], rows.data.weights).apply(
+            crossed.values(rows.data.treatment, rows.data.covariates)
+        )
+        outcome = columns.rows.outcome - _left(reference, columns, crossed, learned)
+        columns = replace(columns, rows=replace(columns.rows, outcome=outcome))
+        fit, _, choice = choose_size(
+            columns.basis, columns.rows, columns.points(), variables=columns.variables, draws=DRAWS, generator=generator
+        )
+        if choice is None:
+            return cls(straight, straight, straight=True)
+        segments, contradicted = choice.segments[choice.chosen], choice.contradicted(choice.chosen)
+        fewer = fit_basis(columns.with_instrument_segments(AVERAGE_INSTRUMENTS * segments).basis(segments), columns.rows)
+        average = fewer.basis if fewer.determined else fit.basis
+        if undersmooth:
+            fit = noisier(columns.basis, columns.rows, columns.points(), start=fit, segments=segments, ratio=NOISIER)
+        return cls(fit.basis, average, contradicted=contradicted)
+
+
+def _columns(rows: FittedRows) -> SieveColumns:
+    """With a standardised outcome; covariates are straight lines where their splines would be many for the rows."""
     data = rows.data
-    scale = Standardiser.fit(data.outcome[:, None], data.weights)
-    options = SplineOptions(structure="additive", degree=3, instrument_degree=4, instrument_segments=None, knots="uniform")
-    plain = None if data.frame is None else frozenset(map(str, data.frame.columns))
-    columns = SieveColumns.of(data, outcome=scale.apply(data.outcome), plain=plain, options=options)
+    columns = SieveColumns.of(
+        data,
+        outcome=Standardiser.fit(data.outcome[:, None], data.weights).apply(data.outcome),
+        plain=None if data.frame is None else frozenset(map(str, data.frame.columns)),
+        options=SplineOptions(structure="additive", degree=3, instrument_degree=4, instrument_segments=None, knots="uniform"),
+    )
     smallest = columns.basis(1)
     if ROWS_A_COVARIATE_COLUMN * (smallest.width - smallest.size) > len(data):
         columns = replace(columns, curved={**columns.curved, "covariates": (False,) * len(columns.curved["covariates"])})
+    return columns
+
+
+def _reference(columns: SieveColumns) -> SieveFit | None:
+    """In as many segments as the rows bear."""
     for segments in REFERENCE_SEGMENTS:
-        reference = columns.basis(segments)
-        fit = fit_basis(reference, columns.rows) if ROWS_A_COLUMN * reference.instrument_width <= len(data) else None
-        if fit is not None and fit.determined:
-            break
-    else:
-        return columns.straight().basis(1), None
-    learned = scale.apply(crossed.values(data.treatment, data.covariates))
-    columns = replace(columns, rows=replace(columns.rows, outcome=columns.rows.outcome - _left(fit, columns, crossed, learned)))
-    fit, choice = _chosen(columns, generator)
-    if choice is None:
-        return columns.straight().basis(1), None
-    if undersmooth:
-        segments = choice.segments[choice.chosen]
-        fit = noisier(columns.basis, columns.rows, columns.points(), start=fit, segments=segments, ratio=NOISIER)
-    return fit.basis, choice
+        basis = columns.basis(segments)
+        if ROWS_A_COLUMN * basis.instrument_width <= len(columns.rows):
+            fit = fit_basis(basis, columns.rows)
+            # Instrument columns that depend on one another, as of intervals without a row, leave projections to rounding.
+            if fit.determined and fit.instrument_rank == basis.instrument_width:
+                return fit
+    return None
 
 
 def _left(fit: SieveFit, columns: SieveColumns, crossed: CrossFit, learned: Array) -> Array:

@@ -13,6 +13,7 @@ import pandas as pd
 from cfiv.data import Array
 from cfiv.errors import ParameterError, SingularError
 from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
+from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.simultaneous import NOTHING, Multipliers, check_level
@@ -38,6 +39,20 @@ class Law:
     fits: tuple[BasisFit, ...]
     multipliers: Multipliers
     doubtful: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Averages:
+    """The function that averages over rows are of, where it is not that of curves.
+
+    Parameters
+    ----------
+    function : StructuralFunction
+    law : Law
+    """
+
+    function: StructuralFunction
+    law: Law
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -258,8 +273,9 @@ class Estimates:
     def _check_of_one_inference(self, other: Any) -> None:
         if not isinstance(other, Estimates) or other.law is not self.law:
             raise ParameterError(
-                "only estimates of the same inference have a known covariance between them, got "
-                f"{'those of another' if isinstance(other, Estimates) else type(other).__name__}: ask one inference for both"
+                "only estimates of the same inference have a known covariance between them, of learned functions those of curves "
+                "among themselves and averages among themselves, got "
+                f"{'others' if isinstance(other, Estimates) else type(other).__name__}: ask one inference for both"
             )
 
 

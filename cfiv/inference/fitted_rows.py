@@ -118,8 +118,9 @@ class FittedRows:
         """
         encoder = model.structural_function_.encoder
         given = model.encode(data)[0]
-        pairs = zip(encoder.inputs(encoder.reference_rows), given.inputs(given.reference_rows), strict=True)
-        if not all(one is other or np.array_equal(one, other) for one, other in pairs):
+        (treatments, covariates), (t, x) = encoder.inputs(encoder.reference_rows), given.inputs(given.reference_rows)
+        same = covariates is None or x is None or np.array_equal(covariates, x)
+        if not np.array_equal(treatments, t) or not same:
             raise _other_rows(self.data, model)
 
     def describe(self, *, debiased: bool) -> str:

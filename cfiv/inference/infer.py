@@ -18,8 +18,8 @@ from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.estimators.trust import Trust
 from cfiv.inference.basis_fit import BasisFit
-from cfiv.inference.corrected import FOLDS, CorrectedFit, correct
-from cfiv.inference.estimates import Law
+from cfiv.inference.corrected import FOLDS, Corrected, correct
+from cfiv.inference.estimates import Averages, Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
@@ -149,7 +149,8 @@ def infer(
         function = answer.function
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=answer.leverage)
-        average = Asker(function, bases_of(function), answer.fits, seen, len(rows)).derivatives(rows.raw)
+        averaged, own = (function, answer.fits) if answer.averages is None else answer.averages
+        average = Asker(averaged, bases_of(averaged), own, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         answer.stage.correlations,
         rows=len(rows),
@@ -167,6 +168,7 @@ def infer(
     return Inference(
         function=function,
         law=Law(answer.fits, multipliers, bool(doubts)),
+        averages=None if answer.averages is None else Averages(averaged, Law(own, multipliers, bool(doubts))),
         average=average,
         seen=seen,
         strength=strength,
@@ -191,6 +193,8 @@ class _Answer:
     notes, doubts : tuple of str
     allowance : float
         That a band owes to a size which the data chose.
+    averages : StructuralFunction and tuple of BasisFit, or None
+        The function that averages over rows are of, where it is another.
     """
 
     function: StructuralFunction
@@ -200,6 +204,7 @@ class _Answer:
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
     allowance: float = 0.0
+    averages: tuple[StructuralFunction, tuple[BasisFit, ...]] | None = None
 
 
 def _in_fixed_basis(
@@ -232,26 +237,30 @@ def _learned(
     data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, debiased: bool, seed: int
 ) -> _Answer:
     """Of an estimator whose function the outcomes have made: corrected by splines, see :mod:`cfiv.inference.corrected`."""
-    function = model.structural_function_
+    own = model.structural_function_
     rows.check_reference(data, model)
-    found = correct(
-        rows, model, intercept=function.encoder.intercept, undersmooth=undersmooth, debiased=debiased, seed=seed
+    found = correct(rows, model, intercept=own.encoder.intercept, undersmooth=undersmooth, debiased=debiased, seed=seed)
+    curve, average = (
+        replace(own, components=(fit.component,), shares=(), facts={})  # which are of the model's own curve
+        for fit in (found.curve, found.average)
     )
-    width, name = found.component.basis.splines.width, type(model).__name__
+    widths = [fit.component.basis.splines.width for fit in (found.curve, found.average)]
+    name = type(model).__name__
     return _Answer(
-        function=replace(function, components=(found.component,), shares=(), facts={}),  # which are of the model's own curve
-        fits=(found.fit,),
-        stage=found.stage,
-        leverage=found.leverage,
+        function=curve,
+        fits=(found.curve.fit,),
+        stage=found.average.stage,
+        leverage=found.curve.leverage,
         notes=(
-            f"estimates are {name} corrected by two-stage least squares in {width} splines, cross-fitted in {FOLDS} folds; the "
-            f"model's own curve is {name}.dose_response, and nothing is known of its errors",
+            f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, {widths[1]} "
+            f"for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
         ),
         doubts=_doubts_of_learned(model, found),
+        averages=None if found.average is found.curve else (average, (found.average.fit,)),
     )
 
 
-def _doubts_of_learned(model: StructuralEstimator, found: CorrectedFit) -> tuple[str, ...]:
+def _doubts_of_learned(model: StructuralEstimator, found: Corrected) -> tuple[str, ...]:
     trust: Trust | None = getattr(model, "trust_", None)
     doubts = [] if trust is None or trust.trusted else [f"the model's own estimate is {trust}"]
     if found.straight:

@@ -14,7 +14,7 @@ import pandas as pd
 from cfiv.arrays import Array
 from cfiv.errors import ParameterError
 from cfiv.estimators.structural import StructuralFunction, Summary
-from cfiv.inference.estimates import Estimates, Law
+from cfiv.inference.estimates import Averages, Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
 from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, read_inference
 from cfiv.inference.linear_in_basis import bases_of
@@ -47,6 +47,8 @@ class Inference:
         Of training, with a positive weight.
     notes : tuple of str
         What to know before relying on it.
+    averages : Averages or None
+        What effects, average derivatives and functionals are of; None where it is ``function``.
     """
 
     function: StructuralFunction
@@ -57,6 +59,7 @@ class Inference:
     covariance: str
     rows: int
     notes: tuple[str, ...]
+    averages: Averages | None = None
 
     def effect(self, *, treatment_from: Any, treatment_to: Any, rows: Any = None) -> Estimates:
         """``mean_i [h(treatment_to, X_i) - h(treatment_from, X_i)]`` over rows.
@@ -85,13 +88,13 @@ class Inference:
         asked = encoder.at(rows, both)
         raw = [encoder.treatments_asked(name, value, rows=rows) for name, value in both.items()]
         inside = np.array([bool(self.seen.within(table).all()) for table in raw])
-        found = self._asker.at_treatments(asked, inside)
+        found = self._average_asker.at_treatments(asked, inside)
         points = {
             f"{name}_{end}": [table[name].iloc[0] if len(table) == 1 else "by row"]
             for name in encoder.treatment_names
             for end, table in (("from", raw[1]), ("to", raw[0]))
         }
-        return self._estimates("effect", pd.DataFrame(points), found.one(0) - found.one(1))
+        return self._averaged("effect", pd.DataFrame(points), found.one(0) - found.one(1))
 
     def average_derivative(self, rows: Any = None) -> Estimates:
         """``mean_i dh(T_i, X_i) / dt`` over rows, for each treatment that is a number.
@@ -115,8 +118,8 @@ class Inference:
         """
         if not self.seen.columns:
             raise ParameterError("a derivative needs a treatment that is a number, got categories only: ask for an effect")
-        found = self.average if rows is None else self._asker.derivatives(rows)
-        return self._estimates("average derivative", pd.DataFrame({"treatment": list(self.seen.columns)}), found)
+        found = self.average if rows is None else self._average_asker.derivatives(rows)
+        return self._averaged("average derivative", pd.DataFrame({"treatment": list(self.seen.columns)}), found)
 
     def dose_response(self, grid: Any, rows: Any = None) -> Estimates:
         """``mean_i h(t, X_i)`` for each t of a grid; see :meth:`cfiv.StructuralFunction.dose_response`.
@@ -190,9 +193,10 @@ class Inference:
         """
         if not callable(f):
             raise ParameterError(f"a functional is a function of h that returns a number, got {type(f).__name__}")
-        given, found = any_functional(self._asker, f, self.function.predict)
+        asker = self._average_asker
+        given, found = any_functional(asker, f, asker.function.predict)
         labels = given.index if isinstance(given, pd.Series) else range(len(found))
-        estimates = self._estimates("functional", pd.DataFrame({"functional": list(labels)}), found)
+        estimates = self._averaged("functional", pd.DataFrame({"functional": list(labels)}), found)
         expected = np.atleast_1d(np.asarray(given, dtype=np.float64))
         rounding = 1e-6 * (np.abs(expected) + estimates.std_errors)
         if (np.abs(estimates.values - expected) > rounding).any():
@@ -249,6 +253,18 @@ class Inference:
     def _asker(self) -> Asker:
         return Asker(self.function, bases_of(self.function), self.law.fits, self.seen, self.rows)
 
-    def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
+    @property
+    def _average_asker(self) -> Asker:
+        if self.averages is None:
+            return self._asker
+        function, law = self.averages.function, self.averages.law
+        return Asker(function, bases_of(function), law.fits, self.seen, self.rows)
+
+    def _averaged(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
+        return self._estimates(question, points, functionals, None if self.averages is None else self.averages.law)
+
+    def _estimates(
+        self, question: str, points: pd.DataFrame, functionals: Functionals, law: Law | None = None
+    ) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}
-        return Estimates(question, points, functionals, self.law, self.function.outcome, ticks)
+        return Estimates(question, points, functionals, law or self.law, self.function.outcome, ticks)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfiv.estimators.model_file import function_from_values
+from cfiv.estimators.structural import StructuralFunction
 from cfiv.file_values import fields, flag, listed, numbers, text, texts, whole
 from cfiv.inference.basis_fit import BasisFit
-from cfiv.inference.estimates import Law
+from cfiv.inference.estimates import Averages, Law
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.linear_in_basis import bases_of
 from cfiv.inference.seen import Seen
@@ -39,6 +40,12 @@ def inference_to_values(inference: Inference) -> dict[str, Any]:
     return {
         "function": inference.function.to_values(),
         "fits": [fit.to_values() for fit in inference.law.fits],
+        "averages": None
+        if inference.averages is None
+        else {
+            "function": inference.averages.function.to_values(),
+            "fits": [fit.to_values() for fit in inference.averages.law.fits],
+        },
         "multipliers": inference.law.multipliers.to_values(),
         "doubtful": inference.law.doubtful,
         "average": {"values": list(inference.average.values), "supported": inference.average.supported.tolist()},
@@ -63,23 +70,25 @@ def read_inference(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _parts(values: Any) -> dict[str, Any]:
-    fields(values, "function", "fits", "multipliers", "doubtful", "average", "seen", "strength", *FACTS)
-    function = function_from_values(values["function"], {})
-    example = function.encoder.inputs(function.encoder.example())
-    sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
-    fits = listed(values["fits"], count=len(sizes))
+    parts = ("function", "fits", "averages", "multipliers", "doubtful", "average", "seen", "strength")
+    values = {"averages": None, **values}  # not in files of before there were learned functions
+    fields(values, *parts, *FACTS)
+    multipliers, doubtful = Multipliers.from_values(values["multipliers"]), flag(values["doubtful"])
+    function, fits = _function_and_fits(values)
+    averages = None
+    if values["averages"] is not None:
+        own = _function_and_fits(fields(values["averages"], "function", "fits"))
+        averages = Averages(own[0], Law(own[1], multipliers, doubtful))
     seen = Seen.from_values(values["seen"])
     average = fields(values["average"], "values", "supported")
     supported = [flag(one) for one in listed(average["supported"], count=len(seen.columns))]
+    sizes = [fit.size for fit in (fits if averages is None else averages.law.fits)]
     means = listed(average["values"], count=len(sizes))
     strength = None if values["strength"] is None else Strength.from_values(values["strength"])
     return {
         "function": function,
-        "law": Law(
-            tuple(BasisFit.from_values(fit, size=size) for fit, size in zip(fits, sizes, strict=True)),
-            Multipliers.from_values(values["multipliers"]),
-            flag(values["doubtful"]),
-        ),
+        "law": Law(fits, multipliers, doubtful),
+        "averages": averages,
         "average": Functionals(
             tuple(numbers(mean, (len(seen.columns), size)) for mean, size in zip(means, sizes, strict=True)),
             np.array(supported, dtype=bool),
@@ -90,3 +99,12 @@ def _parts(values: Any) -> dict[str, Any]:
         "rows": whole(values["rows"], 1, 2**62),
         "notes": texts(values["notes"]),
     }
+
+
+def _function_and_fits(values: Any) -> tuple[StructuralFunction, tuple[BasisFit, ...]]:
+    """A function and the fits in its bases."""
+    function = function_from_values(values["function"], {})
+    example = function.encoder.inputs(function.encoder.example())
+    sizes = [basis.structural_columns(*example).shape[1] for basis in bases_of(function)]
+    fits = listed(values["fits"], count=len(sizes))
+    return function, tuple(BasisFit.from_values(fit, size=size) for fit, size in zip(fits, sizes, strict=True))

@@ -2,7 +2,7 @@
 
 from cfiv.studies.design import Design, PointwiseTruth
 from cfiv.studies.method import Method
-from cfiv.studies.metrics import AverageEffect, Band, Coefficient, Estimate, Fit, error, score
+from cfiv.studies.metrics import AverageEffect, Band, Coefficient, Estimate, Fit, Interval, error, score
 from cfiv.studies.report import Report
 from cfiv.studies.study import Study
 
@@ -13,6 +13,7 @@ __all__ = [
     "Design",
     "Estimate",
     "Fit",
+    "Interval",
     "Method",
     "PointwiseTruth",
     "Report",

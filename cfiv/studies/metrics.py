@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from cfiv.checks import check_flag, check_number, check_whole
 from cfiv.errors import NotApplicableError, ParameterError, StudyError, UnsupportedTreatmentWarning, silence
 from cfiv.inference.infer import check_estimator, infer
+from cfiv.inference.inference import Inference
 from cfiv.inference.simultaneous import check_draws, check_level
 
 
@@ -33,6 +34,24 @@ class Fit:
     data: Any
     truth: Any
     another: Callable[[], tuple[Any, Any]]
+    _inferences: dict[tuple[tuple[str, Any], ...], Inference] = field(default_factory=dict, repr=False)
+
+    def infer(self, **options: Any) -> Inference:
+        """:func:`cfiv.infer` of the model and its data, once for all metrics that ask for the same.
+
+        Raises
+        ------
+        NotApplicableError
+            If the model has no intervals.
+        """
+        try:
+            check_estimator(type(self.model))
+        except ParameterError as error:
+            raise NotApplicableError(str(error)) from None
+        key = tuple(sorted(options.items()))
+        if key not in self._inferences:
+            self._inferences[key] = infer(self.data, self.model, **options)
+        return self._inferences[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,8 @@ class Estimate:
     upper: float | None = None
 
 
+#: Steps of a true derivative, as a share of the treatment's range.
+STEP = 1e-4
 Metric = Callable[[Fit], float | Estimate]
 #: The columns that an Estimate of a metric ``m`` fills: ``m, m_truth, m_lower, m_upper``.
 SUFFIXES = {"estimate": "", "truth": "_truth", "lower": "_lower", "upper": "_upper"}
@@ -179,6 +200,8 @@ class Band:
         Of the grid.
     width : bool
         Whether to measure half the width of the band, the median over the grid, instead.
+    pointwise : bool
+        Whether to measure at what share of the points their own interval holds, instead.
     level, undersmooth, draws
         As of :func:`cfiv.infer`.
 
@@ -193,6 +216,7 @@ class Band:
     grid_to: float
     points: int = 46
     width: bool = False
+    pointwise: bool = False
     level: float = 0.95
     undersmooth: bool = True
     draws: int = 1000
@@ -203,6 +227,7 @@ class Band:
         check_number("grid_to", self.grid_to, above=self.grid_from)
         check_whole("points", self.points, least=2)
         check_flag("width", self.width)
+        check_flag("pointwise", self.pointwise)
         check_flag("undersmooth", self.undersmooth)
         check_level(self.level)
         check_draws(self.draws)
@@ -217,19 +242,83 @@ class Band:
         StudyError
             If the data are no table with that column.
         """
-        try:
-            check_estimator(type(fit.model))
-        except ParameterError as error:
-            raise NotApplicableError(str(error)) from None
         rows = _table(fit, self.treatment)
-        inference = infer(fit.data, fit.model, level=self.level, undersmooth=self.undersmooth, draws=self.draws)
+        inference = fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws)
         table = inference.dose_response(np.linspace(self.grid_from, self.grid_to, self.points), rows).table
         if self.width:
             return float((table["band_upper"] - table["band_lower"]).median() / 2)
         truth = np.array([np.mean(fit.truth(rows.assign(**{self.treatment: t}))) for t in table[self.treatment]])
+        if self.pointwise:
+            return float(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
         worst = int((np.abs(table["estimate"] - truth) / table["std_error"]).to_numpy().argmax())
         estimate, lower, upper = (float(table[name].iloc[worst]) for name in ("estimate", "band_lower", "band_upper"))
         return Estimate(estimate=estimate, truth=float(truth[worst]), lower=lower, upper=upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """The interval of an average effect, or of the average derivative, over the rows that a method was fitted to.
+
+    Needs a design with a table and with a truth that is a function of rows, whose derivative is a difference ``STEP`` apart.
+
+    Parameters
+    ----------
+    treatment : str
+        The treatment's column.
+    treatment_from, treatment_to : float, optional
+        Of the effect; the derivative where none is given.
+    level, undersmooth, draws
+        As of :func:`cfiv.infer`.
+
+    Raises
+    ------
+    ParameterError
+        If these are out of range, or one treatment is given without the other.
+    """
+
+    treatment: str
+    treatment_from: float | None = None
+    treatment_to: float | None = None
+    level: float = 0.95
+    undersmooth: bool = True
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if (self.treatment_from is None) != (self.treatment_to is None):
+            raise ParameterError("an effect is between two treatments: give treatment_from and treatment_to, or none of them")
+        if self.treatment_from is not None:
+            check_number("treatment_from", self.treatment_from)
+            check_number("treatment_to", self.treatment_to)
+        check_flag("undersmooth", self.undersmooth)
+        check_level(self.level)
+        check_draws(self.draws)
+
+    def __call__(self, fit: Fit) -> Estimate:
+        """Estimate, truth and ends of the interval.
+
+        Raises
+        ------
+        NotApplicableError
+            If the model has no intervals.
+        StudyError
+            If the data are no table with that column.
+        """
+        rows = _table(fit, self.treatment)
+        inference = fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws)
+        if self.treatment_from is None:
+            apart = STEP * float(np.ptp(rows[self.treatment]))
+            ends = [rows.assign(**{self.treatment: rows[self.treatment] + change}) for change in (apart / 2, -apart / 2)]
+            table = inference.average_derivative(rows).table
+            table = table[table["treatment"] == self.treatment]
+        else:
+            apart = 1.0
+            asked = {"treatment_to": self.treatment_to, "treatment_from": self.treatment_from}
+            ends = [rows.assign(**{self.treatment: t}) for t in asked.values()]
+            table = inference.effect(**asked, rows=rows).table
+        row = table.iloc[0]
+        truth = float(np.mean(fit.truth(ends[0]) - fit.truth(ends[1]))) / apart
+        return Estimate(estimate=float(row["estimate"]), truth=truth, lower=float(row["lower"]), upper=float(row["upper"]))
 
 
 def _table(fit: Fit, treatment: str) -> Any:

@@ -97,7 +97,9 @@ class TableEncoder:
         frame, weights = read_table(rows), self.roles.weights
         given = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         parts = {role: part for role, part in given.items() if part is not None}
-        names = [name for part in parts.values() for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
+        names = (
+            [name for part in parts.values() for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
+        )
         require_columns(frame, names, needed_for="held-out criteria")
         frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
         return IVData(
