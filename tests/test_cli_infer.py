@@ -68,7 +68,7 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
         ([], ["nothing is asked", "--effect FROM TO"]),
         (["--derivative", "--level", "95"], ["level must be > 0 and < 1, such as 0.95 for 95 %", "got 95"]),
         (["--derivative", "--draws", "9"], ["draws must be a whole number >= 100, got 9"]),
-        (["--derivative", "--estimator", "dfiv"], ["DFIV has no intervals", "SieveIV"]),
+        (["--derivative", "--estimator", "network"], ["NetworkRegression has no intervals", "SieveIV"]),
         (["--derivative", "--covariance", "clustered"], ["needs groups of rows"]),
         (["--derivative", "--clusters", "groups"], ["'groups'", "did you mean 'group'"]),
         (["--effect", "low", "high"], ["column 't' holds text"]),

@@ -43,14 +43,14 @@ class SieveColumns:
     ----------
     rows : SieveRows
     names : mapping from role to column names
-    curved : mapping from role to one bool a column
+    curved : dict from role to one bool a column
         Whether it is a curve rather than a straight line; the roles are "treatment", "instruments" and "covariates".
     options : SplineOptions
     """
 
     rows: SieveRows
     names: Mapping[str, tuple[str, ...]]
-    curved: Mapping[str, tuple[bool, ...]]
+    curved: dict[str, tuple[bool, ...]]
     options: SplineOptions
 
     @classmethod
@@ -103,9 +103,9 @@ class SieveColumns:
             products=options.structure == "tensor",
         )
 
-    def straight(self) -> SieveColumns:
-        """The same with a line of every column."""
-        return replace(self, curved={role: (False,) * len(own) for role, own in self.curved.items()})
+    def straight(self, *roles: str) -> SieveColumns:
+        """The same with a line of every column of some roles."""
+        return replace(self, curved=self.curved | {role: (False,) * len(self.curved[role]) for role in roles})
 
     def with_instrument_segments(self, segments: int) -> SieveColumns:
         """The same with so many segments of the instruments."""

@@ -30,11 +30,13 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from torch import nn
 
 from cfiv.data import Array
 from cfiv.errors import ParameterError
 from cfiv.estimators.corrected import CorrectedBasis, CorrectedComponent
 from cfiv.estimators.cross_fitting import CrossFit, cross_fit
+from cfiv.estimators.dfiv import DFIV
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.sieve_columns import SieveColumns, SplineOptions
 from cfiv.estimators.units import Standardiser
@@ -136,7 +138,8 @@ def correct(
     size_generator, fold_generator = np.random.default_rng(seed).spawn(2)
     groups = next(iter(rows.groups.values()), data.clusters)
     crossed = cross_fit(model, data, intercept=intercept, groups=groups, folds=FOLDS, generator=fold_generator)
-    sizes = _Sizes.of(rows, crossed, undersmooth=undersmooth, generator=size_generator)
+    columns = _columns(rows, straight=_not_learned(model))
+    sizes = _Sizes.of(rows, columns, crossed, undersmooth=undersmooth, generator=size_generator)
     curve = _corrected(rows, crossed, sizes.curve, debiased=debiased)
     average = curve if sizes.average is sizes.curve else _corrected(rows, crossed, sizes.average, debiased=debiased)
     return Corrected(curve, average, contradicted=sizes.contradicted, straight=sizes.straight)
@@ -177,14 +180,23 @@ class _Sizes:
     straight: bool = False
 
     @classmethod
-    def of(cls, rows: FittedRows, crossed: CrossFit, *, undersmooth: bool, generator: np.random.Generator) -> Self:
+    def of(
+        cls,
+        rows: FittedRows,
+        columns: SieveColumns,
+        crossed: CrossFit,
+        *,
+        undersmooth: bool,
+        generator: np.random.Generator,
+    ) -> Self:
         """As many as the outcome calls for, and more; lines where instruments tell nothing else apart.
 
         Asked of the outcome less what learned functions have beyond splines of many segments, such as products of treatments
         and covariates, which would be noise to splines.
         """
-        columns = _columns(rows)
-        straight = columns.straight().basis(1)
+        straight = columns.straight("treatment", "instruments").basis(1)
+        if not any(columns.curved["treatment"]):
+            return cls(straight, straight)
         reference = _reference(columns)
         if reference is None:
             return cls(straight, straight, straight=True)
@@ -206,7 +218,17 @@ class _Sizes:
         return cls(fit.basis, average, contradicted=contradicted)
 
 
-def _columns(rows: FittedRows) -> SieveColumns:
+def _not_learned(model: StructuralEstimator) -> tuple[str, ...]:
+    """Roles of which the user's networks make nothing but what goes in: there the estimate is a line by choice."""
+    fits = getattr(model, "fits_", None)
+    if not isinstance(model, DFIV) or not fits:
+        return ()
+    networks = {"treatment": fits[0].networks.treatment, "covariates": fits[0].networks.covariate}
+    straight = [role for role, network in networks.items() if isinstance(network, nn.Identity)]
+    return (*straight, "instruments") if "treatment" in straight else ()
+
+
+def _columns(rows: FittedRows, *, straight: tuple[str, ...]) -> SieveColumns:
     """With a standardised outcome; covariates are straight lines where their splines would be many for the rows."""
     data = rows.data
     columns = SieveColumns.of(
@@ -216,9 +238,8 @@ def _columns(rows: FittedRows) -> SieveColumns:
         options=SplineOptions(structure="additive", degree=3, instrument_degree=4, instrument_segments=None, knots="uniform"),
     )
     smallest = columns.basis(1)
-    if ROWS_A_COVARIATE_COLUMN * (smallest.width - smallest.size) > len(data):
-        columns = replace(columns, curved={**columns.curved, "covariates": (False,) * len(columns.curved["covariates"])})
-    return columns
+    many = ROWS_A_COVARIATE_COLUMN * (smallest.width - smallest.size) > len(data)
+    return columns.straight(*straight, *(("covariates",) if many else ()))
 
 
 def _reference(columns: SieveColumns) -> SieveFit | None:

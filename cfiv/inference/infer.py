@@ -65,6 +65,10 @@ def infer(
         ``u = (F' P F)^-1 F' P Y``,   ``V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1``,   ``f^ = P f``, ``e = Y - f' u``
 
     (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``.
+    A function that outcomes have taught, of :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, is corrected first: what the functions of
+    other rows leave over goes to splines, without a penalty, of which the above then holds
+    (:mod:`cfiv.inference.corrected`). The estimates are of the corrected function.
+
     Bands hold for all estimates of one question at once: their critical value is the quantile of the largest absolute t
     statistic over them, by Gaussian multipliers.
 
@@ -73,7 +77,8 @@ def infer(
     data : table or IVData
         The rows that the estimator was fitted to.
     model : estimator
-        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
+        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula, or
+        :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, which are fitted five times more, to the rows outside each fold.
         Roles, weights and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
@@ -86,11 +91,11 @@ def infer(
         Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a basis with
         twice as many functions of the treatment. The estimator's own curve balances bias and noise, and no interval counts the
         bias. False takes that curve, with the narrower band of Chen, Christensen and Kankanala, which may hold far less often
-        than it says. Notes say which it is.
+        than it says. Likewise of curves of learned functions. Notes say which it is.
     draws : int
         Of the multipliers, at least 100.
     random_state : int
-        Of the multipliers. No global generator is used or changed.
+        Of the multipliers; of learned functions also of the folds and the fits. No global generator is used or changed.
 
     Returns
     -------
@@ -99,12 +104,12 @@ def infer(
     Raises
     ------
     ParameterError
-        For an estimator that is not linear in a fixed basis, with the reason and what to use instead; for a level, draws or a
+        For :class:`cfiv.NetworkRegression` and images, with the reason and what to use instead; for a level, draws or a
         covariance out of range, and clusters that nothing would use.
     NotFittedError
         If the estimator has not been fitted.
     DataError
-        For other rows or columns than those of the fit, as few clusters as functions in the basis or fewer, and instruments
+        For other rows or columns than those of the fit, too few rows for folds, as few clusters as functions in the basis or fewer, and instruments
         that do not move the whole basis.
 
     Warns

@@ -12,7 +12,7 @@ import pytest
 
 import cfiv
 from cfiv.errors import NotApplicableError, ParameterError, StudyError
-from cfiv.studies import Band, Estimate, Fit, Report
+from cfiv.studies import Band, Estimate, Fit, Interval, Report
 from cfiv.studies.shipped.confounded_curves import CURVES, confounded_curve
 from cfiv.studies.study_file import read_study
 
@@ -47,8 +47,8 @@ def test_the_metric_is_the_band_where_it_is_furthest_off_so_that_it_covers_where
 
 @pytest.mark.contract
 def test_it_does_not_apply_to_what_has_no_intervals_and_says_what_it_needs() -> None:
-    with pytest.raises(NotApplicableError, match="KernelIV has no intervals"):
-        Band(**GRID)(fitted(model=cfiv.KernelIV("y ~ [t ~ z]")))
+    with pytest.raises(NotApplicableError, match="NetworkRegression has no intervals"):
+        Band(**GRID)(fitted(model=cfiv.NetworkRegression("y ~ [t ~ z]", steps=1, progress=False)))
     with pytest.raises(StudyError, match="none called 'dose'"):
         Band(treatment="dose", grid_from=0.0, grid_to=1.0)(fitted())
     for wrong, words in (
@@ -57,6 +57,7 @@ def test_it_does_not_apply_to_what_has_no_intervals_and_says_what_it_needs() -> 
         ({"level": 95}, "level must be"),
         ({"draws": 9}, "draws must be"),
         ({"width": 2}, "width must be True or False"),
+        ({"pointwise": 2}, "pointwise must be True or False"),
     ):
         with pytest.raises(ParameterError, match=words):
             Band(**{**GRID, **wrong})
@@ -99,3 +100,30 @@ def test_the_figure_of_coverage_has_the_shares_of_the_table(tmp_path: Path) -> N
     bare = Report(pd.DataFrame(rows).drop(columns=["band_lower", "band_upper"]), "s", ["design", "n", "method"], ["band"])
     with pytest.raises(StudyError, match="nothing that was measured has intervals"):
         bare.coverage()
+
+
+@pytest.mark.law
+def test_pointwise_it_is_the_share_of_points_whose_own_interval_holds() -> None:
+    fit = fitted()
+    table = fit.infer(level=0.5, undersmooth=True, draws=1000).dose_response(np.linspace(-0.9, 0.9, 19), fit.data).table
+    truth = fit.truth(table)
+    share = float(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
+    assert Band(**GRID, points=19, level=0.5, pointwise=True)(fit) == share
+    assert 0 < share < 1
+
+
+@pytest.mark.law
+def test_intervals_of_effects_and_derivatives_come_with_their_truth() -> None:
+    fit = fitted()
+    rows, inference = fit.data, fit.infer(level=0.9, undersmooth=True, draws=1000)
+    effect = Interval(treatment="t", treatment_from=-0.5, treatment_to=0.5, level=0.9)(fit)
+    row = inference.effect(treatment_from=-0.5, treatment_to=0.5, rows=rows).table.iloc[0]
+    assert (effect.estimate, effect.lower, effect.upper) == (row["estimate"], row["lower"], row["upper"])
+    assert effect.truth == pytest.approx(float(np.diff(fit.truth(pd.DataFrame({"t": [-0.5, 0.5]})))[0]))
+    derivative = Interval(treatment="t", level=0.9)(fit)
+    assert derivative.estimate == inference.average_derivative(rows).values[0]
+    step = 1e-6
+    ends = [fit.truth(rows.assign(t=rows["t"] + change)).mean() for change in (step, -step)]
+    assert derivative.truth == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3)
+    with pytest.raises(ParameterError, match="between two treatments"):
+        Interval(treatment="t", treatment_from=0.0)
