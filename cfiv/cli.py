@@ -181,11 +181,12 @@ def demand(
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
-@click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
+@click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")
+@click.option("--covariance", help="Covariance of 2sls, liml and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option(
     "--clusters",
     metavar="COLUMN",
-    help="Column of groups of rows that no split parts; of 2sls and least-squares, for --covariance clustered.",
+    help="Column of groups of rows that no split parts; of 2sls, liml and least-squares, for --covariance clustered.",
 )
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 @click.option(

@@ -67,6 +67,7 @@ _ESTIMATORS = (
     Registered("kernel-iv", "Kernel IV", "KernelIV", "cfiv.estimators.kernel_iv", "kernel instrumental variables"),
     Registered("sieve-iv", "Sieve IV", "SieveIV", "cfiv.estimators.sieve_iv", "splines, as many as the data bear"),
     Registered("2sls", "2SLS", "TwoStageLeastSquares", "cfiv.estimators.two_sls", "two-stage least squares"),
+    Registered("liml", "LIML", "LIML", "cfiv.estimators.liml", "linear, for many weak instruments; Fuller's too"),
     Registered("least-squares", "Least squares", "LeastSquares", "cfiv.estimators.least_squares", "ignores the confounder"),
     Registered("network", "Network", "NetworkRegression", "cfiv.estimators.network_regression", "ignores the confounder"),
 )

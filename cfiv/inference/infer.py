@@ -11,6 +11,7 @@ from cfiv.checks import check_choice, check_flag, check_whole, shown
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
+from cfiv.estimators.liml import LIML
 from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.estimates import Law
@@ -59,7 +60,8 @@ def infer(
 
         ``u = (F' P F)^-1 F' P Y``,   ``V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1``,   ``f^ = P f``, ``e = Y - f' u``
 
-    (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``.
+    (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``. Of
+    :class:`cfiv.LIML` ``kappa P - (kappa - 1) I`` stands in the place of ``P`` but in ``f^``.
     Bands hold for all estimates of one question at once: their critical value is the quantile of the largest absolute t
     statistic over them, by Gaussian multipliers.
 
@@ -68,7 +70,8 @@ def infer(
     data : table or IVData
         The rows that the estimator was fitted to.
     model : estimator
-        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
+        Fitted: :class:`cfiv.SieveIV`; :class:`cfiv.TwoStageLeastSquares`, :class:`cfiv.LIML` or :class:`cfiv.LeastSquares`,
+        with any formula.
         Roles, weights and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
@@ -142,7 +145,8 @@ def infer(
         bases = bases_of(function)
         blocks = blocks_of(rows.data, bases, instrumented=not isinstance(model, LeastSquares))
         outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
-        stages = [TwoStage.of(block, outcome) for block in blocks]
+        excess = model.results_.excess if isinstance(model, LIML) else 0.0
+        stages = [TwoStage.of(block, outcome, excess=excess) for block in blocks]
         rows.check_groups(len(stages[0].coordinates))
         debiased = bool(getattr(model, "debiased", False))
         clustered = list(rows.groups.values())
