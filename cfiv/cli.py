@@ -75,7 +75,7 @@ def commands(context: click.Context) -> None:
     "chosen",
     type=click.Choice(registry.names()),
     multiple=True,
-    help="What to fit; may be given several times.  [default: all]",
+    help="What to fit; may be given several times.  [default: all but liml]",
 )
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @SEED
@@ -98,7 +98,8 @@ def demo(
     from cfiv import demonstration, plots
     from cfiv.datasets import demand
 
-    wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or registry.names()]
+    every = [registered.name for registered in registry.estimators() if registered.demonstrated]
+    wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or every]
     if steps is not None and not any(registered.takes("steps") for registered in wanted):
         raise ParameterError(f"--steps is for dfiv and network, got --steps {steps} with {', '.join(chosen)}: leave it out")
     figure = plots.new_figure((9.0, 6.3))
