@@ -92,8 +92,8 @@ def demo(
 ) -> None:
     """Fit simulated data and compare with the truth.
 
-    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits every
-    estimator, and writes estimates.csv, structural_function.png and a model file for each.
+    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits the
+    estimators, and writes estimates.csv, structural_function.png and a model file for each.
     """
     from cfiv import demonstration, plots
     from cfiv.datasets import demand

@@ -70,7 +70,7 @@ class LIML(LinearEstimator):
     >>> from cfiv.datasets import card1995
     >>> formula = card1995.FORMULA.replace("nearc4", "nearc4 + nearc2")
     >>> model = LIML(formula, covariance="unadjusted").fit(card1995.load())
-    >>> round(model.coefficients_.loc["educ", "coefficient"], 4), round(model.results_.kappa, 4)
+    >>> round(float(model.coefficients_.loc["educ", "coefficient"]), 4), round(model.results_.kappa, 4)
     (0.164, 1.0004)
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mpmath
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ import cfiv
 from cfiv import LIML, DataError, LeastSquares, ParameterError, TwoStageLeastSquares
 from cfiv.errors import CfivError
 from tests.diagnostics.problems import SAME, table
+from tests.estimators.test_linear_digits import KEPT, SCALINGS, digits, scaled
 
 FORMULAS = ["y ~ x + [t ~ z + q]", "y ~ x + C(region) + [t + s ~ z + q + r + z:x]", "y ~ 0 + x + [t ~ z + q]"]
 COVARIANCES: list[dict[str, Any]] = [
@@ -92,14 +94,43 @@ def test_it_does_not_ask_which_variable_is_the_outcome() -> None:
     assert forward * backward == pytest.approx(1.0, rel=1e-10)
 
 
-@pytest.mark.law
-@pytest.mark.parametrize("fuller", [0.0, 1.0])
-def test_units_and_offsets_pass_through(fuller: float) -> None:
-    frame, formula = table(), "y ~ x + [t ~ z + q + r]"
-    plain = LIML(formula, fuller=fuller).fit(frame).coefficients_.loc["t"]
-    moved = frame.assign(t=1e-9 * (frame["t"] + 1e3), y=1e6 * frame["y"] - 1e7, z=1e5 + frame["z"])
-    found = LIML(formula, fuller=fuller).fit(moved).coefficients_.loc["t"]
-    np.testing.assert_allclose(found[["coefficient", "std_error"]] * 1e-15, plain[["coefficient", "std_error"]], rtol=1e-9)
+def exact(frame: pd.DataFrame) -> tuple[list[Any], list[Any]]:
+    """Coefficients of ``y ~ x + [t ~ z + q]`` and White's errors, by the textbook's formulas with 60 digits."""
+    n = len(frame)
+    with mpmath.workdps(60):
+        units = {name: mpmath.mpf(2) ** int(np.frexp(frame[name].abs().max())[1]) for name in "ytxzq"}
+
+        def columns(names: str) -> Any:
+            return [[mpmath.mpf(float(value)) / units[name] for value in frame[name]] for name in names]
+
+        def left(design: Any, of: Any) -> Any:
+            return of - design * (mpmath.inverse(design.T * design) * (design.T * of))
+
+        ones = [[mpmath.mpf(1)] * n]
+        design, instruments = mpmath.matrix(ones + columns("xt")).T, mpmath.matrix(ones + columns("xzq")).T
+        endogenous = mpmath.matrix(columns("yt")).T
+        few, all_ = left(mpmath.matrix(ones + columns("x")).T, endogenous), left(instruments, endogenous)
+        pencil = mpmath.inverse(all_.T * all_) * (few.T * few)
+        trace, determinant = pencil[0, 0] + pencil[1, 1], mpmath.det(pencil)
+        kappa = (trace - mpmath.sqrt(trace**2 - 4 * determinant)) / 2
+        unpredicted = left(instruments, design)
+        bread = mpmath.inverse((design - kappa * unpredicted).T * design)
+        b = bread * ((design - kappa * unpredicted).T * endogenous[:, 0])
+        e, predicted = endogenous[:, 0] - design * b, design - unpredicted
+        scores = mpmath.matrix([[predicted[i, j] * e[i] for j in range(3)] for i in range(n)])
+        variance = bread * (scores.T * scores) * bread
+        back = [units["y"] / unit for unit in (1, units["x"], units["t"])]
+        return [b[i] * u for i, u in enumerate(back)], [mpmath.sqrt(variance[i, i]) * u for i, u in enumerate(back)]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", SCALINGS)
+def test_units_and_offsets_cost_no_digits(name: str) -> None:
+    frame = scaled(name)
+    found = LIML("y ~ x + [t ~ z + q]").fit(frame).coefficients_
+    coefficients, errors = exact(frame)
+    assert digits(found["coefficient"], coefficients) >= KEPT
+    assert digits(found["std_error"], errors) >= KEPT
 
 
 @pytest.mark.oracle
@@ -148,6 +179,16 @@ def test_a_perfect_fit_is_found() -> None:
     frame = table(50).assign(y=lambda f: 1 + 2 * f["t"])
     found = LIML("y ~ x + [t ~ z + q]").fit(frame).coefficients_["coefficient"]
     np.testing.assert_allclose(found, [1.0, 0.0, 2.0], atol=1e-12)
+
+
+@pytest.mark.contract
+def test_diagnose_takes_its_roles_and_covariance() -> None:
+    frame = table()
+    options: Any = {"covariance": "clustered", "clusters": "group"}
+    found, expected = (
+        cfiv.diagnose(frame, kind("y ~ x + [t ~ z + q]", **options)).table for kind in (LIML, TwoStageLeastSquares)
+    )
+    pd.testing.assert_frame_equal(found, expected)
 
 
 @pytest.mark.contract
