@@ -144,7 +144,7 @@ def test_infer_has_its_estimates_and_its_own_standard_errors(options: dict[str, 
 
 
 def many_weak(n: int, seed: int) -> pd.DataFrame:
-    """Thirty instruments with a first-stage F of about three; the effect is 1, and least squares tends to 1.8."""
+    """Thirty instruments with a first-stage F of about three; the effect is 1, and least squares has about 1.7."""
     generator = np.random.default_rng(seed)
     z, u = generator.normal(size=(n, 30)), generator.normal(size=n)
     t = z.sum(axis=1) * np.sqrt(2.0 / n) + u
@@ -164,13 +164,13 @@ def test_many_weak_instruments_draw_two_stage_least_squares_towards_least_square
     found = pd.DataFrame(
         [
             {name: model.fit(frame).coefficients_.loc["t", "coefficient"] for name, model in models.items()}
-            for frame in (many_weak(500, seed) for seed in range(40))
+            for frame in (many_weak(300, seed) for seed in range(16))
         ]
     )
     errors = (found.median() - 1).abs()
     assert errors["OLS"] > 0.6
     assert errors["2SLS"] > 0.15
-    assert errors[["LIML", "Fuller"]].max() < 0.06  # medians of 40, each with an error of about .15
+    assert errors[["LIML", "Fuller"]].max() < 0.1  # medians of 16 estimates with an error of .13 each
     assert np.mean((found["Fuller"] - 1) ** 2) < np.mean((found["2SLS"] - 1) ** 2)
 
 

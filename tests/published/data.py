@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 def women() -> pd.DataFrame:
     """Mroz (1987): 753 married women; wages of the 428 who work."""
     frame = mroz.load()
-    others = (frame["faminc"] - (frame["wage"] * frame["hours"]).fillna(0.0)) / 1000  # the column nwifeinc is rounded
+    others = (frame["faminc"] - (frame["wage"] * frame["hours"]).fillna(0.0)) / 1000  # the column nwifeinc is off by up to .06
     return frame.assign(nwifeinc=others)
 
 
@@ -32,7 +32,7 @@ def men() -> pd.DataFrame:
 def births() -> pd.DataFrame:
     """Wooldridge's BWGHT: 1,388 births."""
     frame = birthweight.load()
-    return frame[["lbwght", "cigprice"]].assign(packs=frame[" cigs"] / 20)  # the column packs is of another variable
+    return frame[["lbwght", "cigprice"]].assign(packs=frame[" cigs"] / 20)  # in the column packs .05 reads 5
 
 
 def fertilities() -> pd.DataFrame:
