@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DFIV",
+    "LIML",
     "CfivError",
     "CfivWarning",
     "DataError",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.least_squares import LeastSquares
+    from cfiv.estimators.liml import LIML
     from cfiv.estimators.model_file import load
     from cfiv.estimators.network_regression import NetworkRegression
     from cfiv.estimators.sieve_iv import SieveIV
@@ -82,6 +84,7 @@ else:
         "Inference": "cfiv.inference.inference",
         "Kalman": "cfiv.learning.last_layer",
         "KernelIV": "cfiv.estimators.kernel_iv",
+        "LIML": "cfiv.estimators.liml",
         "LastLayerTrainer": "cfiv.learning.trainer",
         "LeastSquares": "cfiv.estimators.least_squares",
         "MovingAverage": "cfiv.learning.last_layer",

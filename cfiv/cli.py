@@ -75,7 +75,7 @@ def commands(context: click.Context) -> None:
     "chosen",
     type=click.Choice(registry.names()),
     multiple=True,
-    help="What to fit; may be given several times.  [default: all]",
+    help="What to fit; may be given several times.  [default: all but liml]",
 )
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @SEED
@@ -92,13 +92,14 @@ def demo(
 ) -> None:
     """Fit simulated data and compare with the truth.
 
-    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits every
-    estimator, and writes estimates.csv, structural_function.png and a model file for each.
+    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits the
+    estimators, and writes estimates.csv, structural_function.png and a model file for each.
     """
     from cfiv import demonstration, plots
     from cfiv.datasets import demand
 
-    wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or registry.names()]
+    every = [registered.name for registered in registry.estimators() if registered.demonstrated]
+    wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or every]
     if steps is not None and not any(registered.takes("steps") for registered in wanted):
         raise ParameterError(f"--steps is for dfiv and network, got --steps {steps} with {', '.join(chosen)}: leave it out")
     figure = plots.new_figure((9.0, 6.3))
@@ -181,11 +182,12 @@ def demand(
 @click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
-@click.option("--covariance", help="Covariance of 2sls and least-squares: robust, unadjusted, clustered or kernel.")
+@click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")
+@click.option("--covariance", help="Covariance of 2sls, liml and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option(
     "--clusters",
     metavar="COLUMN",
-    help="Column of groups of rows that no split parts; of 2sls and least-squares, for --covariance clustered.",
+    help="Column of groups of rows that no split parts; of 2sls, liml and least-squares, for --covariance clustered.",
 )
 @click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 @click.option(

@@ -38,6 +38,7 @@ PICTURES = (".png", ".pdf", ".svg")
     type=click.Choice(["robust", "unadjusted", "clustered"]),
     help="What the errors may be; by default robust, or clustered where --clusters is given.",
 )
+@click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level, as a share.")
 @click.option(
     "--undersmooth/--no-undersmooth",
@@ -60,6 +61,7 @@ def infer(
     weights: str | None,
     clusters: tuple[str, ...],
     covariance: str | None,
+    fuller: float | None,
     level: float,
     undersmooth: bool,
     draws: int,
@@ -84,7 +86,7 @@ def infer(
     registered = registry.estimator(estimator)
     check_estimator(registered.kind)
     frame = training_table(train, formula, clusters=clusters)
-    model = make(registered, formula, seed=seed, progress=False, weights=weights).fit(frame)
+    model = make(registered, formula, seed=seed, progress=False, weights=weights, fuller=fuller).fit(frame)
     inference = cfiv.infer(
         frame,
         model,

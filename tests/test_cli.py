@@ -25,6 +25,7 @@ from tests.test_terminal import STREAMS
 SMALL = ["--steps", "10"]
 FIT = ["fit", "train.csv", demand.FORMULA, "--out", "m"]
 LABELS = {registered.name: registered.label for registered in registry.estimators()}
+DEMONSTRATED = {registered.name: registered.label for registered in registry.estimators() if registered.demonstrated}
 
 
 @pytest.fixture
@@ -192,12 +193,12 @@ def test_the_demonstration_writes_its_files_and_says_how_near_the_truth_they_are
     assert all("not to be believed" in line for line in answer.err.splitlines()), "of a fit with few rows and steps"
     folder = tmp_path / "made" / "here"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["estimates.csv", "structural_function.png", *(f"{name}.safetensors" for name in registry.names())]
+        ["estimates.csv", "structural_function.png", *(f"{name}.safetensors" for name in DEMONSTRATED)]
     )
     estimates = exact(folder / "estimates.csv")
-    assert list(estimates.columns) == ["price", "time", "emotion", "structural", *LABELS.values()]
+    assert list(estimates.columns) == ["price", "time", "emotion", "structural", *DEMONSTRATED.values()]
     pd.testing.assert_frame_equal(estimates.iloc[:, :4], demand.test_grid(), check_exact=True)
-    for name, label in LABELS.items():
+    for name, label in DEMONSTRATED.items():
         assert (cfiv.load(folder / f"{name}.safetensors").predict(estimates) == estimates[label]).all()
         error = float(((estimates[label] - estimates["structural"]) ** 2).mean())
         (line,) = [line for line in answer.out.splitlines() if line.startswith(f"{label}  ")]
@@ -336,6 +337,8 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         ([*FIT, "--landmarks", "9"], ["--landmarks is not for --estimator dfiv"]),
         ([*FIT, "--segments", "9"], ["--segments is not for --estimator dfiv"]),
         ([*FIT, "--segments", "0", "--estimator", "sieve-iv"], ["segments must be a whole number between 1 and", "got 0"]),
+        ([*FIT, "--estimator", "2sls", "--fuller", "1"], ["--fuller is not for --estimator 2sls", "got --fuller 1.0"]),
+        ([*FIT, "--estimator", "liml", "--fuller", "-1"], ["fuller must be", "-1.0"]),
         ([*FIT, "--estimator", "2sls", "--covariance", "HC3"], ["covariance must be one of", "'HC3'"]),
         ([*FIT, "--estimator", "2sls", "--clusters", "time"], ["set covariance='clustered'"]),
         (["demo", "--estimator", "ols", "--out", "demo"], ["'ols' is not one of"]),

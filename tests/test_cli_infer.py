@@ -59,6 +59,11 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
     assert (drawn.code, drawn.err) == (0, "")
     assert "not of the structural function" in drawn.out
     assert "<svg" in Path("band.svg").read_text()
+    answer = run("train.csv", LINE, "--estimator", "liml", "--fuller", "1", "--derivative", "--out", "fuller.csv")
+    assert (answer.code, answer.err) == (0, "")
+    model = cfiv.LIML(LINE, fuller=1).fit(train).coefficients_.loc["t"]
+    written = pd.read_csv("fuller.csv").iloc[0]
+    np.testing.assert_allclose(written[["estimate", "std_error"]].astype(float), model[["coefficient", "std_error"]], rtol=1e-9)
 
 
 @pytest.mark.contract

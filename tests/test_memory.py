@@ -69,6 +69,7 @@ REMEDIES = {
     cfiv.DFIV: "smaller batch_size",
     cfiv.NetworkRegression: "smaller batch_size",
     cfiv.TwoStageLeastSquares: "fewer rows",
+    cfiv.LIML: "fewer rows",
     cfiv.LeastSquares: "fewer rows",
 }
 

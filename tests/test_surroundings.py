@@ -58,6 +58,7 @@ class Dropping(nn.Module):
 
 KINDS: dict[str, Callable[..., Any]] = {
     "TwoStageLeastSquares": lambda seed: cfiv.TwoStageLeastSquares(FORMULA),
+    "LIML": lambda seed: cfiv.LIML(FORMULA, fuller=1),
     "LeastSquares": lambda seed: cfiv.LeastSquares(FORMULA),
     "KernelIV": lambda seed: cfiv.KernelIV(FORMULA, ridge1=1e-3, ridge2=1e-3, landmarks=20, random_state=seed),
     "SieveIV": lambda seed: cfiv.SieveIV(FORMULA, random_state=seed),

@@ -291,6 +291,6 @@ def warn_of_learned_constant(estimator: object) -> None:
     """
     warn(
         f"the formula takes the constant away, but the features of {type(estimator).__name__} carry one all the same; only "
-        "TwoStageLeastSquares and LeastSquares fit without one",
+        "TwoStageLeastSquares, LIML and LeastSquares fit without one",
         FormulaWarning,
     )

@@ -1,4 +1,4 @@
-"""What two-stage and ordinary least squares share: all but the instruments."""
+"""What two-stage and ordinary least squares and LIML share: all but how instruments are used."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from cfiv.tables.roles import Names
 
 
 class LinearEstimator(StructuralEstimator):
-    """Abstract: ``h(t, x) = c + a' t + b' x`` with a covariance of its coefficients; see its two subclasses."""
+    """Abstract: ``h(t, x) = c + a' t + b' x`` with a covariance of its coefficients; see its subclasses."""
 
     _instrumented: ClassVar[bool]
+    fuller: float | None = None  # a parameter of LIML, and of it alone
 
     def __init__(
         self,
@@ -61,6 +62,12 @@ class LinearEstimator(StructuralEstimator):
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         covariance = self._covariance()
         covariance.check(data)
-        regression = linear_regression(data, instrumented=self._instrumented, intercept=intercept, covariance=covariance)
+        regression = linear_regression(
+            data,
+            instrumented=self._instrumented,
+            intercept=intercept,
+            covariance=covariance,
+            fuller=self.fuller,
+        )
         self.results_, self.coefficients_ = regression.results, regression.coefficients
         return regression.estimate

@@ -108,7 +108,7 @@ def _score_covariance(fit: LinearFit, covariance: Covariance, clusters: Array | 
     n, k = fit.basis.shape
     factor = n / (n - k) if covariance.debiased else 1.0
     if covariance.kind == "unadjusted":
-        return np.asarray(factor * (fit.residuals @ fit.residuals) / n * np.eye(k))
+        return np.asarray(factor * (fit.residuals @ fit.residuals) / n * fit.homoskedastic)
     scores = fit.basis * fit.residuals[:, None]
     if covariance.kind == "clustered":
         assert clusters is not None
@@ -123,8 +123,7 @@ def _bandwidth(fit: LinearFit, scaled: ScaledColumns, exogenous: Exogenous, cova
     if covariance.bandwidth is not None:
         return int(covariance.bandwidth)
     powers = scaled.exponents - int(scaled.exponents.max())
-    regressors = np.linalg.solve(fit.spread.T, fit.basis.T).T  # as the instruments predict them
-    predicted = regressors * scaled.scales + exogenous.root[:, None] * scaled.centres
+    predicted = fit.basis @ fit.predicted * scaled.scales + exogenous.root[:, None] * scaled.centres
     predicted = np.ldexp(predicted, powers)
     if predicted.shape[1] > 1 and spans(fit.basis, np.ones(len(predicted))):
         # With indicators of all categories for a constant, that of the rarest, as linearmodels has it.

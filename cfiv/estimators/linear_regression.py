@@ -14,6 +14,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FewClustersWarning, ParameterError, warn
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
+from cfiv.estimators.instrumented_fit import instrumented_fit
 from cfiv.estimators.linear_columns import (
     Columns,
     Exogenous,
@@ -27,7 +28,7 @@ from cfiv.estimators.linear_inference import fitted_regression, scaled_outcome
 from cfiv.estimators.linear_reduced_form import LinearFirstStage, LinearReducedForm
 from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
 from cfiv.estimators.two_stage_results import TwoStageResults
-from cfiv.numerics.linear_iv import least_squares, two_stage_least_squares
+from cfiv.numerics.linear_iv import least_squares
 from cfiv.numerics.score_covariance import Kernel
 
 CovarianceKind = Literal["robust", "unadjusted", "clustered", "kernel"]
@@ -130,22 +131,27 @@ class Regression:
     estimate: Estimate
 
 
-def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance) -> Regression:
-    """``h(t, x) = c + a' t + b' x`` by two-stage or by ordinary least squares.
+def linear_regression(
+    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance, fuller: float | None = None
+) -> Regression:
+    """``h(t, x) = c + a' t + b' x`` by two-stage or by ordinary least squares, or by LIML.
 
     With ``D = [1, X, T]`` and row weights ``w`` the coefficients are ``(D' Q D)^-1 D' Q Y``, ``Q`` the weighted projection on
-    ``[1, X, Z]`` where instrumented and on everything, ``Q = diag(w)``, where not. They are computed from orthonormal bases of
-    columns that are centred, where a constant lies in the span of ``[1, X]``, and scaled: :mod:`cfiv.numerics.linear_iv`.
+    ``[1, X, Z]`` where instrumented and on everything, ``Q = diag(w)``, where not; of LIML ``kappa`` times the projection less
+    ``(kappa - 1) diag(w)``. They are computed from orthonormal bases of columns that are centred, where a constant lies in the
+    span of ``[1, X]``, and scaled: :mod:`cfiv.numerics.linear_iv`.
 
     Parameters
     ----------
     data : IVData
     instrumented : bool
-        Two-stage least squares; ordinary least squares where False.
+        Two-stage least squares or LIML; ordinary least squares where False.
     intercept : bool
         Whether there is a constant.
     covariance : Covariance
         That fits the data: see :meth:`Covariance.check`.
+    fuller : float or None
+        Fuller's constant, 0 for LIML itself; None for least squares, in two stages or in one.
 
     Returns
     -------
@@ -154,7 +160,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
     Raises
     ------
     DataError
-        For images, fewer instruments than treatments, collinear columns, or instruments that do not move a treatment.
+        For images, fewer instruments than treatments, collinear columns, instruments that do not move a treatment, or no LIML.
 
     Warns
     -----
@@ -162,11 +168,14 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
         Where few digits of coefficients can be trusted, with the columns' names.
     """
     _check_shapes(data, instrumented=instrumented, intercept=intercept)
-    results, instruments = _estimated(data, instrumented=instrumented, intercept=intercept, covariance=covariance)
+    results, instruments = _estimated(
+        data, instrumented=instrumented, intercept=intercept, covariance=covariance, fuller=fuller
+    )
     table, values = results.table, results.params.to_numpy(dtype=np.float64)
     first = len(values) - data.treatment.shape[1]
     component = LinearComponent(float(values[0]) if intercept else 0.0, values[first:], values[int(intercept) : first])
     facts = {
+        **({"Kappa": f"{results.kappa:.6g}"} if isinstance(results, TwoStageResults) and fuller is not None else {}),
         "Covariance": _described(covariance, results),
         "R-squared": results.rsquared,
         "Coefficients": table.reset_index(names="column").to_dict("records"),
@@ -176,7 +185,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
 
 
 def _estimated(
-    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance
+    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance, fuller: float | None
 ) -> tuple[LinearResults, LinearFirstStage]:
     """The regression, and the treatments on exogenous columns and instruments."""
     assert data.names is not None
@@ -185,16 +194,11 @@ def _estimated(
     treatments = independent_columns(exogenous, data.treatment, own, role="treatment")
     outcome = scaled_outcome(data.outcome, exogenous)
     warn_of_offsets(outcome, data.names["outcome"])
-    p = len(exogenous.names)
     if instrumented:
         instruments = independent_columns(exogenous, data.instruments, data.names["instruments"], role="instrument")
         check_relevance(treatments, instruments, exogenous, own)
-        fit = two_stage_least_squares(
-            outcome.values[:, 0],
-            regressors=treatments.basis,
-            triangle=treatments.triangle,
-            instruments=instruments.basis[:, p:],
-            exogenous=p,
+        fit = instrumented_fit(
+            outcome, treatments=treatments, instruments=instruments, exogenous=len(exogenous.names), fuller=fuller
         )
     else:
         instruments = Columns.of(exogenous, data.instruments)
@@ -222,8 +226,10 @@ def _estimated(
         treatment_names=tuple(names),
         instrument_names=tuple(_unique(data.names["instruments"], first)),
         treatment_columns=data.treatment,
+        fuller=fuller,
         covariance=covariance,
         clusters=data.clusters,
+        excess=fit.excess,
     )
     return results, first_stage
 

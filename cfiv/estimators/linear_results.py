@@ -31,7 +31,7 @@ class LinearResults(abc.ABC):
 
     def __repr__(self) -> str:
         facts = f"{self.nobs} rows, R-squared {self.rsquared:.4g}, covariance {self.cov_type}{', debiased' * self.debiased}"
-        return f"{self.method.capitalize()}: {facts}\n{self.table.to_string(float_format='{:.4g}'.format)}"
+        return f"{self.method[0].upper()}{self.method[1:]}: {facts}\n{self.table.to_string(float_format='{:.4g}'.format)}"
 
     @property
     def table(self) -> pd.DataFrame:

@@ -30,6 +30,8 @@ class Registered:
         Where it is defined.
     summary : str
         A few words for lists.
+    demonstrated : bool
+        Whether ``cfiv demo`` fits it where it is not asked for.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Registered:
     class_name: str
     module: str
     summary: str
+    demonstrated: bool = True
 
     @property
     def kind(self) -> type[StructuralEstimator]:
@@ -67,6 +70,8 @@ _ESTIMATORS = (
     Registered("kernel-iv", "Kernel IV", "KernelIV", "cfiv.estimators.kernel_iv", "kernel instrumental variables"),
     Registered("sieve-iv", "Sieve IV", "SieveIV", "cfiv.estimators.sieve_iv", "splines, as many as the data bear"),
     Registered("2sls", "2SLS", "TwoStageLeastSquares", "cfiv.estimators.two_sls", "two-stage least squares"),
+    # Of as many instruments as treatments, as in the demonstration, it is 2SLS.
+    Registered("liml", "LIML", "LIML", "cfiv.estimators.liml", "linear, for many weak instruments", demonstrated=False),
     Registered("least-squares", "Least squares", "LeastSquares", "cfiv.estimators.least_squares", "ignores the confounder"),
     Registered("network", "Network", "NetworkRegression", "cfiv.estimators.network_regression", "ignores the confounder"),
 )

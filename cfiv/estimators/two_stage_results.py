@@ -1,4 +1,4 @@
-"""What came of two-stage least squares, with the tests that linearmodels has; it computes them, on orthonormal columns."""
+"""What came of two-stage least squares or LIML, and linearmodels' tests, which it computes on orthonormal columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE_SHARE = 0.05
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwoStageResults(LinearResults):
-    """Two-stage least squares, with linearmodels' names: coefficients, first stage, and tests of what is assumed.
+    """Two-stage least squares or LIML, with linearmodels' names: coefficients, first stage, and tests of what is assumed.
 
     Parameters
     ----------
@@ -38,13 +38,18 @@ class TwoStageResults(LinearResults):
     treatment_names, instrument_names : tuple of str
     treatment_columns : array (n, k)
         In the user's units.
+    fuller : float or None
+        Fuller's constant; None for two-stage least squares.
     covariance : Covariance
     clusters : array (n,) or None
+    excess : float
+        ``kappa - 1`` of the fit, 0 for two-stage least squares.
 
     Notes
     -----
-    The tests do not see in which basis columns are given, so they are computed in a well-conditioned one. Tests of
-    over-identification raise a DataError where there are as many instruments as treatments.
+    The tests are of the residuals of the fit, except those that are of LIML whatever the fit. They do not see in which basis
+    columns are given, so they are computed in a well-conditioned one. Tests of over-identification raise a DataError where
+    there are as many instruments as treatments.
     """
 
     exogenous: Exogenous = field(repr=False)
@@ -53,13 +58,22 @@ class TwoStageResults(LinearResults):
     treatment_names: tuple[str, ...]
     instrument_names: tuple[str, ...]
     treatment_columns: Array = field(repr=False)
+    fuller: float | None
     covariance: Covariance = field(repr=False)
     clusters: Array | None = field(repr=False)
+    excess: float
 
     @property
     def method(self) -> str:
         """How the coefficients were estimated."""
-        return "two-stage least squares"
+        if self.fuller is None:
+            return "two-stage least squares"
+        return f"LIML{f', Fuller {self.fuller:g}' if self.fuller else ''}, kappa {self.kappa:.6g}"
+
+    @property
+    def kappa(self) -> float:
+        """Of the k-class estimator: 1 for two-stage least squares."""
+        return 1.0 + self.excess
 
     @cached_property
     def first_stage(self) -> FirstStage:
@@ -171,7 +185,7 @@ class TwoStageResults(LinearResults):
     @cached_property
     def _orthonormal(self) -> Any:
         """linearmodels' fit of the same problem, its columns partialled out, orthonormal or of length one, times root n."""
-        from linearmodels.iv import IV2SLS
+        from linearmodels.iv import IVLIML
 
         p, root = len(self.exogenous.names), self.fitted.root_weights
         unit = np.sqrt(self.nobs) / root[:, None]
@@ -183,5 +197,7 @@ class TwoStageResults(LinearResults):
         )
         frames = [pd.DataFrame(unit * columns, columns=list(names)) if len(names) else None for columns, names in parts]
         outcome = self.fitted.outcome / np.sqrt(np.mean(np.square(self._weighted(self.fitted.outcome))))
-        model = IV2SLS(pd.Series(outcome, name="outcome"), *frames, weights=pd.Series(root**2, name="weights"))
+        model = IVLIML(
+            pd.Series(outcome, name="outcome"), *frames, weights=pd.Series(root**2, name="weights"), kappa=self.kappa
+        )
         return model.fit(cov_type=self.cov_type, **self.cov_config)

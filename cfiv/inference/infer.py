@@ -14,6 +14,7 @@ from cfiv.estimators.dfiv import DFIV
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
+from cfiv.estimators.liml import LIML
 from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.estimators.trust import Trust
@@ -64,7 +65,9 @@ def infer(
 
         ``u = (F' P F)^-1 F' P Y``,   ``V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1``,   ``f^ = P f``, ``e = Y - f' u``
 
-    (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``.
+    (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``. Of
+    :class:`cfiv.LIML` ``kappa P - (kappa - 1) I`` stands in the place of ``P`` but in ``f^``.
+
     A function that outcomes have taught, of :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, is corrected first: what the functions of
     other rows leave over goes to splines, without a penalty, of which the above then holds
     (:mod:`cfiv.inference.corrected`). The estimates are of the corrected function.
@@ -77,9 +80,9 @@ def infer(
     data : table or IVData
         The rows that the estimator was fitted to.
     model : estimator
-        Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula, or
-        :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, which are fitted five times more, to the rows outside each fold.
-        Roles, weights and ``debiased`` are its own.
+        Fitted: :class:`cfiv.SieveIV`; :class:`cfiv.TwoStageLeastSquares`, :class:`cfiv.LIML` or :class:`cfiv.LeastSquares`,
+        with any formula; or :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, which are fitted five times more, to the rows outside
+        each fold. Roles, weights and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
     clusters : str or two of them, optional
@@ -220,7 +223,8 @@ def _in_fixed_basis(
     function = undersmoothed(fitted) if undersmooth else fitted
     blocks = blocks_of(rows.data, bases_of(function), instrumented=not isinstance(model, LeastSquares))
     outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
-    stages = [TwoStage.of(block, outcome) for block in blocks]
+    excess = model.results_.excess if isinstance(model, LIML) else 0.0
+    stages = [TwoStage.of(block, outcome, excess=excess) for block in blocks]
     rows.check_groups(len(stages[0].coordinates))
     clustered = list(rows.groups.values())
     joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)

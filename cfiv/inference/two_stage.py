@@ -1,4 +1,4 @@
-"""Two-stage least squares in given bases over blocks of rows, and the joint covariance of the coefficients of all of them."""
+"""Two-stage least squares and LIML in given bases over blocks of rows, and the joint covariance of all coefficients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class TwoStage:
     """``b = (F' P F)^-1 F' P y`` in scaled columns, and what its scores are made of.
 
     With ``F = Q_F R_F`` and ``Phi = Q_Phi R_Phi`` the canonical correlations are the singular values of ``W = Q_Phi' Q_F``, and
-    with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``.
+    with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``. Of a k-class estimator, as in
+    :func:`cfiv.numerics.linear_iv.k_class`, ``H = R_F^-1 V^-1 G^-1``, and ``G = kappa I - (kappa - 1) (V V')^-1`` is the
+    covariance of the scores ``P' e`` of errors of variance one.
 
     Parameters
     ----------
@@ -59,9 +61,11 @@ class TwoStage:
     triangle : array (p, p)
         ``R_F``.
     coordinates : array (p,)
-        ``V^-1 U' Q_Phi' y``: fitted values are ``Q_F`` times it.
+        ``V^-1 U' Q_Phi' y`` (of two-stage least squares): fitted values are ``Q_F`` times it.
     spread : array (p, p)
         ``H``.
+    homoskedastic : array (p, p) or None
+        ``G``; None where it is the identity.
     predictor : array (q, p)
         ``R_Phi^-1 U``: ``P`` is the instrument columns, as ``blocks`` scales them, times it; ``R_F^-1`` for the structural
         columns where there are no instruments.
@@ -75,13 +79,21 @@ class TwoStage:
     triangle: Array
     coordinates: Array
     spread: Array
+    homoskedastic: Array | None
     predictor: Array
     correlations: Array
     instruments: int
 
     @classmethod
-    def of(cls, blocks: RowBlocks, outcome: Outcome) -> Self:
+    def of(cls, blocks: RowBlocks, outcome: Outcome, *, excess: float = 0.0) -> Self:
         """From the QR factorisation of ``[Phi, F, y]``.
+
+        Parameters
+        ----------
+        blocks : RowBlocks
+        outcome : Outcome
+        excess : float
+            ``kappa - 1``, as estimated with the model.
 
         Raises
         ------
@@ -110,7 +122,7 @@ class TwoStage:
             )
         back = linalg.solve_triangular(own, np.eye(p))
         if not q:
-            return cls(structural, own, basis.T @ stacked[:, -1], back, back / lengths[:p, None], np.ones(p), p)
+            return cls(structural, own, basis.T @ stacked[:, -1], back, None, back / lengths[:p, None], np.ones(p), p)
         first = stacked[:, :q] / lengths[:q]
         found = _dependent(
             np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
@@ -126,11 +138,16 @@ class TwoStage:
                 "not identified, and a band would mean nothing; use a smaller basis, or instruments with more values"
             )
         directions, mixed = np.linalg.qr(shared)
-        coordinates = linalg.solve_triangular(mixed, directions.T @ (left.T @ stacked[:, -1]))
+        scores, weight, inverse = directions.T @ (left.T @ stacked[:, -1]), None, linalg.solve_triangular(mixed, np.eye(p))
+        spread = back @ inverse
+        if excess:
+            weight = (1 + excess) * np.eye(p) - excess * (inverse.T @ inverse)
+            scores = (1 + excess) * scores - excess * (inverse.T @ (basis.T @ stacked[:, -1]))
+            scores, spread = np.linalg.solve(weight, scores), np.linalg.solve(weight, spread.T).T
+        coordinates = linalg.solve_triangular(mixed, scores)
         predictor = np.zeros((q, p))
         predictor[kept] = linalg.solve_triangular(right, directions) / lengths[kept, None]
-        spread = back @ linalg.solve_triangular(mixed, np.eye(p))
-        return cls(structural, own, coordinates, spread, predictor, correlations, len(kept))
+        return cls(structural, own, coordinates, spread, weight, predictor, correlations, len(kept))
 
     @property
     def coefficients(self) -> Array:
@@ -219,6 +236,8 @@ def joint_fit(
     if covariance == "clustered":
         total = clustered_ways(sums, cells, rows=n, debiased=debiased)
     elif covariance == "unadjusted":
+        if stages[0].homoskedastic is not None:  # of LIML, which has but one basis
+            gram = stages[0].homoskedastic
         total = gram * np.repeat(np.repeat(squares / n, sizes, axis=0), sizes, axis=1)
     if debiased:
         total = total * n / (n - sizes[0])

@@ -1,4 +1,4 @@
-"""Covariances of the linear estimators against linearmodels and statsmodels, on synthetic tables and on published ones."""
+"""Covariances of the linear estimators against linearmodels and statsmodels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
-from linearmodels.datasets import card, mroz
 from linearmodels.iv import IV2SLS
 
 from cfiv import IVData, LeastSquares, TwoStageLeastSquares
@@ -127,34 +126,6 @@ def test_bases_keep_the_knots_and_scales_of_training(kind: type, formula: str) -
     whole = model.predict(frame)
     np.testing.assert_allclose(whole, frame["y"] - model.results_.resids, rtol=SAME, atol=SAME)
     np.testing.assert_allclose(model.predict(frame[17:20]), whole[17:20], rtol=SAME, atol=SAME)
-
-
-@pytest.mark.oracle
-def test_the_returns_to_schooling_in_wooldridges_tables() -> None:
-    # Wooldridge, Introductory Econometrics, 5th ed.: examples 15.1, 15.4 and 15.5, as printed.
-    women = mroz.load().dropna()
-    data = women.assign(lwage=np.log(women["wage"]), expersq=women["exper"] ** 2)
-    assert len(data) == 428
-
-    def educ(kind: type, formula: str, frame: pd.DataFrame) -> tuple[float, float]:
-        row = kind(formula, covariance="unadjusted", debiased=True).fit(frame).coefficients_.loc["educ"]
-        return row["coefficient"], row["std_error"]
-
-    def printed(figures: tuple[float, float]) -> tuple[str, str]:
-        return f"{figures[0]:.3f}", f"{figures[1]:.3f}"
-
-    assert printed(educ(LeastSquares, "lwage ~ [educ ~ fatheduc]", data)) == ("0.109", "0.014")
-    assert printed(educ(TwoStageLeastSquares, "lwage ~ [educ ~ fatheduc]", data)) == ("0.059", "0.035")
-    both = "lwage ~ exper + expersq + [educ ~ motheduc + fatheduc]"
-    assert printed(educ(TwoStageLeastSquares, both, data)) == ("0.061", "0.031")
-    men = card.load()
-    controls = "exper + expersq + black + smsa + south + smsa66 + " + " + ".join(f"reg{i}" for i in range(662, 670))
-    schooling = f"lwage ~ {controls} + [educ ~ nearc4]"
-    used = men[[name for name in men if name in schooling.replace("+", " ").split()] + ["educ", "nearc4"]].dropna()
-    used = used.loc[:, ~used.columns.duplicated()]
-    assert len(used) == 3010
-    assert printed(educ(LeastSquares, schooling, used)) == ("0.075", "0.003")
-    assert printed(educ(TwoStageLeastSquares, schooling, used)) == ("0.132", "0.055")
 
 
 @pytest.mark.law
