@@ -8,8 +8,8 @@ With splines ``s(t, x)`` (n, p), their instruments and the projection ``P`` on t
     h   = sum_k w_k a_k + b' s.
 
 ``a_k`` is what the learned function is beyond the splines: if it is nothing, ``h`` is two-stage least squares of all rows in
-the splines, to rounding. No row's error enters the function that is taken off it, so that ``b`` has the sandwich covariance of any
-two-stage least squares; what ``a`` varies by adds the jackknife over folds, for a linear functional ``l`` of ``h``
+the splines, to rounding. No row's error enters the function that is taken off it, so that ``b`` has the sandwich covariance of
+any two-stage least squares; what ``a`` varies by adds the jackknife over folds, for a linear functional ``l`` of ``h``
 
     Var l(h) = l(s)' Cov(b) l(s) + (K - 1) / K sum_k [l(a_k) - sum_j w_j l(a_j)]^2.
 
@@ -132,8 +132,8 @@ def correct(
     data = rows.data
     if data.treatment.ndim > 2:
         raise ParameterError(
-            f"{type(model).__name__} of images has no intervals: instruments move few of the ways in which pictures differ, and the "
-            "others are shrunk on purpose; ask for the effect of a number that the picture shows, as a treatment column"
+            f"{type(model).__name__} of images has no intervals: instruments move few of the ways in which pictures differ, "
+            "and the others are shrunk on purpose; ask for the effect of a number that the picture shows, as a treatment column"
         )
     size_generator, fold_generator = np.random.default_rng(seed).spawn(2)
     groups = next(iter(rows.groups.values()), data.clusters)
@@ -264,13 +264,6 @@ def _left(fit: SieveFit, columns: SieveColumns, crossed: CrossFit, learned: Arra
     for block, structural, _ in columns.rows.columns(fit.basis):
         left[block] -= (structural * projections[block]).sum(axis=1)
     return left
-
-
-def _chosen(columns: SieveColumns, generator: np.random.Generator) -> tuple[SieveFit, SieveChoice | None]:
-    fit, _, choice = choose_size(
-        columns.basis, columns.rows, columns.points(), variables=columns.variables, draws=DRAWS, generator=generator
-    )
-    return fit, choice
 
 
 def _scaled(values: Array, outcome: Outcome) -> Array:

@@ -12,8 +12,8 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.errors import ParameterError, SingularError
-from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.simultaneous import NOTHING, Multipliers, check_level
@@ -273,8 +273,8 @@ class Estimates:
     def _check_of_one_inference(self, other: Any) -> None:
         if not isinstance(other, Estimates) or other.law is not self.law:
             raise ParameterError(
-                "only estimates of the same inference have a known covariance between them, of learned functions those of curves "
-                "among themselves and averages among themselves, got "
+                "only estimates of the same inference have a known covariance between them, of learned functions those of "
+                "curves among themselves and averages among themselves, got "
                 f"{'others' if isinstance(other, Estimates) else type(other).__name__}: ask one inference for both"
             )
 

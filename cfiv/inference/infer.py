@@ -68,8 +68,8 @@ def infer(
     (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``. Of
     :class:`cfiv.LIML` ``kappa P - (kappa - 1) I`` stands in the place of ``P`` but in ``f^``.
 
-    A function that outcomes have taught, of :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, is corrected first: what the functions of
-    other rows leave over goes to splines, without a penalty, of which the above then holds
+    A function that outcomes have taught, of :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, is corrected first: what the
+    functions of other rows leave over goes to splines, without a penalty, of which the above then holds
     (:mod:`cfiv.inference.corrected`). The estimates are of the corrected function.
 
     Bands hold for all estimates of one question at once: their critical value is the quantile of the largest absolute t
@@ -112,8 +112,8 @@ def infer(
     NotFittedError
         If the estimator has not been fitted.
     DataError
-        For other rows or columns than those of the fit, too few rows for folds, as few clusters as functions in the basis or fewer, and instruments
-        that do not move the whole basis.
+        For other rows or columns than those of the fit, too few rows for folds, as few clusters as functions in the basis or
+        fewer, and instruments that do not move the whole basis.
 
     Warns
     -----
@@ -261,8 +261,8 @@ def _learned(
         stage=found.average.stage,
         leverage=found.curve.leverage,
         notes=(
-            f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, {widths[1]} "
-            f"for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
+            f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, "
+            f"{widths[1]} for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
         ),
         doubts=_doubts_of_learned(model, found),
         averages=None if found.average is found.curve else (average, (found.average.fit,)),

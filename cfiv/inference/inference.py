@@ -263,8 +263,6 @@ class Inference:
     def _averaged(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
         return self._estimates(question, points, functionals, None if self.averages is None else self.averages.law)
 
-    def _estimates(
-        self, question: str, points: pd.DataFrame, functionals: Functionals, law: Law | None = None
-    ) -> Estimates:
+    def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals, law: Law | None = None) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}
         return Estimates(question, points, functionals, law or self.law, self.function.outcome, ticks)

@@ -129,9 +129,7 @@ def test_groups_are_never_parted_by_the_folds() -> None:
     data = table()
     model = cfiv.KernelIV("y ~ x + [t ~ z]", clusters="g", random_state=0).fit(data)
     rows = model.encode(data)[1]
-    crossed = cross_fit(
-        model, rows, intercept=True, groups=rows.clusters, folds=FOLDS, generator=np.random.default_rng(0)
-    )
+    crossed = cross_fit(model, rows, intercept=True, groups=rows.clusters, folds=FOLDS, generator=np.random.default_rng(0))
     assert (pd.Series(crossed.folds).groupby(data["g"]).nunique() == 1).all()
     assert cfiv.infer(data, model).covariance.startswith("clustered by g (50)")
 
