@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from cfiv.checks import check_choice, check_number, check_whole
@@ -19,6 +18,7 @@ from cfiv.diagnostics.report import Diagnostics
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
+from cfiv.rendering import joined
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoder import Encoder
 from cfiv.tables.encoding import encode
@@ -198,7 +198,7 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
     names = problem.data.names
     assert names is not None
     lines = [("Rows", f"{problem.shape[0]:,}"), ("Outcome", names["outcome"][0])]
-    lines += [(role.capitalize(), _listed(names.get(role, ()))) for role in ("treatment", "instruments", "covariates")]
+    lines += [(role.capitalize(), joined(names.get(role, ()))) for role in ("treatment", "instruments", "covariates")]
     if not problem.intercept:
         lines.append(("Constant", "none"))
     if "weights" in names:
@@ -207,8 +207,3 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
     if problem.clusters is not None:
         covariance += f" by {names['clusters'][0]}, {problem.n_clusters:,} clusters"
     return (*lines, ("Covariance", covariance), ("Level", f"{100 * level:g} %"))
-
-
-def _listed(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return (shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)") or "none"

@@ -11,7 +11,7 @@ from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unav
 from cfiv.rendering import shown, to_html, to_latex, to_markdown
 
 #: Characters a line of ``str(diagnostics)``.
-WIDTH = 110
+WIDTH = 96
 TITLE = "Diagnostics of the linear instrumental-variable model"
 #: Columns of the table as they are headed where it is read.
 HEADINGS = {

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -152,9 +152,17 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """``h`` at given treatments and covariates, shape (n,); see :meth:`StructuralFunction.predict`."""
         return self._fitted().predict(rows, treatment=treatment, covariates=covariates)
 
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
-        """``h(treatment_to, x) - h(treatment_from, x)`` at each row, shape (n,); see :meth:`StructuralFunction.effect`."""
-        return self._fitted().effect(rows, treatment_from=treatment_from, treatment_to=treatment_to)
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
+
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
+
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
+        """``h(treatment_to, x) - h(treatment_from, x)`` at each row, or by group; see :meth:`StructuralFunction.effect`."""
+        asked = {"treatment_from": treatment_from, "treatment_to": treatment_to, "by": by}
+        found: Array | pd.DataFrame = self._fitted().effect(rows, **asked)
+        return found
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """``h`` against treatment, averaged over covariates; see :meth:`StructuralFunction.dose_response`."""

@@ -209,7 +209,7 @@ class Estimates:
         """
         from cfiv.plots import confidence_band
 
-        along = [str(name) for name, values in self.points.items() if _is_axis(values)]
+        along = [str(name) for name, values in self.points.items() if _is_axis(values) and name != "rows"]
         if len(along) != 1:
             raise ParameterError(
                 f"a figure needs several estimates along one column, got {len(self)} along {along or 'none'}: keep the others "

@@ -114,7 +114,7 @@ def test_the_table_has_a_row_a_test_and_a_reading_in_each(formula: str, covarian
     for text in (str(result), result.to_markdown(), result.to_latex(), result._repr_html_()):
         for name in frame["test"]:
             assert name in text
-    assert max(map(len, str(result).splitlines())) <= 110
+    assert max(map(len, str(result).splitlines())) <= 96
     assert repr(result) == str(result)
     lines = str(result).splitlines()
     end = next(line for line in lines if line.startswith("Test ")).index("p-value") + len("p-value")
