@@ -7,6 +7,7 @@ from typing import Any
 from cfiv.checks import check_choice, check_number, check_whole
 from cfiv.data import IVData
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
+from cfiv.diagnostics.compliers import compliers
 from cfiv.diagnostics.curves import covariates
 from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, partial_f
@@ -40,8 +41,8 @@ def diagnose(
 
     The model tested is ``Y = T b + X c + e`` on the columns that the roles make: are the instruments strong (partial, effective
     and conditional F, Cragg-Donald, Kleibergen-Paap), do they agree (Sargan, Hansen), are they needed (Wu-Hausman, Durbin,
-    Wooldridge), what is the effect however weak they are (Anderson-Rubin), and is a linear model adequate at all (residual
-    prediction)?
+    Wooldridge), what is the effect however weak they are (Anderson-Rubin), whose is it (compliers, where treatment and
+    instrument have two values), and is a linear model adequate at all (residual prediction)?
 
     Parameters
     ----------
@@ -128,6 +129,7 @@ def diagnose(
         wooldridge=exogeneity["wooldridge"],
         anderson_rubin=anderson_rubin(problem, significance=significance),
         anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
+        compliers=compliers(problem, significance=significance),
         residual_prediction=linear,
         residual_prediction_curves=curved,
     )
