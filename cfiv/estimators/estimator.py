@@ -130,7 +130,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
-        self.structural_function_ = StructuralFunction(
+        function = StructuralFunction(
             estimator=type(self).__name__,
             components=estimate.components,
             encoder=encoder,
@@ -139,6 +139,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             shares=estimate.shares,
             support=support,
         )
+        self.structural_function_ = function.aware_of_bounds(arrays)
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
         self.interrupted_ = estimate.interrupted

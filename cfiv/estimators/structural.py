@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, overload
@@ -33,6 +33,8 @@ MOST = 0.5
 FORMAT_VERSION = 4
 #: Of what models it is not known which treatments training has seen.
 UNKNOWN = "of images, and of model files written before it was kept"
+#: The fact of an outcome with two values, and by how much of their distance a prediction may miss them.
+OUTSIDE, ROUNDING = "Predicted outside", 1e-6
 MODEL_FILE = TensorFile(
     key="cfiv",
     version=FORMAT_VERSION,
@@ -280,6 +282,18 @@ class StructuralFunction:
         said = ", ".join(f"{name.lower()} {value}" for name, value in self.encoder.describe())
         rows = f", {shown(self.facts['Rows'])} rows" if "Rows" in self.facts else ""
         return f"<StructuralFunction by {self.estimator}: {said}{rows}>"
+
+    def aware_of_bounds(self, data: IVData) -> StructuralFunction:
+        """The same, with the fact of how many rows are predicted outside of an outcome's two values, if it has two."""
+        least, greatest = float(data.outcome.min()), float(data.outcome.max())
+        if not ((data.outcome == least) | (data.outcome == greatest)).all():
+            return self
+        with self._within_memory():
+            values = self._average(component.evaluate(data.treatment, data.covariates) for component in self.components)
+        excess = np.maximum(least - values, values - greatest)
+        count = int((excess > ROUNDING * (greatest - least)).sum())
+        said = f"{count:,} of {len(data):,} rows of training, for nothing keeps a prediction in [{least:g}, {greatest:g}]"
+        return replace(self, facts={**self.facts, OUTSIDE: said})
 
     def _inputs(self, rows: Any, treatment: Any, covariates: Any) -> tuple[Array, Array | None]:
         """Treatments and covariates of rows, or as they were given."""

@@ -12,7 +12,7 @@ from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.sieve_iv import SieveIV
-from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.structural import OUTSIDE, StructuralFunction
 from cfiv.inference.estimates import Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
@@ -175,7 +175,7 @@ def infer(
         strength=strength,
         covariance=rows.describe(debiased=debiased),
         rows=len(rows),
-        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
+        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *_outside(fitted), *doubts),
     )
 
 
@@ -223,6 +223,11 @@ def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth
         return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
     few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than these rows bear, so its bias may not be small"
     return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
+
+
+def _outside(function: StructuralFunction) -> tuple[str, ...]:
+    """What is said of an outcome with two values."""
+    return (f"predicted outside: {function.facts[OUTSIDE]}",) if OUTSIDE in function.facts else ()
 
 
 def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data: Any, *, undersmooth: bool, seed: int) -> bool:

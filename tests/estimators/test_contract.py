@@ -367,6 +367,19 @@ def test_scoring_needs_an_outcome_that_varies_but_not_a_treatment_that_does(kind
         model.score(frame.assign(y=1.0))
 
 
+# Outcomes with two values
+
+
+def test_predictions_outside_of_an_outcomes_two_values_are_counted_in_the_summary(kind: type) -> None:
+    frame = table()
+    model = make(kind).fit(frame.assign(y=3.0 * (frame["y"] > frame["y"].median())))
+    values = model.predict(frame)
+    count = int(((values < 0) | (values > 3)).sum())
+    said = f"{count} of 120 rows of training, for nothing keeps a prediction in [0, 3]"
+    assert dict(model.summary().lines)["Predicted outside"] == said
+    assert "Predicted outside" not in dict(fitted(kind).summary().lines)
+
+
 # Effects by group
 
 

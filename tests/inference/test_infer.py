@@ -547,3 +547,14 @@ def test_neither_units_nor_offsets_change_what_is_said(frame: pd.DataFrame) -> N
     for name in ("estimate", "std_error", "lower"):
         np.testing.assert_allclose(1e9 * effects[0][name], effects[1][name], rtol=1e-6)  # of digits that the offset takes
     np.testing.assert_allclose(1e15 * one.average_derivative().values, other.average_derivative().values, rtol=1e-6)
+
+
+@pytest.mark.law
+def test_of_an_outcome_with_two_values_a_note_counts_predictions_outside_of_them(frame: pd.DataFrame, curve: Inference) -> None:
+    binary = frame.assign(y=(frame["y"] > 0).astype(float))
+    model = TwoStageLeastSquares(LINE).fit(binary)
+    count = int((np.abs(model.predict(binary) - 0.5) > 0.5).sum())
+    assert count > 0
+    (note,) = cfiv.infer(binary, model).notes
+    assert note.startswith(f"predicted outside: {count} of {len(frame)} rows of training")
+    assert not any("outside" in note for note in curve.notes)
