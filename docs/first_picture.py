@@ -17,7 +17,7 @@ import cfiv
 
 
 def simulate(n: int, seed: int) -> pd.DataFrame:
-    """``y = sin(t) + 1.5 u + noise``, with a hidden ``u`` that also moves ``t``, and an instrument ``z`` that moves ``t`` alone."""
+    """``y = sin(t) + 1.5 u + noise``; the hidden ``u`` also moves ``t``, and an instrument ``z`` moves ``t`` alone."""
     generator = np.random.default_rng(seed)
     z, hidden = generator.uniform(-4, 4, n), generator.uniform(-1.5, 1.5, n)
     dose = z + hidden
