@@ -57,7 +57,8 @@ def infer(
 
     For an estimator ``h(t, x) = f(t, x)' u`` in a fixed basis with instruments ``phi`` and the projection ``P`` on them,
 
-        ``u = (F' P F)^-1 F' P Y``,   ``V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1``,   ``f^ = P f``, ``e = Y - f' u``
+        u = (F' P F)^-1 F' P Y,        f^ = P f,    e = Y - f' u,
+        V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1
 
     (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``.
     Bands hold for all estimates of one question at once: their critical value is the quantile of the largest absolute t
