@@ -64,8 +64,9 @@ class DFIV(StructuralEstimator):
         u = argmin  mean_2 (Y - u' f)^2             + ridge2 |u|^2 + lambda2 |u - u_prev|^2
                     + gamma mean_1 (u' (f(psi(T)) - f(V' [phi, 1])))^2,
 
-    ``lambda`` first ``lambda1``, then ``lambda12``, and ``gamma`` for images; so only the features are trained by gradients, on minibatches. The rows are split in two samples, one a stage; then the
-    samples swap roles and the two structural functions are averaged.
+    with ``lambda`` first ``lambda1``, then ``lambda12``, and ``gamma`` for images; so only the features are trained by
+    gradients, on minibatches. The rows are split in two samples, one a stage; then the samples swap roles and the two
+    structural functions are averaged.
 
     Parameters
     ----------
