@@ -19,7 +19,7 @@ STEPS, ENOUGH = 40, 1e-10
 RARE = 0.01
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Compliers:
     """Those whose treatment follows the instrument, in a population where nobody's goes against it.
 
@@ -181,7 +181,7 @@ def _described(problem: LinearProblem, found: _Means, significance: float, falls
     if found.rare:
         reading += f" {found.rare} of {n} rows weigh much, for covariates all but tell their instrument."
     test = TestResult(NAME, "the instrument moves nobody's treatment", float(share), "N(0, 1) / se", p_value, reading)
-    return Compliers(test, float(always), float(never), table)
+    return Compliers(share=test, always_takers=float(always), never_takers=float(never), table=table)
 
 
 def _std_errors(problem: LinearProblem, influences: Array) -> Array:
