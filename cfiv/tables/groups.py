@@ -53,10 +53,13 @@ class Groups:
         codes = label_codes("by", labels)
         if len(codes) != count:
             raise DataError(f"by must name a column, or label each of the {count} rows, got {len(codes)} labels")
+        if name == "rows":
+            raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
         values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
         found = [values[i] for i in np.unique(codes, return_index=True)[1]]
         order = _order(found, getattr(getattr(labels, "dtype", None), "categories", None))
-        return cls(name, tuple(found[i] for i in order), tuple(np.flatnonzero(codes == i) for i in order))
+        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return cls(name, tuple(found[i] for i in order), tuple(members[i] for i in order))
 
     def table(self) -> pd.DataFrame:
         """A row a group: its label and how many rows it has."""
@@ -65,7 +68,8 @@ class Groups:
 
 def _order(labels: list[Any], categories: Any) -> list[int]:
     if categories is not None:
-        return sorted(range(len(labels)), key=lambda i: list(categories).index(labels[i]))
+        places = {label: place for place, label in enumerate(categories)}
+        return sorted(range(len(labels)), key=lambda i: places[labels[i]])
     try:
         return sorted(range(len(labels)), key=lambda i: labels[i])
     except TypeError:
