@@ -1,6 +1,7 @@
 """cfiv: nonlinear instrumental-variable regression with learned features and closed-form last layers.
 
-``import cfiv`` is light: torch, pandas and scikit-learn are imported when a name that needs them is first used.
+``import cfiv`` is light: torch, pandas and scikit-learn are imported when a name that needs them is first used. So are the
+modules ``cfiv.datasets``, ``cfiv.plots`` and ``cfiv.studies``, which need no import of their own.
 
 The errors and warnings here are those that programs catch: all of cfiv's, those of what was given (data, formula, parameter,
 an estimator not yet fitted), and the two ways in which training goes wrong. The others are in :mod:`cfiv.errors`.
@@ -51,13 +52,17 @@ __all__ = [
     "TwoStageLeastSquares",
     "__version__",
     "compare",
+    "datasets",
     "diagnose",
     "errors",
     "infer",
     "load",
+    "plots",
+    "studies",
 ]
 
 if TYPE_CHECKING:
+    from cfiv import datasets, plots, studies
     from cfiv.data import IVData
     from cfiv.diagnostics.diagnose import diagnose
     from cfiv.estimators.comparison import compare
@@ -100,9 +105,12 @@ else:
         "infer": "cfiv.inference.infer",
         "load": "cfiv.estimators.model_file",
     }
+    _MODULES = ("datasets", "plots", "studies")
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first asked for (PEP 562)."""
+        if name in _MODULES:
+            return import_module(f"cfiv.{name}")
         if name not in _HOMES:
             found = getattr(errors, name, None)
             rest = f": it is cfiv.errors.{name}" if isinstance(found, type) and found.__module__ == errors.__name__ else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
 import pandas as pd
 
@@ -20,6 +22,16 @@ def shown(value: object) -> str:
     if isinstance(value, int) or (abs(value) >= 10_000 and abs(value) < 1e15):
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def joined(names: Sequence[str], *, between: str = ", ", width: int = 72) -> str:
+    """As many names as fit a line, one at least, and how many there are; none of none."""
+    if not names:
+        return "none"
+    lengths = accumulate(len(name) + len(between) for name in names)
+    fitting = max(1, sum(length <= width for length in lengths))
+    text = between.join(names[:fitting])
+    return text if fitting == len(names) else f"{text}{between}... ({len(names)} in all)"
 
 
 def to_text(table: pd.DataFrame) -> str:

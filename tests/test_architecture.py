@@ -28,7 +28,7 @@ MAY_USE = {
     "labels": {"errors", "arrays"},
     "data": {"errors", "arrays", "labels"},
     "numerics": {"errors", "checks"},
-    "tables": {"errors", "checks", "file_values", "arrays", "labels", "data"},
+    "tables": {"errors", "checks", "file_values", "rendering", "arrays", "labels", "data"},
     "runtime": {"errors", "checks", "arrays"},
     "learning": {"errors", "checks", "arrays", "files", "tensor_file", "file_values", "memory", "numerics", "runtime"},
     "rendering": set(),
@@ -166,6 +166,16 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert name in dir(cfiv)
     with pytest.raises(AttributeError, match=r"cfiv.*has no attribute 'DIFV'"):
         cfiv.DIFV
+
+
+def test_data_sets_figures_and_studies_are_there_after_importing_the_package_alone() -> None:
+    program = "import cfiv; print(*(part.__name__ for part in (cfiv.datasets.demand, cfiv.plots, cfiv.studies)))"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert said == ["cfiv.datasets.demand", "cfiv.plots", "cfiv.studies"]
+    for name in cfiv.datasets.__all__:
+        assert getattr(cfiv.datasets, name).__name__ == f"cfiv.datasets.{name}"
+    with pytest.raises(AttributeError, match=r"'cfiv.datasets' has no attribute 'demnad': there are burgers, "):
+        cfiv.datasets.demnad
 
 
 def test_the_top_level_has_the_errors_that_programs_catch_and_says_where_the_others_are() -> None:

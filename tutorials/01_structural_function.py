@@ -150,13 +150,14 @@ nothing_learned.effect(wages.head(1), treatment_from=12, treatment_to=13)
 # Now let it learn:
 
 # %%
+import textwrap
 import warnings
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     learned = cfiv.DFIV(card1995.FORMULA, random_state=0, progress=False).fit(wages)
 for warning in caught:
-    print(f"{warning.category.__name__}: {warning.message}\n")
+    print(textwrap.fill(f"{warning.category.__name__}: {warning.message}", 100), end="\n\n")
 
 # %%
 learned.summary()

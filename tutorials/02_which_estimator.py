@@ -19,6 +19,7 @@
 # then take the instrument away, little by little, to see how each of them fails.
 
 # %%
+import textwrap
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -182,7 +183,7 @@ wages = card1995.load()
 linear = cfiv.TwoStageLeastSquares(card1995.FORMULA).fit(wages)
 card = cfiv.diagnose(wages, linear)
 for result in (card.effective_f, card.wooldridge, card.anderson_rubin_set, card.residual_prediction):
-    print(f"{result.name}: {result.reading}\n")
+    print(textwrap.fill(f"{result.name}: {result.reading}", 100), end="\n\n")
 
 # %%
 print("Anderson-Rubin set:", card.anderson_rubin_set)

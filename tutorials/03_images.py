@@ -19,6 +19,7 @@
 # ask both for effects, and then look at what instruments cannot say about a picture, which is most of it.
 
 # %%
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -398,7 +399,7 @@ for mistake, attempt in mistakes.items():
     try:
         attempt()
     except cfiv.CfivError as error:
-        print(f"{mistake}: {error}\n")
+        print(textwrap.fill(f"{mistake}: {error}", 100), end="\n\n")
 
 # %% [markdown]
 # **What to take home.** A network without instruments is the better forecaster and may be wrong about every change you could

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from cfiv.checks import check_choice, check_number, check_whole
 from cfiv.data import IVData
 from cfiv.diagnostics.anderson_rubin import anderson_rubin, anderson_rubin_sets
+from cfiv.diagnostics.compliers import compliers
 from cfiv.diagnostics.curves import covariates
 from cfiv.diagnostics.endogeneity import endogeneity
 from cfiv.diagnostics.first_stage import conditional_f, effective_f, partial_f
@@ -19,6 +19,7 @@ from cfiv.diagnostics.report import Diagnostics
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
+from cfiv.rendering import joined
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoder import Encoder
 from cfiv.tables.encoding import encode
@@ -40,8 +41,8 @@ def diagnose(
 
     The model tested is ``Y = T b + X c + e`` on the columns that the roles make: are the instruments strong (partial, effective
     and conditional F, Cragg-Donald, Kleibergen-Paap), do they agree (Sargan, Hansen), are they needed (Wu-Hausman, Durbin,
-    Wooldridge), what is the effect however weak they are (Anderson-Rubin), and is a linear model adequate at all (residual
-    prediction)?
+    Wooldridge), what is the effect however weak they are (Anderson-Rubin), whose is it (compliers, where treatment and
+    instrument have two values), and is a linear model adequate at all (residual prediction)?
 
     Parameters
     ----------
@@ -128,6 +129,7 @@ def diagnose(
         wooldridge=exogeneity["wooldridge"],
         anderson_rubin=anderson_rubin(problem, significance=significance),
         anderson_rubin_sets=anderson_rubin_sets(problem, level=level),
+        compliers=compliers(problem, significance=significance),
         residual_prediction=linear,
         residual_prediction_curves=curved,
     )
@@ -198,7 +200,7 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
     names = problem.data.names
     assert names is not None
     lines = [("Rows", f"{problem.shape[0]:,}"), ("Outcome", names["outcome"][0])]
-    lines += [(role.capitalize(), _listed(names.get(role, ()))) for role in ("treatment", "instruments", "covariates")]
+    lines += [(role.capitalize(), joined(names.get(role, ()))) for role in ("treatment", "instruments", "covariates")]
     if not problem.intercept:
         lines.append(("Constant", "none"))
     if "weights" in names:
@@ -207,8 +209,3 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
     if problem.clusters is not None:
         covariance += f" by {names['clusters'][0]}, {problem.n_clusters:,} clusters"
     return (*lines, ("Covariance", covariance), ("Level", f"{100 * level:g} %"))
-
-
-def _listed(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return (shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)") or "none"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cfiv.diagnostics.compliers import Compliers
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable
 from cfiv.rendering import shown, to_html, to_latex, to_markdown
 
 #: Characters a line of ``str(diagnostics)``.
-WIDTH = 110
+WIDTH = 96
 TITLE = "Diagnostics of the linear instrumental-variable model"
 #: Columns of the table as they are headed where it is read.
 HEADINGS = {
@@ -49,6 +50,8 @@ class Diagnostics:
         No effect at all, valid with weak instruments.
     anderson_rubin_sets : tuple of ConfidenceSet
         One a treatment.
+    compliers : Compliers
+        How many they are, and the means of their covariates; for one treatment and one instrument, of two values each.
     residual_prediction : TestResult
         Whether the linear model is adequate: the gate before nonlinear estimators. Its reading says what is not linear, the
         covariates, the treatment's effect, or both, as far as that can be told.
@@ -70,6 +73,7 @@ class Diagnostics:
     wooldridge: Diagnostic
     anderson_rubin: Diagnostic
     anderson_rubin_sets: tuple[ConfidenceSet | Unavailable, ...]
+    compliers: Compliers | Unavailable
     residual_prediction: Diagnostic
     residual_prediction_curves: Diagnostic
 
@@ -82,11 +86,13 @@ class Diagnostics:
     def sections(self) -> tuple[tuple[str, tuple[Diagnostic | ConfidenceSet, ...]], ...]:
         """What is asked, and the diagnostics that answer it, in the table's order."""
         strength = (self.effective_f, self.cragg_donald, self.kleibergen_paap_f, self.kleibergen_paap_lm)
+        share = self.compliers.share if isinstance(self.compliers, Compliers) else self.compliers
         return (
             ("Are the instruments strong?", (*self.partial_f, *self.conditional_f, *strength)),
             ("Do the instruments agree?", (self.sargan, self.hansen_j)),
             ("Are instruments needed?", (self.wu_hausman, self.durbin, self.wooldridge)),
             ("What is the effect, however weak the instruments?", (self.anderson_rubin, *self.anderson_rubin_sets)),
+            ("Whose effect is it?", (share,)),
             ("Is the linear model adequate?", (self.residual_prediction, self.residual_prediction_curves)),
         )
 

@@ -60,12 +60,13 @@ class DFIV(StructuralEstimator):
     regresses the outcome on ``f`` at those predictions. Each regression is a closed form with penalties on the *mean* squared
     error
 
-        V = argmin  mean_1 |psi(T) - V' [phi, 1]|^2 + ridge1 |V|^2 + lambda |V - V_prev|^2     (lambda1, then lambda12)
+        V = argmin  mean_1 |psi(T) - V' [phi, 1]|^2 + ridge1 |V|^2 + lambda |V - V_prev|^2
         u = argmin  mean_2 (Y - u' f)^2             + ridge2 |u|^2 + lambda2 |u - u_prev|^2
-                    + gamma mean_1 (u' (f(psi(T)) - f(V' [phi, 1])))^2                      (gamma: for images),
+                    + gamma mean_1 (u' (f(psi(T)) - f(V' [phi, 1])))^2,
 
-    so only the features are trained by gradients, on minibatches. The rows are split in two samples, one a stage; then the
-    samples swap roles and the two structural functions are averaged.
+    with ``lambda`` first ``lambda1``, then ``lambda12``, and ``gamma`` for images; so only the features are trained by
+    gradients, on minibatches. The rows are split in two samples, one a stage; then the samples swap roles and the two
+    structural functions are averaged.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -130,7 +130,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
-        self.structural_function_ = StructuralFunction(
+        function = StructuralFunction(
             estimator=type(self).__name__,
             components=estimate.components,
             encoder=encoder,
@@ -139,6 +139,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             shares=estimate.shares,
             support=support,
         )
+        self.structural_function_ = function.aware_of_bounds(arrays)
         self.history_ = estimate.history
         self.chosen_penalties_ = dict(estimate.penalties)
         self.interrupted_ = estimate.interrupted
@@ -152,9 +153,17 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """``h`` at given treatments and covariates, shape (n,); see :meth:`StructuralFunction.predict`."""
         return self._fitted().predict(rows, treatment=treatment, covariates=covariates)
 
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
-        """``h(treatment_to, x) - h(treatment_from, x)`` at each row, shape (n,); see :meth:`StructuralFunction.effect`."""
-        return self._fitted().effect(rows, treatment_from=treatment_from, treatment_to=treatment_to)
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
+
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
+
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
+        """``h(treatment_to, x) - h(treatment_from, x)`` at each row, or by group; see :meth:`StructuralFunction.effect`."""
+        asked = {"treatment_from": treatment_from, "treatment_to": treatment_to, "by": by}
+        found: Array | pd.DataFrame = self._fitted().effect(rows, **asked)
+        return found
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """``h`` against treatment, averaged over covariates; see :meth:`StructuralFunction.dose_response`."""

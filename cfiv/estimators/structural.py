@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from cfiv.memory import within_memory
 from cfiv.rendering import shown
 from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.encoder import Counterfactuals, Encoder
+from cfiv.tables.groups import Groups
 from cfiv.tensor_file import TensorFile
 
 #: Values of several treatments at all rows that are held at once, 64 MB; of one treatment where there are more rows.
@@ -32,6 +33,8 @@ MOST = 0.5
 FORMAT_VERSION = 4
 #: Of what models it is not known which treatments training has seen.
 UNKNOWN = "of images, and of model files written before it was kept"
+#: The fact of an outcome with two values, and by how much of their distance a prediction may miss them.
+OUTSIDE, ROUNDING = "Predicted outside", 1e-6
 MODEL_FILE = TensorFile(
     key="cfiv",
     version=FORMAT_VERSION,
@@ -143,7 +146,13 @@ class StructuralFunction:
                 raise ParameterError(f"it is not known where training has seen treatments ({UNKNOWN}): leave it out")
             return self.support.covers(*inputs)
 
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any) -> Array:
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
+
+    @overload
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
+
+    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
         """``h(treatment_to, x) - h(treatment_from, x)`` at the covariates of each row.
 
         Parameters
@@ -154,11 +163,14 @@ class StructuralFunction:
             One number (or category) for one treatment, one each for several, or a mapping from column to number, or to one
             number a row. For arrays, one treatment of the training shape. Labels of a Series are heeded: those of columns, and
             those of rows, which must be the labels of ``rows``.
+        by : str or labels (n,), optional
+            A column of ``rows``, or one label a row: effects are then averaged over the rows of each.
 
         Returns
         -------
-        array (n,), float64
-            In the outcome's units.
+        array (n,), float64, or DataFrame
+            In the outcome's units. With ``by`` a row a group: its label, ``rows``, how many it has, and ``estimate``, the mean
+            of the effects of its rows. :meth:`cfiv.Inference.effect` has intervals for these.
 
         Raises
         ------
@@ -179,7 +191,11 @@ class StructuralFunction:
                 for name, treatment in zip(treatments, (to, other), strict=True):
                     seen = self.support.at(places, treatment)
                     self.support.warn_outside(seen, treatment, asked.covariates, what=f"rows at {name}")
-        return at_to - at_from
+        effects = at_to - at_from
+        if by is None:
+            return effects
+        groups = Groups.of(by, rows, count=asked.rows)
+        return groups.table().assign(estimate=[float(effects[members].mean()) for members in groups.members])
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
         """The structural function against treatment, averaged over covariates: ``mean_i h(t, X_i)`` for each t, unweighted.
@@ -260,6 +276,24 @@ class StructuralFunction:
         lines += [(name, shown(value)) for name, value in self.facts.items() if not isinstance(value, (list, tuple))]
         tables = {name: value for name, value in self.facts.items() if isinstance(value, (list, tuple))}
         return Summary("Structural function", tuple(lines), tables)
+
+    def __repr__(self) -> str:
+        """One line, without the rows that it keeps."""
+        said = ", ".join(f"{name.lower()} {value}" for name, value in self.encoder.describe())
+        rows = f", {shown(self.facts['Rows'])} rows" if "Rows" in self.facts else ""
+        return f"<StructuralFunction by {self.estimator}: {said}{rows}>"
+
+    def aware_of_bounds(self, data: IVData) -> StructuralFunction:
+        """The same, with the fact of how many rows are predicted outside of an outcome's two values, if it has two."""
+        least, greatest = float(data.outcome.min()), float(data.outcome.max())
+        if not ((data.outcome == least) | (data.outcome == greatest)).all():
+            return self
+        with self._within_memory():
+            values = self._average(component.evaluate(data.treatment, data.covariates) for component in self.components)
+        excess = np.maximum(least - values, values - greatest)
+        count = int((excess > ROUNDING * (greatest - least)).sum())
+        said = f"{count:,} of {len(data):,} rows of training, for nothing keeps a prediction in [{least:g}, {greatest:g}]"
+        return replace(self, facts={**self.facts, OUTSIDE: said})
 
     def _inputs(self, rows: Any, treatment: Any, covariates: Any) -> tuple[Array, Array | None]:
         """Treatments and covariates of rows, or as they were given."""

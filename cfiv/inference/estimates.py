@@ -224,7 +224,8 @@ class Estimates:
         """
         from cfiv.plots import confidence_band
 
-        along = [str(name) for name, values in self.points.items() if _is_axis(values)]
+        counts = {"rows"} - set(self.ticks)  # of groups, unless a treatment is called so
+        along = [str(name) for name, values in self.points.items() if _is_axis(values) and name not in counts]
         if len(along) != 1:
             raise ParameterError(
                 f"a figure needs several estimates along one column, got {len(self)} along {along or 'none'}: keep the others "

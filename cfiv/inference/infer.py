@@ -16,7 +16,7 @@ from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.liml import LIML
 from cfiv.estimators.sieve_iv import SieveIV
-from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.structural import OUTSIDE, StructuralFunction
 from cfiv.estimators.trust import Trust
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.corrected import FOLDS, Corrected, correct
@@ -63,7 +63,8 @@ def infer(
 
     For an estimator ``h(t, x) = f(t, x)' u`` in a fixed basis with instruments ``phi`` and the projection ``P`` on them,
 
-        ``u = (F' P F)^-1 F' P Y``,   ``V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1``,   ``f^ = P f``, ``e = Y - f' u``
+        u = (F' P F)^-1 F' P Y,        f^ = P f,    e = Y - f' u,
+        V = (F' P F)^-1 [sum_i f^_i f^_i' e_i^2] (F' P F)^-1
 
     (White's covariance; summed within clusters, or homoskedastic), and a functional ``l' u`` has the variance ``l' V l``. Of
     :class:`cfiv.LIML` ``kappa P - (kappa - 1) I`` stands in the place of ``P`` but in ``f^``.
@@ -182,7 +183,7 @@ def infer(
         strength=strength,
         covariance=rows.describe(debiased=debiased),
         rows=len(rows),
-        notes=(*answer.notes, *doubts),
+        notes=(*answer.notes, *_outside(model.structural_function_), *doubts),
     )
 
 
@@ -325,6 +326,11 @@ def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth
         return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
     few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than these rows bear, so its bias may not be small"
     return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
+
+
+def _outside(function: StructuralFunction) -> tuple[str, ...]:
+    """What is said of an outcome with two values."""
+    return (f"predicted outside: {function.facts[OUTSIDE]}",) if OUTSIDE in function.facts else ()
 
 
 def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data: Any, *, undersmooth: bool, seed: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, r
 from cfiv.inference.linear_in_basis import bases_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.strength import Strength
+from cfiv.tables.groups import Groups
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +63,7 @@ class Inference:
     notes: tuple[str, ...]
     averages: Averages | None = None
 
-    def effect(self, *, treatment_from: Any, treatment_to: Any, rows: Any = None) -> Estimates:
+    def effect(self, *, treatment_from: Any, treatment_to: Any, rows: Any = None, by: Any = None) -> Estimates:
         """``mean_i [h(treatment_to, X_i) - h(treatment_from, X_i)]`` over rows.
 
         Parameters
@@ -71,11 +73,14 @@ class Inference:
         rows : table or IVData, optional
             By default those that ``dose_response`` averages over. The interval is conditional on them: it holds for the
             average over these very rows, and does not count how far they are from those of a population.
+        by : str or labels (n,), optional
+            A column of ``rows``, or one label a row: the average is then over the rows of each label. Of ``groups`` and the
+            effect of all, ``(groups - all).test()`` tests that groups do not differ.
 
         Returns
         -------
         Estimates
-            One.
+            One, or one a group, with its label and how many ``rows`` it has.
 
         Raises
         ------
@@ -87,14 +92,22 @@ class Inference:
         both = {"treatment_to": treatment_to, "treatment_from": treatment_from}
         asked = encoder.at(rows, both)
         raw = [encoder.treatments_asked(name, value, rows=rows) for name, value in both.items()]
-        inside = np.array([bool(self.seen.within(table).all()) for table in raw])
-        found = self._average_asker.at_treatments(asked, inside)
-        points = {
-            f"{name}_{end}": [table[name].iloc[0] if len(table) == 1 else "by row"]
+        groups = None if by is None else Groups.of(by, rows, count=asked.rows)
+        members = [np.arange(asked.rows)] if groups is None else groups.members
+        within = [self.seen.within(table) for table in raw]
+        found = []
+        for part, own in zip(asked.in_groups(members), members, strict=True):
+            inside = np.array([bool(seen.all() if len(seen) == 1 else seen[own].all()) for seen in within])
+            both_ends = self._average_asker.at_treatments(part, inside)
+            found.append(both_ends.one(0) - both_ends.one(1))
+        points = pd.DataFrame(index=range(1)) if groups is None else groups.table()
+        ends = {
+            f"{name}_{end}": table[name].iloc[0] if len(table) == 1 else "by row"
             for name in encoder.treatment_names
             for end, table in (("from", raw[1]), ("to", raw[0]))
         }
-        return self._averaged("effect", pd.DataFrame(points), found.one(0) - found.one(1))
+        question = "effect" if groups is None else f"effect by {groups.name}"
+        return self._averaged(question, points.assign(**ends), reduce(Functionals.beside, found))
 
     def average_derivative(self, rows: Any = None) -> Estimates:
         """``mean_i dh(T_i, X_i) / dt`` over rows, for each treatment that is a number.

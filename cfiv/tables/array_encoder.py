@@ -44,7 +44,7 @@ class ArrayEncoder:
 
     treatment_shape: tuple[int, ...]
     covariates: int
-    reference: Array | None
+    reference: Array | None = field(repr=False)
     pixels: tuple[float, float] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

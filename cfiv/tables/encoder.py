@@ -36,6 +36,19 @@ class Counterfactuals:
     same: Array | None
     own: Iterator[Array]
 
+    def in_groups(self, members: Sequence[Array]) -> list[Counterfactuals]:
+        """The same treatments at each group of rows, given by their numbers; ``own`` is then spent."""
+        own = [] if self.same is not None else list(self.own)
+        return [
+            Counterfactuals(
+                len(rows),
+                None if self.covariates is None else self.covariates[rows],
+                self.same,
+                iter([treatments[rows] for treatments in own]),
+            )
+            for rows in members
+        ]
+
 
 class Encoder(Protocol):
     """What a fit remembers of its data: it reads later rows as those of training, and refuses what does not resemble them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from reprlib import repr as shortened
 from typing import Any, ClassVar
 
@@ -14,8 +14,10 @@ import pandas as pd
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
 from cfiv.file_values import fields, listed, texts
+from cfiv.rendering import joined
 from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
+from cfiv.tables.formula import Part
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 from cfiv.tables.saved_parts import (
@@ -26,6 +28,7 @@ from cfiv.tables.saved_parts import (
     part_to_values,
     roles_from_values,
 )
+from cfiv.tables.terms import term_text
 from cfiv.tables.treatment_values import grid_table, values_by_column
 
 PARTS = ("outcome", "treatment", "instruments", "covariates")
@@ -49,7 +52,7 @@ class TableEncoder:
     treatment: PartState
     instruments: PartState
     covariates: PartState | None
-    reference: pd.DataFrame
+    reference: pd.DataFrame = field(repr=False)
 
     kind: ClassVar[str] = "table"
 
@@ -187,10 +190,9 @@ class TableEncoder:
         return self.covariates.raw(data.frame)
 
     def describe(self) -> list[tuple[str, str]]:
-        """Each role's part of the formula."""
+        """Each role's part of the formula: plain columns by their names, long sums shortened."""
         roles = self.roles
-        lines = [("Outcome", roles.outcome), ("Treatment", roles.treatment), ("Instruments", roles.instruments)]
-        lines.append(("Covariates", roles.covariates or "none"))
+        lines = [(role.capitalize(), _as_read(roles.parts.get(role))) for role in PARTS]
         named = {"Weights": roles.weights, "Clusters": roles.clusters}
         return lines + [(role, name) for role, name in named.items() if name is not None]
 
@@ -263,3 +265,10 @@ class TableEncoder:
                 f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(needed)} (first: row "
                 f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
             )
+
+
+def _as_read(part: Part | None) -> str:
+    """A part as people read it, without the backticks that only formulas need."""
+    terms = [] if part is None else [term_text(term) for term in part.terms]
+    plain = [text[1:-1] if text.startswith("`") and text.find("`", 1) == len(text) - 1 else text for text in terms]
+    return joined(plain, between=" + ")

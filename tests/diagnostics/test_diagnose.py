@@ -104,7 +104,7 @@ def test_the_table_has_a_row_a_test_and_a_reading_in_each(formula: str, covarian
     result = cfiv.diagnose(table(), formula, covariance=covariance, clusters="group" if covariance == "clustered" else None)
     frame = result.table
     treatments = 2 if "+ s" in formula else 1
-    assert len(frame) == 12 + (3 * treatments if treatments > 1 else 2)
+    assert len(frame) == 13 + (3 * treatments if treatments > 1 else 2)
     assert frame["test"].is_unique
     assert frame["reading"].str.endswith(".").all()
     absent = frame["reading"].str.startswith("Not available: ")
@@ -114,7 +114,7 @@ def test_the_table_has_a_row_a_test_and_a_reading_in_each(formula: str, covarian
     for text in (str(result), result.to_markdown(), result.to_latex(), result._repr_html_()):
         for name in frame["test"]:
             assert name in text
-    assert max(map(len, str(result).splitlines())) <= 110
+    assert max(map(len, str(result).splitlines())) <= 96
     assert repr(result) == str(result)
     lines = str(result).splitlines()
     end = next(line for line in lines if line.startswith("Test ")).index("p-value") + len("p-value")

@@ -367,6 +367,48 @@ def test_scoring_needs_an_outcome_that_varies_but_not_a_treatment_that_does(kind
         model.score(frame.assign(y=1.0))
 
 
+# Outcomes with two values
+
+
+def test_predictions_outside_of_an_outcomes_two_values_are_counted_in_the_summary(kind: type) -> None:
+    frame = table()
+    model = make(kind).fit(frame.assign(y=3.0 * (frame["y"] > frame["y"].median())))
+    values = model.predict(frame)
+    count = int(((values < 0) | (values > 3)).sum())
+    said = f"{count} of 120 rows of training, for nothing keeps a prediction in [0, 3]"
+    assert dict(model.summary().lines)["Predicted outside"] == said
+    assert "Predicted outside" not in dict(fitted(kind).summary().lines)
+
+
+# Effects by group
+
+
+def test_effects_by_group_are_the_means_of_those_of_its_rows(kind: type) -> None:
+    frame, model = table(), fitted(kind, RICH)
+    asked = {"treatment_from": [0.0, 0.0], "treatment_to": [1.0, 2.0]}
+    each = model.effect(frame, **asked)
+    by_region = model.effect(frame, by="region", **asked)
+    assert list(by_region) == ["region", "rows", "estimate"]
+    assert by_region["region"].tolist() == sorted(frame["region"].unique())
+    for label, rows, estimate in by_region.itertuples(index=False):
+        members = (frame["region"] == label).to_numpy()
+        assert rows == members.sum()
+        assert estimate == pytest.approx(each[members].mean(), rel=1e-12)
+    labels = frame["region"].to_numpy()
+    same([model.effect(frame, by=labels, **asked)["estimate"]], [by_region["estimate"]])
+
+
+def test_groups_that_are_no_labels_of_the_rows_are_refused(kind: type) -> None:
+    frame, model = table(), fitted(kind, RICH)
+    for by, said in (
+        ("regoin", "did you mean 'region'"),
+        (np.arange(3), "each of the 120 rows, got 3"),
+        (np.full(120, np.nan), "label"),
+    ):
+        with pytest.raises(cfiv.DataError, match=said):
+            model.effect(frame, treatment_from=[0.0, 0.0], treatment_to=[1.0, 2.0], by=by)
+
+
 # Model files
 
 
@@ -382,6 +424,15 @@ def test_a_loaded_model_answers_with_the_same_bits(kind: type, tmp_path: Path) -
     loaded = cfiv.load(path)
     same(answers(loaded, frame), answers(model, frame))
     assert str(loaded.summary()) == str(model.summary())
+
+
+def test_a_loaded_model_is_one_line_in_a_console_and_shows_no_row_of_training(kind: type, tmp_path: Path) -> None:
+    fitted(kind, RICH).save(tmp_path / "model")
+    text = repr(cfiv.load(tmp_path / "model"))
+    assert text.startswith(f"<StructuralFunction by {kind.__name__}: outcome ")
+    assert text.endswith(", 120 rows>")
+    assert "\n" not in text
+    assert len(text) < 400
 
 
 def test_saving_twice_writes_the_same_bytes_and_so_does_saving_what_was_loaded(kind: type, tmp_path: Path) -> None:

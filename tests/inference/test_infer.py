@@ -55,6 +55,37 @@ def test_estimates_are_those_of_the_model(frame: pd.DataFrame) -> None:
 
 
 @pytest.mark.law
+def test_effects_by_group_are_those_of_a_fit_to_each_group_where_everything_differs_by_group(frame: pd.DataFrame) -> None:
+    formula = "y ~ C(region) + x:C(region) + [t:C(region) ~ z:C(region)]"
+    inference = cfiv.infer(frame, TwoStageLeastSquares(formula).fit(frame))
+    found = inference.effect(treatment_from=0, treatment_to=2, rows=frame, by="region")
+    assert found.table["region"].tolist() == sorted(frame["region"].unique())
+    for i, (region, own) in enumerate(frame.groupby("region")):
+        alone = TwoStageLeastSquares("y ~ x + [t ~ z]").fit(own)
+        assert found.table["rows"][i] == len(own)
+        assert found.values[i] == pytest.approx(2 * alone.coefficients_.loc["t", "coefficient"], rel=1e-8)
+        assert found.std_errors[i] == pytest.approx(2 * alone.coefficients_.loc["t", "std_error"], rel=1e-8), region
+        other = inference.effect(treatment_from=0, treatment_to=2, rows=own)
+        assert (other.values[0], other.std_errors[0]) == pytest.approx((found.values[i], found.std_errors[i]), rel=1e-9)
+    overall = inference.effect(treatment_from=0, treatment_to=2, rows=frame)
+    assert np.average(found.values, weights=found.table["rows"]) == pytest.approx(overall.values[0])
+    assert (found - overall).test().df == len(found) - 1
+
+
+@pytest.mark.law
+def test_groups_have_their_own_treatments_where_each_row_has(frame: pd.DataFrame, curve: Inference) -> None:
+    to = frame["t"].clip(-2, 2)
+    found = curve.effect(treatment_from=0, treatment_to=to, rows=frame, by=frame["region"])
+    for i, (_, own) in enumerate(frame.groupby("region")):
+        alone = curve.effect(treatment_from=0, treatment_to={"t": to.loc[own.index]}, rows=own)
+        assert (found.values[i], found.std_errors[i]) == pytest.approx((alone.values[0], alone.std_errors[0]), rel=1e-9)
+        assert found.supported[i] == alone.supported[0]
+    assert (found.table["t_to"] == "by row").all()
+    with pytest.raises(DataError, match="groups need column 'region'"):
+        curve.effect(treatment_from=0, treatment_to=1, by="region")  # the rows that are kept have what predictions need
+
+
+@pytest.mark.law
 @pytest.mark.parametrize(
     "term", ["bs(t, df=5)", "poly(t, 3)", "np.exp(t / 4)", "t + I(t ** 2)", "bs(t, df=6, degree=2)", "t + t:x"]
 )
@@ -515,3 +546,14 @@ def test_neither_units_nor_offsets_change_what_is_said(frame: pd.DataFrame) -> N
     for name in ("estimate", "std_error", "lower"):
         np.testing.assert_allclose(1e9 * effects[0][name], effects[1][name], rtol=1e-6)  # of digits that the offset takes
     np.testing.assert_allclose(1e15 * one.average_derivative().values, other.average_derivative().values, rtol=1e-6)
+
+
+@pytest.mark.law
+def test_of_an_outcome_with_two_values_a_note_counts_predictions_outside_of_them(frame: pd.DataFrame, curve: Inference) -> None:
+    binary = frame.assign(y=(frame["y"] > 0).astype(float))
+    model = TwoStageLeastSquares(LINE).fit(binary)
+    count = int((np.abs(model.predict(binary) - 0.5) > 0.5).sum())
+    assert count > 0
+    (note,) = cfiv.infer(binary, model).notes
+    assert note.startswith(f"predicted outside: {count} of {len(frame)} rows of training")
+    assert not any("outside" in note for note in curve.notes)

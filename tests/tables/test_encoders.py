@@ -114,3 +114,20 @@ def test_roles_are_read_without_an_estimator() -> None:
     }
     with pytest.raises(cfiv.FormulaError, match="give either a formula or column names"):
         read_roles("y ~ x + [t ~ z]", outcome="y")
+
+
+def test_roles_given_by_names_are_said_without_backticks_and_long_lists_are_cut_with_their_count() -> None:
+    names = ["unit price", *(f"x{i}" for i in range(40))]
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 44)), columns=["y", "t", "z", *names])
+    model = cfiv.TwoStageLeastSquares(outcome="y", treatment="t", instruments="z", covariates=names).fit(frame)
+    said = dict(model.summary().lines)
+    assert (said["Outcome"], said["Treatment"], said["Instruments"]) == ("y", "t", "z")
+    assert said["Covariates"].startswith("unit price + x0 + x1 + ")
+    assert said["Covariates"].endswith(" + ... (41 in all)")
+    assert len(said["Covariates"]) <= 96
+
+
+def test_backticks_stay_where_code_needs_them() -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)), columns=["y", "t", "z", "a b"])
+    said = dict(cfiv.TwoStageLeastSquares("y ~ `a b` + np.exp(`a b`) + [t ~ z]").fit(frame).summary().lines)
+    assert said["Covariates"] == "a b + np.exp(`a b`)"

@@ -1,0 +1,76 @@
+"""Groups of rows by which averages are taken: a column of their table, or labels beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cfiv.arrays import Array, as_array
+from cfiv.data import IVData, read_table
+from cfiv.errors import DataError
+from cfiv.labels import check_same_rows, label_codes
+from cfiv.tables.columns import require_columns
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Disjoint groups that hold all rows.
+
+    Parameters
+    ----------
+    name : str
+        What they are by.
+    labels : tuple
+        One a group: categories in their order, others sorted; in the order of their first row where they cannot be compared.
+    members : tuple of arrays of int
+        The numbers of each group's rows.
+    """
+
+    name: str
+    labels: tuple[Any, ...]
+    members: tuple[Array, ...]
+
+    @classmethod
+    def of(cls, by: Any, rows: Any, *, count: int) -> Groups:
+        """Read ``by``, the name of a column of ``rows`` or one label for each of the ``count`` rows.
+
+        Raises
+        ------
+        DataError
+            If there is no such column, or not one label a row.
+        """
+        name, labels = "group", by
+        if isinstance(by, str):
+            frame = read_table(rows)
+            require_columns(frame, [by], needed_for="groups")
+            name, labels = by, frame[by]
+        else:
+            check_same_rows({"the rows": rows.frame if isinstance(rows, IVData) else rows, "by": by})
+            name = str(getattr(by, "name", None) or name)
+        codes = label_codes("by", labels)
+        if len(codes) != count:
+            raise DataError(f"by must name a column, or label each of the {count} rows, got {len(codes)} labels")
+        if name == "rows":
+            raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
+        values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
+        found = [values[i] for i in np.unique(codes, return_index=True)[1]]
+        order = _order(found, getattr(getattr(labels, "dtype", None), "categories", None))
+        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return cls(name, tuple(found[i] for i in order), tuple(members[i] for i in order))
+
+    def table(self) -> pd.DataFrame:
+        """A row a group: its label and how many rows it has."""
+        return pd.DataFrame({self.name: list(self.labels), "rows": [len(rows) for rows in self.members]})
+
+
+def _order(labels: list[Any], categories: Any) -> list[int]:
+    if categories is not None:
+        places = {label: place for place, label in enumerate(categories)}
+        return sorted(range(len(labels)), key=lambda i: places[labels[i]])
+    try:
+        return sorted(range(len(labels)), key=lambda i: labels[i])
+    except TypeError:
+        return list(range(len(labels)))
