@@ -130,6 +130,22 @@ def test_a_line_stays_a_line_and_a_curve_becomes_one(design: str) -> None:
     assert sum(chosen) >= 7 if design == "line" else sum(chosen) <= 3
 
 
+@pytest.mark.statistical
+def test_a_slope_that_weak_instruments_leave_to_chance_is_no_evidence_of_a_curve() -> None:
+    """Any departure moves such a slope, and half of those moves go towards the confounder, where the loss is lower."""
+    lines = []
+    for seed in range(20):
+        z, x, u, e = np.random.default_rng(seed).normal(size=(4, 400, 1))
+        t = 0.12 * z + u
+        basis = SmoothBasis.of(t, x, z, weights=np.ones(400), products=True)
+        folds = tuple(np.array_split(np.arange(400), 5))
+        columns = basis.instrument_columns(z, x), basis.structural_columns(t, x)
+        data = Rows(*columns, (t + x + u + e)[:, 0], np.ones(400), folds)
+        parts = {"instrument_parts": basis.instrument_parts, "structural_parts": basis.structural_parts}
+        lines.append(choose_penalties(data, moved=basis.moved, shared=basis.shared, **parts).is_line)
+    assert sum(lines) >= 18, "by the loss alone it is half of them"
+
+
 @pytest.mark.law
 def test_standard_errors_count_groups_once() -> None:
     generator = np.random.default_rng(0)
