@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cfiv.errors import DivergenceError
 from cfiv.file_values import fields, listed, number, tensor_of
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import Batch, DFIVState, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
@@ -41,6 +42,7 @@ def fit_dfiv(
     *,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[], object],
+    deadline: Deadline = NEVER,
     file: RunFile | None = None,
 ) -> list[TwoStageFit | DivergenceError]:
     """Train members side by side, choose a state of each by its held-out stage-2 loss, and solve its last layers.
@@ -57,6 +59,8 @@ def fit_dfiv(
         Sources of the members' batches.
     on_step : callable
         Called after every step, for progress.
+    deadline : Deadline, optional
+        After which no further step is taken.
     file : RunFile, optional
         Where the run is saved on its way, and continued from.
 
@@ -80,7 +84,7 @@ def fit_dfiv(
     training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
     steps = DFIVSteps(problem, networks, generators)
     run = MembersRun(steps, count=problem.steps, training=training, sample=problem.sample, splits=problem.splits)
-    drive(run, steps=problem.steps, on_step=on_step, file=file)
+    drive(run, steps=problem.steps, on_step=on_step, file=file, deadline=deadline)
     return run.conclude()
 
 
