@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, refusal
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, WeakIdentificationWarning, WorthlessFitWarning, warn
+from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
 from cfiv.estimators.budget import check_fits, check_training_steps, number_of_fits, training_batch, training_steps
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
@@ -25,7 +25,6 @@ from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.estimators.trust import Trust
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning import original_networks
@@ -268,7 +267,6 @@ class DFIV(StructuralEstimator):
         self.random_state = random_state
 
     fits_: list[TwoStageFit]
-    trust_: Trust
 
     @classmethod
     def original(cls, formula: str | None = None, **overrides: Any) -> Self:
@@ -416,17 +414,15 @@ class DFIV(StructuralEstimator):
         learned = tuple(_component(problem, one) for one in self.fits_)
         facts = self._facts(problem.sample, interrupted=interrupted)
         nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], last)
-        self.trust_ = nest.trust(data, learned)
-        if not self.trust_.trusted:
-            warn(f"the estimate is {self.trust_}", WorthlessFitWarning)
         return Estimate(
             nest.components,
             nest.reduced_form,
-            {**facts, **nest.facts(), "Trust": str(self.trust_)},
+            {**facts, **nest.facts()},
             pd.DataFrame(history),
             self._chosen(),
             interrupted,
             nest.shares,
+            nest.trust(data, learned),
         )
 
     def _nest(
@@ -442,9 +438,9 @@ class DFIV(StructuralEstimator):
         smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
         if smooth is None or not self.nested or self._options().split is None:
             return Nest.alone(learned, together, smooth)
-        functions = []
+        functions, penalty = [], self._unpredicted_penalty(problem.sample)
         for fitted, split in zip(self.fits_, splits, strict=True):
-            elsewhere = refit_elsewhere(fitted, problem.sample, split)
+            elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
             unseen = split.stage1.cpu().numpy()
             functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)

@@ -88,8 +88,8 @@ def fit_dfiv(
     return run.conclude()
 
 
-def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> TwoStageFit:
-    """The fit with both last layers solved on its sample 2 alone, features as they are.
+def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split, *, unpredicted_penalty: float) -> TwoStageFit:
+    """The fit with both last layers solved on its sample 2 alone, features and penalties as they are.
 
     Neither the outcomes of sample 1 nor, up to what features remember of them, its treatments have a part in that function.
     """
@@ -102,7 +102,7 @@ def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> TwoSta
         structure=fitted.structure,
         first_stage_ridge=ridges[0],
         ridge=ridges[1],
-        unpredicted_penalty=0.0,
+        unpredicted_penalty=unpredicted_penalty,
     )
     return replace(fitted, first_stage=first_stage, structural=structural)
 

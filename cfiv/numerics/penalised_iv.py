@@ -128,6 +128,17 @@ class Penalties:
     first: Array
     second: Mapping[Part, float]
 
+    @classmethod
+    def of_line(cls, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
+        """Nothing but the line, by linear instruments; ``moved`` (p,) says which structural columns these must predict."""
+        return cls(
+            instrument_parts=instrument_parts,
+            structural_parts=structural_parts,
+            shared=shared,
+            first=np.where(moved, math.inf, np.nan),
+            second={part: math.inf for part in Part if part is not Part.LINE and (structural_parts == part).any()},
+        )
+
     @property
     def is_line(self) -> bool:
         """Whether nothing but the line is left."""
@@ -219,17 +230,14 @@ class Rows:
         return Moments.of(self.instruments[rows], self.structural[rows], self.outcome[rows], self.weights[rows])
 
 
-def choose_penalties(rows: Rows, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
+def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
     """Whether covariates are curves, for linear instruments; then ``K``, and ``L`` of each part in turn, twice.
 
     Parameters
     ----------
     rows : Rows
-    instrument_parts, structural_parts : array of Part
-    shared : int
-        Constant and lines of covariates, the first columns of both.
-    moved : array (p,) of bool
-        Structural columns that instruments must predict.
+    line : Penalties
+        Those that leave a line.
 
     Notes
     -----
@@ -238,14 +246,7 @@ def choose_penalties(rows: Rows, *, instrument_parts: Array, structural_parts: A
     held = [rows.moments(fold) for fold in rows.folds]
     total = sum(held[1:], start=held[0])
     seen = [total - one for one in held]
-    parts = [part for part in Part if part is not Part.LINE and (structural_parts == part).any()]
-    penalties = Penalties(
-        instrument_parts=instrument_parts,
-        structural_parts=structural_parts,
-        shared=shared,
-        first=np.where(moved, math.inf, np.nan),
-        second=dict.fromkeys(parts, math.inf),
-    )
+    parts, penalties, moved = list(line.second), line, ~np.isnan(line.first)
     curves = Part.COVARIATE_CURVES
     if curves in parts:
         penalties = penalties.having(curves, _Choice(rows, penalties, seen, held).best(penalties.second, curves))
