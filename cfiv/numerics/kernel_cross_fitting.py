@@ -190,10 +190,10 @@ class _Search:
             losses -= (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
         choice = PenaltyChoice(penalties=penalties, losses=losses)
         paths.insert(0, self._path(self.everything, columns))
-        structural, *held_out = (self._spread(path.weights(choice.chosen)[:, 0], columns) for path in paths)
+        structural, *held_out = (self._spread(path.weights(choice.chosen)[:, 0], columns=columns) for path in paths)
         return _Candidate(family=family, structural=structural, held_out=tuple(held_out), choice=choice)
 
-    def _spread(self, weights: Tensor, columns: Tensor) -> Tensor:
+    def _spread(self, weights: Tensor, *, columns: Tensor) -> Tensor:
         """On all columns of ``psi``, zero where it has no part."""
         return torch.zeros_like(self.everything.right[:, 0]).index_copy(0, columns, weights)
 
