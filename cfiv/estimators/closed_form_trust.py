@@ -42,7 +42,8 @@ def closed_form_trust(
     if line is None:
         return Trust(identified=data.treatment.ndim > 2)
     losses: dict[str, Any] = _losses(data, line, unseen) if unseen else {}
-    own = float(np.sqrt(np.mean(treatment_parts(data, [component]) ** 2)))
+    unit = float(line.outcome_scale.scale[0])  # in which no square leaves float64
+    own = float(np.sqrt(np.mean((treatment_parts(data, [component]) / unit) ** 2)))
     left = line.left(component.evaluate(data.treatment, data.covariates))
     return Trust(
         **losses,

@@ -165,9 +165,10 @@ class SmoothModel:
         return variance / signal if signal > 0 else math.inf
 
     def left(self, function: Array) -> float:
-        """How large the line in the treatments is that explains ``Y - h``, less three standard errors, in the outcome's units.
+        """How large the line in the treatments is that explains ``Y - h``, less three standard errors.
 
-        The root of its mean square over the rows; 0 where it is within three standard errors of nothing.
+        The root of its mean square over the rows, in standard deviations of the outcome; 0 where it is within three standard
+        errors of nothing.
 
         Parameters
         ----------
@@ -177,7 +178,7 @@ class SmoothModel:
         rest = replace(self, outcome=self.outcome - self.outcome_scale.apply(function[:, None])[:, 0]).line()
         rest = replace(rest, moments=rest._moments(np.arange(len(function))))
         error, size = (math.sqrt(max(part, 0.0)) for part in rest._treatment_part())
-        return max(0.0, size - CLEARLY_LEFT * error) * float(self.outcome_scale.scale[0])
+        return max(0.0, size - CLEARLY_LEFT * error)
 
     def _treatment_part(self) -> tuple[float, float]:
         """``mean_i a_i' Cov(u_a) a_i``, infinite where columns leave no observation, and ``mean_i (a_i' u_a)^2``."""

@@ -113,8 +113,9 @@ class HeldOut:
     groups: Array
 
     def loss(self, errors: Array) -> float:
-        """Mean square, in units of a constant's."""
-        return float(np.average(errors**2, weights=self.weights) / np.average(self.constant**2, weights=self.weights))
+        """Mean square, in units of a constant's; nan where a constant leaves nothing."""
+        unit = float(np.average(self.constant**2, weights=self.weights))
+        return float(np.average(errors**2, weights=self.weights)) / unit if unit else math.nan
 
     def losses(self, answer: Array) -> dict[str, float]:
         """Of an answer with such errors and of the line, and how the answer compares, for :class:`Trust`."""

@@ -46,7 +46,7 @@ def test_a_line_without_curves_is_two_stage_least_squares_and_what_zero_leaves_i
         line.component().evaluate(frame[["t"]].to_numpy(), frame[["x"]].to_numpy()), reference.predict(frame), atol=1e-6
     )
     row = reference.coefficients_.loc["t"]
-    expected = (row["coefficient"] - 3.0 * row["std_error"]) * frame["t"].std(ddof=0)
+    expected = (row["coefficient"] - 3.0 * row["std_error"]) * frame["t"].std(ddof=0) / frame["y"].std(ddof=0)
     assert line.left(np.zeros(500)) == pytest.approx(expected, rel=0.01)
 
 
