@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, refusal
 from cfiv.data import IVData
-from cfiv.errors import DivergenceError, WeakIdentificationWarning, WorthlessFitWarning, warn
+from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
 from cfiv.estimators.budget import check_fits, check_training_steps, number_of_fits, training_batch, training_steps
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
@@ -25,11 +25,11 @@ from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.estimators.trust import Trust
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning import original_networks
 from cfiv.learning.build import NetworkSpec, build
+from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_fit import fit_dfiv, refit_elsewhere
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import LastLayers, PerNetwork
@@ -135,6 +135,10 @@ class DFIV(StructuralEstimator):
         "auto" is cuda where there is one, else cpu. Solves are in float64 on it.
     progress : bool
         Show a progress bar.
+    max_seconds : float, optional
+        Training stops after the step in which so many seconds are over since it began, and the best state so far is taken, as
+        after Ctrl-C; the summary says so. Last layers and the nested models come after that. The numbers then depend on the
+        machine.
     random_state : int, Generator or None
         Source of splits, initial weights and batches; the same int gives the same numbers, bit for bit on one machine.
 
@@ -226,6 +230,7 @@ class DFIV(StructuralEstimator):
         training: Training | None = None,
         device: str = "auto",
         progress: bool = True,
+        max_seconds: float | None = None,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
         self.formula = formula
@@ -259,10 +264,10 @@ class DFIV(StructuralEstimator):
         self.training = training
         self.device = device
         self.progress = progress
+        self.max_seconds = max_seconds
         self.random_state = random_state
 
     fits_: list[TwoStageFit]
-    trust_: Trust
 
     @classmethod
     def original(cls, formula: str | None = None, **overrides: Any) -> Self:
@@ -327,6 +332,7 @@ class DFIV(StructuralEstimator):
 
     def _check_parameters(self) -> None:
         check_training_steps(self.steps)
+        check_max_seconds(self.max_seconds)
         check_fits(self.fits)
         check_choice("structure", self.structure, ("product", "additive"))
         check_choice("report", self.report, ("refit", "current"))
@@ -395,31 +401,29 @@ class DFIV(StructuralEstimator):
         *generators, last = np.random.default_rng(self.random_state).spawn(fits * len(self._swaps()) + 1)
         members = self._members(problem, generators[:fits])
         _warn_if_weak(problem, members[0].networks[0])
-        steps = training_steps(self.steps, rows=len(data))
+        steps, deadline = training_steps(self.steps, rows=len(data)), Deadline.after(self.max_seconds)
         with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks
                 file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
-                return self._fit_members(problem, together, bar.update, file)
+                return self._fit_members(problem, together, bar.update, deadline, file)
 
-            fitted, interrupted = fit_members(members, fit)
+            fitted, interrupted = fit_members(members, fit, deadline)
         self.fits_ = [_on_cpu(one) for _, one in fitted]
         history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
         learned = tuple(_component(problem, one) for one in self.fits_)
         facts = self._facts(problem.sample, interrupted=interrupted)
         nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], last)
-        self.trust_ = nest.trust(data, learned)
-        if not self.trust_.trusted:
-            warn(f"the estimate is {self.trust_}", WorthlessFitWarning)
         return Estimate(
             nest.components,
             nest.reduced_form,
-            {**facts, **nest.facts(), "Trust": str(self.trust_)},
+            {**facts, **nest.facts()},
             pd.DataFrame(history),
             self._chosen(),
             interrupted,
             nest.shares,
+            nest.trust(data, learned),
         )
 
     def _nest(
@@ -435,9 +439,9 @@ class DFIV(StructuralEstimator):
         smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
         if smooth is None or not self.nested or self._options().split is None:
             return Nest.alone(learned, together, smooth)
-        functions = []
+        functions, penalty = [], self._unpredicted_penalty(problem.sample)
         for fitted, split in zip(self.fits_, splits, strict=True):
-            elsewhere = refit_elsewhere(fitted, problem.sample, split)
+            elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
             unseen = split.stage1.cpu().numpy()
             functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
@@ -471,7 +475,12 @@ class DFIV(StructuralEstimator):
         return members
 
     def _fit_members(
-        self, problem: StandardisedData, members: list[PlannedMember], on_step: Callable[..., object], file: RunFile | None
+        self,
+        problem: StandardisedData,
+        members: list[PlannedMember],
+        on_step: Callable[..., object],
+        deadline: Deadline,
+        file: RunFile | None,
     ) -> list[TwoStageFit | DivergenceError]:
         task = DFIVProblem(
             sample=problem.sample,
@@ -495,6 +504,7 @@ class DFIV(StructuralEstimator):
                 [Networks.of(member.networks) for member in members],
                 generators=[member.batches for member in members],
                 on_step=lambda: on_step(len(members)),
+                deadline=deadline,
                 file=file,
             )
 

@@ -15,10 +15,11 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from cfiv.data import Array, IVData
-from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, warn
+from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, WorthlessFitWarning, warn
 from cfiv.estimators.components import Component
 from cfiv.estimators.structural import StructuralFunction, Summary
 from cfiv.estimators.support import Support
+from cfiv.estimators.trust import Trust
 from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
 from cfiv.runtime.devices import resolve_device
@@ -49,6 +50,8 @@ class Estimate:
         Whether Ctrl-C cut the fit short; what there was is usable.
     shares : tuple of float
         What each component counts for; none where all count alike.
+    trust : Trust or None
+        What the fit knows of its worth, where it knows anything.
     """
 
     components: tuple[Component, ...]
@@ -58,6 +61,7 @@ class Estimate:
     penalties: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     interrupted: bool = False
     shares: tuple[float, ...] = ()
+    trust: Trust | None = None
 
 
 class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn ships no types
@@ -85,6 +89,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     interrupted_: bool
     fit_seconds_: float
     n_rows_: int
+    trust_: Trust
 
     def fit(self, data: Any, y: None = None) -> Self:
         """Estimate the structural function.
@@ -130,12 +135,17 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
+        worth = {}
+        if estimate.trust is not None:
+            self.trust_, worth = estimate.trust, {"Trust": str(estimate.trust)}
+            if not self.trust_.trusted:
+                warn(f"the estimate is {self.trust_}", WorthlessFitWarning)
         function = StructuralFunction(
             estimator=type(self).__name__,
             components=estimate.components,
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
-            facts={"Rows": len(arrays), **estimate.facts},
+            facts={"Rows": len(arrays), **estimate.facts, **worth},
             shares=estimate.shares,
             support=support,
         )

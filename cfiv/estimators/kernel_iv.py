@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, ParameterError
+from cfiv.estimators.closed_form_trust import closed_form_trust
 from cfiv.estimators.components import KernelComponent
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.kernel_bandwidths import (
@@ -91,6 +92,8 @@ class KernelIV(StructuralEstimator):
         variance.
     bandwidths_ : dict
         The bandwidths used, one list a role.
+    trust_ : Trust
+        What the fit knows of its worth, as of :class:`cfiv.DFIV`: of images nothing, with a ``split`` no held-out losses.
 
     Raises
     ------
@@ -105,6 +108,8 @@ class KernelIV(StructuralEstimator):
     -----
     PenaltyRangeWarning
         If the best penalty is the smallest or the largest of several and the loss still falls there.
+    WorthlessFitWarning
+        If ``trust_`` has reasons why the estimate should not be believed.
 
     Notes
     -----
@@ -227,11 +232,10 @@ class KernelIV(StructuralEstimator):
             bandwidths, families = plan.widened(bandwidths)
         self.bandwidths_ = bandwidths
         psi, phi = (plan.features(role, bandwidths) for role in ("treatment", "instruments"))
-        return self._answer(plan, phi, psi, plan.stages(phi, psi, families), data.names)
+        return self._answer(data, plan, phi, psi, plan.stages(phi, psi, families))
 
-    def _answer(
-        self, plan: KernelPlan, phi: Features, psi: Features, stages: KernelTwoStage, names: Mapping[str, Sequence[str]]
-    ) -> Estimate:
+    def _answer(self, data: IVData, plan: KernelPlan, phi: Features, psi: Features, stages: KernelTwoStage) -> Estimate:
+        assert data.names is not None
         inputs = plan.inputs
         choices = {"ridge1": stages.stage1, "ridge2": stages.stage2}
         self.penalties_ = penalty_table(choices)
@@ -247,12 +251,17 @@ class KernelIV(StructuralEstimator):
             **{f"Chosen {name}": f"{value:.3g}" for name, value in chosen.items()},
             "Held-out stage-1 loss": f"{float(stages.stage1.losses.min()):.4g}",
             "Held-out stage-2 loss": f"{float(stages.stage2.losses.min()):.4g} of the outcome variance",
-            "Bandwidths": bandwidth_records(self.bandwidths_, names),
+            "Bandwidths": bandwidth_records(self.bandwidths_, data.names),
         }
         component = KernelComponent(psi.expansion(stages.structural), inputs.outcome_scale)
-        reduced_form = KernelReducedForm(phi.expansion(stages.first_stage @ stages.structural), inputs.outcome_scale)
+        reduced_form, *of_folds = (
+            KernelReducedForm(phi.expansion(weights), inputs.outcome_scale)
+            for weights in (stages.first_stage @ stages.structural, *stages.unseen)
+        )
+        unseen = [(rows.numpy(), predict) for rows, predict in zip(plan.parts, of_folds, strict=False)]
+        trust = closed_form_trust(data, component, is_line=stages.family == "line", unseen=unseen)
         searched = {name: (chosen[name],) for name, choice in choices.items() if len(choice.penalties) > 1}
-        return Estimate((component,), reduced_form, facts, pd.DataFrame(), searched)
+        return Estimate((component,), reduced_form, facts, pd.DataFrame(), searched, trust=trust)
 
     def _plan(
         self,

@@ -12,8 +12,7 @@ import numpy as np
 from cfiv.data import Array, IVData
 from cfiv.estimators.components import Component
 from cfiv.estimators.smooth_model import SmoothModel
-from cfiv.estimators.trust import Trust
-from cfiv.numerics.penalised_iv import standard_errors
+from cfiv.estimators.trust import HeldOut, Trust
 
 #: ``(instruments, covariates) -> array (n,)``.
 ReducedForm = Callable[[Array, Array | None], Array]
@@ -44,43 +43,7 @@ class LearnedFunction:
     unseen: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Reduced:
-    """``Y - E[. | Z, X]`` on rows not seen, all arrays (n,): of a constant, of the line and of the smooth model.
-
-    Parameters
-    ----------
-    increment : array (n,)
-        ``E[d | Z, X]``, what learned functions add to the smooth model.
-    constant, line, smooth : array (n,)
-    weights : array (n,)
-    groups : array (n,) of int
-        Alike for the same row, which several functions may not have seen, and for rows of a cluster.
-    """
-
-    increment: Array
-    constant: Array
-    line: Array
-    smooth: Array
-    weights: Array
-    groups: Array
-
-    def losses(self, weight: float) -> dict[str, float]:
-        """Of the answer with such a weight of what was learned, in units of a constant's; and the differences to rivals."""
-        answer = (self.smooth - weight * self.increment) ** 2
-        unit = float(np.average(self.constant**2, weights=self.weights))
-        mean = {
-            name: float(np.average(values, weights=self.weights)) / unit
-            for name, values in {"heldout_loss": answer, "smooth_loss": self.smooth**2, "line_loss": self.line**2}.items()
-        }
-        return {
-            **mean,
-            "above_constant": standard_errors(answer - self.constant**2, self.weights, self.groups),
-            "above_line": standard_errors(answer - self.line**2, self.weights, self.groups),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
     """What rows not seen say of an increment ``d`` to a function ``h_0``: the coefficient ``s`` of ``d`` in ``Y - h_0 - s d``.
 
@@ -98,19 +61,24 @@ class Evidence:
         Robust; rows of a cluster count as one.
     improves : bool
         Whether ``(Y - h_0 - min(s, 1) d)^2`` is lower than ``(Y - h_0)^2`` besides.
-    reduced : Reduced
-        What predictions from instruments and covariates are worth on these rows.
+    increment, smooth : array (n,)
+        ``E[d | Z, X]``, and ``Y - E[. | Z, X]`` of the smooth model, on these rows.
+    rivals : HeldOut
+        The same of a constant and of the line.
     """
 
     share: float
     std_error: float
     improves: bool
-    reduced: Reduced
+    increment: Array
+    smooth: Array
+    rivals: HeldOut
 
     @property
     def losses(self) -> dict[str, float]:
         """Of the answer and its rivals, for :class:`Trust`."""
-        return self.reduced.losses(self.weight)
+        answer = self.smooth - self.weight * self.increment
+        return {**self.rivals.losses(answer), "smooth_loss": self.rivals.loss(self.smooth)}
 
     @property
     def weight(self) -> float:
@@ -236,32 +204,37 @@ def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction])
         share=share,
         std_error=error,
         improves=float((weights * after**2).sum()) < float((weights * residual**2).sum()),
-        reduced=Reduced(predicted, constant, line, base, weights, groups),
+        increment=predicted,
+        smooth=base,
+        rivals=HeldOut(constant, line, weights, groups),
     )
 
 
 def disagreement(data: IVData, functions: Sequence[Component]) -> float:
     """Of what treatments do to the mean of several functions, the share that is noise, by how far these differ.
 
-    With ``a_k(t, x) = h_k(t, x) - mean_j h_k(t_j, x)``, its mean over treatments drawn apart from the covariates, and ``a`` the
-    mean over functions, ``mean (a_k - a)^2 / mean a^2``: all functions are of the same rows, so that many of them count as two.
-    nan of one function.
+    With ``a_k`` as :func:`treatment_parts` has them and ``a`` their mean over functions, ``mean (a_k - a)^2 / mean a^2``: all
+    functions are of the same rows, so that many of them count as two. nan of one function.
     """
     if len(functions) < 2:
         return math.nan
-    rows = np.unique(np.linspace(0, len(data) - 1, min(PAIRS, len(data))).astype(int))
-    covariates = None if data.covariates is None else data.covariates[rows]
-    if data.treatment.ndim > 2 or covariates is None:
-        own = [function.evaluate(data.treatment[rows], covariates) for function in functions]
-        centred = np.stack([values - values.mean() for values in own])
-    else:
-        crossed = [function.cross(data.treatment[rows], covariates) for function in functions]
-        centred = np.stack([np.diag(values) - values.mean(axis=0) for values in crossed])
+    centred = treatment_parts(data, functions)
     mean = centred.mean(axis=0)
     unit = float(np.abs(centred).max()) or 1.0  # in which no square vanishes or overflows
     centred, mean = centred / unit, mean / unit
     signal = float((mean**2).mean())
     return float(((centred - mean) ** 2).mean()) / signal if signal else math.inf
+
+
+def treatment_parts(data: IVData, functions: Sequence[Component]) -> Array:
+    """``h(t, x) - mean_j h(t_j, x)`` of each function at up to ``PAIRS`` rows, shape (functions, rows)."""
+    rows = np.unique(np.linspace(0, len(data) - 1, min(PAIRS, len(data))).astype(int))
+    covariates = None if data.covariates is None else data.covariates[rows]
+    if data.treatment.ndim > 2 or covariates is None:
+        own = [function.evaluate(data.treatment[rows], covariates) for function in functions]
+        return np.stack([values - values.mean() for values in own])
+    crossed = [function.cross(data.treatment[rows], covariates) for function in functions]
+    return np.stack([np.diag(values) - values.mean(axis=0) for values in crossed])
 
 
 def _increments(data: IVData, smooth: SmoothModel, function: LearnedFunction) -> tuple[Array, ...]:

@@ -24,6 +24,7 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning.build import NetworkSpec, build
+from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
@@ -75,7 +76,7 @@ class NetworkRegression(StructuralEstimator):
         Share of the rows that the gradients do not see, for early stopping and the choice of the ridge; u is refitted on all.
     fits : int
         How many fits, which differ in held-out rows, initial weights and batches, to average.
-    device, progress, random_state
+    device, progress, max_seconds, random_state
         As in :class:`cfiv.DFIV`.
 
     Attributes
@@ -139,6 +140,7 @@ class NetworkRegression(StructuralEstimator):
         fits: int = 2,
         device: str = "auto",
         progress: bool = True,
+        max_seconds: float | None = None,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
         self.formula = formula
@@ -165,12 +167,14 @@ class NetworkRegression(StructuralEstimator):
         self.fits = fits
         self.device = device
         self.progress = progress
+        self.max_seconds = max_seconds
         self.random_state = random_state
 
     fits_: list[RegressionFit]
 
     def _check_parameters(self) -> None:
         check_whole("steps", self.steps, least=0)
+        check_max_seconds(self.max_seconds)
         check_whole("fits", self.fits, least=1)
         check_choice("structure", self.structure, ("product", "additive"))
         check_number("proximal", self.proximal, least=0.0)
@@ -204,19 +208,20 @@ class NetworkRegression(StructuralEstimator):
         problem = StandardisedData.prepare(data, device=resolve_device(self.device), double=False, standardise=self.standardise)
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         members = [self._plan(problem, number, generator) for number, generator in enumerate(generators)]
-        explaining = self._plan(problem, self.fits, last, explains=True)
+        explaining, deadline = self._plan(problem, self.fits, last, explains=True), Deadline.after(self.max_seconds)
         with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[RegressionFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks
                 file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
-                return self._fit_members(problem.sample, together, on_step=bar.update, file=file)
+                return self._fit_members(problem.sample, together, on_step=bar.update, deadline=deadline, file=file)
 
-            fitted, interrupted = fit_members(members, fit)
-            self.fits_ = [_on_cpu(one) for _, one in fitted]
+            fitted, interrupted = fit_members(members, fit, deadline)
+            self.fits_, cut = [_on_cpu(one) for _, one in fitted], interrupted or deadline.passed()
             explained = self._explain(
-                problem.sample, explaining, bar.update, runs=None if interrupted else runs, train=not interrupted
+                problem.sample, explaining, bar.update, deadline, runs=None if cut else runs, train=not cut
             )
+        late = explained.ended == "out of time" or (cut and not interrupted)
         history = [{"fit": member.fit, **record} for member, one in fitted for record in one.history]
         components = tuple(
             problem.component(
@@ -230,7 +235,7 @@ class NetworkRegression(StructuralEstimator):
         return Estimate(
             components,
             problem.reduced_form([_Explained(explained)]),
-            self._facts(),
+            {**self._facts(), **({"Training for score": "out of time"} if late else {})},
             pd.DataFrame(history),
             {"ridge": tuple(one.refit_ridge for one in self.fits_)} if self.holdout else {},
             interrupted or explained.ended == "interrupted",
@@ -260,6 +265,7 @@ class NetworkRegression(StructuralEstimator):
         members: list[PlannedMember],
         *,
         on_step: Callable[..., object],
+        deadline: Deadline,
         file: RunFile | None,
         steps: int | None = None,
         explains: bool = False,
@@ -290,18 +296,26 @@ class NetworkRegression(StructuralEstimator):
                 [member.networks for member in members],
                 generators=[member.batches for member in members],
                 on_step=lambda: on_step(len(members)),
+                deadline=deadline,
                 file=file,
             )
 
     def _explain(
-        self, sample: Sample, member: PlannedMember, on_step: Callable[..., object], *, runs: SavedRuns | None, train: bool
+        self,
+        sample: Sample,
+        member: PlannedMember,
+        on_step: Callable[..., object],
+        deadline: Deadline,
+        *,
+        runs: SavedRuns | None,
+        train: bool,
     ) -> RegressionFit:
         """What instruments and covariates explain of the functions fitted."""
         predicted = torch.stack([one.predict(_sample_on_cpu(sample)) for one in self.fits_]).mean(dim=0)
         outcome = predicted.to(sample.outcome)
         explained = replace(sample, outcome=outcome, treatment=outcome)  # in place of images, which would be copied
         file = None if runs is None else runs.file("explained", sample=explained, networks=member.networks)
-        fit = partial(self._fit_members, explained, [member], on_step=on_step, explains=True)
+        fit = partial(self._fit_members, explained, [member], on_step=on_step, deadline=deadline, explains=True)
         try:
             (fitted,) = fit(file=file, steps=None if train else 0)
         except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from cfiv.errors import DivergenceError, TrainingWarning, warn
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.member_networks import can_be_stacked
 from cfiv.learning.samples import Split
 from cfiv.runtime.draws import Draws
@@ -57,15 +58,19 @@ def group_members(members: Sequence[PlannedMember]) -> Iterator[list[PlannedMemb
 
 
 def fit_members(
-    members: Sequence[PlannedMember], fit: Callable[[list[PlannedMember], str], Sequence[F | DivergenceError]]
+    members: Sequence[PlannedMember],
+    fit: Callable[[list[PlannedMember], str], Sequence[F | DivergenceError]],
+    deadline: Deadline = NEVER,
 ) -> tuple[list[tuple[PlannedMember, F]], bool]:
-    """Fit all members, group by group, until one is interrupted; those that diverged are left out.
+    """Fit all members, group by group, until one is interrupted or the time is over; those that diverged are left out.
 
     Parameters
     ----------
     members : sequence of PlannedMember
     fit : callable
         From members that train together, and the name of their run file, to what comes of each.
+    deadline : Deadline, optional
+        No group but the first is begun after it.
 
     Returns
     -------
@@ -97,7 +102,7 @@ def fit_members(
             what = f"training was interrupted before the first step of fit {len(outcomes) + 1}"
             warn(f"{what}; what was fitted before is kept and usable", TrainingWarning)
         interrupted = interrupted or any(getattr(outcome, "ended", None) == "interrupted" for outcome in outcomes)
-        if interrupted:
+        if interrupted or deadline.passed():
             break
     if isinstance(outcomes[0], DivergenceError):
         raise outcomes[0]

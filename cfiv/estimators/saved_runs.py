@@ -22,8 +22,8 @@ from cfiv.learning.solving import describe_layer
 from cfiv.runtime.digest import digest
 from cfiv.tables.roles import column_names
 
-#: Hyper-parameters that change no number.
-WITHOUT_EFFECT = ("progress",)
+#: Hyper-parameters that change no step.
+WITHOUT_EFFECT = ("progress", "max_seconds")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ CHOICE_ROWS = 20_000
 FOLDS = 5
 #: Observations that columns must leave for an F.
 SPARE = 5
+#: Standard errors that may be chance.
+CLEARLY_LEFT = 3.0
 #: Partial correlations of treatments with their predictions whose squares are rounding.
 UNMOVED = 1e-12
 
@@ -55,7 +57,7 @@ class SmoothModel:
     moments: Moments
 
     @classmethod
-    def fit(cls, data: IVData, generator: np.random.Generator, *, products: bool) -> SmoothModel | None:
+    def fit(cls, data: IVData, generator: np.random.Generator, *, products: bool, curves: bool = True) -> SmoothModel | None:
         """To columns; None where the treatments are images, or the instruments do not identify a line.
 
         Parameters
@@ -65,6 +67,8 @@ class SmoothModel:
             Source of the folds.
         products : bool
             Whether effects may vary with covariates.
+        curves : bool
+            Whether it may be anything but a line.
         """
         if data.treatment.ndim > 2 or data.instruments.shape[1] < data.treatment.shape[1]:
             return None
@@ -87,13 +91,13 @@ class SmoothModel:
         )
         if not _identified(sample, basis):
             return None
-        penalties = choose_penalties(
-            sample,
+        line = Penalties.of_line(
             instrument_parts=basis.instrument_parts,
             structural_parts=basis.structural_parts,
             shared=basis.shared,
             moved=basis.moved,
         )
+        penalties = choose_penalties(sample, line) if curves else line
         empty = Moments.of(sample.instruments[:0], sample.structural[:0], outcome[:0], weights[:0])
         model = cls(
             treatments=treatments,
@@ -157,6 +161,27 @@ class SmoothModel:
         With ``a`` the columns that treatments have a part in, of mean zero, and the robust covariance of their coefficients,
         ``mean_i a_i' Cov(u_a) a_i / mean_i (a_i' u_a)^2``. Penalties count as given.
         """
+        variance, signal = self._treatment_part()
+        return variance / signal if signal > 0 else math.inf
+
+    def left(self, function: Array) -> float:
+        """How large the line in the treatments is that explains ``Y - h``, less three standard errors.
+
+        The root of its mean square over the rows, in standard deviations of the outcome; 0 where it is within three standard
+        errors of nothing.
+
+        Parameters
+        ----------
+        function : array (n,)
+            ``h`` at the rows, in the outcome's units.
+        """
+        rest = replace(self, outcome=self.outcome - self.outcome_scale.apply(function[:, None])[:, 0]).line()
+        rest = replace(rest, moments=rest._moments(np.arange(len(function))))
+        error, size = (math.sqrt(max(part, 0.0)) for part in rest._treatment_part())
+        return max(0.0, size - CLEARLY_LEFT * error)
+
+    def _treatment_part(self) -> tuple[float, float]:
+        """``mean_i a_i' Cov(u_a) a_i``, infinite where columns leave no observation, and ``mean_i (a_i' u_a)^2``."""
         first_stage, coefficients = self._coefficients()
         scores = self._scores(first_stage, coefficients)
         penalties = self.penalties.diagonal
@@ -165,14 +190,11 @@ class SmoothModel:
         inverse = np.zeros((len(kept), len(kept)))
         inverse[own] = np.linalg.pinv((first_stage.T @ self.moments.cross)[own] + np.diag(penalties[kept]))
         spare = self._observations - int(kept.sum())
-        if spare < 1:
-            return math.inf
         covariance = (inverse @ scores @ inverse.T)[np.ix_(columns, columns)] / len(self.outcome)
-        covariance = covariance * (self._observations / spare)
         means = self.moments.structural[0]  # the first column is the constant
         spread = (self.moments.structural - np.outer(means, means))[np.ix_(columns, columns)]
-        signal = float(coefficients[columns] @ spread @ coefficients[columns])
-        return float((covariance * spread).sum()) / signal if signal > 0 else math.inf
+        variance = float((covariance * spread).sum()) * self._observations / spare if spare >= 1 else math.inf
+        return variance, float(coefficients[columns] @ spread @ coefficients[columns])
 
     def without(self, rows: Array) -> SmoothModel:
         """Fitted to all other rows, with the same penalties."""

@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from cfiv.data import Array
+from cfiv.numerics.penalised_iv import standard_errors
+
 #: F of the excluded instruments below which they are weak.
 WEAK = 10.0
 #: Share of the treatment's part of ``h`` that may be sampling noise.
 NOISY = 0.2
+#: What a line finds in what the function leaves, in units of what the treatment does to it.
+LEFT = 0.5
 #: Standard errors by which a held-out loss must lie above another's.
 CLEARLY = 2.0
 
@@ -35,6 +42,9 @@ class Trust:
     noise : float
         Of what the treatment does to ``h`` over the rows, the share that is sampling noise: from the covariance of the smooth
         model's coefficients, or from how far functions that were learned from swapped samples differ.
+    left : float
+        How large, over the rows, the line in the treatment is that two-stage least squares finds in ``Y - h(T, X)``, less
+        three standard errors and at least 0, in units of what the treatment does to ``h``. Of the truth it is 0.
     """
 
     heldout_loss: float = math.nan
@@ -47,6 +57,7 @@ class Trust:
     identified: bool = True
     strength: float = math.nan
     noise: float = math.nan
+    left: float = math.nan
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -63,6 +74,11 @@ class Trust:
                 f"what the treatment does is not told from nothing ({min(self.noise, 9.99):.0%} of its variation over the rows "
                 f"may be sampling noise, more than {NOISY:.0%})"
             )
+        if self.left > LEFT:
+            found.append(
+                "what it leaves of the outcome moves with the instruments (a line in the treatment through that is "
+                f"{min(self.left, 99.0):.2g} times as large as what it says the treatment does, or more)"
+            )
         if self.above_constant > CLEARLY:
             found.append(f"on rows not seen it predicts worse than a constant (loss {self.heldout_loss:.3g} of the variance)")
         if self.above_line > CLEARLY:
@@ -77,3 +93,35 @@ class Trust:
 
     def __str__(self) -> str:
         return "nothing speaks against it" if self.trusted else "not to be believed: " + "; ".join(self.reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """``Y - E[. | Z, X]`` on rows not seen, arrays (n,): of the rivals of an answer.
+
+    Parameters
+    ----------
+    constant, line : array (n,)
+    weights : array (n,)
+    groups : array (n,) of int
+        From 0; alike for the same row, which several functions may not have seen, and for rows of a cluster.
+    """
+
+    constant: Array
+    line: Array
+    weights: Array
+    groups: Array
+
+    def loss(self, errors: Array) -> float:
+        """Mean square, in units of a constant's; nan where a constant leaves nothing."""
+        unit = float(np.average(self.constant**2, weights=self.weights))
+        return float(np.average(errors**2, weights=self.weights)) / unit if unit else math.nan
+
+    def losses(self, answer: Array) -> dict[str, float]:
+        """Of an answer with such errors and of the line, and how the answer compares, for :class:`Trust`."""
+        return {
+            "heldout_loss": self.loss(answer),
+            "line_loss": self.loss(self.line),
+            "above_constant": standard_errors(answer**2 - self.constant**2, self.weights, self.groups),
+            "above_line": standard_errors(answer**2 - self.line**2, self.weights, self.groups),
+        }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cfiv.errors import DivergenceError
 from cfiv.file_values import fields, listed, number, tensor_of
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.learning.dfiv_step import Batch, DFIVState, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
@@ -41,6 +42,7 @@ def fit_dfiv(
     *,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[], object],
+    deadline: Deadline = NEVER,
     file: RunFile | None = None,
 ) -> list[TwoStageFit | DivergenceError]:
     """Train members side by side, choose a state of each by its held-out stage-2 loss, and solve its last layers.
@@ -57,6 +59,8 @@ def fit_dfiv(
         Sources of the members' batches.
     on_step : callable
         Called after every step, for progress.
+    deadline : Deadline, optional
+        After which no further step is taken.
     file : RunFile, optional
         Where the run is saved on its way, and continued from.
 
@@ -80,12 +84,12 @@ def fit_dfiv(
     training = problem.training if problem.report == "refit" else replace(problem.training, tolerance=math.inf)
     steps = DFIVSteps(problem, networks, generators)
     run = MembersRun(steps, count=problem.steps, training=training, sample=problem.sample, splits=problem.splits)
-    drive(run, steps=problem.steps, on_step=on_step, file=file)
+    drive(run, steps=problem.steps, on_step=on_step, file=file, deadline=deadline)
     return run.conclude()
 
 
-def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> TwoStageFit:
-    """The fit with both last layers solved on its sample 2 alone, features as they are.
+def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split, *, unpredicted_penalty: float) -> TwoStageFit:
+    """The fit with both last layers solved on its sample 2 alone, features and penalties as they are.
 
     Neither the outcomes of sample 1 nor, up to what features remember of them, its treatments have a part in that function.
     """
@@ -98,7 +102,7 @@ def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split) -> TwoSta
         structure=fitted.structure,
         first_stage_ridge=ridges[0],
         ridge=ridges[1],
-        unpredicted_penalty=0.0,
+        unpredicted_penalty=unpredicted_penalty,
     )
     return replace(fitted, first_stage=first_stage, structural=structural)
 

@@ -95,7 +95,7 @@ class TwoStageFit:
         The ridges of the final V and u; nan where the weights are those that training left ("current").
     history : list of dict
         One record a check.
-    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    ended : {"finished", "stopped early", "diverged", "interrupted", "out of time"}
         How training ended.
     """
 

@@ -1,4 +1,4 @@
-"""The one loop: step after step of anything that trains, its run file, Ctrl-C, and what a continued run has behind it.
+"""The one loop: step after step of anything that trains, its run file, Ctrl-C, time, and what a continued run has behind it.
 
 What is trained, what is kept of it and when it is over is the business of a :class:`Run`.
 """
@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from cfiv.file_values import whole
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.run_file import RunFile
 
-Ended = Literal["finished", "stopped early", "interrupted", "diverged"]
+Cut = Literal["interrupted", "out of time"]
+Ended = Literal["finished", "stopped early", "diverged", Cut]
 
 #: A training loss this many times the outcome's mean square has diverged.
 DIVERGED = 1e4
@@ -32,8 +34,8 @@ class Run(Protocol):
         """Judge what step ``number`` has left, where it is time to."""
         ...
 
-    def interrupt(self, number: int, *, during: int) -> None:
-        """End after step ``number``, with what is kept; Ctrl-C came ``during`` that step or the next."""
+    def cut(self, number: int, *, ended: Cut, during: int) -> None:
+        """End after step ``number``, with what is kept; Ctrl-C came ``during`` that step or the next, or the time was over."""
         ...
 
     def saved(self) -> dict[str, Any]:
@@ -49,8 +51,15 @@ class DivergedError(ArithmeticError):
     """The training loss is not finite or enormous."""
 
 
-def drive(run: Run, *, steps: int, on_step: Callable[[], object] = lambda: None, file: RunFile | None = None) -> None:
-    """The one loop: step after step to the end, or to an earlier one: where nothing is left to train, or on Ctrl-C.
+def drive(
+    run: Run,
+    *,
+    steps: int,
+    on_step: Callable[[], object] = lambda: None,
+    file: RunFile | None = None,
+    deadline: Deadline = NEVER,
+) -> None:
+    """The one loop: step after step to the end, or to an earlier one: where nothing is left to train, no time, or on Ctrl-C.
 
     Parameters
     ----------
@@ -62,6 +71,8 @@ def drive(run: Run, *, steps: int, on_step: Callable[[], object] = lambda: None,
     file : RunFile, optional
         Where the run is saved on its way, and continued from. Saving changes no number, and a continued run has those of one
         that was never stopped.
+    deadline : Deadline, optional
+        After the step in which it passes there is no further one.
 
     Raises
     ------
@@ -91,10 +102,13 @@ def drive(run: Run, *, steps: int, on_step: Callable[[], object] = lambda: None,
             run.look(done)
             if file is not None and (done == steps or run.over() or done % file.every == 0):
                 file.write({"done": done, **run.saved()})
+            if done < steps and not run.over() and deadline.passed():
+                run.cut(done, ended="out of time", during=done)
+                return
     except KeyboardInterrupt:
         if not done:
             raise
-        run.interrupt(done, during=during)
+        run.cut(done, ended="interrupted", during=during)
 
 
 def check_steps(steps: int, *, checks: int) -> set[int]:

@@ -16,7 +16,7 @@ from cfiv.file_values import choice, fields, listed, number, tensor_of, texts, w
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.last_layer import ClosedForm, Memory, remembered_shapes
 from cfiv.learning.learner import Learner
-from cfiv.learning.loop import DIVERGED, DivergedError, Ended, check_steps
+from cfiv.learning.loop import DIVERGED, Cut, DivergedError, Ended, check_steps
 from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.run_file import draws_of, restore_draws
 from cfiv.learning.samples import Sample, Split
@@ -211,13 +211,13 @@ class MembersRun(Generic[L, R]):
             with member.surviving(number, self._count):
                 member.look(number, losses=losses, judge=partial(self._judge, place, number))
 
-    def interrupt(self, number: int, *, during: int) -> None:
+    def cut(self, number: int, *, ended: Cut, during: int) -> None:
         """End all members with what is kept of them, at least the present."""
         for place, member in self._active():
             with member.surviving(number, self._count):
                 if member.kept is None:
                     member.stopping.add(self._judge(place, number)[0])
-                member.ended, member.reason = "interrupted", f"training was interrupted at step {during} of {self._count}"
+                member.ended, member.reason = ended, f"training was interrupted at step {during} of {self._count}"
 
     def conclude(self) -> list[R | DivergenceError]:
         """What comes of the members; an error in the place of one that diverged before any usable state.

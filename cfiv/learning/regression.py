@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cfiv.errors import DivergenceError
 from cfiv.file_values import listed, number, tensor_of
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
@@ -123,7 +124,7 @@ class RegressionFit:
         Held-out mean squared error of the state kept (nan without held-out rows) and the ridge of W.
     history : list of dict
         One record a check.
-    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    ended : {"finished", "stopped early", "diverged", "interrupted", "out of time"}
     """
 
     features: Features
@@ -150,6 +151,7 @@ def fit_regression(
     *,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[], object],
+    deadline: Deadline = NEVER,
     file: RunFile | None = None,
 ) -> list[RegressionFit | DivergenceError]:
     """Train members side by side, choose a state of each by held-out loss, and solve its last layer on all rows.
@@ -163,6 +165,8 @@ def fit_regression(
         Sources of the members' batches.
     on_step : callable
         Called after every step, for progress.
+    deadline : Deadline, optional
+        After which no further step is taken.
     file : RunFile, optional
         Where the run is saved on its way, and continued from.
 
@@ -182,7 +186,7 @@ def fit_regression(
     """
     steps = RegressionSteps(problem, networks, generators)
     run = MembersRun(steps, count=problem.steps, training=problem.training, sample=problem.sample, splits=problem.splits)
-    drive(run, steps=problem.steps, on_step=on_step, file=file)
+    drive(run, steps=problem.steps, on_step=on_step, file=file, deadline=deadline)
     return run.conclude()
 
 

@@ -11,11 +11,12 @@ import torch
 
 from cfiv.errors import DivergenceError, SingularError, TrainingWarning, warn
 from cfiv.file_values import fields, listed, tensor_of, whole
+from cfiv.learning.deadline import Deadline
 from cfiv.learning.evaluation import place
 from cfiv.learning.examples import Examples
 from cfiv.learning.last_finite import LastFinite
 from cfiv.learning.last_layer import Memory, remembered_shapes
-from cfiv.learning.loop import DivergedError, Ended, drive
+from cfiv.learning.loop import Cut, DivergedError, Ended, drive
 from cfiv.learning.passes import Position, draw_batches
 from cfiv.learning.run_file import RunFile, described, draws_of, restore_draws, without_addresses
 from cfiv.learning.saved_state import check_draws, check_generator, check_module, check_optimiser
@@ -30,13 +31,14 @@ from cfiv.runtime.module_state import put, state_of
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one fit is asked to do: so many steps in all, with draws from a seed; ``on_step`` watches."""
+    """What one fit is asked to do: so many steps in all, before a moment, with draws from a seed; ``on_step`` watches."""
 
     recipe: Recipe
     schedules: Schedules
     steps: int
     seed: int
     on_step: Callable[[int, float], object] | None
+    deadline: Deadline
 
 
 class SupervisedRun:
@@ -55,7 +57,7 @@ class SupervisedRun:
     ----------
     history : list of (pass, loss)
         One a step.
-    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    ended : {"finished", "stopped early", "diverged", "interrupted", "out of time"}
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class SupervisedRun:
             Where it was interrupted or diverged.
         """
         try:
-            drive(self, steps=self._plan.steps, file=self._file)
+            drive(self, steps=self._plan.steps, file=self._file, deadline=self._plan.deadline)
         except DivergedError as error:
             what = f"training stopped at step {self._began} of {self._plan.steps}: {error}"
             advice = "lower the learning rate, raise the penalties, or check the data"
@@ -134,9 +136,11 @@ class SupervisedRun:
                 self._plan.on_step(number, self.history[-1][1])
             restore_draws(draws, self._device)
 
-    def interrupt(self, number: int, *, during: int) -> None:
+    def cut(self, number: int, *, ended: Cut, during: int) -> None:
         """End with what is kept, after step ``number`` or in the one that follows it."""
-        self.ended = "interrupted"
+        self.ended = ended
+        if ended == "out of time":  # as was asked
+            return
         what = f"training was interrupted at step {during} of {self._plan.steps}"
         warn(f"{what}; {self._say_kept('what it had reached is kept and usable')}", TrainingWarning)
 

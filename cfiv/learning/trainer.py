@@ -25,6 +25,7 @@ from cfiv.checks import (
 from cfiv.errors import ParameterError
 from cfiv.files import check_place
 from cfiv.learning.build import check_kept
+from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.evaluation import check_width, place
 from cfiv.learning.last_layer import ClosedForm, Gradient, Proximal
 from cfiv.learning.last_linear_map import find_last_linear_map
@@ -102,7 +103,7 @@ class LastLayerTrainer(TrainedModule):
     history_ : DataFrame
         One row a step: ``step``, ``epoch``, ``loss`` on the batch at the weights of the gradient, before the backbone moved;
         with validation data also ``validation_loss``, nan between checks.
-    ended_ : {"finished", "stopped early", "interrupted", "diverged"}
+    ended_ : {"finished", "stopped early", "diverged", "interrupted", "out of time"}
     last_linear_map_ : LastLinearMap
 
     References
@@ -169,6 +170,7 @@ class LastLayerTrainer(TrainedModule):
         checkpoint: str | os.PathLike[str] | None = None,
         every: int | None = None,
         on_step: Callable[[int, float], object] | None = None,
+        max_seconds: float | None = None,
     ) -> LastLayerTrainer:
         """Train for so many passes or steps, or continue the run that a checkpoint holds.
 
@@ -199,6 +201,8 @@ class LastLayerTrainer(TrainedModule):
             1000 by default.
         on_step : callable, optional
             Called with the step's number and loss. It may predict and evaluate; what it draws changes no number of the run.
+        max_seconds : float, optional
+            Training stops after the step in which so many seconds are over, as it does after the last; ``ended_`` says so.
 
         Raises
         ------
@@ -220,6 +224,8 @@ class LastLayerTrainer(TrainedModule):
         TrainingWarning
             Where a loss was not finite or training was interrupted: it stops there, with the last good state.
         """
+        check_max_seconds(max_seconds)
+        deadline = Deadline.after(max_seconds)
         every = check_whole("every", 1000 if every is None else every, least=1)
         rule = Training(checks=checks, tolerance=tolerance, patience=patience)
         if on_step is not None:
@@ -247,7 +253,9 @@ class LastLayerTrainer(TrainedModule):
                     judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed)
             optimizer = ADAM if self.optimizer is None else self.optimizer
             state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
-            plan = Plan(recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, on_step=on_step)
+            plan = Plan(
+                recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, on_step=on_step, deadline=deadline
+            )
             file = None
             if path is not None:
                 check_place(path)

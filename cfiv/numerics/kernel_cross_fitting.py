@@ -98,6 +98,7 @@ def fit_across_folds(
         stage1=first.choice,
         stage2=best.choice,
         family=best.family,
+        unseen=tuple(part.first_stage @ u for part, u in zip(search.held_out, best.held_out, strict=True)),
     )
 
 
@@ -107,6 +108,8 @@ class _HeldOut:
 
     Parameters
     ----------
+    first_stage : Tensor (p, q)
+        V that has not seen the fold.
     fit : SquaredError
         Of Y on ``V' phi`` on the other folds.
     fold : SquaredError
@@ -117,6 +120,7 @@ class _HeldOut:
         ``sum w v v'``.
     """
 
+    first_stage: Tensor
     fit: SquaredError
     fold: SquaredError
     on_controls: Tensor
@@ -131,7 +135,7 @@ def _held_out(first: FirstStage, k: int) -> _HeldOut:
     fold, v = folds[k], first.of_fold(k, held_out=k)
     if fold.structural is None:
         none = v.new_zeros(v.shape[1] + 1, 0)
-        return _HeldOut(fit=fit, fold=fold.reduced_form.through(v), on_controls=none, controls=none[:0])
+        return _HeldOut(first_stage=v, fit=fit, fold=fold.reduced_form.through(v), on_controls=none, controls=none[:0])
     width, w = v.shape[1], first.of_controls(k)
     psi, outcome, cross = fold.structural.gram, fold.structural.right, fold.first_stage.right
     leaning = w.mT @ cross
@@ -139,7 +143,8 @@ def _held_out(first: FirstStage, k: int) -> _HeldOut:
         [psi[:width, width:] - leaning[:, :width].mT, (outcome[width:] - w.mT @ fold.instrument_outcome).mT]
     )
     among = psi[width:, width:] - leaning[:, width:] - leaning[:, width:].mT + w.mT @ fold.first_stage.gram @ w
-    return _HeldOut(fit=fit, fold=fold.structural.columns(torch.arange(width)), on_controls=on_controls, controls=among)
+    psi_on_outcome = fold.structural.columns(torch.arange(width))
+    return _HeldOut(first_stage=v, fit=fit, fold=psi_on_outcome, on_controls=on_controls, controls=among)
 
 
 def _stage2(folds: Sequence[Moments], which: Iterable[int], first_stages: Iterable[Tensor]) -> SquaredError:
@@ -150,10 +155,11 @@ def _stage2(folds: Sequence[Moments], which: Iterable[int], first_stages: Iterab
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Candidate:
-    """Stage 2 on some columns of ``psi``: ``u`` on all of them, zero on others, at the best penalty."""
+    """Stage 2 on some columns of ``psi``: ``u`` on all of them, zero on others, at the best penalty; and without each fold."""
 
     family: Family
     structural: Tensor
+    held_out: tuple[Tensor, ...]
     choice: PenaltyChoice
 
     @property
@@ -174,8 +180,8 @@ class _Search:
         """The best penalty of a family."""
         columns = self._columns(family)
         losses = torch.zeros_like(penalties)
-        for part in self.held_out:
-            path = self._path(part.fit, columns)
+        paths = [self._path(part.fit, columns) for part in self.held_out]
+        for part, path in zip(self.held_out, paths, strict=True):
             losses += path.losses(part.fold.columns(columns), penalties)
             # Of the residuals Y - h(X) on the controls. Each fold has a slope of its own: so has each h.
             on_controls = part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
@@ -183,9 +189,13 @@ class _Search:
             controls.diagonal().add_(self.layout.penalty)
             losses -= (on_controls * torch.linalg.solve(controls, on_controls.mT).mT).sum(dim=1)
         choice = PenaltyChoice(penalties=penalties, losses=losses)
-        structural = torch.zeros_like(self.everything.right[:, 0])
-        structural[columns] = self._path(self.everything, columns).weights(choice.chosen)[:, 0]
-        return _Candidate(family=family, structural=structural, choice=choice)
+        paths.insert(0, self._path(self.everything, columns))
+        structural, *held_out = (self._spread(path.weights(choice.chosen)[:, 0], columns=columns) for path in paths)
+        return _Candidate(family=family, structural=structural, held_out=tuple(held_out), choice=choice)
+
+    def _spread(self, weights: Tensor, *, columns: Tensor) -> Tensor:
+        """On all columns of ``psi``, zero where it has no part."""
+        return torch.zeros_like(self.everything.right[:, 0]).index_copy(0, columns, weights)
 
     def _path(self, sample: SquaredError, columns: Tensor) -> RidgePath:
         leading = int((columns < self.layout.treatments).sum())

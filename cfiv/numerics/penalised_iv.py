@@ -17,7 +17,8 @@ are taken without them: what ``L`` shrinks away of such a curve must not be made
 ``K`` minimises the error of stage 1 on other folds. ``L`` minimises ``(Y - u' F)^2`` there: this loss leans towards the
 confounder, but chooses among solutions of stage 2 only, and is told apart from noise far better than one in which the outcome
 is predicted from instruments alone. Both leave the line, for which nothing is penalised, only where that lowers the loss by
-more than ``CLEARLY`` standard errors of the paired difference.
+more than ``CLEARLY`` standard errors of the paired difference. In stage 2 it must be lower, too, once lines are taken out of
+the errors: a slope that chance moves towards the confounder is no evidence of a curve.
 
 References
 ----------
@@ -42,6 +43,8 @@ FIRST_STAGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, math.inf)
 SECOND_STAGE = (*(10.0 ** (k / 2) for k in range(-16, 5)), math.inf)
 #: Standard errors by which a departure from the line must lower a loss.
 CLEARLY = 1.5
+#: And besides, once lines are taken out of the errors.
+BEYOND_LINES = 1.0
 #: Of the diagonal of a moment matrix, so that columns may depend on one another.
 JITTER = 1e-10
 
@@ -124,6 +127,17 @@ class Penalties:
     shared: int
     first: Array
     second: Mapping[Part, float]
+
+    @classmethod
+    def of_line(cls, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
+        """Nothing but the line, by linear instruments; ``moved`` (p,) says which structural columns these must predict."""
+        return cls(
+            instrument_parts=instrument_parts,
+            structural_parts=structural_parts,
+            shared=shared,
+            first=np.where(moved, math.inf, np.nan),
+            second={part: math.inf for part in Part if part is not Part.LINE and (structural_parts == part).any()},
+        )
 
     @property
     def is_line(self) -> bool:
@@ -216,17 +230,14 @@ class Rows:
         return Moments.of(self.instruments[rows], self.structural[rows], self.outcome[rows], self.weights[rows])
 
 
-def choose_penalties(rows: Rows, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
+def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
     """Whether covariates are curves, for linear instruments; then ``K``, and ``L`` of each part in turn, twice.
 
     Parameters
     ----------
     rows : Rows
-    instrument_parts, structural_parts : array of Part
-    shared : int
-        Constant and lines of covariates, the first columns of both.
-    moved : array (p,) of bool
-        Structural columns that instruments must predict.
+    line : Penalties
+        Those that leave a line.
 
     Notes
     -----
@@ -235,14 +246,7 @@ def choose_penalties(rows: Rows, *, instrument_parts: Array, structural_parts: A
     held = [rows.moments(fold) for fold in rows.folds]
     total = sum(held[1:], start=held[0])
     seen = [total - one for one in held]
-    parts = [part for part in Part if part is not Part.LINE and (structural_parts == part).any()]
-    penalties = Penalties(
-        instrument_parts=instrument_parts,
-        structural_parts=structural_parts,
-        shared=shared,
-        first=np.where(moved, math.inf, np.nan),
-        second=dict.fromkeys(parts, math.inf),
-    )
+    parts, penalties, moved = list(line.second), line, ~np.isnan(line.first)
     curves = Part.COVARIATE_CURVES
     if curves in parts:
         penalties = penalties.having(curves, _Choice(rows, penalties, seen, held).best(penalties.second, curves))
@@ -298,8 +302,30 @@ class _Choice:
         best = float(candidates[int(np.argmin(losses))])
         if finite or math.isinf(best):
             return best
-        gain = self._errors({**second, part: math.inf}) ** 2 - self._errors({**second, part: best}) ** 2
-        return best if standard_errors(gain, self._rows.weights, self._rows.groups) > CLEARLY else math.inf
+        return best if self._is_clearly_better({**second, part: best}, {**second, part: math.inf}) else math.inf
+
+    def _is_clearly_better(self, departure: Mapping[Part, float], rival: Mapping[Part, float]) -> bool:
+        """Whether its loss is lower, and is so too once lines are taken out of both errors.
+
+        A departure has another slope, too: where instruments are weak, chance alone moves that by much, and it lowers the loss
+        whenever it moves towards a regression's.
+        """
+        rows, errors = self._rows, np.stack([self._errors(rival), self._errors(departure)], axis=1)
+        return all(
+            standard_errors(each[:, 0] ** 2 - each[:, 1] ** 2, rows.weights, rows.groups) > enough
+            for each, enough in ((errors, CLEARLY), (self._beyond_lines(errors), BEYOND_LINES))
+        )
+
+    def _beyond_lines(self, errors: Array) -> Array:
+        """Of errors (n, k) what lines of treatments and covariates leave in each fold; nothing where they leave no row."""
+        rows, left = self._rows, np.zeros_like(errors)
+        lines = rows.structural[:, self._penalties.structural_parts == Part.LINE]
+        root = np.sqrt(rows.weights)[:, None]
+        for fold in rows.folds:
+            slopes, _, rank, _ = np.linalg.lstsq(lines[fold] * root[fold], errors[fold] * root[fold], rcond=None)
+            if rank < len(fold):
+                left[fold] = errors[fold] - lines[fold] @ slopes
+        return left
 
     def _solutions(self, second: Mapping[Part, float]) -> list[Array]:
         penalties = replace(self._penalties, second=second)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import cfiv
 from cfiv import DFIV, IVData
@@ -18,7 +19,10 @@ from cfiv.estimators.budget import number_of_fits, training_batch, training_step
 from cfiv.estimators.components import NetworkComponent, SmoothComponent
 from cfiv.estimators.nesting import LearnedFunction, disagreement, weigh
 from cfiv.estimators.smooth_model import SmoothModel
+from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.trust import Trust
+from cfiv.learning.dfiv_fit import refit_elsewhere
+from cfiv.learning.samples import Split
 
 
 def straight(n: int, *, seed: int, strength: float = 1.0, effect: float = 1.0, covariates: int = 1) -> IVData:
@@ -245,6 +249,7 @@ def test_a_worthless_fit_warns_with_its_reasons() -> None:
         ({"noise": 0.5}, "not told from nothing"),
         ({"above_constant": 3.0}, "worse than a constant"),
         ({"above_line": 3.0}, "worse than a line"),
+        ({"left": 2.0}, "moves with the instruments"),
     ],
 )
 def test_each_reason_has_its_words_and_no_number_none(found: dict[str, float], words: str) -> None:
@@ -350,3 +355,18 @@ def test_a_line_predicts_from_instruments_as_two_stage_least_squares_does() -> N
         model = quick(random_state=seed).fit(data)
         if model.trust_.line:
             assert model.score(fresh) == pytest.approx(cfiv.TwoStageLeastSquares().fit(data).score(fresh), abs=0.05)
+
+
+@pytest.mark.law
+def test_functions_solved_elsewhere_bear_the_users_unpredicted_penalty() -> None:
+    drawn = straight(200, seed=0)
+    data = IVData(outcome=drawn.outcome, treatment=drawn.treatment, instruments=drawn.instruments)
+    fitted = quick(nested=False, swap=False).fit(data).fits_[0]
+    data.check_fittable()
+    problem = StandardisedData.prepare(data, device=torch.device("cpu"), double=False, standardise=True)
+    split = Split(torch.arange(100), torch.arange(100, 200), None)
+    sizes = []
+    for penalty in (0.0, 1.0, 1e6):
+        elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
+        sizes.append(float(elsewhere.structural[:-1].norm()))
+    assert sizes[0] > sizes[1] > 100 * sizes[2]

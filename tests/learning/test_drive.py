@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cfiv.learning import deadline
+from cfiv.learning.deadline import Deadline
 from cfiv.learning.loop import drive
 
 
@@ -29,8 +31,8 @@ class Counting:
     def look(self, number: int) -> None:
         self.calls.append(("look", number))
 
-    def interrupt(self, number: int, *, during: int) -> None:
-        self.calls.append(("interrupt", number))
+    def cut(self, number: int, *, ended: str, during: int) -> None:
+        self.calls.append((ended, number))
         self.during = during
 
     def saved(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def test_ctrl_c_before_the_first_step_is_done_raises() -> None:
 def test_ctrl_c_within_a_later_step_ends_the_run_after_the_last_whole_one() -> None:
     run, file = Counting(interrupt_in=4), Kept(every=100)
     assert driven(run, file=file) == [1, 2, 3]
-    assert run.calls[-1] == ("interrupt", 3)
+    assert run.calls[-1] == ("interrupted", 3)
     assert run.during == 4
     assert file.written == []  # what is there goes on from the step before
 
@@ -126,4 +128,17 @@ def test_ctrl_c_while_a_step_is_shown_counts_that_step() -> None:
             raise KeyboardInterrupt
 
     drive(run, steps=5, on_step=on_step)
-    assert run.calls[-1] == ("interrupt", 2)
+    assert run.calls[-1] == ("interrupted", 2)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(("seconds", "steps"), [(0.5, 1), (2.0, 2), (2.5, 3), (99.0, 5), (None, 5)])
+def test_a_run_ends_after_the_step_in_which_its_time_is_over(
+    seconds: float | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, file = Counting(), Kept(every=100)
+    monkeypatch.setattr(deadline, "clock", lambda: float(run.done))  # a second a step
+    drive(run, steps=5, file=file, deadline=Deadline.after(seconds))
+    assert run.done == steps
+    assert (run.calls[-1] == ("out of time", steps)) == (steps < 5)
+    assert len(file.written) == (steps == 5)

@@ -126,8 +126,24 @@ def test_a_line_stays_a_line_and_a_curve_becomes_one(design: str) -> None:
             basis.instrument_columns(z[:, None], None), basis.structural_columns(t[:, None], None), y, np.ones(1000), folds
         )
         parts = {"instrument_parts": basis.instrument_parts, "structural_parts": basis.structural_parts}
-        chosen.append(choose_penalties(data, moved=basis.moved, shared=basis.shared, **parts).is_line)
+        chosen.append(choose_penalties(data, Penalties.of_line(moved=basis.moved, shared=basis.shared, **parts)).is_line)
     assert sum(chosen) >= 7 if design == "line" else sum(chosen) <= 3
+
+
+@pytest.mark.statistical
+def test_a_slope_that_weak_instruments_leave_to_chance_is_no_evidence_of_a_curve() -> None:
+    """Any departure moves such a slope, and half of those moves go towards the confounder, where the loss is lower."""
+    lines = []
+    for seed in range(20):
+        z, x, u, e = np.random.default_rng(seed).normal(size=(4, 400, 1))
+        t = 0.12 * z + u
+        basis = SmoothBasis.of(t, x, z, weights=np.ones(400), products=True)
+        folds = tuple(np.array_split(np.arange(400), 5))
+        columns = basis.instrument_columns(z, x), basis.structural_columns(t, x)
+        data = Rows(*columns, (t + x + u + e)[:, 0], np.ones(400), folds)
+        parts = {"instrument_parts": basis.instrument_parts, "structural_parts": basis.structural_parts}
+        lines.append(choose_penalties(data, Penalties.of_line(moved=basis.moved, shared=basis.shared, **parts)).is_line)
+    assert sum(lines) >= 18, "by the loss alone it is half of them"
 
 
 @pytest.mark.law
@@ -159,7 +175,7 @@ def test_a_bend_in_what_a_covariate_does_is_not_taken_for_an_effect_of_the_treat
             folds,
         )
         parts = {"instrument_parts": basis.instrument_parts, "structural_parts": basis.structural_parts}
-        chosen = choose_penalties(data, moved=basis.moved, shared=basis.shared, **parts)
+        chosen = choose_penalties(data, Penalties.of_line(moved=basis.moved, shared=basis.shared, **parts))
         moments = data.moments(np.arange(1000))
         u = chosen.second_stage(moments, chosen.first_stage(moments))
         effects.append(u[basis.shared] / t.std())
