@@ -17,7 +17,8 @@ from sklearn.base import BaseEstimator
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, warn
 from cfiv.estimators.components import Component
-from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.summary import Summary
 from cfiv.estimators.support import Support
 from cfiv.estimators.units import exponents, in_unit
 from cfiv.memory import within_memory
