@@ -113,21 +113,27 @@ def shown_p(value: float | None) -> str:
 
 
 def to_text(table: pd.DataFrame | Grid) -> str:
-    """Columns aligned with spaces, numbers to the right."""
+    """Columns aligned with spaces, numbers to the right; those of several blocks in panels no wider than a terminal."""
     grid = _grid(table)
     blocks = [_digits_aligned(block, grid.sides) for block in grid.blocks]
     rows = [grid.header, *(row for block in blocks for row in block)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(grid.header))]
+    ruled = len(blocks) > 1
+    gap = 1 if ruled and sum(widths) + 2 * (len(widths) - 1) > WIDTH else 2
+    panels = _panels(widths, gap=gap) if ruled else [list(range(len(widths)))]
 
-    def line(row: tuple[str, ...]) -> str:
-        cells = [cell.ljust(w) if side == "l" else cell.rjust(w) for cell, w, side in zip(row, widths, grid.sides, strict=True)]
-        return "  ".join(cells).rstrip()
+    def line(row: tuple[str, ...], panel: list[int]) -> str:
+        cells = [row[i].ljust(widths[i]) if grid.sides[i] == "l" else row[i].rjust(widths[i]) for i in panel]
+        return (" " * gap).join(cells).rstrip()
 
-    rule = ["-" * (sum(widths) + 2 * (len(widths) - 1))] if len(blocks) > 1 else []
-    lines = [grid.title] * bool(grid.title) + [line(grid.header)]
-    for block in blocks:
-        lines += [*rule, *map(line, block)]
-    return "\n".join([*lines, *rule, *(part for note in grid.notes for part in textwrap.wrap(note, WIDTH))])
+    lines = [grid.title] * bool(grid.title)
+    for panel in panels:
+        rule = ["-" * (sum(widths[i] for i in panel) + gap * (len(panel) - 1))] * ruled
+        lines += [""] * (panel is not panels[0]) + [line(grid.header, panel)]
+        for block in blocks:
+            lines += [*rule, *(line(row, panel) for row in block)]
+        lines += rule
+    return "\n".join([*lines, *(part for note in grid.notes for part in textwrap.wrap(note, WIDTH))])
 
 
 def to_markdown(table: pd.DataFrame | Grid) -> str:
@@ -200,6 +206,16 @@ def _latex(cell: str) -> str:
     for pattern, replacement in _MATHEMATICS:
         text = re.sub(pattern, replacement, text)
     return f"{{{text[0]}}}{text[1:]}" if text[:1] in ("[", "*") else text
+
+
+def _panels(widths: list[int], *, gap: int) -> list[list[int]]:
+    """Columns that fit beside one another, each time after the first; one at least."""
+    panels = [[0]]
+    for i in range(1, len(widths)):
+        if len(panels[-1]) > 1 and sum(widths[j] + gap for j in panels[-1]) + widths[i] > WIDTH:
+            panels.append([0])
+        panels[-1].append(i)
+    return panels
 
 
 def _digits_aligned(block: tuple[tuple[str, ...], ...], sides: str) -> list[tuple[str, ...]]:

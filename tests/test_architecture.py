@@ -37,6 +37,7 @@ MAY_USE = {
     "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
     "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},
+    "comparison": {"errors", "checks", "rendering", "data", "estimators", "diagnostics", "inference"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY
     | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "inference", "datasets", "plots"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -51,6 +52,8 @@ class LinearEstimator(StructuralEstimator):
 
     results_: LinearResults
     coefficients_: pd.DataFrame
+    #: The rows of the fit in their roles, for tests of the instruments.
+    observed_: IVData
 
     def _covariance(self) -> Covariance:
         return Covariance(self.covariance, self.debiased, self.kernel, self.bandwidth)
@@ -63,4 +66,5 @@ class LinearEstimator(StructuralEstimator):
         covariance.check(data)
         regression = linear_regression(data, instrumented=self._instrumented, intercept=intercept, covariance=covariance)
         self.results_, self.coefficients_ = regression.results, regression.coefficients
+        self.observed_ = replace(data, frame=None)
         return regression.estimate
