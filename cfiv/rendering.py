@@ -32,8 +32,37 @@ _MATHEMATICS = (
 )
 
 
-@dataclass(frozen=True)
-class Grid:
+class Rendered(abc.ABC):
+    """Abstract: what is read as tables. Text in a terminal, HTML in a notebook, Markdown and LaTeX for a paper."""
+
+    @abc.abstractmethod
+    def _grids(self) -> tuple[Grid, ...]:
+        """The tables, in their order."""
+
+    def to_markdown(self) -> str:
+        """As pipe tables."""
+        return "\n\n".join(to_markdown(grid) for grid in self._grids())
+
+    def to_latex(self) -> str:
+        r"""As tabulars with the rules of the booktabs package (``\usepackage{booktabs}``)."""
+        return "\n\n".join(to_latex(grid) for grid in self._grids())
+
+    def to_html(self) -> str:
+        """As plain HTML tables, without a page around them."""
+        return "".join(to_html(grid) for grid in self._grids())
+
+    def __str__(self) -> str:
+        return "\n\n".join(to_text(grid) for grid in self._grids())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+@dataclass(frozen=True, repr=False)
+class Grid(Rendered):
     """Cells of a table, each as it is read.
 
     Parameters
@@ -64,34 +93,8 @@ class Grid:
         sides = ["r" if _is_number(values) or name in P_VALUES else "l" for name, values in columns]
         return cls(tuple(name for name, _ in columns), (tuple(zip(*cells, strict=True)),), "".join(sides), title, notes)
 
-
-class Rendered(abc.ABC):
-    """Abstract: what is read as tables. Text in a terminal, HTML in a notebook, Markdown and LaTeX for a paper."""
-
-    @abc.abstractmethod
     def _grids(self) -> tuple[Grid, ...]:
-        """The tables, in their order."""
-
-    def to_markdown(self) -> str:
-        """As pipe tables."""
-        return "\n\n".join(to_markdown(grid) for grid in self._grids())
-
-    def to_latex(self) -> str:
-        r"""As tabulars with the rules of the booktabs package (``\usepackage{booktabs}``)."""
-        return "\n\n".join(to_latex(grid) for grid in self._grids())
-
-    def to_html(self) -> str:
-        """As plain HTML tables, without a page around them."""
-        return "".join(to_html(grid) for grid in self._grids())
-
-    def __str__(self) -> str:
-        return "\n\n".join(to_text(grid) for grid in self._grids())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
+        return (self,)
 
 
 def shown(value: object) -> str:

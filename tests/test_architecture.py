@@ -42,7 +42,10 @@ MAY_USE = {
     "studies": LIBRARY
     | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "inference", "datasets", "plots"},
     "cli_inputs": {"errors", "files", "tables", "estimators"},
-    "cli_infer": {"errors", "files", "cli_inputs", "estimators", "inference", "plots"},
+    "cli_outputs": {"errors", "files", "rendering"},
+    "cli_ask": {"errors", "files", "rendering", "estimators", "plots", "cli_inputs", "cli_outputs"},
+    "cli_compare": {"errors", "files", "terminal", "estimators", "inference", "cli_inputs", "cli_outputs"},
+    "cli_infer": {"errors", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
     "cli": {
         "errors",
@@ -54,8 +57,11 @@ MAY_USE = {
         "demonstration",
         "datasets",
         "estimators",
-        "cli_inputs",
+        "cli_ask",
+        "cli_compare",
         "cli_infer",
+        "cli_inputs",
+        "cli_outputs",
         "cli_study",
     },
 }

@@ -15,7 +15,7 @@ from cfiv.comparison.regression_table import FOOT, STARS, UNASKED, Layout, regre
 from cfiv.errors import ParameterError, nearest
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.inference.inference import Inference
-from cfiv.rendering import Grid, Rendered
+from cfiv.rendering import Grid, Rendered, shown
 
 #: In this order.
 COLUMNS = ("estimator", "outcome", "rows", "seconds", "penalties", "trusted")
@@ -148,13 +148,8 @@ def compare(
     table = pd.DataFrame(records).set_index("model")
     table = table.fillna({name: "" for name in table if name not in NUMBERS})  # of those that do not have it
     estimates = pd.concat([column.estimates.assign(model=name) for name, column in columns.items()], ignore_index=True)
-    shown = _terms(terms, estimates)
-    if shown is None and effects is not None:
-        shown = {}
-    if shown is not None and effects is not None:
-        shown = {str(term): str(term) for term in estimates.loc[estimates["role"] == "effect", "term"]} | shown
     absent = tuple((name, fact, reason) for name, column in columns.items() for fact, reason in column.absent.items())
-    layout = Layout(shown, levels, digits, rows, absent)
+    layout = Layout(_terms(terms, estimates), levels, digits, rows, absent)
     return Comparison(
         table[[name for name in (*COLUMNS, *INFERENCE, *JUDGED) if name in table]], estimates[["model", *ESTIMATES]], layout
     )
@@ -170,21 +165,24 @@ def _changes(effects: Any, model: StructuralEstimator | Inference) -> dict[str, 
             raise ParameterError(f"effects are pairs of treatments, from and to, such as [(10, 15)], got {change!r}")
     function = model.function if isinstance(model, Inference) else getattr(model, "structural_function_", None)
     treatment = "" if function is None else ", ".join(function.encoder.treatment_names)
-    return {f"{treatment} {start} to {end}" if label is None else str(label): (start, end) for label, (start, end) in pairs}
+    return {
+        f"{treatment} {shown(start)} to {shown(end)}" if label is None else str(label): (start, end)
+        for label, (start, end) in pairs
+    }
 
 
 def _terms(terms: Any, estimates: pd.DataFrame) -> dict[str, str] | None:
-    """Labels of the coefficients that were asked for."""
+    """Labels of what is shown: effects that were asked for, then coefficients; None for all coefficients."""
+    effects = {str(term): str(term) for term in estimates.loc[estimates["role"] == "effect", "term"]}
     if terms is None:
-        return None
-    given = (
-        dict(terms) if isinstance(terms, Mapping) else {name: name for name in ([terms] if isinstance(terms, str) else terms)}
-    )
+        return effects or None
+    named = [terms] if isinstance(terms, str) else terms
+    given = dict(named) if isinstance(named, Mapping) else {name: name for name in named}
     known = list(dict.fromkeys(estimates["term"]))
     for term in given:
         if term not in known:
             raise ParameterError(f"no model has a coefficient {term!r}: {nearest(str(term), known)}")
-    return {str(term): str(label) for term, label in given.items()}
+    return effects | {str(term): str(label) for term, label in given.items()}
 
 
 def _levels(stars: Any) -> tuple[float, ...]:
