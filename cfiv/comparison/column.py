@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cfiv.data import Array, IVData
+from cfiv.data import Array
 from cfiv.diagnostics.anderson_rubin import anderson_rubin_sets
 from cfiv.diagnostics.first_stage import partial_f
 from cfiv.diagnostics.linear_problem import LinearProblem
@@ -20,11 +20,10 @@ from cfiv.diagnostics.results import ConfidenceSet, TestResult, Unavailable
 from cfiv.errors import CfivWarning, DataError, ParameterError, silence
 from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.linear_estimator import LinearEstimator
-from cfiv.estimators.linear_regression import Covariance, CovarianceKind
 from cfiv.estimators.parameters import several
 from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.two_stage_results import TwoStageResults
 from cfiv.inference.inference import Inference
 
 #: Level of Anderson-Rubin sets.
@@ -90,7 +89,8 @@ def read_column(model: StructuralEstimator | Inference, effects: Mapping[str, Ch
         found = [(label, "effect", value, np.nan, np.nan) for label, value in means.items()]
         return Column(facts | _described(function), _table(found), function.outcome, {})
     found = [*_coefficients(model), *(_linear_effect(model, label, change) for label, change in effects.items())]
-    tests, absent = ({}, {}) if isinstance(model, LeastSquares) else _tests(model)
+    results = model.results_
+    tests, absent = _tests(model, results) if isinstance(results, TwoStageResults) else ({}, {})
     facts |= _covariance(model) | _described(function) | tests
     return Column(facts, _table(found), function.outcome, absent)
 
@@ -118,21 +118,17 @@ def _linear_effect(model: LinearEstimator, label: str, change: Change) -> tuple[
     to, start = (np.atleast_2d(part).mean(axis=0) for part in (asked.own if asked.same is None else asked.same))
     weights = np.zeros(len(results.params))
     weights[-len(to) :] = to - start
-    found = results.combination(weights).iloc[0]
-    p_value = _p_value(found["estimate"], error=found["std_error"], df=results.df_resid if results.debiased else None)
-    return label, "effect", found["estimate"], found["std_error"], p_value
+    found = results.combination(weights)
+    estimate, error = float(found["estimate"].iloc[0]), float(found["std_error"].iloc[0])
+    return label, "effect", estimate, error, float(results.two_sided(estimate / error)) if error > 0 else np.nan
 
 
 def _of_inference(inference: Inference, label: str, change: Change) -> tuple[Any, ...]:
     answer = inference.effect(treatment_from=change[0], treatment_to=change[1])
     value, error = float(answer.values[0]), float(answer.std_errors[0])
-    return label, "effect", value, error, _p_value(value, error=error, df=inference.law.multipliers.df)
-
-
-def _p_value(estimate: float, *, error: float, df: int | None) -> float:
-    """Two-sided, of zero: of t with degrees of freedom, or of the normal distribution."""
-    distribution = stats.norm() if df is None else stats.t(df)
-    return float(2 * distribution.sf(abs(estimate) / error)) if error > 0 else np.nan
+    df = answer.law.multipliers.df
+    law = stats.norm() if df is None else stats.t(df)
+    return label, "effect", value, error, float(2 * law.sf(abs(value) / error)) if error > 0 else np.nan
 
 
 def _covariance(model: LinearEstimator) -> dict[str, Any]:
@@ -153,18 +149,19 @@ def _described(function: StructuralFunction) -> dict[str, Any]:
     return {"fixed_effects": roles["Fixed effects"]} if "Fixed effects" in roles else {}
 
 
-def _tests(model: LinearEstimator) -> tuple[dict[str, Any], dict[str, str]]:
+def _tests(model: LinearEstimator, results: TwoStageResults) -> tuple[dict[str, Any], dict[str, str]]:
     """First-stage F, J and Anderson-Rubin set, as :func:`cfiv.diagnose` has them, and why one is absent."""
     names = ("first_stage_f", "j", "ar_set")
-    if model.results_.cov_type == "kernel":
+    if results.cov_type == "kernel":
         return {}, dict.fromkeys(names, "not computed for HAC covariances")
     try:
         with silence(CfivWarning):  # the fit has said it
-            problem = _problem(model.observed_, model)
+            intercept = model.structural_function_.encoder.intercept
+            problem = LinearProblem.from_data(model.observed_, intercept=intercept, covariance=results.covariance)
     except DataError as error:
         return {}, dict.fromkeys(names, str(error).partition(":")[0])
     significance = round(1 - LEVEL, 12)
-    homoskedastic = model.results_.cov_type == "unadjusted"
+    homoskedastic = results.cov_type == "unadjusted"
     if problem.shape[1] == 1:
         (strength,) = partial_f(problem, significance=significance)
     else:  # each treatment may be moved, and they still not be told apart
@@ -180,11 +177,6 @@ def _tests(model: LinearEstimator) -> tuple[dict[str, Any], dict[str, str]]:
         found["ar_set"] = "; ".join(_set(part) for part in sets if isinstance(part, ConfidenceSet))
     answers = zip(names, (strength, j, sets[0]), strict=True)
     return found, {name: part.reason for name, part in answers if isinstance(part, Unavailable)}
-
-
-def _problem(rows: IVData, model: LinearEstimator) -> LinearProblem:
-    covariance = Covariance(cast("CovarianceKind", model.results_.cov_type))
-    return LinearProblem.from_data(rows, intercept=model.structural_function_.encoder.intercept, covariance=covariance)
 
 
 def _set(found: ConfidenceSet) -> str:

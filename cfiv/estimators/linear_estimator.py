@@ -62,9 +62,9 @@ class LinearEstimator(StructuralEstimator):
         self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        self.observed_ = replace(data, frame=None)
         covariance = self._covariance()
         covariance.check(data)
         regression = linear_regression(data, instrumented=self._instrumented, intercept=intercept, covariance=covariance)
         self.results_, self.coefficients_ = regression.results, regression.coefficients
-        self.observed_ = replace(data, frame=None)
         return regression.estimate
