@@ -23,14 +23,12 @@ from cfiv.cli_inputs import (
 from cfiv.cli_outputs import ENDINGS, check_result_place, write_result
 from cfiv.errors import ParameterError
 from cfiv.estimators import registry
-from cfiv.files import read_table_file
 from cfiv.terminal import is_watched
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from cfiv.estimators.estimator import StructuralEstimator
-    from cfiv.estimators.registry import Registered
     from cfiv.inference.inference import Inference
 
 
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--term", "terms", multiple=True, metavar="NAME", help="Coefficient to show; by default all.")
 @click.option("--stars", is_flag=True, help="One to three stars for p-values below .1, .05 and .01.")
-@click.option("--digits", type=int, default=3, show_default=True, help="Significant digits of standard errors.")
+@click.option("--digits", type=click.IntRange(1, 8), default=3, show_default=True, help="Significant digits of errors.")
 @click.option("--held-out", type=INPUT, help="Table of other rows, for a score of each model.")
 @WEIGHTS
 @CLUSTERS
@@ -86,23 +84,28 @@ def compare(
     registered = [registry.estimator(name) for name in dict.fromkeys(chosen)]
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
-        if not any(each.takes(name) for each in registered):
+        if not any(each.takes(name) for each in registered) and not (effects and name == "covariance"):
             raise ParameterError(f"--{name} is for none of {', '.join(each.name for each in registered)}: leave it out")
+    other = None if held_out is None else training_table(held_out, formulas[0])
     models: dict[str, StructuralEstimator | Inference] = {}
     for formula in formulas:
         frame = training_table(train, formula, clusters=read_columns(clusters))
         for each in registered:
             taken = {name: value for name, value in given.items() if each.takes(name)}
             model = make(each, formula, seed=seed, progress=is_watched(), clusters=clusters, **taken).fit(frame)
-            column = _with_errors(each, model, frame, clusters=clusters, seed=seed) if effects else model
-            models[f"({len(models) + 1})"] = column
+            if effects and not each.takes("covariance"):
+                models[f"({len(models) + 1})"] = _with_errors(
+                    model, frame, covariance=given.get("covariance"), clusters=read_columns(clusters) or None, seed=seed
+                )
+            else:
+                models[f"({len(models) + 1})"] = model
     comparison = cfiv.compare(
         models,
         effects=[(read_treatment(start), read_treatment(end)) for start, end in effects] or None,
         terms=list(terms) or None,
         stars=stars,
         digits=digits,
-        data=None if held_out is None else read_table_file(held_out),
+        data=other,
     )
     click.echo(str(comparison))
     if out is not None:
@@ -112,16 +115,14 @@ def compare(
 
 
 def _with_errors(
-    registered: Registered, model: StructuralEstimator, frame: pd.DataFrame, *, clusters: str | None, seed: int
+    model: StructuralEstimator, frame: pd.DataFrame, *, covariance: str | None, clusters: Any, seed: int
 ) -> StructuralEstimator | Inference:
     """The inference on a model whose effects have no errors of their own, where there is one."""
     import cfiv
     from cfiv.inference.infer import check_estimator
 
-    if registered.takes("covariance"):
-        return model
     try:
-        check_estimator(registered.kind)
+        check_estimator(type(model))
     except ParameterError:
         return model
-    return cfiv.infer(frame, model, clusters=read_columns(clusters) or None, random_state=seed)
+    return cfiv.infer(frame, model, covariance=covariance, clusters=clusters, random_state=seed)

@@ -59,11 +59,13 @@ def make(
 
 
 def read_columns(text: str | None) -> tuple[str, ...]:
-    """Names between commas."""
-    names = tuple(name.strip() for name in ("" if text is None else text).split(","))
-    if text is not None and not all(names):
+    """Names between commas; none of nothing."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
         raise ParameterError(f"--clusters must be columns between commas, such as firm,year, got {text!r}")
-    return names if text is not None else ()
+    return names
 
 
 def read_treatment(text: str) -> Any:

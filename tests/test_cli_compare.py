@@ -55,7 +55,7 @@ def test_effects_of_a_sieve_have_errors_and_those_of_a_kernel_none(train: pd.Dat
     assert (answer.code, answer.err) == (0, "")
     assert "t -1 to 1" in answer.out
     assert "Without standard errors: (3)." in answer.out
-    sieve = cfiv.infer(train, cfiv.SieveIV(ONE).fit(train))
+    sieve = cfiv.infer(train, cfiv.SieveIV(ONE).fit(train), covariance="unadjusted")
     error = sieve.effect(treatment_from=-1.0, treatment_to=1.0).std_errors[0]
     assert f"({error:.3g})" in answer.out
     assert_compilable(Path("table.tex").read_text().rstrip("\n"))
@@ -79,6 +79,8 @@ def test_the_ending_chooses_the_format(train: pd.DataFrame, run: Run, ending: st
         (["--out", "no/table.tex"], ["cannot be written"]),
         (["--debiased", "--estimator", "kernel-iv"], ["--debiased is for none of kernel-iv"]),
         (["--clusters", "group,"], ["columns between commas"]),
+        (["--digits", "0"], ["--digits", "1<=x<=8"]),
+        (["--held-out", "absent.csv"], ["absent.csv"]),
     ],
 )
 @pytest.mark.usefixtures("train")
