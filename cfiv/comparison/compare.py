@@ -115,14 +115,14 @@ def compare(
     >>> models = {"OLS": LeastSquares(card1995.FORMULA), "2SLS": TwoStageLeastSquares(card1995.FORMULA)}
     >>> fitted = {name: model.fit(card1995.load()) for name, model in models.items()}
     >>> print(compare(fitted, terms={"educ": "Schooling"}, foot=["first_stage_f", "rows"]))
-                          OLS      2SLS
-    -----------------------------------
-    Schooling         0.07469    0.1315
-                    (0.00363)  (0.0540)
-    -----------------------------------
-    First-stage F                 14.14
-    Observations        3,010     3,010
-    -----------------------------------
+                         OLS      2SLS
+    ----------------------------------
+    Schooling       0.07469    0.1315
+                   (0.00364)  (0.0540)
+    ----------------------------------
+    First-stage F                14.14
+    Observations       3,010     3,010
+    ----------------------------------
     Outcome: lwage. Standard errors in brackets.
     """
     if not hasattr(models, "items") or not models:
