@@ -63,9 +63,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cfiv import datasets, plots, studies
+    from cfiv.comparison.compare import compare
     from cfiv.data import IVData
     from cfiv.diagnostics.diagnose import diagnose
-    from cfiv.estimators.comparison import compare
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.least_squares import LeastSquares
@@ -100,7 +100,7 @@ else:
         "StructuralFunction": "cfiv.estimators.structural",
         "Training": "cfiv.learning.training",
         "TwoStageLeastSquares": "cfiv.estimators.two_sls",
-        "compare": "cfiv.estimators.comparison",
+        "compare": "cfiv.comparison.compare",
         "diagnose": "cfiv.diagnostics.diagnose",
         "infer": "cfiv.inference.infer",
         "load": "cfiv.estimators.model_file",

@@ -1,4 +1,5 @@
-"""The command line: ``cfiv demo | simulate | fit | predict | diagnose | infer | study``.
+"""The command line: ``cfiv demo | simulate | fit | predict | effect | dose-response | plot | diagnose | compare | infer |
+study``.
 
 Results go to standard output; progress, warnings and errors to standard error, one line each. Exit code 2 means that the
 command was refused, with the reason; 130 that Ctrl-C ended it. Where nobody reads one of the two, or it is closed, the command
@@ -19,14 +20,13 @@ import cfiv
 from cfiv.errors import (
     CfivError,
     CfivWarning,
-    DataError,
     OutputError,
     ParameterError,
     UnsupportedTreatmentWarning,
     silence,
 )
 from cfiv.estimators import registry
-from cfiv.files import check_place, check_table_place, read_table_file, replacing, table_kind, unwritable, write_table_file
+from cfiv.files import check_place, check_table_place, replacing, unwritable, write_table_file
 from cfiv.interrupts import ignore_interrupts
 from cfiv.memory import is_of_memory
 from cfiv.terminal import is_watched, note, streams_that_may_be_lost
@@ -37,8 +37,11 @@ except ImportError:  # the script is installed without the extra as well
     sys.stderr.write("cfiv: error: the command line needs click, which is not installed: pip install 'cfiv[cli]'\n")
     raise SystemExit(2) from None
 
+from cfiv.cli_ask import dose_response, effect, plot, predict
+from cfiv.cli_compare import compare
 from cfiv.cli_infer import infer
-from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
+from cfiv.cli_inputs import CLUSTERS, COVARIANCE, DEBIASED, INPUT, OUTPUT, SEED, WEIGHTS, make, read_columns, training_table
+from cfiv.cli_outputs import ENDINGS, check_distinct, check_result_place, write_result
 from cfiv.cli_study import study
 
 EXAMPLES = """\b
@@ -48,6 +51,9 @@ Examples:
   cfiv fit train.csv "sales ~ time + emotion + [price ~ fuel]" \\
       --out model.safetensors
   cfiv predict model.safetensors grid.csv --out predictions.csv
+  cfiv effect model.safetensors --from 15 --to 20
+  cfiv compare train.csv "sales ~ time + [price ~ fuel]" \\
+      "sales ~ time + emotion + [price ~ fuel]" --out table.tex
 """
 
 RHO_HELP = "Correlation of the errors: strength of confounding."
@@ -183,13 +189,14 @@ def demand(
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
 @click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")
-@click.option("--covariance", help="Covariance of 2sls, liml and least-squares: robust, unadjusted, clustered or kernel.")
 @click.option(
-    "--clusters",
-    metavar="COLUMN",
-    help="Column of groups of rows that no split parts; of 2sls, liml and least-squares, for --covariance clustered.",
+    "--covariance",
+    help="Of 2sls, liml and least-squares: robust, unadjusted, clustered or kernel; by default robust, or clustered where "
+    "--clusters is given.",
 )
-@click.option("--weights", metavar="COLUMN", help="Column of row weights.")
+@CLUSTERS
+@DEBIASED
+@WEIGHTS
 @click.option(
     "--missing", type=click.Choice(["drop", "raise"]), default="drop", show_default=True, help="What to do with rows with gaps."
 )
@@ -212,52 +219,20 @@ def fit(
     check_distinct(out, train)
     check_place(out)
     model = make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
-    clusters = () if options["clusters"] is None else (options["clusters"],)
-    model.fit(training_table(train, formula, clusters=clusters)).save(out)
+    model.fit(training_table(train, formula, clusters=read_columns(options["clusters"]))).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 
 
 @commands.command()
-@click.argument("model", type=INPUT)
-@click.argument("grid", type=INPUT)
-@click.option("--out", type=OUTPUT, required=True, help="Table of the columns of GRID, estimate and supported.")
-def predict(model: Path, grid: Path, out: Path) -> None:
-    """Evaluate the model file MODEL at the rows of the table GRID.
-
-    GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
-    the structural function in estimate, and in supported whether training has seen such treatments at such covariates (there
-    is no such column for model files that do not know).
-    """
-    check_distinct(out, model, grid)
-    check_table_place(out)
-    function = cfiv.load(model)
-    frame = read_table_file(grid, dtype=dict.fromkeys(function.text_columns, str))  # categories such as 007
-    taken = [name for name in ("estimate", "supported") if name in frame.columns]
-    if taken:
-        raise DataError(f"'{grid}' already has a column {taken[0]!r}, which the output would overwrite: rename or drop it")
-    columns = {"estimate": function.predict(frame)}
-    if function.support is not None:
-        columns["supported"] = function.supported(frame)
-    if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
-        frame = read_table_file(grid, dtype=str, na_filter=False)
-    write_table_file(frame.assign(**columns), out)
-    click.echo(f"Written: {out} ({len(frame):,} rows)")
-
-
-@commands.command()
 @click.argument("train", type=INPUT)
 @click.argument("formula")
-@click.option("--weights", metavar="COLUMN", help="Column of row weights.")
-@click.option("--clusters", metavar="COLUMN", help="Column of labels of groups with correlated errors.")
-@click.option(
-    "--covariance",
-    type=click.Choice(["robust", "unadjusted", "clustered"]),
-    help="What the errors may be; by default robust, or clustered where --clusters is given.",
-)
+@WEIGHTS
+@CLUSTERS
+@COVARIANCE
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level; tests are read at one minus it.")
 @SEED
-@click.option("--out", type=OUTPUT, help="Table of the results, one row a test.")
+@click.option("--out", type=OUTPUT, help=f"One row a test; {ENDINGS}.")
 def diagnose(
     train: Path,
     formula: str,
@@ -273,21 +248,21 @@ def diagnose(
     Are the instruments of FORMULA strong, do they agree, are they needed, what is the effect however weak they are, and is a
     linear model adequate, or is a nonlinear estimator such as DFIV needed?
     """
-    if out is not None:
-        check_distinct(out, train)
-        check_table_place(out)
-    frame = training_table(train, formula, clusters=() if clusters is None else (clusters,))
+    check_result_place(out, train)
+    groups = read_columns(clusters)
+    frame = training_table(train, formula, clusters=groups)
+    named: Any = groups if len(groups) > 1 else clusters
     result = cfiv.diagnose(
-        frame, formula, weights=weights, clusters=clusters, covariance=covariance, level=level, random_state=seed
+        frame, formula, weights=weights, clusters=named, covariance=covariance, level=level, random_state=seed
     )
     click.echo(str(result))
     if out is not None:
-        write_table_file(result.table, out)
+        write_result(out, result.table, result)
         click.echo(f"\nWritten: {out}")
 
 
-commands.add_command(infer)
-commands.add_command(study)
+for command in (predict, effect, dose_response, plot, compare, infer, study):
+    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
+from cfiv.cli_inputs import (
+    CLUSTERS,
+    COVARIANCE,
+    DEBIASED,
+    INPUT,
+    OUTPUT,
+    SEED,
+    WEIGHTS,
+    make,
+    read_columns,
+    read_grid,
+    read_treatment,
+    training_table,
+)
+from cfiv.cli_outputs import ENDINGS, check_picture_place, check_result_place, write_picture, write_result
 from cfiv.errors import ParameterError
 from cfiv.estimators import registry
-from cfiv.files import check_place, check_table_place, replacing, write_table_file
 
 if TYPE_CHECKING:
     from cfiv.inference.estimates import Estimates
     from cfiv.inference.inference import Inference
-
-#: Points of a dose response at most, and what pictures may be.
-MOST_POINTS = 10_000
-PICTURES = (".png", ".pdf", ".svg")
 
 
 @click.command()
@@ -29,16 +37,11 @@ PICTURES = (".png", ".pdf", ".svg")
 @click.option("--effect", nargs=2, multiple=True, metavar="FROM TO", help="Average effect of a change of the treatment.")
 @click.option("--dose-response", "grid", metavar="FROM:TO:POINTS", help="Curve at evenly spaced treatments, such as 10:25:16.")
 @click.option("--derivative", is_flag=True, help="Average derivative.")
-@click.option("--weights", metavar="COLUMN", help="Column of row weights.")
-@click.option(
-    "--clusters", metavar="COLUMN", multiple=True, help="Column of groups with correlated errors; twice for two kinds."
-)
-@click.option(
-    "--covariance",
-    type=click.Choice(["robust", "unadjusted", "clustered"]),
-    help="What the errors may be; by default robust, or clustered where --clusters is given.",
-)
 @click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")
+@WEIGHTS
+@CLUSTERS
+@COVARIANCE
+@DEBIASED
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level, as a share.")
 @click.option(
     "--undersmooth/--no-undersmooth",
@@ -48,7 +51,7 @@ PICTURES = (".png", ".pdf", ".svg")
 )
 @click.option("--draws", type=int, default=10_000, show_default=True, help="Draws for the uniform band.")
 @SEED
-@click.option("--out", type=OUTPUT, help="Table of all estimates, the question first.")
+@click.option("--out", type=OUTPUT, help=f"All estimates; {ENDINGS}.")
 @click.option("--plot", type=OUTPUT, help="Picture of the dose response with its band.")
 def infer(
     train: Path,
@@ -59,8 +62,9 @@ def infer(
     grid: str | None,
     derivative: bool,
     weights: str | None,
-    clusters: tuple[str, ...],
+    clusters: str | None,
     covariance: str | None,
+    debiased: bool | None,
     fuller: float | None,
     level: float,
     undersmooth: bool,
@@ -81,17 +85,18 @@ def infer(
 
     if not (effect or grid or derivative):
         raise ParameterError("nothing is asked: give --effect FROM TO, --dose-response FROM:TO:POINTS or --derivative")
-    points = None if grid is None else _grid(grid)
+    points = None if grid is None else read_grid(grid)
     _check_outputs(train, out, plot, grid)
     registered = registry.estimator(estimator)
     check_estimator(registered.kind)
-    frame = training_table(train, formula, clusters=clusters)
-    model = make(registered, formula, seed=seed, progress=False, weights=weights, fuller=fuller).fit(frame)
+    groups = read_columns(clusters)
+    frame = training_table(train, formula, clusters=groups)
+    model = make(registered, formula, seed=seed, progress=False, weights=weights, debiased=debiased, fuller=fuller).fit(frame)
     inference = cfiv.infer(
         frame,
         model,
         covariance=covariance,
-        clusters=clusters or None,
+        clusters=groups or None,
         level=level,
         undersmooth=undersmooth,
         draws=draws,
@@ -100,7 +105,7 @@ def infer(
     answers = _answers(inference, effect, points, derivative=derivative)
     click.echo("\n\n".join(map(str, (inference, *answers))))
     if out is not None:
-        write_table_file(table_of(answers), out)
+        write_result(out, table_of(answers), *answers)
         click.echo(f"\nWritten: {out}")
     if plot is not None:
         _draw(next(answer for answer in answers if answer.question == "dose response"), plot)
@@ -108,9 +113,9 @@ def infer(
 
 
 def _answers(
-    inference: Inference, effects: tuple[tuple[str, str], ...], points: list[float] | None, *, derivative: bool
+    inference: Inference, effects: tuple[tuple[str, str], ...], points: list[Any] | None, *, derivative: bool
 ) -> list[Estimates]:
-    found = [inference.effect(treatment_from=_value(one), treatment_to=_value(other)) for one, other in effects]
+    found = [inference.effect(treatment_from=read_treatment(one), treatment_to=read_treatment(other)) for one, other in effects]
     if points is not None:
         found.append(inference.dose_response(points))
     if derivative:
@@ -123,40 +128,14 @@ def _draw(answer: Estimates, plot: Path) -> None:
 
     figure = new_figure((6.4, 4.0))
     answer.plot(figure.subplots())
-    with replacing(plot) as temporary:
-        figure.savefig(temporary, dpi=150, format=plot.suffix[1:].lower())
+    write_picture(figure, plot)
 
 
 def _check_outputs(train: Path, out: Path | None, plot: Path | None, grid: str | None) -> None:
     """Raise before any work for places that cannot be written to, and a picture of nothing."""
-    if out is not None:
-        check_distinct(out, train)
-        check_table_place(out)
+    check_result_place(out, train)
     if plot is None:
         return
-    check_distinct(plot, train, *([] if out is None else [out]))
     if grid is None:
         raise ParameterError("--plot draws the dose response, and none is asked: give --dose-response FROM:TO:POINTS")
-    if plot.suffix.lower() not in PICTURES:
-        raise ParameterError(f"pictures are {', '.join(PICTURES)} files, got --plot {plot}: rename it")
-    check_place(plot)
-
-
-def _grid(text: str) -> list[float]:
-    """Evenly spaced treatments of ``FROM:TO:POINTS``."""
-    try:
-        first, last, count = text.split(":")
-        start, end, points = float(first), float(last), int(count)
-    except ValueError:
-        raise ParameterError(f"--dose-response must be FROM:TO:POINTS, such as 10:25:16, got {text}") from None
-    if not (math.isfinite(end - start) and start < end and 2 <= points <= MOST_POINTS):
-        raise ParameterError(f"--dose-response must go upward in 2 to {MOST_POINTS:,} points, such as 10:25:16, got {text}")
-    return [start + (end - start) * i / (points - 1) for i in range(points)]
-
-
-def _value(text: str) -> float | str:
-    """A treatment: a number, or a category."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    check_picture_place(plot, train, *([] if out is None else [out]))

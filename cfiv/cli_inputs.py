@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cfiv.errors import CfivWarning, OutputError, ParameterError
+from cfiv.errors import CfivWarning, ParameterError
 from cfiv.files import read_table_file, table_kind
 
 if TYPE_CHECKING:
@@ -21,16 +22,81 @@ if TYPE_CHECKING:
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
+WEIGHTS = click.option("--weights", metavar="COLUMN", help="Column of row weights.")
+CLUSTERS = click.option(
+    "--clusters",
+    metavar="COLUMN[,COLUMN]",
+    help="Groups with correlated errors, that no split parts: firm, or two kinds as firm,year.",
+)
+COVARIANCE = click.option(
+    "--covariance",
+    type=click.Choice(["robust", "unadjusted", "clustered"]),
+    help="What the errors may be; by default robust, or clustered where --clusters is given.",
+)
+DEBIASED = click.option(
+    "--debiased", is_flag=True, default=None, help="Small-sample errors of 2sls and least-squares: n - k, and t."
+)
+#: Points of a dose response at most.
+MOST_POINTS = 10_000
 
 
-def make(registered: Registered, formula: str, *, seed: int, progress: bool, **options: Any) -> StructuralEstimator:
-    """An estimator with the options that were set; for the others the library's defaults hold."""
+def make(
+    registered: Registered, formula: str, *, seed: int, progress: bool, clusters: str | None = None, **options: Any
+) -> StructuralEstimator:
+    """An estimator with the options that were set; for the others the library's defaults hold, but errors go by clusters."""
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if not registered.takes(name):
-            raise ParameterError(f"--{name} is not for --estimator {registered.name}, got --{name} {value}: leave it out")
+            got = f"--{name}" if value is True else f"--{name} {value}"
+            raise ParameterError(f"--{name} is not for --estimator {registered.name}, got {got}: leave it out")
+    if clusters is not None:
+        names = read_columns(clusters)
+        given["clusters"] = names[0] if len(names) == 1 else names
+        if registered.takes("covariance"):
+            given.setdefault("covariance", "clustered")
     general = {"random_state": seed, "progress": progress}
     return registered.make(formula, **given, **{name: value for name, value in general.items() if registered.takes(name)})
+
+
+def read_columns(text: str | None) -> tuple[str, ...]:
+    """Names between commas; none of nothing."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ParameterError(f"--clusters must be columns between commas, such as firm,year, got {text!r}")
+    return names
+
+
+def read_treatment(text: str) -> Any:
+    """A treatment: a number or a category, or of several columns ``price=10,size=2``."""
+    if "=" in text:
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): read_treatment(value.strip()) for name, _, value in pairs}
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def read_grid(text: str) -> list[Any]:
+    """Treatments of ``FROM:TO:POINTS``, evenly spaced, or of values between commas.
+
+    Raises
+    ------
+    ParameterError
+        Unless there are 2 to ``MOST_POINTS`` that go upward.
+    """
+    if ":" not in text:
+        return [read_treatment(part.strip()) for part in text.split(",")]
+    try:
+        first, last, count = text.split(":")
+        start, end, points = float(first), float(last), int(count)
+    except ValueError:
+        raise ParameterError(f"a grid must be FROM:TO:POINTS, such as 10:25:16, or values as 10,15,25, got {text}") from None
+    if not (math.isfinite(end - start) and start < end and 2 <= points <= MOST_POINTS):
+        raise ParameterError(f"a grid must go upward in 2 to {MOST_POINTS:,} points, such as 10:25:16, got {text}")
+    return [start + (end - start) * i / (points - 1) for i in range(points)]
 
 
 def training_table(path: Path, formula: str, *, clusters: Sequence[str] = ()) -> pd.DataFrame:
@@ -50,9 +116,3 @@ def training_table(path: Path, formula: str, *, clusters: Sequence[str] = ()) ->
             if texts[name].nunique() > frame[name].nunique():
                 frame[name] = texts[name]
     return frame
-
-
-def check_distinct(output: Path, *others: Path) -> None:
-    """Raise where an output is one of the other files."""
-    if any(output.resolve() == other.resolve() for other in others):
-        raise OutputError(f"'{output}' is named twice, and writing it would destroy the other: give --out another name")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -52,6 +51,8 @@ def study(context: click.Context) -> None:
 @click.option("--like", metavar="SHIPPED", help=f"Begin with a study that ships with cfiv: {', '.join(SHIPPED)}.")
 def init(name: str, like: str | None) -> None:
     """Write NAME.toml, a commented example to begin with."""
+    from importlib import resources
+
     from cfiv.studies.study import check_setting
     from cfiv.studies.study_file import shipped_text
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +26,15 @@ def table_kind(path: Path) -> str:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in ("csv", "parquet"):
         raise DataError(f"tables are .csv or .parquet files, got '{path}': rename or convert it")
-    if suffix == "parquet" and find_spec("pyarrow") is None:
+    if suffix == "parquet" and not _has_pyarrow():
         raise DataError(f"'{path}' needs pyarrow, which is not installed: pip install 'cfiv[parquet]', or use a .csv file")
     return suffix
+
+
+def _has_pyarrow() -> bool:
+    from importlib.util import find_spec  # here, and tempfile below, so that help is quick
+
+    return find_spec("pyarrow") is not None
 
 
 def read_table_file(path: Path, **csv_options: Any) -> pd.DataFrame:
@@ -96,6 +100,8 @@ def write_table_file(frame: pd.DataFrame, path: Path) -> None:
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A file to write, which takes the target's place once it is whole; a link stays, and what it points to is replaced."""
+    import tempfile
+
     try:
         target = target.resolve()
         if target.exists() and not (target.is_file() or target.is_dir()):  # a device or a pipe would be swapped for a file
@@ -112,6 +118,8 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def check_place(target: Path) -> None:
     """Raise before any work is done where a file could not be written afterwards."""
+    import tempfile
+
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass

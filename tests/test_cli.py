@@ -24,6 +24,8 @@ from tests.test_terminal import STREAMS
 
 SMALL = ["--steps", "10"]
 FIT = ["fit", "train.csv", demand.FORMULA, "--out", "m"]
+COMMANDS = ("demo", "simulate", "simulate demand", "fit", "predict", "effect", "dose-response", "plot", "diagnose", "compare")
+COMMANDS += ("infer", "study")
 LABELS = {registered.name: registered.label for registered in registry.estimators()}
 DEMONSTRATED = {registered.name: registered.label for registered in registry.estimators() if registered.demonstrated}
 
@@ -263,9 +265,9 @@ def test_fit_parts_no_group_and_tells_labels_apart(run: Run, train: Path) -> Non
 def test_fit_reports_clustered_errors(run: Run) -> None:
     frame = exact("train.csv").assign(week=lambda f: (5 * f["time"]).astype(int))
     frame.to_csv("train.csv", index=False)
-    options = ["--estimator", "2sls", "--covariance", "clustered", "--clusters", "week", "--out", "m.safetensors"]
+    options = ["--estimator", "2sls", "--clusters", "week", "--debiased", "--out", "m.safetensors"]
     said = written(run, "fit", "train.csv", demand.FORMULA, *options)
-    model = cfiv.TwoStageLeastSquares(demand.FORMULA, covariance="clustered", clusters="week").fit(frame)
+    model = cfiv.TwoStageLeastSquares(demand.FORMULA, covariance="clustered", clusters="week", debiased=True).fit(frame)
     assert f"{model.coefficients_['std_error']['price']:.4g}" in said
 
 
@@ -285,7 +287,7 @@ def test_the_demonstration_needs_matplotlib_before_it_fits(run: Run, monkeypatch
 # Help
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["simulate"], ["simulate", "demand"], ["fit"], ["predict"]])
+@pytest.mark.parametrize("command", [[], *map(str.split, COMMANDS)])
 def test_help_fits_a_terminal_of_80_columns(run: Run, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = written(run, *command, "--help")
@@ -340,7 +342,7 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         ([*FIT, "--estimator", "2sls", "--fuller", "1"], ["--fuller is not for --estimator 2sls", "got --fuller 1.0"]),
         ([*FIT, "--estimator", "liml", "--fuller", "-1"], ["fuller must be", "-1.0"]),
         ([*FIT, "--estimator", "2sls", "--covariance", "HC3"], ["covariance must be one of", "'HC3'"]),
-        ([*FIT, "--estimator", "2sls", "--clusters", "time"], ["set covariance='clustered'"]),
+        ([*FIT, "--estimator", "2sls", "--covariance", "robust", "--clusters", "time"], ["set covariance='clustered'"]),
         (["demo", "--estimator", "ols", "--out", "demo"], ["'ols' is not one of"]),
         (["demo", "--estimator", "2sls", "--steps", "9", "--out", "demo"], ["--steps is for dfiv and network", "with 2sls"]),
         ([*FIT, "--weights", "w"], ["column 'w'"]),

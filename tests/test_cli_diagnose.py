@@ -53,7 +53,7 @@ def test_the_covariance_is_robust_unless_said_otherwise(train: pd.DataFrame, cap
         (["--covariance", "robust", "--clusters", "group"], ["does not use them"]),
         (["--weights", "groups"], ["'groups'", "did you mean 'group'"]),
         (["--out", "train.csv"], ["named twice"]),
-        (["--out", "table.txt"], [".csv or .parquet"]),
+        (["--out", "table.txt"], [".csv, .parquet, .tex, .md, .html"]),
         (["--covariance", "kernel"], ["'kernel' is not one of"]),
     ],
 )

@@ -53,7 +53,7 @@ def test_it_prints_writes_and_draws_what_the_library_computes(train: pd.DataFram
 @pytest.mark.contract
 def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataFrame, run: Run) -> None:
     train.assign(code=[f"{i % 50:02}" for i in range(300)]).to_csv("coded.csv", index=False)
-    both = run("coded.csv", LINE, "--derivative", "--clusters", "group", "--clusters", "code")
+    both = run("coded.csv", LINE, "--derivative", "--clusters", "group,code")
     assert "clustered by group (40) and code (50)" in both.out
     drawn = run("train.csv", LINE, "--estimator", "least-squares", "--dose-response", "0:1:5", "--plot", "band.svg")
     assert (drawn.code, drawn.err) == (0, "")
@@ -84,7 +84,12 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
         (["--dose-response", "1:2:3", "--plot", "band.gif"], [".png, .pdf, .svg", "band.gif"]),
         (["--dose-response", "1:2:3", "--plot", "a.csv", "--out", "a.csv"], ["named twice"]),
         (["--derivative", "--out", "train.csv"], ["named twice"]),
-        (["--derivative", "--out", "table.txt"], [".csv or .parquet"]),
+        (["--derivative", "--out", "table.txt"], [".csv, .parquet, .tex, .md, .html"]),
+        (
+            ["--derivative", "--debiased", "--estimator", "sieve-iv"],
+            ["--debiased is not for --estimator sieve-iv", "got --debiased:"],
+        ),
+        (["--derivative", "--clusters", "group,"], ["columns between commas"]),
     ],
 )
 def test_what_is_refused_is_said_on_one_line(arguments: list[str], words: list[str], train: pd.DataFrame, run: Run) -> None:

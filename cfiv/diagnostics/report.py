@@ -9,7 +9,7 @@ import pandas as pd
 
 from cfiv.diagnostics.compliers import Compliers
 from cfiv.diagnostics.results import ConfidenceSet, Diagnostic, TestResult, Unavailable
-from cfiv.rendering import shown, to_html, to_latex, to_markdown
+from cfiv.rendering import Grid, Rendered, shown, shown_p, to_latex
 
 #: Characters a line of ``str(diagnostics)``.
 WIDTH = 96
@@ -27,7 +27,7 @@ HEADINGS = {
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnostics:
+class Diagnostics(Rendered):
     """Tests of what linear instrumental-variable regression assumes; :func:`cfiv.diagnose` makes it.
 
     Prints as text, and as HTML in a notebook. An attribute is an ``Unavailable`` with its reason where a test is not defined.
@@ -107,13 +107,9 @@ class Diagnostics:
         numbers = ["statistic", "p_value", "critical_value"]
         return table.assign(**{name: table[name].astype(float) for name in numbers})
 
-    def to_markdown(self) -> str:
-        """The table as a pipe table, numbers to four digits."""
-        return to_markdown(self._headed())
-
     def to_latex(self) -> str:
         """The table without its readings, too long for a page, as a tabular with the rules of the booktabs package."""
-        return to_latex(self._headed().drop(columns=HEADINGS["reading"]))
+        return to_latex(self._grid(readings=False))
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.facts)
@@ -133,15 +129,24 @@ class Diagnostics:
                 lines += textwrap.wrap(result.reading, WIDTH, initial_indent="    ", subsequent_indent="    ")
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _grids(self) -> tuple[Grid, ...]:
+        return Grid((TITLE, ""), (self.facts,), "ll"), self._grid(readings=True)
 
-    def _repr_html_(self) -> str:
-        facts = pd.DataFrame(list(self.facts), columns=["", TITLE]).set_index("")
-        return to_html(facts) + to_html(self._headed())
-
-    def _headed(self) -> pd.DataFrame:
-        return self.table.rename(columns=HEADINGS)[list(HEADINGS.values())].set_index(HEADINGS["test"])
+    def _grid(self, *, readings: bool) -> Grid:
+        """The table as it is read, with the reasons for what is blank: in the readings, or beneath where those are left out."""
+        table = self.table.rename(columns=HEADINGS)[list(HEADINGS.values())]
+        if readings:
+            return Grid.of(table, index=False)
+        results = [result for _, section in self.sections for result in section]
+        absent: dict[str, list[str]] = {}
+        for result in results:
+            if isinstance(result, Unavailable):
+                absent.setdefault(result.reason, []).append(result.name)
+        notes = [f"Not available: {', '.join(names)} ({reason})." for reason, names in absent.items()]
+        plain = [result.name for result in results if isinstance(result, TestResult) and result.p_value is None]
+        if plain:
+            notes.append(f"Without a p-value: {', '.join(plain)}, whose distributions are not known but for critical values.")
+        return Grid.of(table.drop(columns=HEADINGS["reading"]), index=False, notes=tuple(notes))
 
 
 def _record(result: Diagnostic | ConfidenceSet) -> dict[str, str | float | None]:
@@ -162,6 +167,5 @@ def _line(result: Diagnostic | ConfidenceSet, *, first: int, second: int) -> str
         return name
     if isinstance(result, ConfidenceSet):
         return f"{name}  {result}"
-    p_value = "" if result.p_value is None else "<0.0001" if result.p_value < 0.0001 else f"{result.p_value:.4f}"
     critical = "" if result.critical_value is None else shown(result.critical_value)
-    return f"{name}{shown(result.statistic):>11}  {result.distribution:<{second}}{p_value:>9}{critical:>10}"
+    return f"{name}{shown(result.statistic):>11}  {result.distribution:<{second}}{shown_p(result.p_value):>9}{critical:>10}"

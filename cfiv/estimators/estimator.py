@@ -17,7 +17,8 @@ from sklearn.base import BaseEstimator
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, WorthlessFitWarning, warn
 from cfiv.estimators.components import Component
-from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.summary import Summary
 from cfiv.estimators.support import Support
 from cfiv.estimators.trust import Trust
 from cfiv.estimators.units import exponents, in_unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -52,6 +53,8 @@ class LinearEstimator(StructuralEstimator):
 
     results_: LinearResults
     coefficients_: pd.DataFrame
+    #: The rows of the fit in their roles, for tests of the instruments.
+    observed_: IVData
 
     def _covariance(self) -> Covariance:
         return Covariance(self.covariance, self.debiased, self.kernel, self.bandwidth)
@@ -60,6 +63,7 @@ class LinearEstimator(StructuralEstimator):
         self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
+        self.observed_ = replace(data, frame=None)
         covariance = self._covariance()
         covariance.check(data)
         regression = linear_regression(

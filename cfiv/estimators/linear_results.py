@@ -74,7 +74,11 @@ class LinearResults(abc.ABC):
     @cached_property
     def pvalues(self) -> pd.Series:
         """Two-sided p-values: of t(n - k) where ``debiased``, else of the normal distribution."""
-        return pd.Series(2 * self._distribution.sf(np.abs(self.tstats)), index=self.tstats.index, name="pvalue")
+        return pd.Series(self.two_sided(self.tstats), index=self.tstats.index, name="pvalue")
+
+    def two_sided(self, ratios: Any) -> Array:
+        """Two-sided p-values of estimates over their standard errors, by the distribution of :attr:`pvalues`."""
+        return np.asarray(2 * self._distribution.sf(np.abs(ratios)))
 
     @cached_property
     def cov(self) -> pd.DataFrame:

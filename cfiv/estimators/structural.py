@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -18,6 +18,7 @@ from cfiv.data import IVData
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.saved_components import component_to_values
+from cfiv.estimators.summary import Summary
 from cfiv.estimators.support import Support
 from cfiv.memory import within_memory
 from cfiv.rendering import shown
@@ -341,32 +342,3 @@ class StructuralFunction:
             np.errstate(over="ignore", invalid="ignore"),
         ):
             yield
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Lines of name and value, and tables of records; prints as text, and as HTML in a notebook."""
-
-    title: str
-    lines: tuple[tuple[str, str], ...]
-    tables: Mapping[str, Sequence[Mapping[str, Any]]]
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.lines)
-        parts = [self.title, "=" * len(self.title), *(f"{name:<{width}}  {value}" for name, value in self.lines)]
-        for name, records in self.tables.items():
-            parts += ["", name, pd.DataFrame(list(records)).to_string(index=False, float_format=shown)]
-        return "\n".join(parts)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(f"<tr><th style='text-align:left'>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in self.lines)
-        tables = "".join(
-            f"<p>{escape(name)}</p>{pd.DataFrame(list(records)).to_html(index=False, float_format=shown)}"
-            for name, records in self.tables.items()
-        )
-        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>{tables}"

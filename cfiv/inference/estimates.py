@@ -17,7 +17,7 @@ from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.simultaneous import NOTHING, Multipliers, check_level
-from cfiv.rendering import to_html, to_latex, to_markdown, to_text
+from cfiv.rendering import Grid, Rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ class Averages:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Estimates:
+class Estimates(Rendered):
     """Estimates of linear functionals of ``h``, such as effects; :class:`cfiv.Inference` makes them.
 
     Prints as its table. Estimates of the same inference may be subtracted, ``a - b``, and put side by side, ``a.beside(b)``:
@@ -235,24 +235,6 @@ class Estimates:
             self.table, along=along[0], outcome=self.outcome, seen=self.ticks.get(along[0]), dashed=self.law.doubtful, ax=ax
         )
 
-    def to_markdown(self) -> str:
-        """The table as a pipe table."""
-        return to_markdown(self._headed())
-
-    def to_latex(self) -> str:
-        """The table as a tabular with the rules of the booktabs package."""
-        return to_latex(self._headed())
-
-    def __str__(self) -> str:
-        title = f"{self.question[:1].upper()}{self.question[1:]}, {100 * self.law.multipliers.level:g} %"
-        return f"{title}\n{to_text(self._headed())}"
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return to_html(self._headed())
-
     @cached_property
     def _roots(self) -> list[Array]:
         return [fit.roots(values) for fit, values in zip(self.law.fits, self.functionals.values, strict=True)]
@@ -266,10 +248,9 @@ class Estimates:
             ends |= {"band_lower": self.values - wider * self.std_errors, "band_upper": self.values + wider * self.std_errors}
         return ends
 
-    def _headed(self) -> pd.DataFrame:
-        """The table with its first column as the index, as tables are rendered."""
-        table = self.table
-        return table.set_index(table.columns[0])
+    def _grids(self) -> tuple[Grid, ...]:
+        title = f"{self.question[:1].upper()}{self.question[1:]}, {100 * self.law.multipliers.level:g} %"
+        return (Grid.of(self.table, index=False, title=title),)
 
     def _check_of_one_inference(self, other: Any) -> None:
         if not isinstance(other, Estimates) or other.law is not self.law:

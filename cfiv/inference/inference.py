@@ -14,7 +14,8 @@ import pandas as pd
 
 from cfiv.arrays import Array
 from cfiv.errors import ParameterError
-from cfiv.estimators.structural import StructuralFunction, Summary
+from cfiv.estimators.structural import StructuralFunction
+from cfiv.estimators.summary import Summary
 from cfiv.inference.estimates import Averages, Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
 from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, read_inference

@@ -496,4 +496,6 @@ def test_a_comparison_has_a_row_for_each_model_with_score_and_error(kind: type) 
     assert compared["score"].tolist() == [model.score(frame) for model in models.values()]
     assert compared["error"].tolist() == [Truth().error(model) for model in models.values()]
     knows = ["trusted"] if hasattr(models["plain"], "trust_") else []
-    assert list(cfiv.compare(models).table) == ["estimator", "rows", "seconds", "penalties", *knows]
+    knows += ["standard_errors"] if hasattr(models["plain"], "results_") else []
+    knows += ["first_stage_f", "ar_set"] if kind is cfiv.TwoStageLeastSquares else []
+    assert list(cfiv.compare(models).table) == ["estimator", "outcome", "rows", "seconds", "penalties", *knows]

@@ -1,0 +1,136 @@
+"""``cfiv effect | dose-response | plot``: they print, write and draw what a model file says, and refuse before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cfiv
+from tests.command_line import Answer, Run, runner
+from tests.inference.problems import CURVE, LINE, table
+from tests.latex import assert_compilable
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cfiv.TwoStageLeastSquares:
+    """What ``curve.st`` holds; ``line.st`` is another one, and ``rows.csv`` rows to average over."""
+    monkeypatch.chdir(tmp_path)
+    frame = table()
+    model = cfiv.TwoStageLeastSquares(CURVE).fit(frame)
+    model.save("curve.st")
+    cfiv.TwoStageLeastSquares(LINE).fit(frame).save("line.st")
+    frame[:40].to_csv("rows.csv", index=False)
+    return model
+
+
+def assert_refused(answer: Answer, *words: str) -> None:
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("cfiv: error: ")
+    assert answer.err.count("\n") == 1
+    for word in words:
+        assert word in answer.err
+
+
+@pytest.mark.contract
+def test_effect_prints_and_writes_the_average_and_the_spread_of_the_library(model: cfiv.TwoStageLeastSquares, run: Run) -> None:
+    answer = run("effect", "curve.st", "--from", -1, "--to", 1, "--rows", "rows.csv", "--out", "effect.csv")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.endswith("\n\nWritten: effect.csv\n")
+    expected = model.effect(pd.read_csv("rows.csv"), treatment_from=-1.0, treatment_to=1.0)
+    written = pd.read_csv("effect.csv").iloc[0]
+    assert written["rows"] == 40
+    assert written["average"] == expected.mean()
+    assert [written["lowest"], written["highest"]] == [expected.min(), expected.max()]
+    assert [written[f"{share} %"] for share in (10, 50, 90)] == list(np.quantile(expected, [0.1, 0.5, 0.9]))
+    assert f"{expected.mean():.4g}" in answer.out
+
+
+@pytest.mark.contract
+def test_without_rows_the_effect_is_over_those_that_the_model_kept(model: cfiv.TwoStageLeastSquares, run: Run) -> None:
+    run("effect", "curve.st", "--from", "0", "--to", "0.5", "--out", "effect.csv")
+    rows = model.structural_function_.encoder.reference_rows
+    expected = model.effect(rows, treatment_from=0.0, treatment_to=0.5).mean()
+    assert pd.read_csv("effect.csv")["average"].tolist() == [expected]
+
+
+@pytest.mark.contract
+def test_several_treatments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    frame = table().assign(s=lambda f: f["z"] ** 2 + f["t"])
+    model = cfiv.TwoStageLeastSquares("y ~ x + [t + s ~ z + I(z**2) + I(z**3)]").fit(frame)
+    model.save("two.st")
+    assert run("effect", "two.st", "--from", "t=0,s=1", "--to", "t=1,s=1", "--out", "e.csv").code == 0
+    assert pd.read_csv("e.csv")["average"].iloc[0] == pytest.approx(model.coefficients_["coefficient"]["t"])
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(("grid", "points"), [("-1:1:5", np.linspace(-1, 1, 5)), ("0.5", [0.5]), ("1, 0,-1", [1.0, 0.0, -1.0])])
+def test_dose_response_is_that_of_the_library(
+    model: cfiv.TwoStageLeastSquares, run: Run, grid: str, points: list[float]
+) -> None:
+    answer = run("dose-response", "--out", "curve.csv", "--", "curve.st", grid)
+    assert (answer.code, answer.err) == (0, "")
+    pd.testing.assert_frame_equal(pd.read_csv("curve.csv"), model.dose_response(points), check_exact=True)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("ending", ["csv", "parquet", "tex", "md", "html"])
+def test_the_ending_chooses_the_format(model: cfiv.TwoStageLeastSquares, run: Run, ending: str) -> None:
+    assert run("dose-response", "curve.st", "0:1:3", "--out", f"out.{ending}").code == 0
+    if ending in ("csv", "parquet"):
+        read = pd.read_csv if ending == "csv" else pd.read_parquet
+        assert read(f"out.{ending}")["t"].tolist() == [0.0, 0.5, 1.0]
+        return
+    text = Path(f"out.{ending}").read_text(encoding="utf-8")
+    assert "estimate" in text
+    if ending == "tex":
+        assert_compilable(text.rstrip("\n"))
+    assert text.startswith({"tex": "% Dose", "md": "**Dose", "html": "<!doctype html>\n<meta charset='utf-8'>"}[ending])
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_plot_draws_one_model_or_several(model: cfiv.TwoStageLeastSquares, run: Run, ending: str) -> None:
+    for models in (["curve.st"], ["curve.st", "line.st"]):
+        answer = run("plot", *models, "0:1:5", "--out", f"out.{ending}")
+        assert (answer.code, answer.err, answer.out) == (0, "", f"Written: out.{ending}\n")
+    content = Path(f"out.{ending}").read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending])
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["effect", "curve.st", "--from", "0", "--to", "1", "--out", "out.txt"],
+            [".csv, .parquet, .tex, .md, .html", "out.txt"],
+        ),
+        (["effect", "curve.st", "--from", "0", "--to", "1", "--rows", "rows.csv", "--out", "rows.csv"], ["named twice"]),
+        (["effect", "curve.st", "--from", "0", "--to", "1", "--out", "no/where.csv"], ["cannot be written"]),
+        (["effect", "curve.st", "--from", "0"], ["Missing option '--to'"]),
+        (["effect", "curve.st", "--from", "low", "--to", "1"], ["column 't' holds text"]),
+        (["dose-response", "curve.st", "0:1:3", "--out", "out"], [".csv, .parquet, .tex, .md, .html"]),
+        (["dose-response", "curve.st", "5:1:9"], ["must go upward", "5:1:9"]),
+        (["dose-response", "curve.st", "1:5"], ["FROM:TO:POINTS", "1:5"]),
+        (["plot", "curve.st", "0:1:5", "--out", "out.csv"], [".png, .pdf, .svg", "out.csv"]),
+        (["plot", "curve.st", "a,b", "--out", "out.png"], ["one treatment that is a number"]),
+        (["plot", "curve.st", "absent.st", "0:1:5", "--out", "out.png"], ["absent.st"]),
+        (["plot", "curve.st", "line.st", "0:1:5", "--out", "line.st"], ["named twice"]),
+    ],
+)
+@pytest.mark.usefixtures("model")
+def test_what_is_refused_is_said_on_one_line_before_any_work(
+    arguments: list[str], words: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--out" in arguments and "a,b" not in arguments:
+        monkeypatch.setattr(cfiv, "load", None)
+    assert_refused(run(*arguments), *words)
