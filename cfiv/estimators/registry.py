@@ -30,6 +30,8 @@ class Registered:
         Where it is defined.
     summary : str
         A few words for lists.
+    rival : bool
+        Of the literature, here to be compared with: ``cfiv demo`` fits it only where it is asked for.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Registered:
     class_name: str
     module: str
     summary: str
+    rival: bool = False
 
     @property
     def kind(self) -> type[StructuralEstimator]:
@@ -67,6 +70,10 @@ _ESTIMATORS = (
     Registered("kernel-iv", "Kernel IV", "KernelIV", "cfiv.estimators.kernel_iv", "kernel instrumental variables"),
     Registered("sieve-iv", "Sieve IV", "SieveIV", "cfiv.estimators.sieve_iv", "splines, as many as the data bear"),
     Registered("2sls", "2SLS", "TwoStageLeastSquares", "cfiv.estimators.two_sls", "two-stage least squares"),
+    Registered(
+        "deep-iv", "DeepIV", "DeepIV", "cfiv.estimators.deep_iv", "a density of the treatment, and draws from it", rival=True
+    ),
+    Registered("agmm", "AGMM", "AGMM", "cfiv.estimators.agmm", "networks against a critic of their moments", rival=True),
     Registered("least-squares", "Least squares", "LeastSquares", "cfiv.estimators.least_squares", "ignores the confounder"),
     Registered("network", "Network", "NetworkRegression", "cfiv.estimators.network_regression", "ignores the confounder"),
 )

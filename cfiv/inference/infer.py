@@ -35,6 +35,9 @@ WITHOUT = {
         "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares "
         "with splines, such as [bs(t, df=5) ~ z]"
     ),
+    **dict.fromkeys(
+        ("DeepIV", "AGMM"), "its features were learned from the same rows: use SieveIV, which finds curves too and has bands"
+    ),
     "KernelIV": (
         "its penalties pull the curve towards zero by more than its noise, so that intervals around it cover too seldom: use "
         "SieveIV, which finds curves too and has bands"

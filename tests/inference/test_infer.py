@@ -427,6 +427,8 @@ def interrupted(frame: pd.DataFrame) -> Any:
         (lambda frame: cfiv.DFIV(LINE), {}, ParameterError, ["DFIV has no intervals", "13 to 39 %", "use SieveIV"]),
         (lambda frame: cfiv.KernelIV(LINE), {}, ParameterError, ["KernelIV has no intervals", "use SieveIV"]),
         (lambda frame: cfiv.NetworkRegression(LINE), {}, ParameterError, ["NetworkRegression has no intervals"]),
+        (lambda frame: cfiv.DeepIV(LINE), {}, ParameterError, ["DeepIV has no intervals", "use SieveIV"]),
+        (lambda frame: cfiv.AGMM(LINE), {}, ParameterError, ["AGMM has no intervals", "use SieveIV"]),
         (lambda frame: TwoStageLeastSquares(LINE, covariance="kernel").fit(frame), {}, ParameterError, ["'kernel'"]),
     ],
 )
