@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from torch import nn
 
-from cfiv.checks import check_number
+from cfiv.checks import check_number, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
@@ -36,7 +36,9 @@ class AGMM(StructuralEstimator):
         min_h max_f  mean 2 f(Z, X) (Y - h(T, X)) - f(Z, X)^2 - critic_ridge |w|^2,        f = w' [phi(Z, X), 1]
 
     ``w`` is solved on every batch: it is the regression of the residual on the critic's features. These take gradient steps to
-    explain what is left of the outcome, while ``psi``, ``xi`` and ``u`` take theirs so that nothing they explain is left.
+    explain what is left of the outcome, while ``psi``, ``xi`` and ``u`` take theirs so that nothing they explain is left. The
+    regression is solved on either half of a batch, and ``h`` answers in each half to the critic of the other: what a regression
+    explains of the very rows that it is solved on is noise and confounder as well.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ class AGMM(StructuralEstimator):
     critic_ridge : float
         Penalty of ``w`` on the *mean* squared residual of a standardised outcome.
     batch_size : int, "auto" or None
-        Rows a step; "auto" is 128, or all where there are fewer; None is full batches.
+        Rows a step, at least 2; "auto" is 512, or all where there are fewer; None is full batches.
     steps : int
         Of training; each is one of both players.
     learning_rate, weight_decay, standardise
@@ -113,7 +115,7 @@ class AGMM(StructuralEstimator):
         structure: Structure = "product",
         critic_ridge: float = 1e-2,
         batch_size: int | str | None = "auto",
-        steps: int = 1000,
+        steps: int = 500,
         learning_rate: float | PerNetwork | Literal["auto"] = "auto",
         weight_decay: float | PerNetwork = 0.0,
         standardise: bool = True,
@@ -150,6 +152,8 @@ class AGMM(StructuralEstimator):
     def _check_parameters(self) -> None:
         check_trainable(self)
         check_number("critic_ridge", self.critic_ridge, above=0.0)
+        if self.batch_size is not None and self.batch_size != "auto":
+            check_whole("batch_size", self.batch_size, least=2, alternative="'auto', or None for full batches")
 
     def fit(
         self,
@@ -163,8 +167,8 @@ class AGMM(StructuralEstimator):
         return self._fit(data, y, lambda: {"runs": SavedRuns.of(self, checkpoint, every)})
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
-        facts = {"Critic": f"last layer solved, ridge {self.critic_ridge:g}"}
-        return estimate_by_gradients(self, data, intercept=intercept, runs=runs, stages=1, facts=facts)
+        facts = {"Critic": f"solved on halves of batches, ridge {self.critic_ridge:g}"}
+        return estimate_by_gradients(self, data, intercept=intercept, runs=runs, stages=1, auto_batch=512, facts=facts)
 
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, psi, xi, u]``."""

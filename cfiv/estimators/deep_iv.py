@@ -183,7 +183,7 @@ class DeepIV(StructuralEstimator):
                 "AGMM, which predict features of them"
             )
         facts = {"Density": f"mixture of {self.components} normal distributions", "Draws": f"twice {self.draws} a row and step"}
-        return estimate_by_gradients(self, data, intercept=intercept, runs=runs, stages=2, facts=facts)
+        return estimate_by_gradients(self, data, intercept=intercept, runs=runs, stages=2, auto_batch=128, facts=facts)
 
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, V, psi, xi, u]``."""

@@ -101,7 +101,14 @@ def check_trainable(estimator: Trainable) -> None:
 
 
 def estimate_by_gradients(
-    estimator: Trainable, data: IVData, *, intercept: bool, runs: SavedRuns | None, stages: int, facts: dict[str, str]
+    estimator: Trainable,
+    data: IVData,
+    *,
+    intercept: bool,
+    runs: SavedRuns | None,
+    stages: int,
+    auto_batch: int,
+    facts: dict[str, str],
 ) -> Estimate:
     """Plan the members, train them, and average their functions.
 
@@ -113,6 +120,8 @@ def estimate_by_gradients(
     runs : SavedRuns or None
     stages : int
         How many times ``steps`` a member trains.
+    auto_batch : int
+        Rows of a batch that "auto" stands for.
     facts : dict
         For the summary, besides those that all have.
     """
@@ -130,6 +139,7 @@ def estimate_by_gradients(
             holdout=estimator.holdout,
             batch_size=estimator.batch_size,
             networks=lambda: estimator._networks(problem),
+            auto=auto_batch,
         )
         for number, generator in enumerate(np.random.default_rng(estimator.random_state).spawn(estimator.fits))
     ]

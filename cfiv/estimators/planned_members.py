@@ -59,6 +59,7 @@ def plan_member(
     holdout: float,
     batch_size: int | str | None,
     networks: Callable[[], list[nn.Module]],
+    auto: int = 128,
 ) -> PlannedMember:
     """A member that trains on all rows but those held out, for an estimator that splits no samples.
 
@@ -73,6 +74,8 @@ def plan_member(
     batch_size : int, "auto" or None
     networks : callable
         Makes the networks, freshly drawn.
+    auto : int
+        Rows of a batch that "auto" stands for.
     """
     split_generator, batches, network_generator = generator.spawn(3)
     rows = len(problem.sample)
@@ -84,7 +87,7 @@ def plan_member(
         made = networks()
     for network in made:
         cast(network, problem.sample.outcome.dtype, device=problem.device)
-    size = batch_rows(batch_size, smallest_sample=len(train))
+    size = batch_rows(batch_size, smallest_sample=len(train), auto=auto)
     return PlannedMember(number, False, Split(train, train, heldout), size, made, batches, draws)
 
 

@@ -3,8 +3,10 @@
     min_h max_f  mean 2 f(Z, X) (Y - h(T, X)) - f(Z, X)^2 - ridge |w|^2,        f = w' [phi(Z, X), 1].
 
 At any ``phi`` the best ``w`` is known: it is the regression of the residual on the features, and is solved on every batch. So
-the critic's features learn to explain what is left of the outcome, and ``h`` to leave nothing that they explain. The gradients
-of both are those at ``w`` held fixed, by the envelope theorem.
+the critic's features learn to explain what is left of the outcome, and ``h`` to leave nothing that they explain.
+
+A regression on few rows also explains noise, each row's its own, and an ``h`` that is to leave nothing of that learns the
+confounder. So a batch has two halves, each with a ``w``, and ``h`` answers in either half to the critic of the other.
 
 References
 ----------
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cfiv.learning.gradient_steps import Batch
@@ -30,6 +33,9 @@ from cfiv.learning.whole_sample import refit
 from cfiv.numerics.last_layer import last_layer_loss, weighted_mean
 from cfiv.numerics.least_squares import solve_step, with_intercept
 from cfiv.numerics.two_stage import Structure
+
+#: Every second row of a batch, and the others.
+HALVES = (slice(None, None, 2), slice(1, None, 2))
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,23 @@ class CriticObjective:
             networks[1:], treatment=rows.treatment[:, None, None], covariates=rows.covariates, structure=self.structure
         )
         residual, features = rows.outcome[..., 0] - h[:, 0], with_intercept(phi.features)
-        unexplained, w = last_layer_loss(
-            features=features,
-            targets=residual.detach()[..., None],
-            solve=partial(solve_step, ridge=self.ridge),
-            weights=rows.weights,
-        )
-        critic = (features.detach() @ w.to(features.dtype))[..., 0]
+        unexplained, w = zip(*(self._solve(features, residual, rows.weights, half) for half in HALVES), strict=True)
+        critic = torch.empty_like(residual)
+        for half, other in zip(HALVES, reversed(w), strict=True):
+            critic[:, half] = (features[:, half].detach() @ other.to(features.dtype))[..., 0]
         game = weighted_mean(critic * (2 * residual - critic), weights=rows.weights)
         # What is unexplained falls where the game rises: its own value is taken off, and its gradient left.
-        return game + (unexplained - unexplained.detach()), [phi, *passes]
+        left = (unexplained[0] + unexplained[1]) / 2
+        return game + (left - left.detach()), [phi, *passes]
+
+    def _solve(self, features: Tensor, residual: Tensor, weights: Tensor | None, half: slice) -> tuple[Tensor, Tensor]:
+        """What the critic leaves unexplained of the residuals of half of a batch, and its ``w``."""
+        return last_layer_loss(
+            features=features[:, half],
+            targets=residual.detach()[:, half, None],
+            solve=partial(solve_step, ridge=self.ridge),
+            weights=None if weights is None else weights[:, half],
+        )
 
     def heldout_losses(self, networks: Sequence[nn.Module], place: int, *, seen: Tensor, heldout: Tensor) -> Tensor:
         """``(Y - E[h | Z, X])^2`` of each row, the mean as the critic's features explain it."""

@@ -17,7 +17,7 @@ from cfiv import AGMM, DataError, DeepIV, DivergenceError, ParameterError, Train
 from cfiv.datasets import demand
 from cfiv.errors import ModelFileError
 from cfiv.estimators import agmm, deep_iv
-from cfiv.learning.adversarial import CriticObjective
+from cfiv.learning.adversarial import HALVES, CriticObjective
 from cfiv.learning.deep_iv import SampledObjective, conditional_mean
 from cfiv.learning.gradient_steps import Batch
 from cfiv.learning.member_networks import Pass, member_network
@@ -84,41 +84,34 @@ def test_a_conditional_mean_over_a_narrow_density_is_the_function_at_its_place()
 
 
 @pytest.mark.gradient
-def test_the_gradients_of_agmm_are_those_of_the_game_at_its_maximum() -> None:
+def test_agmm_s_critic_follows_what_it_explains_of_its_half_and_h_what_the_critic_of_the_other_half_says() -> None:
     sample, modules = problem()
-    phi = nn.Linear(3, 4).double()
-    rows, ridge = torch.arange(40), 0.1
+    phi, rows, ridge = nn.Linear(3, 4).double(), torch.arange(40), 0.1
     learned = CriticObjective(sample, ridge, "product").learn(
         [member_network([module]) for module in (phi, *modules)], Batch(rows[None], sample.rows(rows[None]), ())
     )
+    parts = (modules[0](sample.treatment), modules[1](sample.covariates))
+    f = torch.einsum("ni,nj->nij", *(torch.cat([part, torch.ones(40, 1)], dim=1) for part in parts))
+    residual = sample.outcome - modules[2](f.flatten(1))
+    features = torch.cat([phi(sample.instruments), torch.ones(40, 1)], dim=1)
 
-    def value() -> torch.Tensor:
-        """``max_w mean 2 f r - f^2 - ridge |w|^2``, by its own solve and through it."""
-        parts = (modules[0](sample.treatment), modules[1](sample.covariates))
-        f = torch.einsum("ni,nj->nij", *(torch.cat([part, torch.ones(40, 1)], dim=1) for part in parts))
-        residual = sample.outcome - modules[2](f.flatten(1))
-        features = torch.cat([phi(sample.instruments), torch.ones(40, 1)], dim=1)
-        w = torch.linalg.solve(
-            features.mT @ features / 40 + ridge * torch.eye(5, dtype=torch.float64), features.mT @ residual / 40
-        )
-        critic = features @ w
-        return (2 * critic * residual - critic**2).mean() - ridge * w.square().sum()
+    def minimised(half: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is left of a half, with its penalty, and ``w``, by its own solve and through it."""
+        x, r = features[half], residual[half].detach()
+        w = torch.linalg.solve(x.mT @ x / 20 + ridge * torch.eye(5, dtype=torch.float64), x.mT @ r / 20)
+        return (r - x @ w).square().mean() + ridge * w.square().sum(), w.detach()
 
-    of_phi, *of_h = gradients(*learned)
-    ours = [-of_phi, *of_h]  # the critic ascends
-    for module, flat in zip((phi, *modules), ours, strict=True):
-        layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-        theirs = torch.cat(
-            [
-                part.flatten()
-                for layer in layers
-                for part in (
-                    torch.autograd.grad(value(), [layer.weight])[0].mT,
-                    *((torch.autograd.grad(value(), [layer.bias])[0],) if layer.bias is not None else ()),
-                )
-            ]
-        )
-        torch.testing.assert_close(flat, theirs, rtol=1e-9, atol=1e-9)
+    (left, w), (other_left, other_w) = (minimised(half) for half in HALVES)
+    critic = torch.empty_like(residual)
+    critic[HALVES[0]], critic[HALVES[1]] = (features[HALVES[0]] @ other_w).detach(), (features[HALVES[1]] @ w).detach()
+    objectives = [(left + other_left) / 2, *[(2 * critic * residual - critic**2).mean()] * 3]
+    for module, objective, found in zip((phi, *modules), objectives, gradients(*learned), strict=True):
+        expected = []
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                own = [layer.weight, *([] if layer.bias is None else [layer.bias])]
+                expected += [part.mT.flatten() for part in torch.autograd.grad(objective, own, retain_graph=True)]
+        torch.testing.assert_close(found, torch.cat(expected), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.statistical
@@ -166,6 +159,7 @@ def test_history_has_a_row_a_check_of_every_stage_and_marks_the_state_kept() -> 
         (DeepIV, {"components": 0}, "components must be a whole number >= 1, got 0"),
         (DeepIV, {"draws": 0.5}, "draws must be a whole number >= 1, got 0.5"),
         (AGMM, {"critic_ridge": 0.0}, "critic_ridge must be finite and > 0, got 0.0"),
+        (AGMM, {"batch_size": 1}, "batch_size must be a whole number >= 2, 'auto', or None for full batches, got 1"),
         (AGMM, {"holdout": 1.0}, "holdout must be between 0 and 0.9, got 1.0"),
         (DeepIV, {"learning_rate": 0.0}, "learning_rate must be finite and > 0, or 'auto', got 0.0"),
     ],
