@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Which estimator, and when none
 #
-# Six of cfiv's estimators are for use (`DeepIV` and `AGMM` are to be compared with), and take the same formula. Two ignore the
-# instruments, four use them; two are linear in the columns you give them, four find curves by
-# themselves. We fit five of them (`SieveIV`, splines that choose themselves, suits effects that do not vary with several covariates) to data whose truth is known, ask what could have been known without the truth, and
+# Six of the estimators of cfiv take part here. Two ignore the instruments, four use them; two are linear in the columns
+# you give them, four find curves by themselves. We fit five of them (`SieveIV`, splines that choose themselves, suits effects
+# that do not vary with several covariates) to data whose truth is known, ask what could have been known without the truth, and
 # then take the instrument away, little by little, to see how each of them fails.
 
 # %%
