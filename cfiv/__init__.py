@@ -25,11 +25,13 @@ from cfiv.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AGMM",
     "DFIV",
     "LIML",
     "CfivError",
     "CfivWarning",
     "DataError",
+    "DeepIV",
     "DivergenceError",
     "FormulaError",
     "Gradient",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from cfiv.comparison.compare import compare
     from cfiv.data import IVData
     from cfiv.diagnostics.diagnose import diagnose
+    from cfiv.estimators.agmm import AGMM
+    from cfiv.estimators.deep_iv import DeepIV
     from cfiv.estimators.dfiv import DFIV
     from cfiv.estimators.kernel_iv import KernelIV
     from cfiv.estimators.least_squares import LeastSquares
@@ -83,7 +87,9 @@ if TYPE_CHECKING:
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
+        "AGMM": "cfiv.estimators.agmm",
         "DFIV": "cfiv.estimators.dfiv",
+        "DeepIV": "cfiv.estimators.deep_iv",
         "Gradient": "cfiv.learning.last_layer",
         "IVData": "cfiv.data",
         "Inference": "cfiv.inference.inference",

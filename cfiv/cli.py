@@ -81,9 +81,9 @@ def commands(context: click.Context) -> None:
     "chosen",
     type=click.Choice(registry.names()),
     multiple=True,
-    help="What to fit; may be given several times.  [default: all but liml]",
+    help="What to fit; may be given several times.  [default: all but liml, deep-iv and agmm]",
 )
-@click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
+@click.option("--steps", type=int, help="Training steps of those that train; by default their own.")
 @SEED
 @click.option(
     "--out",
@@ -98,7 +98,7 @@ def demo(
 ) -> None:
     """Fit simulated data and compare with the truth.
 
-    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits the
+    Simulates the demand design (airline ticket sales, where an unseen conference moves both price and sales), fits
     estimators, and writes estimates.csv, structural_function.png and a model file for each.
     """
     from cfiv import demonstration, plots
@@ -107,7 +107,9 @@ def demo(
     every = [registered.name for registered in registry.estimators() if registered.demonstrated]
     wanted = [registry.estimator(name) for name in dict.fromkeys(chosen) or every]
     if steps is not None and not any(registered.takes("steps") for registered in wanted):
-        raise ParameterError(f"--steps is for dfiv and network, got --steps {steps} with {', '.join(chosen)}: leave it out")
+        raise ParameterError(
+            f"--steps is for estimators that train, got --steps {steps} with {', '.join(chosen)}: leave it out"
+        )
     figure = plots.new_figure((9.0, 6.3))
     data, truth = demand.simulate(n, rho=rho, seed=seed, error_scale=error_scale)
     _make_folder(folder)
@@ -185,7 +187,7 @@ def demand(
 @click.argument("formula")
 @click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
-@click.option("--steps", type=int, help="Training steps of dfiv and network; by default their own.")
+@click.option("--steps", type=int, help="Training steps of those that train; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")
 @click.option("--segments", type=int, help="Segments of sieve-iv; by default chosen from the data.")
 @click.option("--fuller", type=float, help="Fuller's constant of liml, such as 1; by default 0, LIML itself.")

@@ -344,7 +344,7 @@ def test_a_refusal_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         ([*FIT, "--estimator", "2sls", "--covariance", "HC3"], ["covariance must be one of", "'HC3'"]),
         ([*FIT, "--estimator", "2sls", "--covariance", "robust", "--clusters", "time"], ["set covariance='clustered'"]),
         (["demo", "--estimator", "ols", "--out", "demo"], ["'ols' is not one of"]),
-        (["demo", "--estimator", "2sls", "--steps", "9", "--out", "demo"], ["--steps is for dfiv and network", "with 2sls"]),
+        (["demo", "--estimator", "2sls", "--steps", "9", "--out", "demo"], ["for estimators that train", "with 2sls"]),
         ([*FIT, "--weights", "w"], ["column 'w'"]),
         (["fit", "train.csv", "sales ~ time", "--out", "m"], ["names no instruments"]),
         (["fit", "train.csv", "sales", "--out", "m"], ["cannot be read"]),

@@ -64,6 +64,8 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     "KernelIV.fit": lambda _: cfiv.KernelIV(FORMULA).fit(table()),
     "SieveIV.fit": lambda _: cfiv.SieveIV("y ~ 0 + [t ~ z]").fit(table()),
     "NetworkRegression.fit": lambda _: cfiv.NetworkRegression(FORMULA, steps=1, progress=False).fit(table()),
+    "DeepIV.fit": lambda _: cfiv.DeepIV(FORMULA, steps=1, progress=False).fit(table()),
+    "AGMM.fit": lambda _: cfiv.AGMM(FORMULA, steps=1, progress=False).fit(table()),
     "DFIV.fit": lambda _: cfiv.DFIV(FORMULA, steps=1, progress=False).fit(table()),
     "of the constant": lambda _: cfiv.DFIV("y ~ 0 + [t ~ z]", steps=1, progress=False).fit(table()),
     "encode": lambda _: cfiv.DFIV(FORMULA).encode(table()),

@@ -68,6 +68,8 @@ REMEDIES = {
     cfiv.SieveIV: "fewer segments",
     cfiv.DFIV: "smaller batch_size",
     cfiv.NetworkRegression: "smaller batch_size",
+    cfiv.DeepIV: "smaller batch_size",
+    cfiv.AGMM: "smaller batch_size",
     cfiv.TwoStageLeastSquares: "fewer rows",
     cfiv.LIML: "fewer rows",
     cfiv.LeastSquares: "fewer rows",

@@ -67,6 +67,8 @@ KINDS: dict[str, Callable[..., Any]] = {
         FORMULA, steps=3, treatment_network=Dropping, swap=False, progress=False, random_state=seed
     ),
     "NetworkRegression": lambda seed: cfiv.NetworkRegression(FORMULA, steps=3, progress=False, random_state=seed),
+    "DeepIV": lambda seed: cfiv.DeepIV(FORMULA, steps=3, progress=False, random_state=seed),
+    "AGMM": lambda seed: cfiv.AGMM(FORMULA, steps=3, progress=False, random_state=seed),
 }
 
 

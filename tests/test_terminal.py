@@ -61,7 +61,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("make", [cfiv.DFIV, cfiv.NetworkRegression])
+@pytest.mark.parametrize("make", [cfiv.DFIV, cfiv.NetworkRegression, cfiv.DeepIV, cfiv.AGMM])
 def test_a_fit_is_the_same_wherever_its_progress_cannot_be_shown(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, truth = demand.simulate(60, seed=0)
 

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Which estimator, and when none
 #
-# cfiv has six estimators that take the same formula. Two ignore the instruments, four use them; two are linear in the columns
+# Six of the estimators of cfiv take part here. Two ignore the instruments, four use them; two are linear in the columns
 # you give them, four find curves by themselves. We fit five of them (`SieveIV`, splines that choose themselves, suits effects
 # that do not vary with several covariates) to data whose truth is known, ask what could have been known without the truth, and
 # then take the instrument away, little by little, to see how each of them fails.

@@ -18,24 +18,27 @@ from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, fit_members
+from cfiv.estimators.planned_members import (
+    PlannedMember,
+    fit_members,
+    instrument_network,
+    plan_member,
+    structural_networks,
+)
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
-from cfiv.learning import networks as nets
-from cfiv.learning.build import NetworkSpec, build
+from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, batch_rows, check_batch_size, split_rows
+from cfiv.learning.samples import Sample, check_batch_size
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
-from cfiv.runtime.draws import Draws
-from cfiv.runtime.module_state import cast
 from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -245,19 +248,13 @@ class NetworkRegression(StructuralEstimator):
         self, problem: StandardisedData, number: int, generator: np.random.Generator, *, explains: bool = False
     ) -> PlannedMember:
         """A fit of the outcome, or, after them, of what instruments and covariates explain of the functions fitted."""
-        split_generator, batches, network_generator = generator.spawn(3)
-        sample, rows = problem.sample, len(problem.sample)
-        heldout, train = None, torch.arange(rows)
-        if min(round(self.holdout * rows), rows - round(self.holdout * rows)) >= 2:
-            share, clusters = float(self.holdout), problem.clusters
-            heldout, train = split_rows(rows, share=share, generator=split_generator, clusters=clusters)
-        draws = Draws(int(network_generator.integers(2**62)), problem.device)
-        with draws.here(other_code=True):
-            networks = self._instrument_network(sample) if explains else self._structural_networks(problem)
-        for network in networks:
-            cast(network, sample.outcome.dtype, device=problem.device)
-        size = batch_rows(self.batch_size, smallest_sample=len(train))
-        return PlannedMember(number, False, Split(train, train, heldout), size, networks, batches, draws)
+
+        def networks() -> list[nn.Module]:
+            if explains:
+                return [instrument_network(problem, instrument=self.instrument_network)]
+            return structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+
+        return plan_member(problem, number, generator, holdout=self.holdout, batch_size=self.batch_size, networks=networks)
 
     def _fit_members(
         self,
@@ -328,23 +325,6 @@ class NetworkRegression(StructuralEstimator):
             (fitted,) = fit(file=None, steps=0)
             assert isinstance(fitted, RegressionFit)
         return _on_cpu(fitted)
-
-    def _structural_networks(self, problem: StandardisedData) -> list[nn.Module]:
-        """``psi`` and, with covariates, ``xi``."""
-        sample = problem.sample
-        treatment = build(
-            self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
-        )
-        networks = [problem.on_stored(treatment)]
-        if sample.covariates is not None:
-            shape = sample.covariates.shape[1:]
-            networks.append(build(self.covariate_network, shape=shape, default=nets.covariate_network, role="covariate"))
-        return networks
-
-    def _instrument_network(self, sample: Sample) -> list[nn.Module]:
-        """``phi``."""
-        shape = sample.instruments.shape[1:]
-        return [build(self.instrument_network, shape=shape, default=nets.instrument_network, role="instrument")]
 
     def _facts(self) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]

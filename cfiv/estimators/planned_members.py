@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from cfiv.errors import DivergenceError, TrainingWarning, warn
+from cfiv.estimators.standardised import StandardisedData
+from cfiv.learning import networks as nets
+from cfiv.learning.build import NetworkSpec, build
 from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.member_networks import can_be_stacked
-from cfiv.learning.samples import Split
+from cfiv.learning.samples import Split, batch_rows, split_rows
 from cfiv.runtime.draws import Draws
+from cfiv.runtime.module_state import cast
 
 #: Members that train side by side at most: more take as long as one after another.
 TOGETHER = 16
@@ -45,6 +50,63 @@ class PlannedMember:
     networks: list[nn.Module]
     batches: np.random.Generator
     draws: Draws
+
+
+def plan_member(
+    problem: StandardisedData,
+    number: int,
+    generator: np.random.Generator,
+    *,
+    holdout: float,
+    batch_size: int | str | None,
+    networks: Callable[[], list[nn.Module]],
+    auto: int = 128,
+) -> PlannedMember:
+    """A member that trains on all rows but those held out, for an estimator that splits no samples.
+
+    Parameters
+    ----------
+    problem : StandardisedData
+    number : int
+    generator : Generator
+        Of the held-out rows, the batches, and what ``networks`` draws.
+    holdout : float
+        Share of the rows; none are held out where that leaves fewer than two on either side.
+    batch_size : int, "auto" or None
+    networks : callable
+        Makes the networks, freshly drawn.
+    auto : int
+        Rows of a batch that "auto" stands for.
+    """
+    split_generator, batches, network_generator = generator.spawn(3)
+    rows = len(problem.sample)
+    heldout, train = None, torch.arange(rows)
+    if min(round(holdout * rows), rows - round(holdout * rows)) >= 2:
+        heldout, train = split_rows(rows, share=float(holdout), generator=split_generator, clusters=problem.clusters)
+    draws = Draws(int(network_generator.integers(2**62)), problem.device)
+    with draws.here(other_code=True):
+        made = networks()
+    for network in made:
+        cast(network, problem.sample.outcome.dtype, device=problem.device)
+    size = batch_rows(batch_size, smallest_sample=len(train), auto=auto)
+    return PlannedMember(number, False, Split(train, train, heldout), size, made, batches, draws)
+
+
+def structural_networks(problem: StandardisedData, *, treatment: NetworkSpec, covariate: NetworkSpec) -> list[nn.Module]:
+    """``psi`` and, with covariates, ``xi``, of such a problem."""
+    sample = problem.sample
+    psi = build(treatment, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment")
+    made = [problem.on_stored(psi)]
+    if sample.covariates is not None:
+        shape = sample.covariates.shape[1:]
+        made.append(build(covariate, shape=shape, default=nets.covariate_network, role="covariate"))
+    return made
+
+
+def instrument_network(problem: StandardisedData, *, instrument: NetworkSpec) -> nn.Module:
+    """``phi`` of such a problem."""
+    shape = problem.sample.instruments.shape[1:]
+    return build(instrument, shape=shape, default=nets.instrument_network, role="instrument")
 
 
 def group_members(members: Sequence[PlannedMember]) -> Iterator[list[PlannedMember]]:

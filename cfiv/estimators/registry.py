@@ -72,6 +72,18 @@ _ESTIMATORS = (
     Registered("2sls", "2SLS", "TwoStageLeastSquares", "cfiv.estimators.two_sls", "two-stage least squares"),
     # Of as many instruments as treatments, as in the demonstration, it is 2SLS.
     Registered("liml", "LIML", "LIML", "cfiv.estimators.liml", "linear, for many weak instruments", demonstrated=False),
+    # Of the literature, to be compared with.
+    Registered(
+        "deep-iv",
+        "DeepIV",
+        "DeepIV",
+        "cfiv.estimators.deep_iv",
+        "a density of the treatment, and draws from it",
+        demonstrated=False,
+    ),
+    Registered(
+        "agmm", "AGMM", "AGMM", "cfiv.estimators.agmm", "networks against a critic of their moments", demonstrated=False
+    ),
     Registered("least-squares", "Least squares", "LeastSquares", "cfiv.estimators.least_squares", "ignores the confounder"),
     Registered("network", "Network", "NetworkRegression", "cfiv.estimators.network_regression", "ignores the confounder"),
 )

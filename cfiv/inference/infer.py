@@ -45,6 +45,9 @@ WITHOUT = {
         "its features were learned from the same rows, and it takes treatments for exogenous: use SieveIV, or LeastSquares "
         "with splines, such as [bs(t, df=5) ~ z]"
     ),
+    **dict.fromkeys(
+        ("DeepIV", "AGMM"), "it is here to be compared with: use DFIV, which is corrected before it has bands, or SieveIV"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Members that train side by side, each judged, kept and ended by itself: the run of DFIV and of NetworkRegression."""
+"""Members that train side by side, each judged, kept and ended by itself: the run of all estimators that train."""
 
 from __future__ import annotations
 

@@ -67,8 +67,12 @@ def last_layer_gradient(*, residual: Tensor, solution: Tensor, weights: Tensor |
 
 def mean_square(residual: Tensor, *, weights: Tensor | None) -> Tensor:
     """``sum_i w_i |r_i|^2`` with ``w`` scaled to sum to one; shape (..., n, k) -> (...)."""
-    squares = residual.square().sum(dim=-1)
+    return weighted_mean(residual.square().sum(dim=-1), weights=weights)
+
+
+def weighted_mean(values: Tensor, *, weights: Tensor | None) -> Tensor:
+    """``sum_i w_i v_i`` with ``w`` scaled to sum to one; shape (..., n) -> (...)."""
     if weights is None:
-        return squares.mean(dim=-1)
-    w = weights.to(squares.dtype)
-    return (w * squares).sum(dim=-1) / w.sum(dim=-1)
+        return values.mean(dim=-1)
+    w = weights.to(values.dtype)
+    return (w * values).sum(dim=-1) / w.sum(dim=-1)

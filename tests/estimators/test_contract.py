@@ -33,6 +33,9 @@ REGISTERED = [registered.kind for registered in registry.estimators()]
 #: Arguments that make a fit short and silent, for those estimators that take them.
 QUICK = {"steps": 3, "progress": False, "random_state": 0}
 
+#: Estimators whose features are learned in float32.
+LEARNED = (cfiv.DFIV, cfiv.NetworkRegression, cfiv.DeepIV, cfiv.AGMM)
+
 FORMULA = "y ~ x + [t ~ z]"
 #: Terms that learn, categories, several treatments and several instruments.
 RICH = "y ~ center(x) + C(region) + bs(q, df=4, extrapolation='clip') + [t + s + t:x ~ z + w + z:x]"
@@ -174,7 +177,7 @@ def test_a_dose_response_is_an_average_of_predictions(kind: type) -> None:
     for rows, averaged in ((frame, frame), (None, table())):  # the rows of training by default
         response = model.dose_response(grid, rows)
         assert response["t"].tolist() == grid
-        tolerance = SINGLE if kind in (cfiv.DFIV, cfiv.NetworkRegression) else ROUNDING
+        tolerance = SINGLE if kind in LEARNED else ROUNDING
         np.testing.assert_allclose(
             response["estimate"], [model.predict(averaged.assign(t=t)).mean() for t in grid], rtol=tolerance
         )

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import cfiv
-from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, Training
+from cfiv import AGMM, DFIV, DataError, DeepIV, IVData, KernelIV, NetworkRegression, Training
 from cfiv.errors import MissingRowsWarning, ModelFileError
-from cfiv.estimators import dfiv, kernel_iv, network_regression
+from cfiv.estimators import dfiv, kernel_iv, planned_members
 from cfiv.learning.samples import Split, fold_groups, hold_out, split_rows
 
 FORMULA = "y ~ x + [t ~ z]"
@@ -21,6 +21,8 @@ QUICK: dict[str, Any] = {"steps": 3, "progress": False}
 MAKE: dict[str, Any] = {
     "DFIV": lambda **more: DFIV(**{**QUICK, "random_state": 0, "nested": False, **more}),
     "NetworkRegression": lambda **more: NetworkRegression(**{**QUICK, "random_state": 0, **more}),
+    "DeepIV": lambda **more: DeepIV(**{**QUICK, "random_state": 0, **more}),
+    "AGMM": lambda **more: AGMM(**{**QUICK, "random_state": 0, **more}),
     "KernelIV": lambda **more: KernelIV(**{"random_state": 0, **more}),
     "KernelIV, split": lambda **more: KernelIV(**{"random_state": 0, "split": 0.5, **more}),
 }
@@ -119,7 +121,7 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, ...]]:
 
         return drawn
 
-    for module in (dfiv, network_regression, kernel_iv):
+    for module in (dfiv, planned_members, kernel_iv):
         for name in ("split_rows", "hold_out", "fold_groups"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, watched(getattr(module, name)))

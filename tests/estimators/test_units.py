@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import cfiv
-from cfiv import DFIV, DataError, IVData, KernelIV, NetworkRegression, SieveIV
+from cfiv import AGMM, DFIV, DataError, DeepIV, IVData, KernelIV, NetworkRegression, SieveIV
 from cfiv.diagnostics import adequacy
 from cfiv.diagnostics.results import ConfidenceSet
 from cfiv.errors import IllConditionedWarning
@@ -24,6 +24,8 @@ MAKE: dict[str, Callable[[], Any]] = {
     "dfiv": lambda: DFIV(steps=2, nested=False, random_state=0, progress=False),
     "nested dfiv": lambda: DFIV(steps=2, random_state=0, progress=False),
     "network": lambda: NetworkRegression(steps=2, random_state=0, progress=False),
+    "deep-iv": lambda: DeepIV(steps=2, random_state=0, progress=False),
+    "agmm": lambda: AGMM(steps=2, random_state=0, progress=False),
 }
 #: A decimal unit rounds every value once more; float32 networks see that in their seventh digit at most.
 ROUNDING = 1e-5

@@ -457,6 +457,8 @@ def interrupted(frame: pd.DataFrame) -> Any:
         (lambda frame: TwoStageLeastSquares("y ~ [t ~ z2]").fit(frame.assign(z2=frame["z"])), {}, DataError, ["'z2'"]),
         (lambda frame: cfiv.DFIV(LINE), {}, NotFittedError, ["this DFIV has not been fitted"]),
         (lambda frame: cfiv.NetworkRegression(LINE), {}, ParameterError, ["NetworkRegression has no intervals"]),
+        (lambda frame: cfiv.DeepIV(LINE), {}, ParameterError, ["DeepIV has no intervals", "use SieveIV"]),
+        (lambda frame: cfiv.AGMM(LINE), {}, ParameterError, ["AGMM has no intervals", "use SieveIV"]),
         (lambda frame: TwoStageLeastSquares(LINE, covariance="kernel").fit(frame), {}, ParameterError, ["'kernel'"]),
     ],
 )

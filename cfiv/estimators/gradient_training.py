@@ -1,0 +1,189 @@
+"""What estimators whose layers all take gradient steps have in common: members planned, trained, and put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
+from cfiv.data import IVData
+from cfiv.errors import DivergenceError
+from cfiv.estimators.estimator import Estimate, warn_of_learned_constant
+from cfiv.estimators.parameters import learning_rates, per_network
+from cfiv.estimators.planned_members import PlannedMember, fit_members, plan_member
+from cfiv.estimators.saved_runs import SavedRuns
+from cfiv.estimators.standardised import ReducedFormFit, StandardisedData
+from cfiv.estimators.units import check_units
+from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.loop import Ended
+from cfiv.learning.run_file import RunFile
+from cfiv.learning.samples import check_batch_size
+from cfiv.learning.structural_networks import structural_weights
+from cfiv.numerics.two_stage import Structure
+from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.threads import suitable_threads
+from cfiv.terminal import progress_bar
+
+
+@dataclass(frozen=True)
+class TrainedFunction:
+    """One of the functions that are averaged.
+
+    Parameters
+    ----------
+    networks : list of Module
+        ``[psi, xi, u]``, see :mod:`cfiv.learning.structural_networks`.
+    reduced_form : ReducedFormFit
+    heldout_loss : float
+        Of stage 2, nan without held-out rows.
+    history : list of dict
+        One record a check.
+    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    """
+
+    networks: list[nn.Module]
+    reduced_form: ReducedFormFit
+    heldout_loss: float
+    history: list[dict[str, Any]]
+    ended: Ended
+
+
+class Trainable(Protocol):
+    """An estimator with the hyper-parameters that these have in common, and what it does with planned members."""
+
+    structure: Structure
+    batch_size: int | str | None
+    steps: int
+    learning_rate: float | PerNetwork | Literal["auto"]
+    weight_decay: float | PerNetwork
+    standardise: bool
+    holdout: float
+    fits: int
+    device: str
+    progress: bool
+    random_state: int | np.random.Generator | None
+
+    def _networks(self, problem: StandardisedData) -> list[nn.Module]:
+        """Those of a member, freshly drawn."""
+        ...
+
+    def _train(
+        self,
+        problem: StandardisedData,
+        members: Sequence[PlannedMember],
+        *,
+        on_step: Callable[[], object],
+        file: Callable[[str], RunFile | None],
+    ) -> list[TrainedFunction | DivergenceError]:
+        """Train members side by side; ``file`` gives the run file of a stage of a name."""
+        ...
+
+
+def check_trainable(estimator: Trainable) -> None:
+    """Raise a ParameterError for hyper-parameters out of range."""
+    check_whole("steps", estimator.steps, least=0)
+    check_whole("fits", estimator.fits, least=1)
+    check_choice("structure", estimator.structure, ("product", "additive"))
+    check_number("holdout", estimator.holdout, least=0.0, most=0.9)
+    for flag in ("standardise", "progress"):
+        check_flag(flag, getattr(estimator, flag))
+    check_random_state(estimator.random_state)
+    learning_rates(estimator.learning_rate, images=False)
+    per_network("weight_decay", estimator.weight_decay)
+    resolve_device(estimator.device)
+    check_batch_size(estimator.batch_size)
+
+
+def estimate_by_gradients(
+    estimator: Trainable,
+    data: IVData,
+    *,
+    intercept: bool,
+    runs: SavedRuns | None,
+    stages: int,
+    auto_batch: int,
+    facts: dict[str, str],
+) -> Estimate:
+    """Plan the members, train them, and average their functions.
+
+    Parameters
+    ----------
+    estimator : Trainable
+    data : IVData
+    intercept : bool
+    runs : SavedRuns or None
+    stages : int
+        How many times ``steps`` a member trains.
+    auto_batch : int
+        Rows of a batch that "auto" stands for.
+    facts : dict
+        For the summary, besides those that all have.
+    """
+    check_units(data)
+    if not intercept:
+        warn_of_learned_constant(estimator)
+    problem = StandardisedData.prepare(
+        data, device=resolve_device(estimator.device), double=False, standardise=estimator.standardise
+    )
+    members = [
+        plan_member(
+            problem,
+            number,
+            generator,
+            holdout=estimator.holdout,
+            batch_size=estimator.batch_size,
+            networks=lambda: estimator._networks(problem),
+            auto=auto_batch,
+        )
+        for number, generator in enumerate(np.random.default_rng(estimator.random_state).spawn(estimator.fits))
+    ]
+    total = stages * estimator.steps * estimator.fits
+    with progress_bar(total, description=type(estimator).__name__, unit="step", shown=estimator.progress) as bar:
+
+        def fit(together: list[PlannedMember], name: str) -> list[TrainedFunction | DivergenceError]:
+            networks = together[0].networks
+
+            def file(stage: str) -> RunFile | None:
+                if runs is None:
+                    return None
+                return runs.file(f"{name}{stage}", sample=problem.sample, networks=networks, clusters=problem.clusters)
+
+            with together[0].draws.here(*networks), suitable_threads(networks):
+                return estimator._train(problem, together, on_step=lambda: bar.update(len(together)), file=file)
+
+        fitted, interrupted = fit_members(members, fit)
+    functions = [one for _, one in fitted]
+    history = [{"fit": member.fit, **record} for member, one in fitted for record in one.history]
+    components = tuple(
+        problem.component(
+            treatment=one.networks[0],
+            covariate=one.networks[1] if len(one.networks) > 2 else None,
+            structural=structural_weights(one.networks),
+            structure=estimator.structure,
+        )
+        for one in functions
+    )
+    return Estimate(
+        components,
+        problem.reduced_form([one.reduced_form for one in functions]),
+        {**_facts(estimator, functions), **facts},
+        pd.DataFrame(history),
+        interrupted=interrupted,
+    )
+
+
+def _facts(estimator: Trainable, functions: Sequence[TrainedFunction]) -> dict[str, str | int]:
+    heldout = float(np.mean([one.heldout_loss for one in functions]))
+    unit = " of the outcome variance" if estimator.standardise else ""
+    ended = " and ".join(sorted({one.ended for one in functions}))
+    return {
+        "Functions averaged": len(functions),
+        "Held-out loss": f"{heldout:.4g}{unit}" if math.isfinite(heldout) else "not held out",
+        "Training": f"{estimator.steps} steps, {ended}",
+    }
