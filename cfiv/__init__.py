@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DFIV",
+    "Adaptive",
     "CfivError",
     "CfivWarning",
     "DataError",
@@ -70,12 +71,13 @@ if TYPE_CHECKING:
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.inference.infer import infer
     from cfiv.inference.inference import Inference
-    from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
+    from cfiv.learning.last_layer import Adaptive, Gradient, Kalman, MovingAverage, Proximal, Ridge
     from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
+        "Adaptive": "cfiv.learning.last_layer",
         "DFIV": "cfiv.estimators.dfiv",
         "Gradient": "cfiv.learning.last_layer",
         "IVData": "cfiv.data",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, ParameterError, Proximal, Ridge, TrainingWarning
+from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, ParameterError, Proximal, Ridge, TrainingWarning
 from cfiv.errors import ModelFileError, OutputError
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.networks import seeded
@@ -67,6 +67,7 @@ def kill_at(last: int) -> object:
 
 
 LAYERS = [
+    (Adaptive(), ADAM),
     (Ridge(0.1), ADAM),
     (Proximal(0.5, beta=1e-3), MOMENTUM),
     (Kalman(0.1, observation_noise=1.0), ADAM),
