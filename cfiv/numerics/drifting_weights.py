@@ -13,6 +13,8 @@ from cfiv.numerics.inputs import row_weights
 
 #: How far weights are first taken to drift in a step of training, as a share of their own size, and the bounds of that share.
 DRIFT, LEAST_DRIFT, MOST_DRIFT = 0.1, 1e-6, 1e3
+#: From so many rows a feature, more is risked at first, in proportion.
+ROWS = 10
 #: How much the logarithm of that share grows where two corrections after one another are the same, and falls where opposite.
 LEARNING = 0.1
 #: Batches over which the noise is averaged.
@@ -54,7 +56,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     With rows scaled by the square roots of their weights (mean one), G = Phi'Phi, and the residual ``E = Y - Phi W_prev``,
 
-        A = (A_prev^-1 + q I)^-1 + G,        W = W_prev + A^-1 Phi'E,        q = (drift^2 / s^2) max(|W_prev|^2, d |Phi'Y|^2 / (tr G)^2) / dk.
+        A = (A_prev^-1 + q I)^-1 + G,        W = W_prev + A^-1 Phi'E,
+        q = (drift^2 / s^2) max(|W_prev|^2, d |Phi'Y|^2 / (tr G)^2) / dk.
 
     That is the Kalman filter of weights whose steps have variance ``q s^2``, seen in noise of variance ``s^2``: directions that
     batches determine well are followed, those that they hardly show keep what earlier batches said.
@@ -106,8 +109,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     size = d * (phi.mT @ y.detach()).square().sum(dim=(-2, -1)) / trace**2
     size = (size if mean is None else torch.maximum(mean.detach().square().sum(dim=(-2, -1)), size)) / (d * k)
     if past is None:
-        noise = score_noise(phi, residual.detach(), root=identity.expand_as(gram), gram=gram)
-        log_noise, log_drift = noise.clamp_min(TINY).log(), torch.full_like(trace, log(DRIFT))
+        noise = score_noise(phi=phi, residual=residual.detach(), root=identity.expand_as(gram), gram=gram)
+        log_noise, log_drift = noise.clamp_min(TINY).log(), torch.full_like(trace, log(DRIFT * max(1.0, rows / (ROWS * d))))
         batches = torch.ones_like(trace)
     else:
         log_noise, log_drift, batches = past.log_noise, past.log_drift, past.batches + 1.0
@@ -120,11 +123,11 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     information = known + gram
     root = _cholesky(information)
     step = torch.cholesky_solve(phi.mT @ residual, root)
-    noise = score_noise(phi, residual.detach(), root=root, gram=gram)
-    noise = torch.maximum(noise, LEAST_PULL * DRIFT**2 * size * trace / d).clamp_min(TINY)
+    noise = score_noise(phi=phi, residual=residual.detach(), root=root, gram=gram)
+    noise = torch.maximum(noise, LEAST_PULL * size * trace / d).clamp_min(TINY)
     log_noise = log_noise + (noise.log() - log_noise) / batches.clamp_max(BATCHES)
     if past is not None:
-        log_drift = log_drift + LEARNING * _cosine(step.detach(), past.step, metric=information)
+        log_drift = log_drift + LEARNING * _cosine(first=step.detach(), second=past.step, metric=information)
     return Track(
         mean=step if mean is None else mean + step,
         information=information,
@@ -135,14 +138,14 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     )
 
 
-def score_noise(phi: Tensor, residual: Tensor, *, root: Tensor, gram: Tensor) -> Tensor:
+def score_noise(*, phi: Tensor, residual: Tensor, root: Tensor, gram: Tensor) -> Tensor:
     """``s^2``: by how much parts of the correction ``A^-1 Phi'E`` differ, over what it would be with noise of variance one.
 
         s^2 = |Phi'E - what its parts agree upon|^2 / (k tr A^-1 G),      lengths in the metric of A^-1,       A = root root'
 
     Of independent rows with noise of variance ``s^2`` it is about that; shape (...).
     """
-    rows, d = phi.shape[-2:]
+    rows = phi.shape[-2]
     parts = min(PARTS, rows)
     each = rows // parts
     kept = slice(None, parts * each)
@@ -155,7 +158,7 @@ def score_noise(phi: Tensor, residual: Tensor, *, root: Tensor, gram: Tensor) ->
     return seen / (gain * residual.shape[-1]).clamp_min(TINY)
 
 
-def _cosine(first: Tensor, second: Tensor, *, metric: Tensor) -> Tensor:
+def _cosine(*, first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
     """Of the angle between matrices (..., d, k); 0 where one of them is 0."""
     one, other = metric @ first, metric @ second
     lengths = (first * one).sum(dim=(-2, -1)).clamp_min(0.0).sqrt() * (second * other).sum(dim=(-2, -1)).clamp_min(0.0).sqrt()

@@ -155,7 +155,7 @@ def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"module": module(9)}, r"another model or configuration \(module was .*tensors was "),
-        ({"last_layer": Proximal(2.0)}, r"last_layer was 'Proximal\(lam=1.0.*is 'Proximal\(lam=2.0"),
+        ({"last_layer": Proximal(2.0)}, r"last_layer was 'Adaptive\(\)', is 'Proximal\(lam=2.0"),
         ({"optimizer": MOMENTUM}, r"optimizer was .*Adam .*is .*SGD"),
         ({"order": "backbone-first"}, r"order was 'solve-first', is 'backbone-first'"),
         ({"random_state": 1}, r"random_state was 0, is 1"),

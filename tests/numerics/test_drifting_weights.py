@@ -84,7 +84,7 @@ def test_row_weights_count_by_their_ratios() -> None:
 def noise_of(features: Tensor, residual: Tensor) -> Tensor:
     """As least squares sees it."""
     gram = features.mT @ features
-    return score_noise(features, residual, root=torch.linalg.cholesky(gram), gram=gram)
+    return score_noise(phi=features, residual=residual, root=torch.linalg.cholesky(gram), gram=gram)
 
 
 @pytest.mark.law
