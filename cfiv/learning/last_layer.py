@@ -67,6 +67,10 @@ class ClosedForm(Protocol):
         ...
 
 
+#: What :class:`Adaptive` remembers besides the weights.
+TRACKED = ("information", "step", "log_noise", "log_drift", "batches")
+
+
 @dataclass(frozen=True)
 class Adaptive:
     """No penalty to set: how far a batch moves the weights follows from its noise, beside how far they drift.
@@ -84,9 +88,11 @@ class Adaptive:
 
     def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Predict and correct; without a past, solve."""
-        before = None if memory is None else memory.weights if not memory.more else Track(*memory.more, mean=memory.weights)
+        before: Track | Tensor | None = None if memory is None else memory.weights
+        if memory is not None and memory.more:
+            before = Track(mean=memory.weights, **dict(zip(TRACKED, memory.more, strict=True)))
         after = track_weights(before, features=features, targets=targets, weights=weights)
-        return Memory(after.mean, (after.information, after.step, after.log_noise, after.log_drift, after.batches))
+        return Memory(after.mean, tuple(getattr(after, name) for name in TRACKED))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from math import log
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from cfiv.errors import SingularError
 from cfiv.numerics.inputs import row_weights
 
-#: How far weights are first taken to drift in a step of training, as a share of their own size, and the bounds of that share.
-DRIFT, LEAST_DRIFT, MOST_DRIFT = 0.1, 1e-6, 1e3
-#: From so many rows a feature, more is risked at first, in proportion.
+#: How far weights are first taken to drift in a step of training, as a share of their own size, and the least of that share.
+DRIFT, LEAST_DRIFT = 0.1, 1e-6
+#: From so many rows a feature the first batch is solved, whatever the weights were, and the drift may begin higher: at rows a
+#: feature over this number, which is also the most. Features that learn from weights that chase few rows make them chase more.
 ROWS = 10
 #: How much the logarithm of that share grows where two corrections after one another are the same, and falls where opposite.
 LEARNING = 0.1
@@ -26,7 +27,7 @@ LEAST_PULL = 1e-10
 TINY = torch.finfo(torch.float64).tiny
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Track:
     """What is known after a batch, all float64, with the leading axes of the features.
 
@@ -42,13 +43,12 @@ class Track:
         Logarithms of ``s^2`` and of the drift as a share of the weights, and how many batches there were.
     """
 
+    mean: Tensor
     information: Tensor
     step: Tensor
     log_noise: Tensor
     log_drift: Tensor
     batches: Tensor
-    _: KW_ONLY
-    mean: Tensor
 
 
 def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Track:
@@ -56,11 +56,12 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     With rows scaled by the square roots of their weights (mean one), G = Phi'Phi, and the residual ``E = Y - Phi W_prev``,
 
-        A = (A_prev^-1 + q I)^-1 + G,        W = W_prev + A^-1 Phi'E,
+        A = (max(1, drift^2) A_prev^-1 + q I)^-1 + G,        W = W_prev + A^-1 Phi'E,
         q = (drift^2 / s^2) max(|W_prev|^2, d |Phi'Y|^2 / (tr G)^2) / dk.
 
     That is the Kalman filter of weights whose steps have variance ``q s^2``, seen in noise of variance ``s^2``: directions that
-    batches determine well are followed, those that they hardly show keep what earlier batches said.
+    batches determine well are followed, those that they hardly show keep what earlier batches said. Weights that drift by more
+    than their own size are forgotten in all directions alike.
 
     The noise is that of the *score* ``Phi'E``: of its parts over PARTS runs of neighbouring rows, in excess of their mean, so
     that what they agree upon is no noise, and rows that belong together count as what they are. It is a geometric mean over
@@ -71,8 +72,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     Parameters
     ----------
     before : Track, Tensor (..., d, k) or None
-        What it gave for the batch before; or weights to begin with, of which nothing is known; or None for no past at all: then
-        the first batch is solved.
+        What it gave for the batch before; or weights to begin with, of which nothing is known; or None for no past at all: the
+        first batch is then solved, as it is where there are ROWS rows a feature.
     features : Tensor (..., n, d)
     targets : Tensor (..., n, k)
         Gradients flow from the mean to them, the gain ``A^-1`` held fixed; not to the features.
@@ -103,20 +104,21 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     gram = phi.mT @ phi
     identity = torch.eye(d, dtype=phi.dtype, device=phi.device)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1).clamp_min(TINY)
-    past = before if isinstance(before, Track) else None
-    mean = before.mean if isinstance(before, Track) else before
+    past, mean = (before, before.mean) if isinstance(before, Track) else (None, before if rows < ROWS * d else None)
+    most = max(DRIFT, rows / (ROWS * d))
     residual = y if mean is None else y - phi @ mean
     size = d * (phi.mT @ y.detach()).square().sum(dim=(-2, -1)) / trace**2
     size = (size if mean is None else torch.maximum(mean.detach().square().sum(dim=(-2, -1)), size)) / (d * k)
     if past is None:
         noise = score_noise(phi=phi, residual=residual.detach(), root=identity.expand_as(gram), gram=gram)
-        log_noise, log_drift = noise.clamp_min(TINY).log(), torch.full_like(trace, log(DRIFT * max(1.0, rows / (ROWS * d))))
+        log_noise, log_drift = noise.clamp_min(TINY).log(), torch.full_like(trace, log(most))
         batches = torch.ones_like(trace)
     else:
         log_noise, log_drift, batches = past.log_noise, past.log_drift, past.batches + 1.0
     ratio = ((2.0 * log_drift - log_noise).exp() * size).clamp_max(d / (LEAST_PULL * trace))[..., None, None]
     if past is not None:
-        known = torch.cholesky_solve(past.information, _cholesky(identity + ratio * past.information))
+        forgotten = (2.0 * log_drift).exp().clamp_min(1.0)[..., None, None]
+        known = torch.cholesky_solve(past.information, _cholesky(forgotten * identity + ratio * past.information))
         known = (known + known.mT) / 2
     else:
         known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio)
@@ -133,7 +135,7 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         information=information,
         step=step.detach() if mean is not None else torch.zeros_like(step),
         log_noise=log_noise,
-        log_drift=log_drift.clamp(log(LEAST_DRIFT), log(MOST_DRIFT)),
+        log_drift=log_drift.clamp(log(LEAST_DRIFT), log(most)),
         batches=batches,
     )
 
@@ -149,11 +151,13 @@ def score_noise(*, phi: Tensor, residual: Tensor, root: Tensor, gram: Tensor) ->
     parts = min(PARTS, rows)
     each = rows // parts
     kept = slice(None, parts * each)
-    scores = phi[..., kept, :].unflatten(-2, (parts, each)).mT @ residual[..., kept, :].unflatten(-2, (parts, each))
+    by_part = [values[..., kept, :].reshape(*values.shape[:-2], parts, each, values.shape[-1]) for values in (phi, residual)]
+    scores = by_part[0].mT @ by_part[1]
     if parts > 1:
         scores = (scores - scores.mean(dim=-3, keepdim=True)) * (parts / (parts - 1)) ** 0.5
     scores = scores.movedim(-3, -2).flatten(start_dim=-2)
-    seen = torch.linalg.solve_triangular(root, scores, upper=False).square().sum(dim=(-2, -1)) * (rows / (parts * each))
+    white: Tensor = torch.linalg.solve_triangular(root, scores, upper=False)
+    seen = white.square().sum(dim=(-2, -1)) * (rows / (parts * each))
     gain = torch.cholesky_solve(gram, root).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     return seen / (gain * residual.shape[-1]).clamp_min(TINY)
 
@@ -162,7 +166,8 @@ def _cosine(*, first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
     """Of the angle between matrices (..., d, k); 0 where one of them is 0."""
     one, other = metric @ first, metric @ second
     lengths = (first * one).sum(dim=(-2, -1)).clamp_min(0.0).sqrt() * (second * other).sum(dim=(-2, -1)).clamp_min(0.0).sqrt()
-    return torch.where(lengths > 0, (first * other).sum(dim=(-2, -1)) / lengths, 0.0).clamp(-1.0, 1.0)
+    cosine: Tensor = torch.where(lengths > 0, (first * other).sum(dim=(-2, -1)) / lengths, 0.0)
+    return cosine.clamp(-1.0, 1.0)
 
 
 def _cholesky(symmetric: Tensor) -> Tensor:

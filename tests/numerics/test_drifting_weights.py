@@ -16,7 +16,7 @@ SAME = 1e-9
 TRUTH = torch.tensor([[1.0, 0.0], [2.0, -1.0], [-1.0, 0.5]], dtype=torch.float64)
 
 
-def batch(seed: int, *, rows: int = 40, noise: float = 0.3) -> dict[str, Tensor]:
+def batch(seed: int, *, rows: int = 20, noise: float = 0.3) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
     return {
@@ -65,18 +65,11 @@ def test_units_of_features_and_targets_change_weights_as_they_change_least_squar
 
 
 @pytest.mark.law
-def test_rows_that_only_repeat_their_neighbours_count_once() -> None:
-    batches = [batch(seed) for seed in range(5)]
-    repeated = [{name: values.repeat_interleave(7, dim=0) for name, values in each.items()} for each in batches]
-    torch.testing.assert_close(track(repeated, start=TRUTH).mean, track(batches, start=TRUTH).mean, rtol=SAME, atol=SAME)
-
-
-@pytest.mark.law
 def test_row_weights_count_by_their_ratios() -> None:
-    w = torch.rand(40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    w = torch.rand(20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     once, more = ([{**batch(seed), "weights": c * w} for seed in range(3)] for c in (1.0, 8.0))
     torch.testing.assert_close(track(more, start=TRUTH).mean, track(once, start=TRUTH).mean, rtol=SAME, atol=SAME)
-    alike = [{**batch(seed), "weights": torch.full((40,), 3.0)} for seed in range(3)]
+    alike = [{**batch(seed), "weights": torch.full((20,), 3.0)} for seed in range(3)]
     plain = [batch(seed) for seed in range(3)]
     torch.testing.assert_close(track(alike, start=TRUTH).mean, track(plain, start=TRUTH).mean, rtol=SAME, atol=SAME)
 
@@ -96,6 +89,23 @@ def test_independent_rows_have_the_noise_that_they_were_drawn_with() -> None:
 
 
 @pytest.mark.law
+def test_rows_that_only_repeat_their_neighbours_are_seen_to_be_no_more_than_they_were() -> None:
+    """Seven times the rows, each of which has seven times the noise."""
+    given = batch(0)
+    residual = given["targets"] - given["features"] @ TRUTH
+    repeated = noise_of(given["features"].repeat_interleave(7, dim=0), residual.repeat_interleave(7, dim=0))
+    torch.testing.assert_close(repeated, 7.0 * noise_of(given["features"], residual), rtol=SAME, atol=0.0)
+
+
+@pytest.mark.law
+def test_where_a_batch_has_many_rows_a_feature_it_is_solved_whatever_the_weights_were() -> None:
+    many = batch(0, rows=30)
+    torch.testing.assert_close(track([many], start=5.0 * TRUTH).mean, solve_step(**many), rtol=1e-6, atol=1e-6)
+    few = batch(0, rows=29)
+    assert (track([few], start=5.0 * TRUTH).mean - solve_step(**few)).norm() > 1.0
+
+
+@pytest.mark.law
 def test_what_all_parts_of_a_batch_agree_upon_is_no_noise() -> None:
     features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).repeat(4, 1)
     assert float(noise_of(features, features @ TRUTH)) == pytest.approx(0.0, abs=1e-20)
@@ -110,7 +120,7 @@ def test_huge_noise_moves_weights_little_and_none_moves_them_all_the_way() -> No
         after = track_weights(replace(before, mean=start), **given).mean
         return float((after - start).norm() / (solve_step(**given) - start).norm())
 
-    assert moved(30.0) < 0.2
+    assert moved(30.0) < 0.4
     assert moved(1e-6) == pytest.approx(1.0, abs=0.01)
 
 
@@ -126,7 +136,7 @@ def test_on_features_that_stay_weights_come_near_least_squares_on_all_rows() -> 
 
 @pytest.mark.law
 def test_directions_that_no_batch_shows_keep_their_weights() -> None:
-    batches = [{**given, "features": torch.cat([given["features"], torch.zeros(40, 1)], 1)} for given in map(batch, range(5))]
+    batches = [{**given, "features": torch.cat([given["features"], torch.zeros(20, 1)], 1)} for given in map(batch, range(5))]
     start = torch.cat([0.1 * TRUTH, torch.full((1, 2), 7.0)])
     found = track(batches, start=start).mean
     assert torch.equal(found[3], start[3])
@@ -139,7 +149,7 @@ def test_gradients_reach_targets_with_the_gain_held_fixed() -> None:
     after = track_weights(0.1 * TRUTH, features=given["features"], targets=live)
     (gradient,) = torch.autograd.grad(after.mean.sum(), [live])
     gain = torch.linalg.solve(after.information, given["features"].mT)
-    torch.testing.assert_close(gradient, gain.sum(dim=0)[:, None].expand(40, 2), rtol=SAME, atol=SAME)
+    torch.testing.assert_close(gradient, gain.sum(dim=0)[:, None].expand(20, 2), rtol=SAME, atol=SAME)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
