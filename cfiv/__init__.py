@@ -28,6 +28,7 @@ __all__ = [
     "AGMM",
     "DFIV",
     "LIML",
+    "Adaptive",
     "CfivError",
     "CfivWarning",
     "DataError",
@@ -81,13 +82,14 @@ if TYPE_CHECKING:
     from cfiv.estimators.two_sls import TwoStageLeastSquares
     from cfiv.inference.infer import infer
     from cfiv.inference.inference import Inference
-    from cfiv.learning.last_layer import Gradient, Kalman, MovingAverage, Proximal, Ridge
+    from cfiv.learning.last_layer import Adaptive, Gradient, Kalman, MovingAverage, Proximal, Ridge
     from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
         "AGMM": "cfiv.estimators.agmm",
+        "Adaptive": "cfiv.learning.last_layer",
         "DFIV": "cfiv.estimators.dfiv",
         "DeepIV": "cfiv.estimators.deep_iv",
         "Gradient": "cfiv.learning.last_layer",

@@ -1,7 +1,8 @@
 """Last layers as pieces: previous weights in, new weights out. Penalties act on the mean squared error.
 
 A :class:`ClosedForm` takes what the layer remembers and a batch, and gives what it remembers next. The trainer takes any of
-:class:`Ridge`, :class:`Proximal`, :class:`Kalman`, :class:`MovingAverage`, or :class:`Gradient`, which is not solved at all.
+:class:`Adaptive`, which has no penalty to set, :class:`Ridge`, :class:`Proximal`, :class:`Kalman`, :class:`MovingAverage`, or
+:class:`Gradient`, which is not solved at all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from cfiv.checks import check_flag, check_number
 from cfiv.errors import ParameterError
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
+from cfiv.numerics.drifting_weights import Track, track_weights
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step
 from cfiv.numerics.moments import Moments, moments, solve_moments
@@ -63,6 +65,34 @@ class ClosedForm(Protocol):
         weights : Tensor (n,), optional
         """
         ...
+
+
+#: What :class:`Adaptive` remembers besides the weights.
+TRACKED = ("information", "step", "log_noise", "log_drift", "batches")
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """No penalty to set: how far a batch moves the weights follows from its noise, beside how far they drift.
+
+    The filter of :class:`Kalman`, whose two standard deviations are found as training runs: the noise from how parts of a batch
+    disagree, the drift in proportion to the weights (:func:`cfiv.numerics.drifting_weights.track_weights`). Where batches
+    nearly determine the layer it is :class:`Ridge` without a penalty; where they are few noisy rows, it takes small steps.
+
+    Notes
+    -----
+    As of :class:`Kalman`, W minimises the losses of the last batches, not the one that the backbone descends.
+    """
+
+    side_by_side: ClassVar[bool] = True
+
+    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+        """Predict and correct; without a past, solve."""
+        before: Track | Tensor | None = None if memory is None else memory.weights
+        if memory is not None and memory.more:
+            before = Track(mean=memory.weights, **dict(zip(TRACKED, memory.more, strict=True)))
+        after = track_weights(before, features=features, targets=targets, weights=weights)
+        return Memory(after.mean, tuple(getattr(after, name) for name in TRACKED))
 
 
 @dataclass(frozen=True)
@@ -235,6 +265,8 @@ def remembered_shapes(layer: ClosedForm | Gradient, weights: Tensor) -> list[tup
     rows, columns = weights.shape
     if isinstance(layer, Kalman):
         return [] if layer.reset else [(rows, rows)]
+    if isinstance(layer, Adaptive):
+        return [(rows, rows), (rows, columns), (), (), ()]
     if isinstance(layer, MovingAverage):
         return [(rows, rows), (rows, columns), ()]
     return [] if isinstance(layer, (Ridge, Proximal, Gradient)) else None

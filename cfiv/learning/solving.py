@@ -49,7 +49,9 @@ class Settling:
 def check_last_layer(layer: object) -> None:
     """Raise a ParameterError unless it is solved in closed form: an object, and not a class, with a method ``update``."""
     if isinstance(layer, type | dict | set) or not callable(getattr(layer, "update", None)):
-        raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or an object with their update", layer, kind=True)
+        raise refusal(
+            "last_layer", "Adaptive, Ridge, Proximal, Kalman, MovingAverage or an object with their update", layer, kind=True
+        )
 
 
 def describe_layer(layer: object) -> str:

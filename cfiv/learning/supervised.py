@@ -45,7 +45,7 @@ class Recipe:
         layer = self.last_layer
         solved = callable(getattr(layer, "update", None)) and not isinstance(layer, type | dict | set)
         if not isinstance(layer, Gradient) and not solved:
-            raise refusal("last_layer", "Ridge, Proximal, Kalman, MovingAverage or Gradient", layer, kind=True)
+            raise refusal("last_layer", "Adaptive, Ridge, Proximal, Kalman, MovingAverage or Gradient", layer, kind=True)
         check_choice("order", self.order, ("solve-first", "backbone-first"))
         check_choice("loss", self.loss, ("squared", "cross-entropy"))
         check_flag("mixed_precision", self.mixed_precision)

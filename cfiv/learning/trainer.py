@@ -27,7 +27,7 @@ from cfiv.files import check_place
 from cfiv.learning.build import check_kept
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.evaluation import check_width, place
-from cfiv.learning.last_layer import ClosedForm, Gradient, Proximal
+from cfiv.learning.last_layer import Adaptive, ClosedForm, Gradient, Proximal
 from cfiv.learning.last_linear_map import find_last_linear_map
 from cfiv.learning.module_modes import in_mode, make_trainable
 from cfiv.learning.optimisers import OptimizerFactory, check_optimizer
@@ -67,8 +67,8 @@ class LastLayerTrainer(TrainedModule):
         count: a single output may be (n,) or (n, 1), and so may its targets. Its last linear map is a Linear, or a 1x1
         convolution, for which every point of the grid is a row of the solve, so the resolution may change between batches. A
         bias is the weight of a constant feature, penalised like the others. The module's own last layer is the first W_prev.
-    last_layer : Ridge, Proximal, Kalman, MovingAverage or Gradient
-        From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Proximal(lam=1.0) by default.
+    last_layer : Adaptive, Ridge, Proximal, Kalman, MovingAverage or Gradient
+        From :mod:`cfiv.learning.last_layer`, and from :mod:`cfiv`. Adaptive() by default, which has nothing to set.
     last_module : str, optional
         Dotted name of the last linear map, where the last one that runs is not meant.
     optimizer : callable, optional
@@ -147,7 +147,7 @@ class LastLayerTrainer(TrainedModule):
             check_optimizer(optimizer)
         resolve_device(device)
         self.module, self.last_module, self.optimizer = module, last_module, optimizer
-        self.last_layer: ClosedForm | Gradient = Proximal(lam=1.0) if last_layer is None else last_layer
+        self.last_layer: ClosedForm | Gradient = Adaptive() if last_layer is None else last_layer
         self.order, self.loss, self.mixed_precision = order, loss, mixed_precision
         self.task: Task = make_task(task, one_hot_scale=one_hot_scale)
         self._recipe().check()

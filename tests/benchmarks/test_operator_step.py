@@ -51,3 +51,15 @@ def test_a_step_with_a_solve_costs_little_more_than_a_step_of_adam_on_everything
     print({order: round(statistics.median(values), 3) for order, values in ratios.items()})
     # Backbone-first runs the module a second time; that is no cost of the solve, and no bound on it is claimed.
     assert statistics.median(ratios["solve-first"]) <= 1.3
+
+
+def test_an_adaptive_step_takes_hardly_longer_than_a_proximal_one(benchmark) -> None:
+    torch.manual_seed(0)
+    proximal, adaptive = fit(cfiv.Proximal(lam=0.01), "solve-first"), fit(cfiv.Adaptive(), "solve-first")
+    for run in (proximal, adaptive):
+        run()
+    ratio = statistics.median(adaptive() / proximal() for _ in range(ROUNDS))
+    benchmark.pedantic(adaptive, rounds=2)
+    benchmark.extra_info["ratio to a proximal step"] = ratio
+    print(round(ratio, 3))
+    assert ratio <= 1.1

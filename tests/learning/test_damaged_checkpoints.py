@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
+from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
 from cfiv.errors import ModelFileError
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import FORMAT_VERSION, RUN_FILE
@@ -47,6 +47,7 @@ def kill(step: int, loss: float) -> None:
 
 
 LAYERS: dict[str, tuple[Any, Any]] = {
+    "adaptive, Adam": (Adaptive(), torch.optim.Adam),
     "ridge, Adam": (Ridge(0.1), torch.optim.Adam),
     "proximal, momentum": (Proximal(0.5), partial(torch.optim.SGD, lr=0.01, momentum=0.9)),
     "Kalman, Adafactor": (Kalman(0.1, observation_noise=1.0), torch.optim.Adafactor),

@@ -1,12 +1,13 @@
 """Last layers as pieces: what the proximal memory remembers."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
 
 from cfiv.errors import ParameterError
-from cfiv.learning.last_layer import ClosedForm, Gradient, Kalman, Memory, MovingAverage, Proximal, Ridge
+from cfiv.learning.last_layer import Adaptive, ClosedForm, Gradient, Kalman, Memory, MovingAverage, Proximal, Ridge
 from cfiv.learning.solving import Settling, check_last_layer, scheduled, update_members
 from cfiv.numerics.least_squares import solve_step
 
@@ -61,7 +62,9 @@ LAYERS = [Ridge(0.1), Proximal(2.0, beta=0.1), Kalman(0.5, observation_noise=1.0
 
 @pytest.mark.law
 @pytest.mark.parametrize(
-    "layer", [*LAYERS, Settling(LAYERS[1], 0.5), Settling(LAYERS[2], 0.5)], ids=lambda layer: repr(layer)[:20]
+    "layer",
+    [Adaptive(), *LAYERS, Settling(LAYERS[1], 0.5), Settling(LAYERS[2], 0.5), Settling(Adaptive(), 0.5)],
+    ids=lambda layer: repr(layer)[:20],
 )
 def test_layers_of_members_remember_each_their_own(layer: ClosedForm) -> None:
     memory: Memory | None = None
@@ -92,10 +95,17 @@ def test_weights_are_differentiable_in_the_targets(layer: ClosedForm) -> None:
 
 def test_what_is_no_last_layer_is_refused() -> None:
     for wrong in (Gradient(), Ridge, {"update": 1}, 3.0):
-        with pytest.raises(ParameterError, match=r"last_layer must be Ridge, Proximal, Kalman, MovingAverage or an object"):
+        with pytest.raises(
+            ParameterError, match=r"last_layer must be Adaptive, Ridge, Proximal, Kalman, MovingAverage or an object"
+        ):
             check_last_layer(wrong)
-    for layer in LAYERS:
+    for layer in (Adaptive(), *LAYERS):
         check_last_layer(layer)
+
+
+def test_the_adaptive_layer_has_nothing_to_set() -> None:
+    assert fields(Adaptive()) == ()
+    assert Adaptive() == Adaptive()
 
 
 def test_what_a_layer_of_ones_own_gives_is_looked_at() -> None:
@@ -115,7 +125,7 @@ def test_what_a_layer_of_ones_own_gives_is_looked_at() -> None:
 @pytest.mark.law
 def test_a_schedule_concerns_the_pull_to_previous_weights_alone() -> None:
     assert scheduled(Proximal(2.0, beta=0.1), 0.25) == Proximal(0.5, beta=0.1)
-    for layer in (LAYERS[0], LAYERS[2], LAYERS[3]):
+    for layer in (Adaptive(), LAYERS[0], LAYERS[2], LAYERS[3]):
         assert scheduled(layer, 0.25) is layer
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import cfiv
-from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
+from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
 from cfiv.learning.examples import Examples
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.last_linear_map import find_last_linear_map
@@ -218,7 +218,9 @@ def test_lambda_rises_from_its_start_or_follows_a_function() -> None:
 
 @pytest.mark.law
 @pytest.mark.parametrize(
-    "layer", [Ridge(0.1), Proximal(0.5), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient()], ids=repr
+    "layer",
+    [Adaptive(), Ridge(0.1), Proximal(0.5), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient()],
+    ids=repr,
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_modules_own_output_is_the_prediction(layer: ClosedForm | Gradient, bias: bool) -> None:

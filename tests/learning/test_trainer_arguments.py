@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfiv import DataError, Gradient, LastLayerTrainer, ParameterError, Ridge
+from cfiv import DataError, Gradient, LastLayerTrainer, ParameterError, Proximal, Ridge
 from cfiv.learning.last_layer import Memory
 from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import without_addresses
@@ -46,14 +46,14 @@ def ended(**options: object) -> Tensor:
         {"optimizer": torch.optim.Adam},  # whose rate is ours
         {"mixed_precision": np.False_},
         {"lambda_schedule": np.float32(1.0)},
-        {"lambda_schedule": lambda share: torch.tensor(1.0)},
+        {"lambda_schedule": lambda share: torch.tensor(1.0), "last_layer": Proximal(1.0)},
         {"learning_rate_schedule": lambda share: np.array(1)},
         {"device": torch.device("cpu")},
     ],
     ids=without_addresses,
 )
 def test_other_forms_of_the_same_argument_give_the_same_numbers(options: dict[str, object]) -> None:
-    assert torch.equal(ended(**options), ended())
+    assert torch.equal(ended(**options), ended(last_layer=options.get("last_layer")))
 
 
 @pytest.mark.law
@@ -119,8 +119,15 @@ BAD = [
     ({"one_hot_scale": True}, "one_hot_scale must be finite and > 0, got True"),
     ({"lambda_schedule": "a"}, "lambda_schedule must be between 0 and 1, or a callable, got 'a'"),
     ({"lambda_schedule": True}, "lambda_schedule must be between 0 and 1, or a callable, got True"),
-    ({"lambda_schedule": lambda share: "1"}, "lambda_schedule must give factors that are finite and >= 0, got '1' at 0 of"),
-    ({"lambda_schedule": lambda share: float("nan") if share > 0.3 else 1.0}, "lambda_schedule must give .* got nan at 0.5"),
+    (
+        {"lambda_schedule": lambda share: "1", "last_layer": Proximal(1.0)},
+        "lambda_schedule must give factors that are finite and >= 0, got '1' at 0 of",
+    ),
+    (
+        {"lambda_schedule": lambda share: float("nan") if share > 0.3 else 1.0, "last_layer": Proximal(1.0)},
+        "lambda_schedule must give .* got nan at 0.5",
+    ),
+    ({"lambda_schedule": 0.5}, "lambda_schedule is for Proximal, got Adaptive"),
     ({"lambda_schedule": lambda share: 1.0, "last_layer": Ridge(1.0)}, "lambda_schedule is for Proximal, got Ridge"),
     (
         {"learning_rate_schedule": "linear"},

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from cfiv import Gradient, Kalman, LastLayerTrainer, MovingAverage, ParameterError, Proximal, Ridge, TrainingWarning
+from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, ParameterError, Proximal, Ridge, TrainingWarning
 from cfiv.errors import ModelFileError, OutputError
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.networks import seeded
@@ -67,6 +67,7 @@ def kill_at(last: int) -> object:
 
 
 LAYERS = [
+    (Adaptive(), ADAM),
     (Ridge(0.1), ADAM),
     (Proximal(0.5, beta=1e-3), MOMENTUM),
     (Kalman(0.1, observation_noise=1.0), ADAM),
@@ -154,7 +155,7 @@ def test_kill_9_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"module": module(9)}, r"another model or configuration \(module was .*tensors was "),
-        ({"last_layer": Proximal(2.0)}, r"last_layer was 'Proximal\(lam=1.0.*is 'Proximal\(lam=2.0"),
+        ({"last_layer": Proximal(2.0)}, r"last_layer was 'Adaptive\(\)', is 'Proximal\(lam=2.0"),
         ({"optimizer": MOMENTUM}, r"optimizer was .*Adam .*is .*SGD"),
         ({"order": "backbone-first"}, r"order was 'solve-first', is 'backbone-first'"),
         ({"random_state": 1}, r"random_state was 0, is 1"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfiv import (
+    Adaptive,
     DataError,
     DivergenceError,
     Gradient,
@@ -277,8 +278,8 @@ def test_a_loader_that_dries_up_is_refused() -> None:
         (lambda m: Kalman(0.0, observation_noise=1.0), r"process_noise must be > 0 with reset=True or without a prior, got 0"),
         (lambda m: MovingAverage(1.0, beta=0.1), r"decay must be >= 0 and < 1, got 1.0"),
         (lambda m: LastLayerTrainer("net"), r"module must be a torch module, got str"),
-        (lambda m: LastLayerTrainer(m, 0.5), r"last_layer must be Ridge, Proximal, .*, got float"),
-        (lambda m: LastLayerTrainer(m, Ridge), r"last_layer must be Ridge, Proximal, .*, got the class Ridge"),
+        (lambda m: LastLayerTrainer(m, 0.5), r"last_layer must be Adaptive, Ridge, Proximal, .*, got float"),
+        (lambda m: LastLayerTrainer(m, Ridge), r"last_layer must be Adaptive, Ridge, Proximal, .*, got the class Ridge"),
         (lambda m: LastLayerTrainer(m, order="first"), r"order must be 'solve-first' or 'backbone-first', got 'first'"),
         (lambda m: LastLayerTrainer(m, loss="cross-entropy"), r"loss='cross-entropy' has no closed form"),
         (lambda m: LastLayerTrainer(m, task="classification", one_hot_scale=0), r"one_hot_scale must be finite and > 0"),
@@ -287,7 +288,10 @@ def test_a_loader_that_dries_up_is_refused() -> None:
             lambda m: LastLayerTrainer(m, lambda_schedule=2.0),
             r"lambda_schedule must be between 0 and 1, or a callable, got 2.0",
         ),
-        (lambda m: LastLayerTrainer(m, lambda_schedule=lambda s: -s).fit((X, Y), steps=200), r"schedule must give factors"),
+        (
+            lambda m: LastLayerTrainer(m, Proximal(1.0), lambda_schedule=lambda s: -s).fit((X, Y), steps=200),
+            r"schedule must give factors",
+        ),
         (lambda m: LastLayerTrainer(m, batch_size=21).fit((X, Y), steps=1), r"batch_size=21 exceeds the 20 rows"),
         (lambda m: LastLayerTrainer(m).fit((X, Y)), r"give either epochs or steps, got epochs=None and steps=None"),
         (lambda m: LastLayerTrainer(m, batch_size=5).fit((X, Y), epochs=0), r"epochs must be a whole number >= 1, got 0"),
@@ -305,7 +309,7 @@ def test_predictions_need_a_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [Ridge(0.1), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient(SGD)], ids=repr
+    "layer", [Adaptive(), Ridge(0.1), Kalman(0.5, observation_noise=1.0), MovingAverage(0.5, beta=0.1), Gradient(SGD)], ids=repr
 )
 @pytest.mark.parametrize("order", ["solve-first", "backbone-first"])
 def test_a_loss_that_turns_nan_stops_at_its_step_with_the_last_good_state(order: str, layer: Ridge) -> None:

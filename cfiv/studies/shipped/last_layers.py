@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Ridge of the refit, on squared errors of the order of one.
 REFIT = 1e-8
 #: What ``layer`` may be.
-LAYERS = ("sgd", "adam", "cross-entropy", "ridge", "proximal", "kalman")
+LAYERS = ("sgd", "adam", "cross-entropy", "ridge", "proximal", "kalman", "adaptive")
 #: A number, or one for each batch size, by the batch size as text, as TOML has it.
 BySize = float | Mapping[str, float]
 
@@ -61,6 +61,7 @@ class TrainedModule:
             "ridge": lambda: cfiv.Ridge(beta=self.penalty),
             "proximal": lambda: cfiv.Proximal(lam=self.penalty),
             "kalman": lambda: cfiv.Kalman(process_noise=self.penalty, observation_noise=1.0),
+            "adaptive": cfiv.Adaptive,
         }
         optimizer = partial(torch.optim.SGD, momentum=0.9) if self.layer == "sgd" else torch.optim.Adam
         torch.manual_seed(self.seed)

@@ -1,0 +1,166 @@
+"""Weights that drift, seen through noise that is measured: what it equals, what it does not depend on, what it tends to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cfiv.errors import SingularError
+from cfiv.numerics.drifting_weights import Track, score_noise, track_weights
+from cfiv.numerics.kalman import kalman_update
+from cfiv.numerics.least_squares import solve_step
+
+#: Float64 solves of well-conditioned systems of a few columns.
+SAME = 1e-9
+TRUTH = torch.tensor([[1.0, 0.0], [2.0, -1.0], [-1.0, 0.5]], dtype=torch.float64)
+
+
+def batch(seed: int, *, rows: int = 20, noise: float = 0.3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    return {
+        "features": features,
+        "targets": features @ TRUTH + noise * torch.randn(rows, 2, generator=generator, dtype=torch.float64),
+    }
+
+
+def track(batches: list[dict[str, Tensor]], *, start: Tensor | None) -> Track:
+    """After these batches, one after another."""
+    state: Track | Tensor | None = start
+    for given in batches:
+        state = track_weights(state, **given)
+    assert isinstance(state, Track)
+    return state
+
+
+@pytest.mark.law
+def test_without_a_past_the_first_batch_is_solved() -> None:
+    torch.testing.assert_close(track([batch(0)], start=None).mean, solve_step(**batch(0)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.oracle
+def test_a_step_is_that_of_the_kalman_filter_with_the_noise_and_drift_that_were_found() -> None:
+    before, given = track([batch(0), batch(1)], start=0.1 * TRUTH), batch(2)
+    noise, drift = float((before.log_noise / 2).exp()), float(before.log_drift.exp())
+    least = float(3 * (given["features"].mT @ given["targets"]).square().sum() / given["features"].square().sum() ** 2)
+    expected, _ = kalman_update(
+        **given,
+        mean=before.mean,
+        root=noise * torch.linalg.cholesky(torch.linalg.inv(before.information)),
+        process_noise=drift * (max(float(before.mean.square().sum()), least) / 6) ** 0.5,
+        observation_noise=noise,
+    )
+    torch.testing.assert_close(track_weights(before, **given).mean, expected, rtol=SAME, atol=SAME)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("start", [None, 0.1 * TRUTH], ids=["solved", "tracked"])
+def test_units_of_features_and_targets_change_weights_as_they_change_least_squares(start: Tensor | None) -> None:
+    batches = [batch(seed) for seed in range(5)]
+    scaled = [{"features": 100.0 * each["features"], "targets": 1e-3 * each["targets"]} for each in batches]
+    found = track(batches, start=start).mean
+    other = track(scaled, start=None if start is None else 1e-5 * start).mean
+    torch.testing.assert_close(other, 1e-5 * found, rtol=SAME, atol=0.0)
+
+
+@pytest.mark.law
+def test_row_weights_count_by_their_ratios() -> None:
+    w = torch.rand(20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    once, more = ([{**batch(seed), "weights": c * w} for seed in range(3)] for c in (1.0, 8.0))
+    torch.testing.assert_close(track(more, start=TRUTH).mean, track(once, start=TRUTH).mean, rtol=SAME, atol=SAME)
+    alike = [{**batch(seed), "weights": torch.full((20,), 3.0)} for seed in range(3)]
+    plain = [batch(seed) for seed in range(3)]
+    torch.testing.assert_close(track(alike, start=TRUTH).mean, track(plain, start=TRUTH).mean, rtol=SAME, atol=SAME)
+
+
+def noise_of(features: Tensor, residual: Tensor) -> Tensor:
+    """As least squares sees it."""
+    gram = features.mT @ features
+    return score_noise(phi=features, residual=residual, root=torch.linalg.cholesky(gram), gram=gram)
+
+
+@pytest.mark.law
+def test_independent_rows_have_the_noise_that_they_were_drawn_with() -> None:
+    features = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = 0.3 * torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.stack([noise_of(f, e) for f, e in zip(features.split(100), noise.split(100), strict=True)])
+    assert float(found.mean()) == pytest.approx(0.09, rel=0.05)  # of 200 batches with 18 degrees of freedom: 2.4 %
+
+
+@pytest.mark.law
+def test_rows_that_only_repeat_their_neighbours_are_seen_to_be_no_more_than_they_were() -> None:
+    """Seven times the rows, each of which has seven times the noise."""
+    given = batch(0)
+    residual = given["targets"] - given["features"] @ TRUTH
+    repeated = noise_of(given["features"].repeat_interleave(7, dim=0), residual.repeat_interleave(7, dim=0))
+    torch.testing.assert_close(repeated, 7.0 * noise_of(given["features"], residual), rtol=SAME, atol=0.0)
+
+
+@pytest.mark.law
+def test_where_a_batch_has_many_rows_a_feature_it_is_solved_whatever_the_weights_were() -> None:
+    many = batch(0, rows=30)
+    torch.testing.assert_close(track([many], start=5.0 * TRUTH).mean, solve_step(**many), rtol=1e-6, atol=1e-6)
+    few = batch(0, rows=29)
+    assert (track([few], start=5.0 * TRUTH).mean - solve_step(**few)).norm() > 1.0
+
+
+@pytest.mark.law
+def test_what_all_parts_of_a_batch_agree_upon_is_no_noise() -> None:
+    features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).repeat(4, 1)
+    assert float(noise_of(features, features @ TRUTH)) == pytest.approx(0.0, abs=1e-20)
+
+
+@pytest.mark.law
+def test_huge_noise_moves_weights_little_and_none_moves_them_all_the_way() -> None:
+    def moved(noise: float) -> float:
+        """Beside what the batch's own least squares would."""
+        given, before = batch(9, noise=noise), track([batch(seed, noise=noise) for seed in range(9)], start=TRUTH)
+        start = before.mean + 1.0
+        after = track_weights(replace(before, mean=start), **given).mean
+        return float((after - start).norm() / (solve_step(**given) - start).norm())
+
+    assert moved(30.0) < 0.4
+    assert moved(1e-6) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.law
+def test_on_features_that_stay_weights_come_near_least_squares_on_all_rows() -> None:
+    batches = [batch(seed, rows=10, noise=1.0) for seed in range(400)]
+    everything = {name: torch.cat([each[name] for each in batches]) for name in ("features", "targets")}
+    best = solve_step(**everything)
+    alone = torch.stack([solve_step(**each) - best for each in batches]).square().sum(dim=(1, 2)).mean().sqrt()
+    tracked = torch.stack([track(batches[: 100 + at], start=None).mean - best for at in range(0, 300, 30)])
+    assert float(tracked.square().sum(dim=(1, 2)).mean().sqrt()) < 0.3 * float(alone)
+
+
+@pytest.mark.law
+def test_directions_that_no_batch_shows_keep_their_weights() -> None:
+    batches = [{**given, "features": torch.cat([given["features"], torch.zeros(20, 1)], 1)} for given in map(batch, range(5))]
+    start = torch.cat([0.1 * TRUTH, torch.full((1, 2), 7.0)])
+    found = track(batches, start=start).mean
+    assert torch.equal(found[3], start[3])
+
+
+@pytest.mark.gradient
+def test_gradients_reach_targets_with_the_gain_held_fixed() -> None:
+    given = batch(0)
+    live = given["targets"].clone().requires_grad_()
+    after = track_weights(0.1 * TRUTH, features=given["features"], targets=live)
+    (gradient,) = torch.autograd.grad(after.mean.sum(), [live])
+    gain = torch.linalg.solve(after.information, given["features"].mT)
+    torch.testing.assert_close(gradient, gain.sum(dim=0)[:, None].expand(20, 2), rtol=SAME, atol=SAME)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_few_rows_and_collinear_or_exact_ones_have_an_answer(rows: int) -> None:
+    for noise in (0.0, 1.0):
+        given = [batch(seed, rows=rows, noise=noise) for seed in range(30)]
+        twice = [{**each, "features": torch.cat([each["features"]] * 2, dim=1)} for each in given]
+        for start in (None, torch.zeros(6, 2, dtype=torch.float64)):
+            assert bool(torch.isfinite(track(twice, start=start).mean).all())
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(SingularError, match="the features have become infinite"):
+        track([{"features": torch.full((5, 3), torch.nan), "targets": torch.ones(5, 2)}], start=TRUTH)
