@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,8 @@ class IVData:
             return self
         weights = self.weights / self.weights.max()  # of which the smallest may become zero
         kept = weights > 0
+        if kept.all():  # and nothing is copied
+            return replace(self, weights=weights)
         arrays = {role: getattr(self, role) for role in ROLES} | {"weights": weights}
         arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
         return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)

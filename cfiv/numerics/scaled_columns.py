@@ -64,9 +64,17 @@ class ScaledColumns:
         scales = np.where(scales > 0, scales, 1.0)
         return cls(weighted / scales, exponents, centres, scales, lengths / scales)
 
+    def only(self, kept: Array) -> ScaledColumns:
+        """Some of the columns, by their numbers."""
+        return ScaledColumns(
+            self.values[:, kept], self.exponents[kept], self.centres[kept], self.scales[kept], self.lengths[kept]
+        )
+
     def at(self, columns: Array) -> Array:
         """The same columns at other rows (m, k), without weights: ``(2^-e_j x_j - m_j) / s_j``."""
-        return np.asarray((np.ldexp(columns.astype(np.float64), -self.exponents) - self.centres) / self.scales)
+        plain = columns.astype(np.float64, copy=False)
+        plain = np.ldexp(plain, -self.exponents) if self.exponents.any() else plain
+        return np.asarray((plain - self.centres) / self.scales)
 
 
 def plain_numbers(columns: Array) -> tuple[Array, Array]:
