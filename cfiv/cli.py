@@ -38,7 +38,7 @@ except ImportError:  # the script is installed without the extra as well
     raise SystemExit(2) from None
 
 from cfiv.cli_infer import infer
-from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
+from cfiv.cli_inputs import INPUT, OUTPUT, ROWS, SEED, check_distinct, make, training_data, training_table
 from cfiv.cli_study import study
 
 EXAMPLES = """\b
@@ -174,7 +174,7 @@ def demand(
 
 
 @commands.command()
-@click.argument("train", type=INPUT)
+@click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
@@ -202,7 +202,7 @@ def fit(
     out: Path,
     **options: Any,
 ) -> None:
-    """Fit FORMULA to the table TRAIN and write a model file.
+    """Fit FORMULA to the table TRAIN, or a folder of Parquet files, and write a model file.
 
     FORMULA is "outcome ~ covariates + [treatment ~ instruments]", such as "sales ~ time + emotion + [price ~ fuel]". Covariates
     enter both stages by themselves; C(column) makes categories. Every estimator takes the same formula.
@@ -211,7 +211,7 @@ def fit(
     check_place(out)
     model = make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
     clusters = () if options["clusters"] is None else (options["clusters"],)
-    model.fit(training_table(train, formula, clusters=clusters)).save(out)
+    model.fit(training_data(train, formula, clusters=clusters)).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cfiv.cli_inputs import INPUT, OUTPUT, SEED, check_distinct, make, training_table
+from cfiv.cli_inputs import OUTPUT, ROWS, SEED, check_distinct, make, training_data
 from cfiv.errors import ParameterError
 from cfiv.estimators import registry
 from cfiv.files import check_place, check_table_place, replacing, write_table_file
@@ -23,7 +23,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 @click.command()
-@click.argument("train", type=INPUT)
+@click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=click.Choice(registry.names()), default="2sls", show_default=True, help="What to fit.")
 @click.option("--effect", nargs=2, multiple=True, metavar="FROM TO", help="Average effect of a change of the treatment.")
@@ -67,7 +67,7 @@ def infer(
     out: Path | None,
     plot: Path | None,
 ) -> None:
-    """Intervals and bands for what FORMULA estimates from the table TRAIN.
+    """Intervals and bands for what FORMULA estimates from the table TRAIN, or a folder of Parquet files.
 
     Effects, the curve of the treatment, and its average derivative, averaged over the rows. Curves come from --estimator
     sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features
@@ -83,10 +83,10 @@ def infer(
     _check_outputs(train, out, plot, grid)
     registered = registry.estimator(estimator)
     check_estimator(registered.kind)
-    frame = training_table(train, formula, clusters=clusters)
-    model = make(registered, formula, seed=seed, progress=False, weights=weights).fit(frame)
+    data = training_data(train, formula, clusters=clusters)
+    model = make(registered, formula, seed=seed, progress=False, weights=weights).fit(data)
     inference = cfiv.infer(
-        frame,
+        data,
         model,
         covariance=covariance,
         clusters=clusters or None,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cfiv.estimators.registry import Registered
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+#: A table, or a folder of Parquet files.
+ROWS = click.Path(exists=True, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
 
@@ -31,6 +33,11 @@ def make(registered: Registered, formula: str, *, seed: int, progress: bool, **o
             raise ParameterError(f"--{name} is not for --estimator {registered.name}, got --{name} {value}: leave it out")
     general = {"random_state": seed, "progress": progress}
     return registered.make(formula, **given, **{name: value for name, value in general.items() if registered.takes(name)})
+
+
+def training_data(path: Path, formula: str, *, clusters: Sequence[str] = ()) -> pd.DataFrame | Path:
+    """What an estimator is fitted to: a Parquet file or folder by its place, for it reads what it needs, or else the table."""
+    return path if path.is_dir() or table_kind(path) == "parquet" else training_table(path, formula, clusters=clusters)
 
 
 def training_table(path: Path, formula: str, *, clusters: Sequence[str] = ()) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -15,6 +16,7 @@ from cfiv.arrays import Array as Array
 from cfiv.arrays import as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
 from cfiv.labels import check_same_rows, label_codes
+from cfiv.mapped import release
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +127,10 @@ class IVData:
         arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
         return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
 
+    def release(self) -> None:
+        """Give back the memory that reading arrays on disk has taken."""
+        release(*(getattr(self, role) for role in ROLES))
+
     def check_observed(self, purpose: str) -> None:
         """Raise unless outcome and instruments are there.
 
@@ -196,6 +202,8 @@ def read_table(table: object) -> pd.DataFrame:
             table = pd.DataFrame(columns)
         except (TypeError, ValueError) as error:
             raise DataError(f"a mapping must hold columns of one length, got one that makes no table: {error}") from None
+    if isinstance(table, (str, os.PathLike)):
+        raise DataError(f"a table is needed here, got the name '{os.fspath(table)}': read it, such as with pandas.read_parquet")
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class ColumnFile:
         self.rows, self.columns, self.dtype, self.filled = rows, columns, np.dtype(dtype), 0
         size = max(1, rows * columns * self.dtype.itemsize)
         try:
-            self._file = tempfile.TemporaryFile(prefix="cfiv-")
+            self._file = tempfile.TemporaryFile(prefix="cfiv-")  # noqa: SIM115  # it lives as long as this object
+            weakref.finalize(self, self._file.close)
             # Written through a map, a disk that is full would end the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, size)

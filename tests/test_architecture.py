@@ -27,7 +27,7 @@ MAY_USE = {
     "mapped": {"errors"},
     "arrays": {"errors"},
     "labels": {"errors", "arrays"},
-    "data": {"errors", "arrays", "labels"},
+    "data": {"errors", "arrays", "labels", "mapped"},
     "numerics": {"errors", "checks"},
     "tables": {"errors", "checks", "file_values", "arrays", "labels", "mapped", "data"},
     "runtime": {"errors", "checks", "arrays"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import linalg
@@ -19,7 +19,7 @@ from cfiv.data import Array, IVData
 from cfiv.estimators.fitted_regression import FittedRegression
 from cfiv.estimators.linear_columns import CONSTANT, Columns, Exogenous, ProblemColumns, exogenous_columns, row_roots
 from cfiv.estimators.linear_inference import coefficients_of, spans
-from cfiv.mapped import BLOCK_ROWS, ColumnFile, is_mapped, release
+from cfiv.mapped import BLOCK_ROWS, ColumnFile, is_mapped
 from cfiv.numerics import score_covariance
 from cfiv.numerics.linear_iv import LinearFit
 from cfiv.numerics.scaled_columns import PLAIN_EXPONENT, ScaledColumns, constant_in_span
@@ -75,17 +75,44 @@ class LinearBlocks:
         self, fit: LinearFit, *, names: tuple[str, ...], instrumented: bool, covariance: Covariance
     ) -> FittedRegression:
         """Coefficients in the user's units, their covariance and residuals, for a fit of the columns that stand in."""
+        columns, n = self.standing_in, len(self.data)
+        scores, found, mean = self._rows_pass(fit, instrumented=instrumented, covariance=covariance)
+        coefficients = coefficients_of(
+            fit,
+            scores * n / (n - len(names)) if covariance.debiased else scores,
+            outcome=columns.outcome,
+            columns=columns.treatments.scaled,
+            constant=self._exogenous.constant,
+            names=names,
+        )
+        mean = mean if self._spans_constant and not self._exogenous.centred else 0.0
+        clusters = {} if covariance.kind != "clustered" else {"clusters": self.data.clusters}
+        return FittedRegression(
+            coefficients=coefficients,
+            residuals=found[:, 0],
+            outcome=found[:, 1] - mean if mean else found[:, 1],
+            centre=float(columns.outcome.centres[0]) + mean,
+            power=int(columns.outcome.exponents[0]),
+            root_weights=self.root,
+            has_constant=self._spans_constant,
+            constant_column=self._constant_column,
+            cov_type=covariance.kind,
+            cov_config={"debiased": bool(covariance.debiased)} | clusters,
+        )
+
+    def _rows_pass(self, fit: LinearFit, *, instrumented: bool, covariance: Covariance) -> tuple[Array, Array, float]:
+        """The covariance (k, k) of ``P' e``; residuals and outcome, plain and side by side on disk; the outcome's mean."""
         columns = self.standing_in
         own = columns.instruments if instrumented else columns.treatments
-        predictor = linalg.solve_triangular(own.triangle, own.basis.T @ fit.basis)
+        predictor = linalg.solve_triangular(own.triangle, own.basis.T @ fit.basis)  # P is the columns times it
         e, t, z, y = self._places
-        used, n, clusters = np.append(e, z if instrumented else t), len(self.data), self.data.clusters
-        unit, centre = float(columns.outcome.scales[0]), float(columns.outcome.centres[0])
-        kept, k, total, mean = ColumnFile(n, columns=2), len(names), np.zeros((len(names),) * 2), 0.0
-        groups = np.zeros((0 if clusters is None else int(clusters.max()) + 1, k))
+        structural, used = np.append(e, t), np.append(e, z if instrumented else t)
+        n, k, clusters, unit = len(self.data), fit.basis.shape[1], self.data.clusters, float(columns.outcome.scales[0])
+        kept, total, mean = ColumnFile(n, columns=2), np.zeros((k, k)), 0.0
+        sums = np.zeros((0 if clusters is None else int(clusters.max()) + 1, k))
         for rows, block in self._blocks(self._scaled):
             outcome, root = block[:, y[0]], self.root[rows]
-            residuals = outcome - block[:, np.append(e, t)] @ fit.coefficients
+            residuals = outcome - block[:, structural] @ fit.coefficients
             kept.append(unit * residuals / root, unit * outcome / root)
             mean += unit * float(root @ outcome) / n
             if covariance.kind == "unadjusted":
@@ -94,33 +121,12 @@ class LinearBlocks:
             if clusters is None:
                 total += score_covariance.robust(scores)
             else:
-                groups += np.stack([np.bincount(clusters[rows], column, len(groups)) for column in scores.T], axis=1)
+                sums += np.stack([np.bincount(clusters[rows], column, len(sums)) for column in scores.T], axis=1)
         if covariance.kind == "unadjusted":
             total = fit.residuals @ fit.residuals / n * np.eye(k)
         elif clusters is not None:
-            total = score_covariance.clustered_ways(groups, [np.arange(len(groups))], rows=n, debiased=covariance.debiased)
-        found, mean = kept.array(), mean if self._spans_constant else 0.0
-        coefficients = coefficients_of(
-            fit,
-            total * n / (n - k) if covariance.debiased else total,
-            outcome=columns.outcome,
-            columns=columns.treatments.scaled,
-            constant=self._exogenous.constant,
-            names=names,
-        )
-        config: dict[str, Any] = {"debiased": bool(covariance.debiased)}
-        return FittedRegression(
-            coefficients=coefficients,
-            residuals=found[:, 0],
-            outcome=found[:, 1] - mean if abs(mean) > 0.0 and not self._exogenous.centred else found[:, 1],
-            centre=float(columns.outcome.centres[0]) + mean,
-            power=int(columns.outcome.exponents[0]),
-            root_weights=self.root,
-            has_constant=self._spans_constant,
-            constant_column=self._constant_column,
-            cov_type=covariance.kind,
-            cov_config=config if clusters is None else config | {"clusters": clusters},
-        )
+            total = score_covariance.clustered_ways(sums, [np.arange(len(sums))], rows=n, debiased=covariance.debiased)
+        return total, kept.array(), mean
 
     @cached_property
     def _places(self) -> tuple[Array, Array, Array, Array]:
@@ -210,4 +216,4 @@ class LinearBlocks:
             )
             parts = (exogenous, data.treatment[rows], data.instruments[rows], outcome, np.ones_like(outcome))
             yield rows, self.root[rows, None] * scaled.at(np.concatenate(parts, axis=1))
-        release(*(getattr(data, role) for role in ROLES))
+            data.release()

@@ -89,7 +89,13 @@ def fitted_regression(
 
 
 def coefficients_of(
-    fit: LinearFit, scores: Array, *, outcome: ScaledColumns, columns: ScaledColumns, constant: Array | None, names: tuple[str, ...]
+    fit: LinearFit,
+    scores: Array,
+    *,
+    outcome: ScaledColumns,
+    columns: ScaledColumns,
+    constant: Array | None,
+    names: tuple[str, ...],
 ) -> Coefficients:
     """In the user's units, with the root of their covariance, for one (k, k) of the scores ``P' e``.
 

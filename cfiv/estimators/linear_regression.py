@@ -14,6 +14,7 @@ from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FewClustersWarning, ParameterError, warn
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
+from cfiv.estimators.linear_blocks import LinearBlocks, lies_on_disk
 from cfiv.estimators.linear_columns import (
     ProblemColumns,
     check_independent,
@@ -22,11 +23,11 @@ from cfiv.estimators.linear_columns import (
     warn_of_condition,
     warn_of_offsets,
 )
-from cfiv.estimators.linear_blocks import LinearBlocks, lies_on_disk
 from cfiv.estimators.linear_inference import fitted_regression
 from cfiv.estimators.linear_reduced_form import LinearFirstStage, LinearReducedForm
 from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
 from cfiv.estimators.two_stage_results import TwoStageResults
+from cfiv.mapped import release
 from cfiv.numerics.linear_iv import least_squares, two_stage_least_squares
 from cfiv.numerics.score_covariance import Kernel
 
@@ -171,6 +172,7 @@ def linear_regression(data: IVData, *, instrumented: bool, intercept: bool, cova
         "R-squared": results.rsquared,
         "Coefficients": table.reset_index(names="column").to_dict("records"),
     }
+    release(results.fitted.residuals, results.fitted.outcome)
     reduced_form = LinearReducedForm(component, instruments, intercept)
     return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
 

@@ -65,8 +65,8 @@ def infer(
 
     Parameters
     ----------
-    data : table or IVData
-        The rows that the estimator was fitted to.
+    data : table, path or IVData
+        The rows that the estimator was fitted to; a path of a Parquet file or folder, as for ``fit``.
     model : estimator
         Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
         Roles, weights and ``debiased`` are its own.
@@ -147,10 +147,12 @@ def infer(
         debiased = bool(getattr(model, "debiased", False))
         clustered = list(rows.groups.values())
         joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
-        rows.check_same(joint.fitted, function.components[0], model)
+        rows.check_same(joint.fits[0], bases[0], function.components[0], model)
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=joint.leverage)
-        average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
+        average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(
+            rows.raw, inputs=(rows.data.treatment, rows.data.covariates)
+        )
     strength = Strength.of(
         stages[0].correlations,
         rows=len(rows),

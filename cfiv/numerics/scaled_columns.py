@@ -79,7 +79,7 @@ class ScaledColumns:
 
 def plain_numbers(columns: Array) -> tuple[Array, Array]:
     """``2^-e_j x_j`` (n, k), exactly, and ``e`` (k,): zeros where the numbers are neither huge nor tiny."""
-    columns = columns.astype(np.float64)
+    columns = columns.astype(np.float64, copy=False)
     if columns.shape[1] == 0:
         return columns, np.zeros(0, dtype=np.int64)
     largest = np.maximum(columns.max(axis=0), -columns.min(axis=0))

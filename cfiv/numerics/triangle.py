@@ -27,6 +27,7 @@ def triangle_of(blocks: Iterable[Array]) -> Array:
         step = max(4 * block.shape[1], CACHED // max(1, block.shape[1]))
         for start in range(0, len(block), step):
             rows = block[start : start + step]
-            triangle = np.linalg.qr(rows if triangle is None else np.concatenate([triangle, rows]), mode="r")
+            stacked = rows if triangle is None else np.concatenate([triangle, rows])
+            triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
     assert triangle is not None
     return triangle

@@ -43,8 +43,6 @@ def gaps_in(frame: pd.DataFrame) -> pd.DataFrame:
 
 def without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
     """The rows without a gap in any column, with a warning that counts the others; raises where ``missing="raise"``."""
-    if is_mapped_table(frame):  # read without them
-        return frame
     gaps = gaps_in(frame)
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
@@ -74,7 +72,8 @@ def report_gaps(gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows:
 
 def numeric(frame: pd.DataFrame, variables: Sequence[str], categories: Container[str] = ()) -> pd.DataFrame:
     """The raw columns of a part as float64, those used as categories as they are, whatever the type of the rows."""
-    return pd.DataFrame({name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables})
+    columns = {name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables}
+    return pd.DataFrame(columns, index=frame.index, copy=False)
 
 
 def is_mapped_table(frame: pd.DataFrame) -> bool:
@@ -209,6 +208,11 @@ def level_codes(column: pd.Series[Any], name: str, known: Sequence[Hashable]) ->
     """
     positions: dict[Hashable, int] = {str(level): i for i, level in enumerate(known) if isinstance(level, pd.Interval)}
     positions |= {level: i for i, level in enumerate(known)}
+    if isinstance(column.dtype, pd.CategoricalDtype):  # a look at each category and not at each row
+        places = np.array([positions.get(level, -1) for level in column.cat.categories.tolist()] + [-1], dtype=np.int64)
+        codes = places[column.cat.codes]
+        if (codes >= 0).all():
+            return codes
     values = column.tolist()
     codes = np.fromiter((positions.get(value, -1) if _is_hashable(value) else -1 for value in values), np.int64, len(values))
     if (codes < 0).any():

@@ -57,8 +57,10 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
                 "or leave the roles out to use the arrays"
             )
     if is_place(data):
+        check_choice("missing", missing, ("drop", "raise"))
+        _check_roles(roles.parts)
         frame = read_parquet(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
-        return fit_encoder(frame, roles, missing=missing)
+        return _fit_complete(frame, roles)
     return fit_encoder(read_table(data), roles, missing=missing)
 
 
@@ -77,12 +79,14 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         With the number of rows dropped.
     """
     check_choice("missing", missing, ("drop", "raise"))
-    parts = roles.parts
-    _check_roles(parts)
-    used = roles.columns
-    require_columns(frame, used, needed_for="the roles")
-    frame = without_gaps(frame[list(used)], missing)
-    states, arrays = {}, {}
+    _check_roles(roles.parts)
+    require_columns(frame, roles.columns, needed_for="the roles")
+    return _fit_complete(without_gaps(frame[list(roles.columns)], missing), roles)
+
+
+def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVData]:
+    """:func:`fit_encoder` of a table of the roles' columns without gaps."""
+    parts, states, arrays = roles.parts, {}, {}
     for role, part in parts.items():
         # Outcomes are no sum of columns. Treatment and instruments enter regressions beside the constant and the covariates.
         beside = parts.get("covariates") if role in ("treatment", "instruments") else None

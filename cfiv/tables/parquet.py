@@ -32,7 +32,9 @@ def is_place(data: object) -> bool:
     return isinstance(data, (str, os.PathLike))
 
 
-def read_parquet(place: Place, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing) -> pd.DataFrame:
+def read_parquet(
+    place: Place, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing
+) -> pd.DataFrame:
     """Columns of a Parquet file or folder, as ``pandas.read_parquet`` has them, without rows that have gaps; mapped from disk.
 
     Parameters
@@ -66,6 +68,8 @@ def read_parquet(place: Place, names: Sequence[str], *, labels: Collection[str],
         With the number of rows dropped.
     """
     dataset, path = _open(place), os.fspath(place)
+    import pyarrow as pa
+
     present = dataset.schema.names
     repeated = sorted({name for name in present if present.count(name) > 1})
     if repeated:
@@ -88,6 +92,7 @@ def read_parquet(place: Place, names: Sequence[str], *, labels: Collection[str],
                 except DataError as error:
                     raise DataError(f"{error} (rows are counted from row {start} of '{path}')") from error
             start += batch.num_rows
+    pa.default_memory_pool().release_unused()
     if any(gaps.values()):
         report_gaps(gaps, dropped=rows - stored.filled, rows=rows, missing=missing)
     return stored.frame(gaps)
@@ -149,12 +154,11 @@ class _Stored:
         """The table; whole numbers that had gaps are floats, as pandas has them, where those tell them apart."""
         columns: dict[str, Any] = dict(zip(self.numbers, self.values.array().T, strict=True))
         for name, file in self.labels.items():
-            found = file.array()[:, 0]
+            found = columns[name] = file.array()[:, 0]
             if name in self.categories:
-                found = _categorical(found, self.categories[name], declared=name in self.declared)
+                columns[name] = _categorical(found, self.categories[name], declared=name in self.declared)
             elif gaps[name] and found.dtype.kind in "iu" and not (found.max() > EXACT or found.min() < -EXACT):
-                found = found.astype(np.float64)
-            columns[name] = found
+                columns[name] = found.astype(np.float64)
         return pd.DataFrame({name: columns[name] for name in self.names}, copy=False)
 
 
@@ -163,7 +167,9 @@ def _open(place: Place) -> Dataset:
     if not path.exists():
         raise DataError(f"there is no '{path}': give a table, or the name of a Parquet file or of a folder of them")
     if path.is_file() and path.suffix.lower() != ".parquet":
-        raise DataError(f"rows are read from .parquet files, or folders of them, got '{path}': convert it, or read it as a table")
+        raise DataError(
+            f"rows are read from .parquet files, or folders of them, got '{path}': convert it, or read it as a table"
+        )
     if find_spec("pyarrow") is None:
         raise DataError(f"'{path}' needs pyarrow, which is not installed: pip install 'cfiv[parquet]'")
     import pyarrow.dataset as datasets
@@ -180,13 +186,14 @@ def _batches(dataset: Dataset, names: Sequence[str]) -> Iterator[pa.RecordBatch]
     """One after another, without reading ahead."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
-    return dataset.to_batches(
+    batches: Iterator[pa.RecordBatch] = dataset.to_batches(
         columns=list(names),
         batch_size=BLOCK_ROWS,
         batch_readahead=1,
         fragment_readahead=1,
         fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True),
     )
+    return batches
 
 
 @contextmanager
@@ -201,7 +208,7 @@ def _in_words(path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"'{path}' cannot be read as one table ({said}): its files must be Parquet, and columns of the same type in all of them"
+            f"'{path}' cannot be read as one table ({said}): its files must be Parquet, with columns of the same types in each"
         ) from error
 
 

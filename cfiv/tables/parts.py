@@ -22,7 +22,16 @@ from formulaic.parser.types import Factor, Term
 from cfiv.data import Array
 from cfiv.errors import DataError, FormulaError, TooLargeError
 from cfiv.mapped import BLOCK_ROWS, ColumnFile
-from cfiv.tables.columns import categorised, is_mapped_table, listed, numeric, plain_level, release_table, require_columns, seen_levels
+from cfiv.tables.columns import (
+    categorised,
+    is_mapped_table,
+    listed,
+    numeric,
+    plain_level,
+    release_table,
+    require_columns,
+    seen_levels,
+)
 from cfiv.tables.formula import Part
 from cfiv.tables.grammar import UNREADABLE, reason
 from cfiv.tables.terms import term_text
