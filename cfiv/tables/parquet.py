@@ -207,6 +207,8 @@ def _in_words(path: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if os.path.isfile(path):
+            raise DataError(f"'{path}' is not a well-formed .parquet file: {said}") from error
         raise DataError(
             f"'{path}' cannot be read as one table ({said}): its files must be Parquet, with columns of the same types in each"
         ) from error
