@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -16,7 +17,7 @@ from cfiv.arrays import Array as Array
 from cfiv.arrays import as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
 from cfiv.labels import check_same_rows, label_codes
-from cfiv.mapped import release
+from cfiv.mapped import is_mapped, release
 
 if TYPE_CHECKING:
     import torch
@@ -179,6 +180,17 @@ def to_tensor(array: Array, *, dtype: torch.dtype | None, device: torch.device |
     # In the machine's byte order, for torch knows no other: pictures often come from files in the other one.
     kept = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(array, dtype=kept, order="C", copy=True)).to(device=device, dtype=dtype)
+
+
+def stored_tensor(array: Array, *, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Images as a tensor (n, ...) of their own type: a copy, or of those on disk, where the processor reads them, none."""
+    import torch
+
+    if is_mapped(array) and torch.device(device).type == "cpu" and array.dtype.isnative and array.dtype.itemsize <= 8:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # and is not written to
+            return torch.from_numpy(array)
+    return to_tensor(array, dtype=None, device=device)
 
 
 def read_table(table: object) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Two-stage least squares and inference on a Parquet file: the peak of the process's memory, and time beside reading the file."""
+"""Two-stage least squares and inference on a Parquet file: peak memory, and time beside that of reading the file."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.memory import output_of
 
-#: MB (10^6 bytes) that the whole process may take, libraries (some 400) and mapped pages with it; processor time of a fit beside that
+#: MB (10^6 bytes) that the process may take, libraries (some 400) and mapped pages with it; processor time of a fit beside that
 #: of ``pandas.read_parquet`` in a process that has not read before. Once memory is warm pandas reads several times as fast.
 BOUND_MB, TIMES = 1000, 3.0
 

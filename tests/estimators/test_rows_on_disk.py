@@ -166,3 +166,17 @@ def test_what_rows_on_disk_do_not_have_is_refused(frame: pd.DataFrame, place: Pa
         cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place).predict(str(place))
     with pytest.raises(DataError, match="rows are not the 2000"):
         cfiv.infer(frame[:1500], cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("kind", [cfiv.DFIV, cfiv.NetworkRegression])
+def test_mapped_images_give_the_numbers_of_those_in_memory(kind: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images, z = generator.normal(size=(60, 1, 8, 8)).astype(np.float32), generator.normal(size=(60, 2))
+    np.save(tmp_path / "images.npy", images)
+    answers = []
+    for treatment in (images, np.load(tmp_path / "images.npy", mmap_mode="r")):
+        data = cfiv.IVData(outcome=z[:, 0] + images[:, 0, 0, 0], treatment=treatment, instruments=z)
+        model = kind(steps=3, fits=1, batch_size=10, progress=False, random_state=0, device="cpu").fit(data)
+        answers.append(model.predict(treatment=images))
+    np.testing.assert_array_equal(*answers)
