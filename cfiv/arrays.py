@@ -19,6 +19,8 @@ from cfiv.errors import DataError
 
 Array = npt.NDArray[Any]
 
+#: Values that are looked at at once, 16 MB of answers.
+BLOCK_VALUES = 2**24
 #: What stands for a value that is not there.
 GAPS = (type(None), type(pd.NA), type(pd.NaT), type(np.ma.masked))
 #: What a single value may be that numpy knows as an object only.
@@ -111,8 +113,10 @@ def real_numbers(name: str, values: Array, *, otherwise: str) -> Array:
 
 def _check_finite(name: str, array: Array) -> None:
     """Raise a DataError, with the first row, where values are infinite or missing."""
-    finite = np.isfinite(array)
-    if not finite.all():
+    step = max(1, BLOCK_VALUES // max(1, math.prod(array.shape[1:])))
+    blocks = (array[start : start + step] for start in range(0, len(array), step)) if array.ndim else (array,)
+    if not all(np.isfinite(block).all() for block in blocks):
+        finite = np.isfinite(array)
         bad = np.atleast_1d(~finite)
         place = np.unravel_index(int(bad.argmax()), bad.shape)
         what = "missing" if np.isnan(np.atleast_1d(array)[place]) else "infinite"

@@ -40,7 +40,20 @@ except ImportError:  # the script is installed without the extra as well
 from cfiv.cli_ask import dose_response, effect, plot, predict
 from cfiv.cli_compare import compare
 from cfiv.cli_infer import infer
-from cfiv.cli_inputs import CLUSTERS, COVARIANCE, DEBIASED, INPUT, OUTPUT, SEED, WEIGHTS, make, read_columns, training_table
+from cfiv.cli_inputs import (
+    CLUSTERS,
+    COVARIANCE,
+    DEBIASED,
+    INPUT,
+    OUTPUT,
+    ROWS,
+    SEED,
+    WEIGHTS,
+    make,
+    read_columns,
+    training_data,
+    training_table,
+)
 from cfiv.cli_outputs import ENDINGS, check_distinct, check_result_place, write_result
 from cfiv.cli_study import study
 
@@ -183,7 +196,7 @@ def demand(
 
 
 @commands.command()
-@click.argument("train", type=INPUT)
+@click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
 @SEED
@@ -213,7 +226,7 @@ def fit(
     out: Path,
     **options: Any,
 ) -> None:
-    """Fit FORMULA to the table TRAIN and write a model file.
+    """Fit FORMULA to the table TRAIN, or a folder of Parquet files, and write a model file.
 
     FORMULA is "outcome ~ covariates + [treatment ~ instruments]", such as "sales ~ time + emotion + [price ~ fuel]". Covariates
     enter both stages by themselves; C(column) makes categories. Every estimator takes the same formula.
@@ -221,7 +234,7 @@ def fit(
     check_distinct(out, train)
     check_place(out)
     model = make(registry.estimator(estimator), formula, seed=seed, progress=is_watched() and not quiet, **options)
-    model.fit(training_table(train, formula, clusters=read_columns(options["clusters"]))).save(out)
+    model.fit(training_data(train, formula, clusters=read_columns(options["clusters"]))).save(out)
     if not quiet:
         click.echo(f"{model.summary()}\n\nFitted in {model.fit_seconds_:.1f} s. Written: {out}")
 

@@ -11,15 +11,15 @@ from cfiv.cli_inputs import (
     CLUSTERS,
     COVARIANCE,
     DEBIASED,
-    INPUT,
     OUTPUT,
+    ROWS,
     SEED,
     WEIGHTS,
     make,
     read_columns,
     read_grid,
     read_treatment,
-    training_table,
+    training_data,
 )
 from cfiv.cli_outputs import ENDINGS, check_picture_place, check_result_place, write_picture, write_result
 from cfiv.errors import ParameterError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("train", type=INPUT)
+@click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=click.Choice(registry.names()), default="2sls", show_default=True, help="What to fit.")
 @click.option("--effect", nargs=2, multiple=True, metavar="FROM TO", help="Average effect of a change of the treatment.")
@@ -73,7 +73,7 @@ def infer(
     out: Path | None,
     plot: Path | None,
 ) -> None:
-    """Intervals and bands for what FORMULA estimates from the table TRAIN.
+    """Intervals and bands for what FORMULA estimates from the table TRAIN, or a folder of Parquet files.
 
     Effects, the curve of the treatment, and its average derivative, averaged over the rows. Curves come from --estimator
     sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features
@@ -90,10 +90,10 @@ def infer(
     registered = registry.estimator(estimator)
     check_estimator(registered.kind)
     groups = read_columns(clusters)
-    frame = training_table(train, formula, clusters=groups)
-    model = make(registered, formula, seed=seed, progress=False, weights=weights, debiased=debiased, fuller=fuller).fit(frame)
+    data = training_data(train, formula, clusters=groups)
+    model = make(registered, formula, seed=seed, progress=False, weights=weights, debiased=debiased, fuller=fuller).fit(data)
     inference = cfiv.infer(
-        frame,
+        data,
         model,
         covariance=covariance,
         clusters=groups or None,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cfiv.estimators.registry import Registered
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+#: A table, or a folder of Parquet files.
+ROWS = click.Path(exists=True, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
 WEIGHTS = click.option("--weights", metavar="COLUMN", help="Column of row weights.")
@@ -97,6 +99,11 @@ def read_grid(text: str) -> list[Any]:
     if not (math.isfinite(end - start) and start < end and 2 <= points <= MOST_POINTS):
         raise ParameterError(f"a grid must go upward in 2 to {MOST_POINTS:,} points, such as 10:25:16, got {text}")
     return [start + (end - start) * i / (points - 1) for i in range(points)]
+
+
+def training_data(path: Path, formula: str, *, clusters: Sequence[str] = ()) -> pd.DataFrame | Path:
+    """What an estimator is fitted to: a Parquet file or folder by its place, for it reads what it needs, or else the table."""
+    return path if path.is_dir() or table_kind(path) == "parquet" else training_table(path, formula, clusters=clusters)
 
 
 def training_table(path: Path, formula: str, *, clusters: Sequence[str] = ()) -> pd.DataFrame:

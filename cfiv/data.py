@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from cfiv.arrays import Array as Array
 from cfiv.arrays import as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
 from cfiv.labels import check_same_rows, label_codes
+from cfiv.mapped import is_mapped, release
 
 if TYPE_CHECKING:
     import torch
@@ -119,9 +122,15 @@ class IVData:
             return self
         weights = self.weights / self.weights.max()  # of which the smallest may become zero
         kept = weights > 0
+        if kept.all():  # and nothing is copied
+            return replace(self, weights=weights)
         arrays = {role: getattr(self, role) for role in ROLES} | {"weights": weights}
         arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
         return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
+
+    def release(self) -> None:
+        """Give back the memory that reading arrays on disk has taken."""
+        release(*(getattr(self, role) for role in ROLES))
 
     def check_observed(self, purpose: str) -> None:
         """Raise unless outcome and instruments are there.
@@ -173,6 +182,17 @@ def to_tensor(array: Array, *, dtype: torch.dtype | None, device: torch.device |
     return torch.from_numpy(np.array(array, dtype=kept, order="C", copy=True)).to(device=device, dtype=dtype)
 
 
+def stored_tensor(array: Array, *, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Images as a tensor (n, ...) of their own type: a copy, or of those on disk, where the processor reads them, none."""
+    import torch
+
+    if is_mapped(array) and torch.device(device).type == "cpu" and array.dtype.isnative and array.dtype.itemsize <= 8:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # and is not written to
+            return torch.from_numpy(array)
+    return to_tensor(array, dtype=None, device=device)
+
+
 def read_table(table: object) -> pd.DataFrame:
     """A pandas, polars or any other narwhals-readable table, or a mapping of columns, as pandas with a fresh index.
 
@@ -194,6 +214,8 @@ def read_table(table: object) -> pd.DataFrame:
             table = pd.DataFrame(columns)
         except (TypeError, ValueError) as error:
             raise DataError(f"a mapping must hold columns of one length, got one that makes no table: {error}") from None
+    if isinstance(table, (str, os.PathLike)):
+        raise DataError(f"a table is needed here, got the name '{os.fspath(table)}': read it, such as with pandas.read_parquet")
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
     else:

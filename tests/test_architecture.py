@@ -13,7 +13,7 @@ import cfiv
 ROOT = Path(__file__).parents[1]
 
 #: What every room above the ground floor may use.
-LIBRARY = {"errors", "checks", "files", "memory", "arrays", "labels", "data", "numerics"}
+LIBRARY = {"errors", "checks", "files", "memory", "mapped", "arrays", "labels", "data", "numerics"}
 #: Rooms and the rooms that they may use, besides themselves.
 MAY_USE = {
     "errors": set(),
@@ -24,11 +24,12 @@ MAY_USE = {
     "interrupts": set(),
     "terminal": set(),
     "memory": {"errors"},
+    "mapped": {"errors"},
     "arrays": {"errors"},
     "labels": {"errors", "arrays"},
-    "data": {"errors", "arrays", "labels"},
+    "data": {"errors", "arrays", "labels", "mapped"},
     "numerics": {"errors", "checks"},
-    "tables": {"errors", "checks", "file_values", "rendering", "arrays", "labels", "data"},
+    "tables": {"errors", "checks", "file_values", "rendering", "arrays", "labels", "mapped", "data"},
     "runtime": {"errors", "checks", "arrays"},
     "learning": {"errors", "checks", "arrays", "files", "tensor_file", "file_values", "memory", "numerics", "runtime"},
     "rendering": set(),

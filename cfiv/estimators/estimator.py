@@ -97,9 +97,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
         Parameters
         ----------
-        data : table or IVData
+        data : table, path or IVData
             A pandas, polars or other narwhals-readable table for estimators with a formula or column names; an IVData of arrays
-            for those without.
+            for those without. A path names a Parquet file or a folder of them: its columns are set down on disk and read block
+            by block, which a table larger than memory needs.
         y : None
             There for scikit-learn, which gives None where it has no targets; the outcome is one of the roles in ``data``.
 
@@ -129,8 +130,10 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             encoder, arrays = self.encode(data)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
+            arrays.release()
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
             support = Support.of(arrays)
+            arrays.release()
         return self._keep(estimate, encoder, arrays, support, started)
 
     def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
@@ -193,7 +196,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
         Parameters
         ----------
-        data : table or IVData
+        data : table, path or IVData
             Rows with all roles that the fit did not see.
         y : None
             As for :meth:`fit`.
@@ -248,7 +251,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
 
         Parameters
         ----------
-        data : table or IVData
+        data : table, path or IVData
 
         Returns
         -------

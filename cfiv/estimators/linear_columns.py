@@ -57,8 +57,7 @@ class Exogenous:
     ) -> Exogenous:
         """``[1, X]``, or ``X`` where there is no ``intercept``."""
         columns = exogenous_columns(covariates, rows=rows, intercept=intercept)
-        shares = np.ones(rows) if weights is None else weights / weights.max()
-        root = np.sqrt(shares / shares.mean())
+        root = row_roots(weights, rows=rows)
         return cls(columns, (*[CONSTANT] * intercept, *names), root, constant_in_span(columns))
 
     @property
@@ -94,9 +93,56 @@ class Columns:
         if exogenous.constant is not None:  # the columns that make the constant up stay as they are
             centred = np.concatenate([exogenous.constant == 0, np.ones(columns.shape[1], dtype=bool)])
         both = np.concatenate([exogenous.columns, columns], axis=1)
-        scaled = ScaledColumns.of(both, root=exogenous.root, centred=centred)
+        return cls.factorised(ScaledColumns.of(both, root=exogenous.root, centred=centred))
+
+    @classmethod
+    def factorised(cls, scaled: ScaledColumns) -> Columns:
+        """Of columns that are scaled already."""
         basis, triangle = np.linalg.qr(scaled.values)
         return cls(scaled, basis, triangle, dependences(triangle, scaled.lengths))
+
+
+@dataclass(frozen=True, eq=False)
+class ProblemColumns:
+    """All columns of a linear regression in memory, scaled and factorised.
+
+    Parameters
+    ----------
+    exogenous : Exogenous
+    treatments, instruments : Columns
+    endogenous : ScaledColumns (n, k)
+        The treatments by themselves.
+    outcome : ScaledColumns (n, 1)
+        Centred where there is a constant.
+    """
+
+    exogenous: Exogenous
+    treatments: Columns
+    instruments: Columns
+    endogenous: ScaledColumns
+    outcome: ScaledColumns
+
+    @classmethod
+    def of(cls, data: IVData, *, intercept: bool) -> ProblemColumns:
+        """Of the rows of data."""
+        assert data.names is not None
+        names, rows = data.names.get("covariates", ()), len(data)
+        exogenous = Exogenous.of(data.covariates, names, weights=data.weights, rows=rows, intercept=intercept)
+        endogenous, outcome = (
+            ScaledColumns.of(part, root=exogenous.root, centred=exogenous.centred)
+            for part in (data.treatment, data.outcome[:, None])
+        )
+        return cls(
+            exogenous, Columns.of(exogenous, data.treatment), Columns.of(exogenous, data.instruments), endogenous, outcome
+        )
+
+
+def row_roots(weights: Array | None, *, rows: int) -> Array:
+    """Roots of the row weights, scaled to a mean of one, shape (rows,)."""
+    if weights is None:
+        return np.broadcast_to(1.0, rows)
+    shares = weights / weights.max()
+    return np.asarray(np.sqrt(shares / shares.mean()))
 
 
 def exogenous_columns(covariates: Array | None, *, rows: int, intercept: bool) -> Array:
@@ -136,11 +182,16 @@ def independent_columns(exogenous: Exogenous, columns: Array, names: Sequence[st
         Where an offset leaves few digits of a column's variation.
     """
     found = Columns.of(exogenous, columns)
+    check_independent(found, exogenous, names, role=role)
+    return found
+
+
+def check_independent(found: Columns, exogenous: Exogenous, names: Sequence[str], *, role: str) -> None:
+    """:func:`independent_columns` of columns that are factorised already."""
     every = (*exogenous.names, *(f"{name} ({role})" if name in exogenous.names else name for name in names))
     if found.dependent:
         raise DataError(_said(found, every))
     warn_of_offsets(found.scaled, every)
-    return found
 
 
 def check_number_of_instruments(data: IVData) -> None:

@@ -55,29 +55,14 @@ def fitted_regression(
     covariance: Covariance,
     clusters: Array | None,
 ) -> FittedRegression:
-    """Coefficients of columns ``D`` in the user's units, the root of their covariance, and residuals.
-
-    A column that was centred moves its centre to the constant: with ``sum_i a_i x_i = 1``,
-
-        y = m_y + sum_j b_j s_y (x_j - m_j) / s_j
-          = sum_j (b_j s_y / s_j) x_j + (m_y - sum_j b_j s_y m_j / s_j) sum_i a_i x_i.
-    """
-    scaled = columns.scaled
+    """Coefficients of columns ``D`` in the user's units, the root of their covariance, and residuals."""
     scale, centre = float(outcome.scales[0]), float(outcome.centres[0])
-    back = np.diag(scale / scaled.scales)
-    constant = np.zeros(len(scaled.scales))
-    if exogenous.constant is not None:
-        constant[: len(exogenous.constant)] = exogenous.constant
-        back -= np.outer(constant, scale * scaled.centres / scaled.scales)
     bandwidth = None
     if covariance.kind == "kernel":
-        bandwidth = _bandwidth(fit, scaled, exogenous, covariance)
+        bandwidth = _bandwidth(fit, columns.scaled, exogenous, covariance)
     scores = _score_covariance(fit, covariance, clusters, bandwidth)
-    coefficients = Coefficients(
-        names,
-        back @ fit.coefficients + constant * centre,
-        back @ covariance_root(fit.spread, scores),
-        outcome.exponents[0] - scaled.exponents,
+    coefficients = coefficients_of(
+        fit, scores, outcome=outcome, columns=columns.scaled, constant=exogenous.constant, names=names
     )
     config: dict[str, Any] = {"debiased": bool(covariance.debiased)}
     if covariance.kind == "kernel":
@@ -100,6 +85,36 @@ def fitted_regression(
         constant_column=int(single[0]) if len(single) else None,
         cov_type=covariance.kind,
         cov_config=config,
+    )
+
+
+def coefficients_of(
+    fit: LinearFit,
+    scores: Array,
+    *,
+    outcome: ScaledColumns,
+    columns: ScaledColumns,
+    constant: Array | None,
+    names: tuple[str, ...],
+) -> Coefficients:
+    """In the user's units, with the root of their covariance, for one (k, k) of the scores ``P' e``.
+
+    A column that was centred moves its centre to the constant: with ``sum_i a_i x_i = 1``,
+
+        y = m_y + sum_j b_j s_y (x_j - m_j) / s_j
+          = sum_j (b_j s_y / s_j) x_j + (m_y - sum_j b_j s_y m_j / s_j) sum_i a_i x_i.
+    """
+    scale, centre = float(outcome.scales[0]), float(outcome.centres[0])
+    back = np.diag(scale / columns.scales)
+    one = np.zeros(len(columns.scales))
+    if constant is not None:
+        one[: len(constant)] = constant
+        back -= np.outer(one, scale * columns.centres / columns.scales)
+    return Coefficients(
+        names,
+        back @ fit.coefficients + one * centre,
+        back @ covariance_root(fit.spread, scores),
+        outcome.exponents[0] - columns.exponents,
     )
 
 

@@ -9,7 +9,7 @@ from scipy import linalg
 
 from cfiv.data import Array
 from cfiv.estimators.components import LinearComponent
-from cfiv.estimators.linear_columns import Columns, Exogenous, exogenous_columns
+from cfiv.estimators.linear_columns import Columns, exogenous_columns
 from cfiv.numerics.scaled_columns import ScaledColumns
 
 
@@ -22,11 +22,10 @@ class LinearFirstStage:
     coefficients: Array
 
     @classmethod
-    def of(cls, treatment: Array, instruments: Columns, exogenous: Exogenous) -> LinearFirstStage:
-        """Dependent columns, which least squares allows among instruments, get no weight."""
-        scaled = ScaledColumns.of(treatment, root=exogenous.root, centred=exogenous.centred)
+    def of(cls, scaled: ScaledColumns, instruments: Columns) -> LinearFirstStage:
+        """Of scaled treatments. Dependent columns, which least squares allows among instruments, get no weight."""
         kept = np.delete(np.arange(instruments.triangle.shape[1]), [found.column for found in instruments.dependent])
-        coefficients = np.zeros((instruments.triangle.shape[1], treatment.shape[1]))
+        coefficients = np.zeros((instruments.triangle.shape[1], scaled.values.shape[1]))
         left, right = np.linalg.qr(instruments.triangle[:, kept])
         coefficients[kept] = linalg.solve_triangular(right, left.T @ (instruments.basis.T @ scaled.values))
         return cls(instruments.scaled, scaled, coefficients)

@@ -15,19 +15,20 @@ from cfiv.errors import DataError, FewClustersWarning, ParameterError, warn
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
 from cfiv.estimators.instrumented_fit import instrumented_fit
+from cfiv.estimators.linear_blocks import LinearBlocks, lies_on_disk
 from cfiv.estimators.linear_columns import (
-    Columns,
-    Exogenous,
+    ProblemColumns,
+    check_independent,
     check_number_of_instruments,
     check_relevance,
-    independent_columns,
     warn_of_condition,
     warn_of_offsets,
 )
-from cfiv.estimators.linear_inference import fitted_regression, scaled_outcome
+from cfiv.estimators.linear_inference import fitted_regression
 from cfiv.estimators.linear_reduced_form import LinearFirstStage, LinearReducedForm
 from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
 from cfiv.estimators.two_stage_results import TwoStageResults
+from cfiv.mapped import release
 from cfiv.numerics.linear_iv import least_squares
 from cfiv.numerics.score_covariance import Kernel
 
@@ -180,6 +181,7 @@ def linear_regression(
         "R-squared": results.rsquared,
         "Coefficients": table.reset_index(names="column").to_dict("records"),
     }
+    release(results.fitted.residuals, results.fitted.outcome)
     reduced_form = LinearReducedForm(component, instruments, intercept)
     return Regression(results, table, Estimate((component,), reduced_form, facts, pd.DataFrame()))
 
@@ -190,39 +192,50 @@ def _estimated(
     """The regression, and the treatments on exogenous columns and instruments."""
     assert data.names is not None
     covariates, own = data.names.get("covariates", ()), data.names["treatment"]
-    exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=len(data), intercept=intercept)
-    treatments = independent_columns(exogenous, data.treatment, own, role="treatment")
-    outcome = scaled_outcome(data.outcome, exogenous)
+    blocks = LinearBlocks(data, intercept) if lies_on_disk(data) else None
+    if blocks is not None and covariance.kind == "kernel":
+        raise ParameterError(
+            "covariance='kernel' needs the scores of all rows at once, and these lie on disk: give another covariance, or a "
+            "table in memory"
+        )
+    if blocks is not None and fuller is not None:
+        raise ParameterError(
+            "LIML needs the columns of all rows at once, and these lie on disk: read them into a table, or fit TwoStageLeastSquares"
+        )
+    columns = ProblemColumns.of(data, intercept=intercept) if blocks is None else blocks.standing_in
+    exogenous, treatments, instruments = columns.exogenous, columns.treatments, columns.instruments
+    check_independent(treatments, exogenous, own, role="treatment")
+    outcome = columns.outcome
     warn_of_offsets(outcome, data.names["outcome"])
     if instrumented:
-        instruments = independent_columns(exogenous, data.instruments, data.names["instruments"], role="instrument")
+        check_independent(instruments, exogenous, data.names["instruments"], role="instrument")
         check_relevance(treatments, instruments, exogenous, own)
         fit = instrumented_fit(
             outcome, treatments=treatments, instruments=instruments, exogenous=len(exogenous.names), fuller=fuller
         )
     else:
-        instruments = Columns.of(exogenous, data.instruments)
         fit = least_squares(outcome.values[:, 0], basis=treatments.basis, triangle=treatments.triangle)
     warn_of_condition(fit, (*exogenous.names, *own))
     first = [*["Intercept"] * intercept, *_unique(covariates, ["Intercept"] * intercept)]
     names = _unique(own, first)
-    fitted = fitted_regression(
-        fit,
-        outcome=outcome,
-        columns=treatments,
-        exogenous=exogenous,
-        names=(*first, *names),
-        covariance=covariance,
-        clusters=data.clusters,
-    )
-    first_stage = LinearFirstStage.of(data.treatment, instruments, exogenous)
+    if blocks is not None:
+        fitted = blocks.fitted_regression(fit, names=(*first, *names), instrumented=instrumented, covariance=covariance)
+    else:
+        fitted = fitted_regression(
+            fit,
+            outcome=outcome,
+            columns=treatments,
+            exogenous=exogenous,
+            names=(*first, *names),
+            covariance=covariance,
+            clusters=data.clusters,
+        )
+    first_stage = LinearFirstStage.of(columns.endogenous, instruments)
     if not instrumented:
         return LeastSquaresResults(fitted), first_stage
     results = TwoStageResults(
         fitted,
-        exogenous=exogenous,
-        treatments=treatments,
-        instruments=instruments,
+        columns=columns if blocks is None else blocks,
         treatment_names=tuple(names),
         instrument_names=tuple(_unique(data.names["instruments"], first)),
         treatment_columns=data.treatment,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfiv.data import Array, IVData, to_tensor
+from cfiv.data import Array, IVData, stored_tensor, to_tensor
 from cfiv.errors import DataError
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.units import Standardiser
@@ -60,7 +60,7 @@ class StandardisedData:
         sample = Sample(
             outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
             # Images stay as they are stored: psi converts them, a batch at a time.
-            treatment=to_tensor(data.treatment, dtype=None, device=device)
+            treatment=stored_tensor(data.treatment, device=device)
             if data.treatment.ndim > 2
             else to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
             instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),

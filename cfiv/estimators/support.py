@@ -14,7 +14,7 @@ from cfiv.estimators.support_cells import Cells, Ends
 from cfiv.file_values import fields, number, numbers, texts
 
 #: Rows that are looked at, and values of them, at most; the ranges over all rows are those of all rows.
-ROWS, VALUES, FEWEST_ROWS = 20_000, 250_000, 1_000
+ROWS, VALUES, FEWEST_ROWS, MANY_ROWS = 20_000, 250_000, 1_000, 1_000_000
 #: What ranges of treatments and of covariates are widened by at least, as shares of their widths.
 TREATMENT_MARGIN, COVARIATE_MARGIN = 0.05, 0.5
 #: A column that is the same in all rows of a cell counts as this wide, as a share of its width over all rows.
@@ -65,8 +65,7 @@ class Support:
         names = (*data.names["treatment"], *data.names.get("covariates", ()))
         parts = [data.treatment] if data.covariates is None else [data.treatment, data.covariates]
         least, greatest = (np.concatenate([end(part, axis=0) for part in parts]).astype(np.float64) for end in (np.min, np.max))
-        order = np.random.default_rng(0).permutation(len(data))
-        order = order[: min(ROWS, max(FEWEST_ROWS, VALUES // len(names)))]
+        order = _some_rows(len(data), at_most=min(ROWS, max(FEWEST_ROWS, VALUES // len(names))))
         treatments = _columns(data.treatment[order], len(order))
         covariates = _columns(None if data.covariates is None else data.covariates[order], len(order))
         half, k, width = len(order) // 2, treatments.shape[1], greatest - least
@@ -172,6 +171,14 @@ class Support:
             numbers(values["lower"], (len(cells), treatments)),
             numbers(values["upper"], (len(cells), treatments)),
         )
+
+
+def _some_rows(rows: int, *, at_most: int) -> Array:
+    """Numbers of some rows at random, always the same."""
+    generator = np.random.default_rng(0)
+    if rows > MANY_ROWS:  # a permutation takes as long as a regression of them
+        return generator.choice(rows, at_most, replace=False)
+    return generator.permutation(rows)[:at_most]
 
 
 def _columns(values: Array | None, rows: int) -> Array:

@@ -12,7 +12,8 @@ import pandas as pd
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError, SingularError, nearest
 from cfiv.estimators.first_stage import FirstStage
-from cfiv.estimators.linear_columns import Columns, Exogenous
+from cfiv.estimators.linear_blocks import LinearBlocks
+from cfiv.estimators.linear_columns import ProblemColumns
 from cfiv.estimators.linear_results import LinearResults
 from cfiv.estimators.wald import WaldTest
 
@@ -32,9 +33,9 @@ class TwoStageResults(LinearResults):
 
     Parameters
     ----------
-    exogenous : Exogenous
-    treatments : Columns
-    instruments : Columns
+    columns : ProblemColumns or LinearBlocks
+        Those of rows on disk come into memory once what needs them all is asked for: the first stage, and tests of instruments
+        and of exogeneity.
     treatment_names, instrument_names : tuple of str
     treatment_columns : array (n, k)
         In the user's units.
@@ -52,9 +53,7 @@ class TwoStageResults(LinearResults):
     there are as many instruments as treatments.
     """
 
-    exogenous: Exogenous = field(repr=False)
-    treatments: Columns = field(repr=False)
-    instruments: Columns = field(repr=False)
+    columns: ProblemColumns | LinearBlocks = field(repr=False)
     treatment_names: tuple[str, ...]
     instrument_names: tuple[str, ...]
     treatment_columns: Array = field(repr=False)
@@ -78,12 +77,13 @@ class TwoStageResults(LinearResults):
     @cached_property
     def first_stage(self) -> FirstStage:
         """Regressions of each treatment on exogenous columns and instruments."""
+        columns = self._in_memory
         return FirstStage(
-            self.exogenous,
-            self.treatments,
-            self.instruments,
+            columns.exogenous,
+            columns.treatments,
+            columns.instruments,
             self.treatment_names,
-            self.fitted.coefficients.names[: len(self.exogenous.names)],
+            self.fitted.coefficients.names[: len(columns.exogenous.names)],
             self.instrument_names,
             self.treatment_columns,
             replace(self.covariance, bandwidth=self.cov_config.get("bandwidth")),
@@ -165,7 +165,7 @@ class TwoStageResults(LinearResults):
             ) from error
 
     def _test(self, found: Any, name: str, null: str, counts_rows: bool) -> WaldTest:
-        taken, note = len(self.exogenous.names), ""
+        taken, note = self.df_model - len(self.treatment_names), ""
         if counts_rows and taken > LARGE_SHARE * self.nobs:
             factor = 1 - taken / self.nobs
             note = f"it counts all {self.nobs} rows, though exogenous columns take up {taken}: times {factor:.2f} it would not"
@@ -183,17 +183,21 @@ class TwoStageResults(LinearResults):
         return names
 
     @cached_property
+    def _in_memory(self) -> ProblemColumns:
+        return self.columns if isinstance(self.columns, ProblemColumns) else self.columns.in_memory()
+
+    @cached_property
     def _orthonormal(self) -> Any:
         """linearmodels' fit of the same problem, its columns partialled out, orthonormal or of length one, times root n."""
         from linearmodels.iv import IVLIML
 
-        p, root = len(self.exogenous.names), self.fitted.root_weights
+        p, root, columns = len(self._in_memory.exogenous.names), self.fitted.root_weights, self._in_memory
         unit = np.sqrt(self.nobs) / root[:, None]
-        treatments = self.treatments.basis[:, p:] @ self.treatments.triangle[p:, p:]
+        treatments = columns.treatments.basis[:, p:] @ columns.treatments.triangle[p:, p:]
         parts = (
-            (self.treatments.basis[:, :p], self.fitted.coefficients.names[:p]),
+            (columns.treatments.basis[:, :p], self.fitted.coefficients.names[:p]),
             (treatments / np.linalg.norm(treatments, axis=0), self.treatment_names),
-            (self.instruments.basis[:, p:], [f"instrument {i}" for i in range(len(self.instrument_names))]),
+            (columns.instruments.basis[:, p:], [f"instrument {i}" for i in range(len(self.instrument_names))]),
         )
         frames = [pd.DataFrame(unit * columns, columns=list(names)) if len(names) else None for columns, names in parts]
         outcome = self.fitted.outcome / np.sqrt(np.mean(np.square(self._weighted(self.fitted.outcome))))

@@ -14,12 +14,17 @@ from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import warn_of_few_clusters
+from cfiv.inference.basis_fit import BasisFit
+from cfiv.inference.linear_in_basis import Basis
 from cfiv.labels import label_codes
-from cfiv.tables.columns import require_columns
+from cfiv.tables.columns import cluster_labels, require_columns
+from cfiv.tables.parquet import is_place
 from cfiv.tables.table_encoder import TableEncoder
 
 #: How far fitted values of the rows may be from those of the estimator, relative to the range of the outcome.
 SAME_ROWS = 1e-6
+#: How many of the rows, evenly spread, they are compared at.
+LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,7 @@ class FittedRows:
                 "clusters= names columns of a table, and the estimator was fitted to arrays: give IVData(clusters=...)"
             )
         names = _names(getattr(model, "clusters", None) if clusters is None else clusters)
-        if names:
+        if names and not is_place(data):
             require_columns(read_table(data), names, needed_for="clusters")
         rows = encoder.observations(data, missing=model.missing, labels=names)
         rows.check_observed("inference")
@@ -69,7 +74,7 @@ class FittedRows:
             raise _other_rows(rows, model)
         if table:
             assert rows.frame is not None
-            groups = {name: label_codes(f"clusters {name!r}", rows.frame[name]) for name in names}
+            groups = {name: label_codes(f"clusters {name!r}", cluster_labels(rows.frame, name)) for name in names}
         else:
             groups = {} if rows.clusters is None else {"clusters": rows.clusters}
         kind = _covariance(covariance, model, groups, given=clusters is not None)
@@ -98,14 +103,19 @@ class FittedRows:
                 )
             warn_of_few_clusters(codes)
 
-    def check_same(self, fitted: Array, component: Component, model: StructuralEstimator) -> None:
-        """Raise unless the fitted values of these rows (n,) are those of the component of the estimator.
+    def check_same(self, fit: BasisFit, basis: Basis, component: Component, model: StructuralEstimator) -> None:
+        """Raise unless a fit to these rows has the fitted values of the component of the estimator, at those ``LOOKED_AT``.
 
         Raises
         ------
         DataError
         """
-        expected = component.evaluate(self.data.treatment, self.data.covariates)
+        some = slice(None, None, -(-len(self) // LOOKED_AT))
+        treatments, covariates = self.data.treatment[some], self.data.covariates
+        covariates = None if covariates is None else covariates[some]
+        fitted = fit.estimate(basis.structural_columns(treatments, covariates))
+        expected = component.evaluate(treatments, covariates)
+        self.data.release()
         if np.abs(fitted - expected).max() > SAME_ROWS * np.ptp(self.data.outcome):
             raise _other_rows(self.data, model)
 

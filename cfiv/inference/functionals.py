@@ -12,13 +12,14 @@ import pandas as pd
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError, UnsupportedTreatmentWarning, silence
 from cfiv.estimators.structural import MOST, StructuralFunction
+from cfiv.estimators.support import ROWS
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.linear_in_basis import Basis
 from cfiv.inference.seen import Seen, is_numeric
 from cfiv.tables.encoder import Counterfactuals
 
-#: Numbers of a basis at rows that are held at once, 64 MB.
-BLOCK = 2**23
+#: Numbers of a basis at rows that are held at once, 8 MB.
+BLOCK = 2**20
 #: Steps of a derivative, as shares of the treatment's range: for terms such as ``bs(price)``, polynomials between knots.
 STEP = 2.0**-14
 NODES = np.arange(-2.0, 3.0)
@@ -101,12 +102,17 @@ class Asker:
                 supported[i] &= support.at(places, treatments).mean() >= MOST
         return Functionals(tuple(np.stack(columns) for columns in zip(*means, strict=True)), supported)
 
-    def derivatives(self, rows: Any) -> Functionals:
-        """``mean_i dh(T_i, X_i) / dt`` for each treatment that is a number."""
+    def derivatives(self, rows: Any, *, inputs: tuple[Array, Array | None] | None = None) -> Functionals:
+        """``mean_i dh(T_i, X_i) / dt`` for each treatment that is a number; ``inputs`` are what the encoder makes of the rows.
+
+        Whether such treatments were seen is asked of up to ``ROWS`` of the rows, evenly spread.
+        """
         raw = self.function.encoder.raw(rows)
-        treatments, covariates = self.function.encoder.inputs(rows)
-        leverage = self._mean(treatments, covariates)[1]
-        covered = self._covered(raw, treatments, covariates)
+        treatments, covariates = self.function.encoder.inputs(rows) if inputs is None else inputs
+        some = slice(None, None, -(-len(treatments) // ROWS))
+        few = (np.array(treatments[some]), None if covariates is None else np.array(covariates[some]))
+        leverage = self._mean(*few)[1]
+        covered = self._covered(raw[some], *few)
         supported = bool(covered.mean() >= MOST and self.seen.supports(leverage))
         names = self.seen.columns
         means = [self._mean_derivative(raw, treatments, covariates, name) for name in names]
@@ -130,14 +136,14 @@ class Asker:
 
     def _mean_derivative(self, raw: pd.DataFrame, treatments: Array, covariates: Array | None, name: str) -> list[Array]:
         """By the chain rule: of the encoder's columns with respect to the treatment as it came, and of the basis by those."""
-        slopes = self._slopes(raw, treatments, name)
         means = [np.zeros(fit.size) for fit in self.fits]
         for rows in self._blocks(len(treatments)):
             given = None if covariates is None else covariates[rows]
+            slopes = self._slopes(raw.iloc[rows], treatments[rows], name)
             for mean, basis in zip(means, self.bases, strict=True):
                 for column in np.flatnonzero(slopes.any(axis=0)):
                     own = basis.structural_derivative(treatments[rows], given, int(column))
-                    mean += slopes[rows, column] @ own / len(treatments)
+                    mean += slopes[:, column] @ own / len(treatments)
         return means
 
     def _slopes(self, raw: pd.DataFrame, treatments: Array, name: str) -> Array:
@@ -158,7 +164,7 @@ class Asker:
         place = (values - centres) / step
         slopes = powers[:, None] * place ** np.maximum(powers - 1, 0)[:, None]
         weights = np.linalg.solve(np.vander(NODES, increasing=True).T, slopes) / step
-        found = np.zeros(treatments.shape)
+        found, raw = np.zeros(treatments.shape), raw.copy()
         for node, weight in zip(NODES, weights, strict=True):
             points = centres + node * step
             points = np.where(inside, np.clip(points, least, greatest), points)

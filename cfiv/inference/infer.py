@@ -81,8 +81,8 @@ def infer(
 
     Parameters
     ----------
-    data : table or IVData
-        The rows that the estimator was fitted to.
+    data : table, path or IVData
+        The rows that the estimator was fitted to; a path of a Parquet file or folder, as for ``fit``.
     model : estimator
         Fitted: :class:`cfiv.SieveIV`; :class:`cfiv.TwoStageLeastSquares`, :class:`cfiv.LIML` or :class:`cfiv.LeastSquares`,
         with any formula; or :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, which are fitted five times more, to the rows outside
@@ -162,7 +162,9 @@ def infer(
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=answer.leverage)
         averaged, own = (function, answer.fits) if answer.averages is None else answer.averages
-        average = Asker(averaged, bases_of(averaged), own, seen, len(rows)).derivatives(rows.raw)
+        average = Asker(averaged, bases_of(averaged), own, seen, len(rows)).derivatives(
+            rows.raw, inputs=(rows.data.treatment, rows.data.covariates)
+        )
     strength = Strength.of(
         answer.stage.correlations,
         rows=len(rows),
@@ -232,7 +234,7 @@ def _in_fixed_basis(
     rows.check_groups(len(stages[0].coordinates))
     clustered = list(rows.groups.values())
     joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
-    rows.check_same(joint.fitted, function.components[0], model)
+    rows.check_same(joint.fits[0], blocks[0].basis, function.components[0], model)
     choice = choice_of(function)
     too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
     return _Answer(

@@ -9,11 +9,15 @@ from functools import cached_property
 import numpy as np
 
 from cfiv.data import Array, IVData
+from cfiv.estimators.linear_blocks import lies_on_disk
+from cfiv.estimators.linear_columns import row_roots
 from cfiv.inference.linear_in_basis import Basis
 from cfiv.inference.scaling import Scaling
 
 #: Numbers of all columns at the rows of a block, 64 MB.
 BLOCK = 2**23
+#: The same of rows on disk, 8 MB.
+MAPPED_BLOCK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,7 @@ class RowBlocks:
         """One a block."""
         for start in range(0, len(self.data), self.step):
             yield slice(start, start + self.step)
+            self.data.release()
 
     def scaled(self, role: str, rows: slice) -> Array:
         """Weighted and scaled columns at the rows of a block."""
@@ -87,10 +92,9 @@ class _Again:
 
 def blocks_of(data: IVData, bases: tuple[Basis, ...], *, instrumented: bool) -> tuple[RowBlocks, ...]:
     """Of several bases, with blocks of the same rows."""
-    shares = np.ones(len(data)) if data.weights is None else data.weights / data.weights.max()
-    root = np.sqrt(shares / shares.mean())
+    root = row_roots(data.weights, rows=len(data))
     probes = [RowBlocks(data, basis, instrumented, root, 1) for basis in bases]
     roles = ("structural", "instruments") if instrumented else ("structural",)
     width = sum(probe.columns(role, slice(0, 1)).shape[1] for probe in probes for role in roles)
-    step = max(1, BLOCK // max(1, width))
+    step = max(1, (MAPPED_BLOCK if lies_on_disk(data) else BLOCK) // max(1, width))
     return tuple(RowBlocks(data, basis, instrumented, root, step) for basis in bases)

@@ -46,9 +46,9 @@ class Seen:
     def of(cls, treatments: pd.DataFrame, *, leverage: float) -> Self:
         """Of the treatments of training, and the largest leverage there."""
         columns = tuple(str(name) for name in treatments.columns if is_numeric(treatments[name]))
-        values = np.sort(treatments[list(columns)].to_numpy(dtype=np.float64), axis=0)
-        kept = np.unique(np.linspace(0, len(values) - 1, min(KEPT, len(values))).round().astype(np.int64))
-        return cls(columns, values[kept], leverage)
+        kept = np.unique(np.linspace(0, len(treatments) - 1, min(KEPT, len(treatments))).round().astype(np.int64))
+        values = [np.partition(treatments[name].to_numpy(dtype=np.float64), kept)[kept] for name in columns]
+        return cls(columns, np.stack(values, axis=1) if values else np.zeros((len(kept), 0)), leverage)
 
     def span(self, column: str) -> tuple[float, float]:
         """Least and greatest value of a treatment."""

@@ -19,6 +19,7 @@ from cfiv.numerics.dependence import Dependence, dependences
 from cfiv.numerics.linear_iv import covariance_root
 from cfiv.numerics.scaled_columns import plain_numbers
 from cfiv.numerics.score_covariance import clustered_ways
+from cfiv.numerics.triangle import triangle_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,12 @@ class Outcome:
     def of(cls, outcome: Array, *, root: Array, centred: bool) -> Self:
         """About its weighted mean where ``centred``, in units of its largest value."""
         plain, exponents = plain_numbers(outcome[:, None])
-        values = plain[:, 0]
-        centre = float(root**2 @ values / len(values)) if centred else 0.0
-        scale = float(np.abs(values - centre).max()) or 1.0
-        return cls(root * (values - centre) / scale, np.array([centre, scale, exponents[0]], dtype=np.float64))
+        centre = float(root**2 @ plain[:, 0] / len(plain)) if centred else 0.0
+        values = plain[:, 0] - centre
+        scale = float(max(values.max(), -values.min())) or 1.0
+        values *= root
+        values /= scale
+        return cls(values, np.array([centre, scale, exponents[0]], dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +165,11 @@ class JointFit:
     Parameters
     ----------
     fits : tuple of BasisFit
-    fitted : array (n,)
-        Fitted values of the first, in the outcome's units.
     leverage : float
         The largest of a row in the first.
     """
 
     fits: tuple[BasisFit, ...]
-    fitted: Array
     leverage: float
 
 
@@ -212,7 +212,7 @@ def joint_fit(
     smallest, cells = _intersections(clusters)
     sums = np.zeros((len(cells[0]) if clusters else 0, width))
     total, gram, squares = np.zeros((width, width)), np.zeros((width, width)), np.zeros((len(sizes),) * 2)
-    fitted, leverage = np.empty(n), 0.0
+    leverage = 0.0
     for rows in blocks[0].slices():
         basis, residuals = [], []
         for stage, block in zip(stages, blocks, strict=True):
@@ -220,7 +220,6 @@ def joint_fit(
             own = _orthonormal(stage, block, structural)
             values = own @ stage.coordinates
             if stage is stages[0]:
-                fitted[rows] = values / block.root[rows]
                 leverage = max(leverage, float((np.square(own).sum(axis=1) / block.root[rows] ** 2).max()))
             residuals.append(outcome.values[rows] - values)
             basis.append((block.scaled("instruments", rows) if block.instrumented else structural) @ stage.predictor)
@@ -247,18 +246,17 @@ def joint_fit(
         BasisFit(stage.structural, stage.coefficients, part, stage.triangle, outcome.units)
         for stage, part in zip(stages, parts, strict=True)
     )
-    centre, scale, exponent = outcome.units
-    return JointFit(fits, np.ldexp(fitted * scale + centre, int(exponent)), n * leverage)
+    return JointFit(fits, n * leverage)
 
 
 def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
     """``R`` of the weighted, scaled ``[Phi, F, y]``."""
-    triangle = np.zeros((0, 0))
-    for rows in blocks.slices():
+
+    def columns(rows: slice) -> Array:
         parts = [blocks.scaled("instruments", rows)] if blocks.instrumented else []
-        block = np.column_stack([*parts, blocks.scaled("structural", rows), outcome.values[rows]])
-        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle.reshape(-1, block.shape[1]), block]), mode="r"))
-    return triangle
+        return np.column_stack([*parts, blocks.scaled("structural", rows), outcome.values[rows]])
+
+    return triangle_of(map(columns, blocks.slices()))
 
 
 def _orthonormal(stage: TwoStage, block: RowBlocks, structural: Array) -> Array:

@@ -241,7 +241,7 @@ class DFIVSteps:
         """V and u on all rows of the samples."""
         sample, split = self._problem.sample, self._problem.splits[place]
         first_stage, structural = refit_last_layers(
-            with_treatment_features(sample.rows(split.stage1), networks.treatment),
+            with_treatment_features(sample, networks.treatment, split.stage1),
             replace(sample, treatment=sample.outcome).rows(split.sample2),  # no second stage looks at its treatments
             networks,
             structure=self._problem.structure,

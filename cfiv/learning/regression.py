@@ -250,9 +250,11 @@ class RegressionSteps:
             now = Checkpoint(number, parameters, SolvedLayer(weights, problem.ridge), weights.new_zeros(0))
             return now, (now.loss, problem.ridge)
         candidates = ridge_path(total, problem.ridges)
-        heldout = problem.sample.rows(split.heldout[:CHECK_ROWS])
+        looked_at = split.heldout[:CHECK_ROWS]
+        heldout = replace(problem.sample, treatment=problem.sample.outcome).rows(looked_at)
+        parts = chunks(problem.sample, looked_at)
         predicted = torch.cat(
-            [predict_with_each(candidates, features=self._features(place, chunk).double()) for chunk in chunks(heldout)], dim=1
+            [predict_with_each(candidates, features=self._features(place, chunk).double()) for chunk in parts], dim=1
         )
         losses = (heldout.outcome - predicted)[..., 0].square()
         if heldout.weights is not None:
@@ -277,8 +279,8 @@ class RegressionSteps:
             history=member.history,
             ended=member.ended or "finished",
         )
-        everything = problem.sample.rows(split.sample2)
-        return replace(fitted, weights=refit(everything, fitted.evaluate, lambda chunk: chunk.outcome, ridge))
+        weights = refit(problem.sample, fitted.evaluate, lambda chunk: chunk.outcome, ridge, index=split.sample2)
+        return replace(fitted, weights=weights)
 
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """W, with these networks' features."""

@@ -23,13 +23,15 @@ CHECK_ROWS = 20_000
 QR_VALUES = 10_000_000
 
 
-def with_treatment_features(sample: Sample, network: nn.Module) -> Sample:
-    """The sample with ``psi(T)`` in the place of T, which all of this module's first and second stages ask for.
+def with_treatment_features(sample: Sample, network: nn.Module, index: Tensor | None = None) -> Sample:
+    """The sample, or its rows of an ``index``, with ``psi(T)`` in the place of T, which all of this module's stages ask for.
 
     An image goes through its network once, however many solves and losses need its features. In evaluation mode and without
     gradients; treatments (n, ...) become (n, m), in the dtype of the network.
     """
-    return replace(sample, treatment=torch.cat([evaluate(network, chunk.treatment) for chunk in chunks(sample)]))
+    features = torch.cat([evaluate(network, chunk.treatment) for chunk in chunks(sample, index)])
+    others = replace(sample, treatment=sample.outcome)  # of images no second copy is made
+    return replace(others if index is None else others.rows(index), treatment=features)
 
 
 def refit_last_layers(
@@ -171,18 +173,28 @@ def predicted_outcome(
     return torch.cat([_structural(chunk, networks, first_stage, structure) @ structural for chunk in chunks(sample)])
 
 
-def refit(sample: Sample, features: Callable[[Sample], Tensor], targets: Callable[[Sample], Tensor], ridge: float) -> Tensor:
+def refit(
+    sample: Sample,
+    features: Callable[[Sample], Tensor],
+    targets: Callable[[Sample], Tensor],
+    ridge: float,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
     """Least squares of targets (n, k) on features (n, d) of a sample, at a ridge on the mean squared error: (d, k), float64.
+
+    Of its rows of an ``index`` where there is one.
 
     By QR where the features have up to ``QR_VALUES`` values, from moments over chunks of rows above that.
     """
     width = features(sample.rows(slice(0, 1))).shape[1]
-    if len(sample) * width > QR_VALUES:
-        batches = (moments(features=features(c), targets=targets(c), weights=c.weights) for c in chunks(sample))
+    if (len(sample) if index is None else len(index)) * width > QR_VALUES:
+        batches = (moments(features=features(c), targets=targets(c), weights=c.weights) for c in chunks(sample, index))
         return solve_moments(accumulate(batches), ridge=ridge).weights
-    phi = torch.cat([features(chunk) for chunk in chunks(sample)])
-    y = torch.cat([targets(chunk) for chunk in chunks(sample)])
-    return solve(features=phi, targets=y, ridge=ridge, weights=sample.weights).weights
+    phi = torch.cat([features(chunk) for chunk in chunks(sample, index)])
+    y = torch.cat([targets(chunk) for chunk in chunks(sample, index)])
+    weights = sample.weights if index is None or sample.weights is None else sample.weights[index]
+    return solve(features=phi, targets=y, ridge=ridge, weights=weights).weights
 
 
 def _unpredicted(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Tensor:
@@ -221,8 +233,9 @@ def chunk_rows(shape: Sequence[int]) -> int:
     return max(1, min(CHUNK, CHUNK_VALUES // math.prod(shape)))
 
 
-def chunks(sample: Sample) -> Iterator[Sample]:
-    """The sample in order, as many rows at a time as :func:`chunk_rows` allows."""
+def chunks(sample: Sample, index: Tensor | None = None) -> Iterator[Sample]:
+    """The sample in order, or its rows of an ``index``, as many at a time as :func:`chunk_rows` allows."""
     rows = chunk_rows(sample.treatment.shape[1:])
-    for start in range(0, len(sample), rows):
-        yield sample.rows(slice(start, start + rows))
+    for start in range(0, len(sample) if index is None else len(index), rows):
+        part = slice(start, start + rows)
+        yield sample.rows(part if index is None else index[part])

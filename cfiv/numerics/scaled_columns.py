@@ -64,14 +64,22 @@ class ScaledColumns:
         scales = np.where(scales > 0, scales, 1.0)
         return cls(weighted / scales, exponents, centres, scales, lengths / scales)
 
+    def only(self, kept: Array) -> ScaledColumns:
+        """Some of the columns, by their numbers."""
+        return ScaledColumns(
+            self.values[:, kept], self.exponents[kept], self.centres[kept], self.scales[kept], self.lengths[kept]
+        )
+
     def at(self, columns: Array) -> Array:
         """The same columns at other rows (m, k), without weights: ``(2^-e_j x_j - m_j) / s_j``."""
-        return np.asarray((np.ldexp(columns.astype(np.float64), -self.exponents) - self.centres) / self.scales)
+        plain = columns.astype(np.float64, copy=False)
+        plain = np.ldexp(plain, -self.exponents) if self.exponents.any() else plain
+        return np.asarray((plain - self.centres) / self.scales)
 
 
 def plain_numbers(columns: Array) -> tuple[Array, Array]:
     """``2^-e_j x_j`` (n, k), exactly, and ``e`` (k,): zeros where the numbers are neither huge nor tiny."""
-    columns = columns.astype(np.float64)
+    columns = columns.astype(np.float64, copy=False)
     if columns.shape[1] == 0:
         return columns, np.zeros(0, dtype=np.int64)
     largest = np.maximum(columns.max(axis=0), -columns.min(axis=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from reprlib import Repr
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from cfiv.arrays import Array, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted, warn
+from cfiv.mapped import is_mapped, release
 
 Missing = Literal["drop", "raise"]
 #: Of one text, or digits of one number: a model file names every level.
@@ -46,18 +47,52 @@ def without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
         return frame.reset_index(drop=True)
-    counts = ", ".join(f"{name}: {count}" for name, count in gaps.sum().items() if count)
-    if missing == "raise":
-        raise DataError(f"{int(rows.sum())} of {len(frame)} rows have gaps ({counts}): fill them, or use missing='drop'")
-    if rows.all():
-        raise DataError(f"all {len(frame)} rows have gaps ({counts}): nothing is left; fill them or drop the column")
-    warn(f"dropped {int(rows.sum())} of {len(frame)} rows with gaps ({counts})", MissingRowsWarning)
+    report_gaps(gaps.sum(), dropped=int(rows.sum()), rows=len(frame), missing=missing)
     return frame[~rows].reset_index(drop=True)
+
+
+def report_gaps(gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows: int, missing: Missing) -> None:
+    """Warn of rows that are dropped, with the number of gaps in each column; raise where ``missing="raise"``, or none is left.
+
+    Raises
+    ------
+    DataError
+
+    Warns
+    -----
+    MissingRowsWarning
+    """
+    counts = ", ".join(f"{name}: {count}" for name, count in gaps.items() if count)
+    if missing == "raise":
+        raise DataError(f"{dropped} of {rows} rows have gaps ({counts}): fill them, or use missing='drop'")
+    if dropped == rows:
+        raise DataError(f"all {rows} rows have gaps ({counts}): nothing is left; fill them or drop the column")
+    warn(f"dropped {dropped} of {rows} rows with gaps ({counts})", MissingRowsWarning)
 
 
 def numeric(frame: pd.DataFrame, variables: Sequence[str], categories: Container[str] = ()) -> pd.DataFrame:
     """The raw columns of a part as float64, those used as categories as they are, whatever the type of the rows."""
-    return pd.DataFrame({name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables})
+    columns = {name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables}
+    return pd.DataFrame(columns, index=frame.index, copy=False)
+
+
+def is_mapped_table(frame: pd.DataFrame) -> bool:
+    """Whether a table's columns lie on disk and not in memory."""
+    return any(map(is_mapped, _in_store(frame)))
+
+
+def release_table(frame: pd.DataFrame) -> None:
+    """Give back the memory that reading a table on disk has taken."""
+    release(*_in_store(frame))
+
+
+def _in_store(frame: pd.DataFrame) -> Iterator[Array]:
+    """The numbers, and codes of categories, that columns are kept as."""
+    for _, column in frame.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            yield np.asarray(column.array.codes)
+        elif isinstance(column.dtype, np.dtype):
+            yield column.to_numpy()
 
 
 def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
@@ -89,6 +124,12 @@ def row_weights(frame: pd.DataFrame, name: str) -> Array:
     return column_numbers(name, frame[name]).to_numpy()
 
 
+def cluster_labels(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    """A column of labels of groups; codes of them where it is one of categories."""
+    column = frame[name]
+    return column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) and is_mapped_table(frame) else column
+
+
 def seen_levels(column: pd.Series[Any], name: str) -> tuple[Hashable, ...]:
     """The categories that a column holds: in the order that was declared, else numbers, then text, each sorted.
 
@@ -101,10 +142,10 @@ def seen_levels(column: pd.Series[Any], name: str) -> tuple[Hashable, ...]:
         numbers, True and False, and intervals of numbers.
     """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        used = set(column.cat.codes.tolist())
+        used = set(pd.unique(column.cat.codes).tolist())
         seen = [plain_level(level, name) for i, level in enumerate(column.cat.categories.tolist()) if i in used]
     else:
-        values = column.tolist()
+        values = (pd.unique(column) if column.dtype.kind in "iufb" else column).tolist()
         distinct = dict.fromkeys(values) if all(map(_is_hashable, values)) else values
         seen = sorted(dict.fromkeys(plain_level(value, name) for value in distinct), key=_rank)
     if len(seen) < 2:
@@ -167,6 +208,11 @@ def level_codes(column: pd.Series[Any], name: str, known: Sequence[Hashable]) ->
     """
     positions: dict[Hashable, int] = {str(level): i for i, level in enumerate(known) if isinstance(level, pd.Interval)}
     positions |= {level: i for i, level in enumerate(known)}
+    if isinstance(column.dtype, pd.CategoricalDtype):  # a look at each category and not at each row
+        places = np.array([positions.get(level, -1) for level in column.cat.categories.tolist()] + [-1], dtype=np.int64)
+        codes = places[column.cat.codes]
+        if (codes >= 0).all():
+            return codes
     values = column.tolist()
     codes = np.fromiter((positions.get(value, -1) if _is_hashable(value) else -1 for value in values), np.int64, len(values))
     if (codes < 0).any():

@@ -15,9 +15,10 @@ from cfiv.checks import check_choice
 from cfiv.data import IVData, read_table
 from cfiv.errors import DataError, FormulaError, quoted
 from cfiv.tables.array_encoder import ArrayEncoder
-from cfiv.tables.columns import Missing, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import Missing, cluster_labels, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
+from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import fit_part
 from cfiv.tables.roles import Roles
 from cfiv.tables.table_encoder import TableEncoder
@@ -28,7 +29,8 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
 
     Parameters
     ----------
-    data : table or IVData
+    data : table, path or IVData
+        A path names a Parquet file, or a folder of them, whose columns then stay on disk.
     roles : Roles or None
         Of the columns of a table; None where an IVData is to have its own.
     reader : str
@@ -54,6 +56,11 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
                 f"the IVData has {role}, but this {reader} reads columns of its frame: give {role}='column', "
                 "or leave the roles out to use the arrays"
             )
+    if is_place(data):
+        check_choice("missing", missing, ("drop", "raise"))
+        _check_roles(roles.parts)
+        frame = read_parquet(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
+        return _fit_complete(frame, roles)
     return fit_encoder(read_table(data), roles, missing=missing)
 
 
@@ -72,13 +79,14 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         With the number of rows dropped.
     """
     check_choice("missing", missing, ("drop", "raise"))
-    parts = roles.parts
-    _check_roles(parts)
-    used = list(dict.fromkeys(name for part in parts.values() for name in part.variables))
-    used += [name for name in (roles.weights, roles.clusters) if name is not None]
-    require_columns(frame, used, needed_for="the roles")
-    frame = without_gaps(frame[list(dict.fromkeys(used))], missing)
-    states, arrays = {}, {}
+    _check_roles(roles.parts)
+    require_columns(frame, roles.columns, needed_for="the roles")
+    return _fit_complete(without_gaps(frame[list(roles.columns)], missing), roles)
+
+
+def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVData]:
+    """:func:`fit_encoder` of a table of the roles' columns without gaps."""
+    parts, states, arrays = roles.parts, {}, {}
     for role, part in parts.items():
         # Outcomes are no sum of columns. Treatment and instruments enter regressions beside the constant and the covariates.
         beside = parts.get("covariates") if role in ("treatment", "instruments") else None
@@ -100,7 +108,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         instruments=arrays["instruments"],
         covariates=arrays.get("covariates"),
         weights=None if roles.weights is None else row_weights(frame, roles.weights),
-        clusters=None if roles.clusters is None else frame[roles.clusters],
+        clusters=None if roles.clusters is None else cluster_labels(frame, roles.clusters),
         frame=frame,
         names={role: state.columns for role, state in states.items()}
         | {role: (name,) for role, name in (("weights", roles.weights), ("clusters", roles.clusters)) if name is not None},

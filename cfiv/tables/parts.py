@@ -21,10 +21,21 @@ from formulaic.parser.types import Factor, Term
 
 from cfiv.data import Array
 from cfiv.errors import DataError, FormulaError, TooLargeError
-from cfiv.tables.columns import categorised, listed, numeric, plain_level, require_columns, seen_levels
+from cfiv.mapped import BLOCK_ROWS, ColumnFile
+from cfiv.tables.columns import (
+    categorised,
+    is_mapped_table,
+    listed,
+    numeric,
+    plain_level,
+    release_table,
+    require_columns,
+    seen_levels,
+)
 from cfiv.tables.formula import Part
 from cfiv.tables.grammar import UNREADABLE, reason
 from cfiv.tables.terms import term_text
+from cfiv.tables.transforms import learns
 
 #: Columns that the terms of a part may make, besides those of the table itself.
 MOST_COLUMNS = 100_000
@@ -74,7 +85,12 @@ class PartState:
         _check_width(part, self.levels)
 
     def matrix(self, frame: pd.DataFrame) -> Array:
-        """The part's columns at the rows of ``frame``, shape (n, len(columns)); raises as :meth:`materialise`."""
+        """The part's columns at the rows of ``frame``, shape (n, len(columns)); raises as :meth:`materialise`.
+
+        Of a table on disk they are on disk too.
+        """
+        if is_mapped_table(frame):
+            return self._mapped(frame)
         made = self.materialise(frame)
         if made.columns != self.columns:
             raise FormulaError(f"{self.formula.text!r} makes other columns than in training: fit again")
@@ -90,6 +106,23 @@ class PartState:
         """
         require_columns(frame, self.formula.variables, needed_for="predictions")  # again, for a file whose parts disagree
         return _materialise(self, self.raw(frame))
+
+    def _mapped(self, frame: pd.DataFrame) -> Array:
+        """The columns at all rows of a table on disk: the table's own where the part is one of them, or made block by block."""
+        lookup = Factor.EvalMethod.LOOKUP
+        factors = [factor for term in self.formula.own for factor in term.factors]
+        plain = self.columns == self.formula.variables and all(factor.eval_method is lookup for factor in factors)
+        if plain and len(self.columns) == 1 and frame[self.columns[0]].dtype == np.float64:
+            return frame[self.columns[0]].to_numpy()[:, None]
+        file = ColumnFile(len(frame), columns=len(self.columns))
+        for start in range(0, len(frame), BLOCK_ROWS):
+            block = frame.iloc[start : start + BLOCK_ROWS]
+            try:
+                file.append(*(self.raw(block).to_numpy() if plain else self.matrix(block.copy())).T)
+            except DataError as error:
+                raise DataError(f"{error} (rows are counted from row {start})") from error
+        release_table(frame)
+        return file.array()
 
     def raw(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The columns that the part is made of: numbers, and categories as training knows them."""
@@ -132,18 +165,21 @@ def fit_part(
     DataError, FormulaError
         For columns and terms that cannot be used.
     """
+    learning = any(learns(function) for held in part.factors.values() for function in held.functions)
     typed = {str(name) for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
     if covariates is not None and (part.categories or typed & set(part.variables)):
         part = _beside(part, covariates, typed)
     categories = part.categories | typed
-    ready = numeric(frame, part.variables, categories)
+    # What learns nothing but its categories makes the same columns of some rows as of all.
+    some = not learning and is_mapped_table(frame)
+    ready = numeric(frame.iloc[:BLOCK_ROWS] if some else frame, part.variables, categories)
     for name in (name for name in part.variables if name in part.categories and name not in typed):
         if any(name in held.columns and not held.category for held in part.factors.values()):
             raise FormulaError(
                 f"column {name!r} is both C({name}) and a number in {part.joint!r}: copy it to a second column for one of the "
                 "two"
             )
-    levels = {name: seen_levels(ready[name], name) for name in part.variables if name in categories}
+    levels = {name: seen_levels(frame[name], name) for name in part.variables if name in categories}
     _check_named_levels(part, levels)
     draft = PartState(part, (part.text,), {}, levels, intercept)
     made = _materialise(draft, categorised(ready, levels))
@@ -152,7 +188,8 @@ def fit_part(
             f"the {role} term {made.spanned[0]!r} is among the covariates already, which enter both stages by themselves: name "
             "it once"
         )
-    return replace(draft, columns=made.columns, transform_state=made.transform_state), made.matrix
+    state = replace(draft, columns=made.columns, transform_state=made.transform_state)
+    return state, state.matrix(frame) if is_mapped_table(frame) else made.matrix
 
 
 def _check_named_levels(part: Part, levels: Mapping[str, Sequence[Hashable]]) -> None:

@@ -62,6 +62,12 @@ class Roles:
         return {role: Part(text) for role, text in texts.items()}
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Raw columns of all roles."""
+        named = [name for name in (self.weights, self.clusters) if name is not None]
+        return tuple(dict.fromkeys([*(name for part in self.parts.values() for name in part.variables), *named]))
+
+    @property
     def prediction_columns(self) -> tuple[str, ...]:
         """Raw columns that the structural function needs: those of treatments, then of covariates."""
         parts = [self.parts[role] for role in ("treatment", "covariates") if role in self.parts]

@@ -15,9 +15,10 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
 from cfiv.file_values import fields, listed, texts
 from cfiv.rendering import joined
-from cfiv.tables.columns import Missing, gaps_in, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import Missing, gaps_in, release_table, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
+from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 from cfiv.tables.saved_parts import (
@@ -97,14 +98,19 @@ class TableEncoder:
 
     def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
-        frame, weights = read_table(rows), self.roles.weights
+        weights = self.roles.weights
         given = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         parts = {role: part for role, part in given.items() if part is not None}
-        names = (
-            [name for part in parts.values() for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
-        )
-        require_columns(frame, names, needed_for="held-out criteria")
-        frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
+        used = [name for part in parts.values() for name in part.formula.variables]
+        names = list(dict.fromkeys([*used, *([weights] if weights else []), *labels]))
+        needed_for = "held-out criteria"
+        if is_place(rows):
+            known = [*self.roles.label_columns, *labels]
+            frame = read_parquet(rows, names, labels=known, needed_for=needed_for, missing=missing)
+        else:
+            frame = read_table(rows)
+            require_columns(frame, names, needed_for=needed_for)
+            frame = without_gaps(frame[names], missing)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
@@ -121,7 +127,8 @@ class TableEncoder:
         self._check_complete(frame)
         parts = [part.raw(frame) for part in (self.treatment, self.covariates) if part is not None]
         columns = {str(name): column for part in parts for name, column in part.items()}
-        return pd.DataFrame({name: columns[name] for name in self.roles.prediction_columns})
+        release_table(frame)
+        return pd.DataFrame({name: columns[name] for name in self.roles.prediction_columns}, copy=False)
 
     def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
         """Treatment columns of one row for all, or of one each."""

@@ -84,6 +84,11 @@ CONTRASTS: Mapping[str, Signature] = {
 }
 
 
+def learns(function: str) -> bool:
+    """Whether a function that a formula calls learns numbers from the rows of training: knots, means, scales."""
+    return function == "center" or (function != "C" and function in TRANSFORMS and TRANSFORMS[function].learns)
+
+
 def arguments(call: ast.Call, signature: Signature, term: str) -> list[tuple[str, ast.expr]]:
     """Arguments of a call by the name of their parameter, in order.
 

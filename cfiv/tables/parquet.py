@@ -1,0 +1,264 @@
+"""Tables in Parquet files, read batch after batch into columns that lie on disk: as many rows as the disk has room for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from cfiv.arrays import Array
+from cfiv.data import EXACT
+from cfiv.errors import CfivError, DataError, quoted
+from cfiv.mapped import BLOCK_ROWS, ColumnFile
+from cfiv.tables.columns import Missing, column_numbers, report_gaps, require_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.dataset import Dataset
+
+#: What names a Parquet file, or a folder of them.
+Place: TypeAlias = "str | os.PathLike[str]"
+
+
+def is_place(data: object) -> bool:
+    """Whether data are named rather than given."""
+    return isinstance(data, (str, os.PathLike))
+
+
+def read_parquet(
+    place: Place, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing
+) -> pd.DataFrame:
+    """Columns of a Parquet file or folder, as ``pandas.read_parquet`` has them, without rows that have gaps; mapped from disk.
+
+    Parameters
+    ----------
+    place : path
+    names : sequence of str
+        What is read; other columns cost nothing.
+    labels : collection of str
+        Those whose values are labels. Text in them becomes categories, in the order of the alphabet.
+    needed_for : str
+        For messages.
+    missing : {"drop", "raise"}
+
+    Returns
+    -------
+    DataFrame
+        Numbers as float64, labels that are numbers in their own type. It takes 8 bytes a number of the temporary files' disk
+        until nothing refers to it any more, and no memory but what reads of it take.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, it is no Parquet, has not the columns or no rows; if columns hold text where numbers are
+        needed, or have types in some files of a folder that do not fit those of the first; or without pyarrow.
+    OutputError
+        If the disk has no room.
+
+    Warns
+    -----
+    MissingRowsWarning
+        With the number of rows dropped.
+    """
+    dataset, path = _open(place), os.fspath(place)
+    import pyarrow as pa
+
+    present = dataset.schema.names
+    repeated = sorted({name for name in present if present.count(name) > 1})
+    if repeated:
+        raise DataError(f"column names must be unique, got {quoted(repeated)} more than once in '{path}': rename them")
+    require_columns(pd.DataFrame(columns=present), names, needed_for=needed_for)
+    with _in_words(path):
+        rows = dataset.count_rows()
+    if rows == 0:
+        raise DataError(f"'{path}' has no rows: give at least one")
+    stored = _Stored.of(dataset.schema, names, labels=labels, rows=rows)
+    gaps, start = dict.fromkeys(names, 0), 0
+    with _in_words(path):
+        for batch in _batches(dataset, names):
+            kept, found = _without_gaps(batch)
+            for name, count in found.items():
+                gaps[name] += count
+            if missing == "drop" or not any(found.values()):
+                try:
+                    stored.append(kept)
+                except DataError as error:
+                    raise DataError(f"{error} (rows are counted from row {start} of '{path}')") from error
+            start += batch.num_rows
+    pa.default_memory_pool().release_unused()
+    if any(gaps.values()):
+        report_gaps(gaps, dropped=rows - stored.filled, rows=rows, missing=missing)
+    return stored.frame(gaps)
+
+
+@dataclass(eq=False)
+class _Stored:
+    """Columns under way to disk: numbers side by side, labels each by itself.
+
+    Parameters
+    ----------
+    names : sequence of str
+    numbers : tuple of str
+        Columns that become float64.
+    values : ColumnFile
+        Of them.
+    labels : mapping from name to ColumnFile
+        Of labels that are numbers, in their own type, and of codes of categories.
+    categories : mapping from name to the codes of its categories
+    declared : collection of str
+        Categories that the file has as such, whose order is kept.
+    """
+
+    names: Sequence[str]
+    numbers: tuple[str, ...]
+    values: ColumnFile
+    labels: dict[str, ColumnFile]
+    categories: dict[str, dict[Any, int]]
+    declared: Collection[str]
+    filled: int = field(default=0, init=False)
+
+    @classmethod
+    def of(cls, schema: pa.Schema, names: Sequence[str], *, labels: Collection[str], rows: int) -> _Stored:
+        import pyarrow.types as kinds
+
+        types = {name: schema.field(name).type for name in names}
+        declared = {name for name, kind in types.items() if kinds.is_dictionary(kind)}
+        plain = {
+            name for name, kind in types.items() if kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)
+        }
+        coded = [name for name in names if name in declared or (name in labels and name not in plain)]
+        files = {name: ColumnFile(rows, columns=1, dtype=np.int32) for name in coded}
+        for name in names:
+            if name in labels and name in plain:
+                files[name] = ColumnFile(rows, columns=1, dtype=types[name].to_pandas_dtype())
+        numbers = tuple(name for name in names if name not in files)
+        values = ColumnFile(rows, columns=len(numbers))
+        return cls(names, numbers, values, files, {name: {} for name in coded}, declared)
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """The next rows, without gaps."""
+        self.values.append(*(_numbers(name, batch.column(name)) for name in self.numbers))
+        for name, file in self.labels.items():
+            column = batch.column(name)
+            file.append(_codes(column, self.categories[name]) if name in self.categories else _plain(column))
+        self.filled += batch.num_rows
+
+    def frame(self, gaps: dict[str, int]) -> pd.DataFrame:
+        """The table; whole numbers that had gaps are floats, as pandas has them, where those tell them apart."""
+        columns: dict[str, Any] = dict(zip(self.numbers, self.values.array().T, strict=True))
+        for name, file in self.labels.items():
+            found = columns[name] = file.array()[:, 0]
+            if name in self.categories:
+                columns[name] = _categorical(found, self.categories[name], declared=name in self.declared)
+            elif gaps[name] and found.dtype.kind in "iu" and not (found.max() > EXACT or found.min() < -EXACT):
+                columns[name] = found.astype(np.float64)
+        return pd.DataFrame({name: columns[name] for name in self.names}, copy=False)
+
+
+def _open(place: Place) -> Dataset:
+    path = Path(place)
+    if not path.exists():
+        raise DataError(f"there is no '{path}': give a table, or the name of a Parquet file or of a folder of them")
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        raise DataError(
+            f"rows are read from .parquet files, or folders of them, got '{path}': convert it, or read it as a table"
+        )
+    if find_spec("pyarrow") is None:
+        raise DataError(f"'{path}' needs pyarrow, which is not installed: pip install 'cfiv[parquet]'")
+    import pyarrow.dataset as datasets
+
+    with _in_words(str(path)):
+        partitions = datasets.HivePartitioning.discover(infer_dictionary=True)
+        found: Dataset = datasets.dataset(path, format="parquet", partitioning=partitions)
+        if not found.files:
+            raise DataError(f"the folder '{path}' has no Parquet files: give one that has")
+        return found
+
+
+def _batches(dataset: Dataset, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """One after another, without reading ahead."""
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    batches: Iterator[pa.RecordBatch] = dataset.to_batches(
+        columns=list(names),
+        batch_size=BLOCK_ROWS,
+        batch_readahead=1,
+        fragment_readahead=1,
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True),
+    )
+    return batches
+
+
+@contextmanager
+def _in_words(path: str) -> Iterator[None]:
+    """Errors of Arrow as a DataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except CfivError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if os.path.isfile(path):
+            raise DataError(f"'{path}' is not a well-formed .parquet file: {said}") from error
+        raise DataError(
+            f"'{path}' cannot be read as one table ({said}): its files must be Parquet, with columns of the same types in each"
+        ) from error
+
+
+def _without_gaps(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
+    """The rows of a batch without gaps, and how many there are in each column."""
+    import pyarrow.compute as compute
+
+    gaps, missing = None, {}
+    for name in batch.schema.names:
+        empty = compute.is_null(batch.column(name), nan_is_null=True)
+        missing[name] = empty.true_count
+        if missing[name]:
+            gaps = empty if gaps is None else compute.or_(gaps, empty)
+    return (batch if gaps is None else batch.filter(compute.invert(gaps))), missing
+
+
+def _plain(column: pa.Array) -> Array:
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _numbers(name: str, column: pa.Array) -> Array:
+    """As float64; a DataError for anything but finite numbers."""
+    import pyarrow.types as kinds
+
+    if kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type):
+        found = _plain(column).astype(np.float64, copy=False)
+        if np.isfinite(found).all():
+            return found
+    return column_numbers(name, column.to_pandas()).to_numpy()
+
+
+def _codes(column: pa.Array, known: dict[Any, int]) -> Array:
+    """Positions of categories among those known, which new ones join."""
+    import pyarrow.types as kinds
+
+    coded = column if kinds.is_dictionary(column.type) else column.dictionary_encode()
+    places = [known.setdefault(value, len(known)) for value in coded.dictionary.to_pylist()]
+    return np.array(places, dtype=np.int32)[_plain(coded.indices)]
+
+
+def _categorical(codes: Array, known: dict[Any, int], *, declared: bool) -> pd.Categorical:
+    """Categories from codes on disk, in the type in which pandas keeps so many; those that are not declared in order."""
+    order = np.arange(len(known))
+    if not declared:
+        order[[known[value] for value in sorted(known)]] = np.arange(len(known))
+    names = list(known) if declared else sorted(known)
+    kind = np.min_scalar_type(-max(1, len(known)))
+    file = ColumnFile(len(codes), columns=1, dtype=kind)
+    for start in range(0, len(codes), BLOCK_ROWS):
+        file.append(order[codes[start : start + BLOCK_ROWS]])
+    return pd.Categorical.from_codes(file.array()[:, 0], categories=pd.Index(names), validate=False)

@@ -1,0 +1,180 @@
+"""Tables in Parquet files: read block by block they are what pandas reads, and refused in words where they are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cfiv.errors import DataError, MissingRowsWarning, OutputError
+from cfiv.mapped import ColumnFile, is_mapped
+from cfiv.tables.columns import is_mapped_table
+from cfiv.tables.encoding import encode
+from cfiv.tables.roles import Roles
+
+ROWS = 500
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    columns: dict[str, Any] = {name: generator.normal(size=ROWS) for name in ("y", "t", "z", "x")}
+    columns["whole"] = generator.integers(0, 5, ROWS)
+    columns["single"] = generator.normal(size=ROWS).astype(np.float32)
+    columns["flag"] = generator.random(ROWS) < 0.5
+    columns["text"] = generator.choice(["north", "south", "east"], ROWS)
+    columns["declared"] = pd.Categorical(generator.choice(["c", "a", "b"], ROWS), categories=["c", "b", "a"])
+    columns["when"] = pd.date_range("2020-01-01", periods=ROWS)
+    return pd.DataFrame(columns)
+
+
+@pytest.fixture(params=["file", "row groups", "folder", "partitions"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, table: pd.DataFrame) -> Path:
+    """The same table in a file, in one of many row groups, in three files, and in a folder for each value of a column."""
+    path = tmp_path / "t.parquet"
+    if request.param in ("file", "row groups"):
+        table.to_parquet(path, index=False, row_group_size=ROWS if request.param == "file" else 60)
+        return path
+    if request.param == "partitions":
+        table.to_parquet(tmp_path / "parts", partition_cols=["text"], index=False)
+        return tmp_path / "parts"
+    (tmp_path / "parts").mkdir()
+    for i in range(3):
+        table[i::3].to_parquet(tmp_path / "parts" / f"{i}.parquet", index=False)
+    return tmp_path / "parts"
+
+
+def encoded(data: Any, formula: str, **named: Any) -> Any:
+    missing = named.pop("missing", "drop")
+    return encode(data, Roles.from_formula(formula, **named), reader="a test", missing=missing)
+
+
+FORMULAS = (
+    "y ~ x + [t ~ z]",
+    "y ~ whole + single + flag + [t ~ z]",
+    "y ~ C(text) + C(declared):x + [t ~ z]",
+    "y ~ x + declared + C(whole) + C(flag) + [t + t:x ~ z + z:x]",
+    "np.exp(y) ~ bs(x, df=5) + center(single) + [poly(t, 2) ~ cr(z, df=4)]",
+)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("parquet", "parts"):
+        monkeypatch.setattr(f"cfiv.tables.{room}.BLOCK_ROWS", 70)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_roles_of_a_file_or_folder_are_those_of_the_table_that_pandas_reads(place: Path, formula: str) -> None:
+    _, expected = encoded(pd.read_parquet(place), formula, clusters="text", weights="flag")
+    encoder, found = encoded(place, formula, clusters="text", weights="flag")
+    assert found.names == expected.names
+    for role in ("outcome", "treatment", "instruments", "covariates", "weights"):
+        np.testing.assert_array_equal(getattr(found, role), getattr(expected, role))
+    pairs = pd.crosstab(found.clusters, expected.clusters).to_numpy() > 0
+    assert (pairs.sum(axis=0) == 1).all()
+    assert (pairs.sum(axis=1) == 1).all()
+    assert is_mapped_table(found.frame)
+    assert is_mapped(found.treatment)
+    assert len(encoder.reference_rows) == ROWS
+
+
+@pytest.mark.law
+def test_rows_with_gaps_are_dropped_and_counted_as_those_of_a_table(tmp_path: Path, table: pd.DataFrame) -> None:
+    table = table.astype({"whole": "Int64"})
+    for i, name in enumerate(("y", "z", "text", "whole", "single")):
+        table.loc[i :: 50 + i, name] = None
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    formula, named = "y ~ single + C(text) + C(whole) + [t ~ z]", {"clusters": "whole"}
+    with pytest.warns(MissingRowsWarning) as expected:
+        _, ours = encoded(pd.read_parquet(tmp_path / "t.parquet"), formula, **named)
+    with pytest.warns(MissingRowsWarning) as said:
+        _, found = encoded(tmp_path / "t.parquet", formula, **named)
+    assert str(said[0].message) == str(expected[0].message)
+    np.testing.assert_array_equal(found.covariates, ours.covariates)
+    np.testing.assert_array_equal(found.outcome, ours.outcome)
+    with pytest.raises(DataError, match=r"rows have gaps .*fill them, or use missing='drop'"):
+        encoded(tmp_path / "t.parquet", formula, missing="raise")
+
+
+@pytest.mark.law
+def test_whole_numbers_with_gaps_are_named_as_pandas_names_them(tmp_path: Path, table: pd.DataFrame) -> None:
+    table.loc[3, "whole"] = np.nan
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(table).set_column(4, "whole", pa.array(table["whole"], pa.int64(), from_pandas=True)), path)
+    with pytest.warns(MissingRowsWarning):
+        _, expected = encoded(pd.read_parquet(path), "y ~ C(whole) + [t ~ z]")
+    with pytest.warns(MissingRowsWarning):
+        _, found = encoded(path, "y ~ C(whole) + [t ~ z]")
+    assert found.names == expected.names
+
+
+@pytest.mark.contract
+def test_what_is_no_table_is_refused_with_what_to_do(tmp_path: Path, table: pd.DataFrame) -> None:
+    def refused(place: Any, *words: str, formula: str = "y ~ x + [t ~ z]", error: type[Exception] = DataError) -> None:
+        with pytest.raises(error) as caught:
+            encoded(place, formula)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    refused(tmp_path / "none.parquet", "there is no", "none.parquet")
+    refused(tmp_path, "has no Parquet files")
+    (tmp_path / "t.csv").write_text("y,t,z\n1,2,3\n")
+    refused(tmp_path / "t.csv", "t.csv", "read it as a table")
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"nothing")
+    refused(path, "t.parquet' is not a well-formed .parquet file")
+    table[:0].to_parquet(path, index=False)
+    refused(path, "has no rows")
+    table.to_parquet(path, index=False)
+    refused(str(path), "need column 'singel'", "did you mean 'single'?", formula="y ~ singel + [t ~ z]")
+    refused(path, "column 'text' holds text", "C(text)", "counted from row 0", formula="y ~ text + [t ~ z]")
+    refused(path, "column 'when' holds dates", formula="y ~ when + [t ~ z]")
+    table.loc[200, "x"] = np.inf
+    table.to_parquet(path, index=False)
+    refused(path, "column 'x' is infinite", "rows are counted from row 140")
+    refused(path, "'np.log(t)' is infinite or undefined", formula="y ~ [np.log(t) ~ z]")
+
+
+@pytest.mark.contract
+def test_files_of_a_folder_whose_columns_differ_in_type_are_refused_and_missing_ones_are_gaps(
+    tmp_path: Path, table: pd.DataFrame
+) -> None:
+    table.to_parquet(tmp_path / "a.parquet", index=False)
+    table.assign(x="much").to_parquet(tmp_path / "b.parquet", index=False)
+    with pytest.raises(DataError, match="cannot be read as one table"):
+        encoded(tmp_path, "y ~ x + [t ~ z]")
+    table.drop(columns="x").to_parquet(tmp_path / "b.parquet", index=False)
+    with pytest.warns(MissingRowsWarning, match=f"dropped {ROWS} of {2 * ROWS} rows with gaps \\(x: {ROWS}\\)"):
+        _, found = encoded(tmp_path, "y ~ x + [t ~ z]")
+    assert len(found) == ROWS
+    table.astype({"x": np.float32}).to_parquet(tmp_path / "b.parquet", index=False)
+    assert len(encoded(tmp_path, "y ~ x + [t ~ z]")[1]) == 2 * ROWS
+
+
+@pytest.mark.contract
+def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: pd.DataFrame) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    with pytest.raises(OutputError, match=r"No space left on device.*set TMPDIR"):
+        encoded(tmp_path / "t.parquet", "y ~ [t ~ z]")
+
+
+@pytest.mark.law
+def test_columns_set_down_come_back_however_they_were_given() -> None:
+    file, generator = ColumnFile(100, columns=2), np.random.default_rng(0)
+    values = generator.normal(size=(90, 2))
+    for rows in np.split(values, [1, 1, 40]):
+        file.append(*rows.T)
+    found = file.array()
+    np.testing.assert_array_equal(found, values)
+    assert is_mapped(found[3:, 0])
+    assert not is_mapped(values)
