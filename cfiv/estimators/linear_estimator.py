@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pandas as pd
 
 from cfiv.data import IVData
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.fixed_effects import within
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind, linear_regression
 from cfiv.estimators.linear_results import LinearResults
+from cfiv.estimators.small_sample import Convention
 from cfiv.numerics.score_covariance import Kernel
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -19,6 +22,7 @@ class LinearEstimator(StructuralEstimator):
     """Abstract: ``h(t, x) = c + a' t + b' x`` with a covariance of its coefficients; see its two subclasses."""
 
     _instrumented: ClassVar[bool]
+    _takes_panels = True
 
     def __init__(
         self,
@@ -30,9 +34,10 @@ class LinearEstimator(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
-        clusters: str | None = None,
+        clusters: str | Sequence[str] | None = None,
+        fixed_effects: Names | None = None,
         covariance: CovarianceKind = "robust",
-        debiased: bool = False,
+        debiased: Convention | None = None,
         kernel: Kernel = "bartlett",
         bandwidth: int | None = None,
     ) -> None:
@@ -44,6 +49,7 @@ class LinearEstimator(StructuralEstimator):
         self.weights = weights
         self.missing = missing
         self.clusters = clusters
+        self.fixed_effects = fixed_effects
         self.covariance = covariance
         self.debiased = debiased
         self.kernel = kernel
@@ -60,7 +66,14 @@ class LinearEstimator(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         covariance = self._covariance()
+        data, absorbed = within(data)
         covariance.check(data)
-        regression = linear_regression(data, instrumented=self._instrumented, intercept=intercept, covariance=covariance)
+        regression = linear_regression(
+            data,
+            instrumented=self._instrumented,
+            intercept=intercept,
+            covariance=covariance,
+            absorbed=absorbed,
+        )
         self.results_, self.coefficients_ = regression.results, regression.coefficients
         return regression.estimate

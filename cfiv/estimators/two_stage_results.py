@@ -11,12 +11,13 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError, SingularError, nearest
-from cfiv.estimators.first_stage import FirstStage
+from cfiv.estimators.first_stage import COUNTS_ROWS, FirstStage
 from cfiv.estimators.linear_columns import Columns, Exogenous
 from cfiv.estimators.linear_results import LinearResults
 from cfiv.estimators.wald import WaldTest
 
 if TYPE_CHECKING:
+    from cfiv.estimators.fixed_effects import Absorbed
     from cfiv.estimators.linear_regression import Covariance
 
 OVERIDENTIFIED = "the instruments are valid: E[Z' e] = 0 at one coefficient vector"
@@ -39,12 +40,14 @@ class TwoStageResults(LinearResults):
     treatment_columns : array (n, k)
         In the user's units.
     covariance : Covariance
-    clusters : array (n,) or None
+    clusters : array (n,), (n, 2) or None
+    absorbed : Absorbed or None
 
     Notes
     -----
     The tests do not see in which basis columns are given, so they are computed in a well-conditioned one. Tests of
-    over-identification raise a DataError where there are as many instruments as treatments.
+    over-identification raise a DataError where there are as many instruments as treatments; with absorbed fixed effects all do,
+    since :func:`cfiv.diagnose` has them.
     """
 
     exogenous: Exogenous = field(repr=False)
@@ -55,6 +58,7 @@ class TwoStageResults(LinearResults):
     treatment_columns: Array = field(repr=False)
     covariance: Covariance = field(repr=False)
     clusters: Array | None = field(repr=False)
+    absorbed: Absorbed | None = field(repr=False)
 
     @property
     def method(self) -> str:
@@ -74,6 +78,7 @@ class TwoStageResults(LinearResults):
             self.treatment_columns,
             replace(self.covariance, bandwidth=self.cov_config.get("bandwidth")),
             self.clusters,
+            self.absorbed,
         )
 
     @property
@@ -139,8 +144,9 @@ class TwoStageResults(LinearResults):
         return self._test(getattr(self._orthonormal, attribute), name, OVERIDENTIFIED, counts_rows)
 
     def _exogeneity(self, attribute: str, name: str, tested: Any = None, *, counts_rows: bool = False) -> WaldTest:
+        regression = self._orthonormal
         try:
-            found = getattr(self._orthonormal, attribute)
+            found = getattr(regression, attribute)
             return self._test(found(tested) if callable(found) else found, name, EXOGENOUS, counts_rows)
         except np.linalg.LinAlgError as error:
             raise SingularError(f"{name}: the covariance is singular ({error}); use covariance='unadjusted'") from error
@@ -173,6 +179,8 @@ class TwoStageResults(LinearResults):
         """linearmodels' fit of the same problem, its columns partialled out, orthonormal or of length one, times root n."""
         from linearmodels.iv import IV2SLS
 
+        if self.absorbed is not None:
+            raise DataError(f"linearmodels' test {COUNTS_ROWS}")
         p, root = len(self.exogenous.names), self.fitted.root_weights
         unit = np.sqrt(self.nobs) / root[:, None]
         treatments = self.treatments.basis[:, p:] @ self.treatments.triangle[p:, p:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +13,9 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.estimators.linear_regression import warn_of_few_clusters
+from cfiv.estimators.fixed_effects import Absorbed, within
+from cfiv.estimators.linear_regression import Covariance, warn_of_few_clusters
+from cfiv.estimators.small_sample import Convention, SmallSample
 from cfiv.labels import label_codes
 from cfiv.tables.columns import require_columns
 from cfiv.tables.table_encoder import TableEncoder
@@ -35,12 +37,15 @@ class FittedRows:
     covariance : {"robust", "unadjusted", "clustered"}
     groups : mapping from a name to codes (n,)
         One or two kinds, where clustered.
+    absorbed : Absorbed or None
+        Fixed effects that were taken out of ``data``, in which rows that are a group by themselves are not.
     """
 
     data: IVData
     raw: Any
     covariance: str
     groups: Mapping[str, Array]
+    absorbed: Absorbed | None
 
     @classmethod
     def of(cls, data: Any, model: StructuralEstimator, *, covariance: str | None, clusters: Any) -> Self:
@@ -73,7 +78,13 @@ class FittedRows:
         else:
             groups = {} if rows.clusters is None else {"clusters": rows.clusters}
         kind = _covariance(covariance, model, groups, given=clusters is not None)
-        return cls(rows, rows.frame if table else rows, kind, groups if kind == "clustered" else {})
+        groups = groups if kind == "clustered" else {}
+        assert rows.names is not None
+        own = {role: names for role, names in rows.names.items() if role != "clusters"}
+        left, absorbed = within(replace(rows, clusters=_stacked(groups), names=own, frame=None))
+        if absorbed is not None:
+            groups = {name: codes[absorbed.kept] for name, codes in groups.items()}
+        return cls(left, rows.frame if table else rows, kind, groups, absorbed)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -96,7 +107,7 @@ class FittedRows:
                     f"a clustered covariance of {size} coefficients needs more clusters than that, got {count} of {name!r}: "
                     "some combinations would seem to have no error at all; use finer clusters, or a smaller basis"
                 )
-            warn_of_few_clusters(codes)
+            warn_of_few_clusters(count)
 
     def check_same(self, fitted: Array, component: Component, model: StructuralEstimator) -> None:
         """Raise unless the fitted values of these rows (n,) are those of the component of the estimator.
@@ -109,10 +120,19 @@ class FittedRows:
         if np.abs(fitted - expected).max() > SAME_ROWS * np.ptp(self.data.outcome):
             raise _other_rows(self.data, model)
 
-    def describe(self, *, debiased: bool) -> str:
+    def small_sample(self, debiased: Convention | None, *, coefficients: int) -> SmallSample:
+        """The factors of a covariance of so many coefficients."""
+        kind = Covariance(self.covariance, debiased)  # type: ignore[arg-type]
+        return kind.small_sample(self.absorbed, rows=len(self), coefficients=coefficients, clusters=_stacked(self.groups))
+
+    def describe(self, small: SmallSample) -> str:
         """The covariance in words."""
         named = " and ".join(f"{name} ({len(np.unique(codes)):,})" for name, codes in self.groups.items())
-        return f"{self.covariance}{' by ' * bool(named)}{named}{', debiased' * debiased}"
+        return f"{self.covariance}{' by ' * bool(named)}{named}{small.described}"
+
+
+def _stacked(groups: Mapping[str, Array]) -> Array | None:
+    return np.stack(list(groups.values()), axis=1) if groups else None
 
 
 def _other_rows(rows: IVData, model: StructuralEstimator) -> DataError:

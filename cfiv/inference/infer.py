@@ -41,6 +41,8 @@ WITHOUT = {
     ),
 }
 
+ABSORBED = "levels are at the average fixed effect, which counts as known; effects and derivatives do not depend on it"
+
 
 def infer(
     data: Any,
@@ -144,12 +146,24 @@ def infer(
         outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
         stages = [TwoStage.of(block, outcome) for block in blocks]
         rows.check_groups(len(stages[0].coordinates))
-        debiased = bool(getattr(model, "debiased", False))
+        small = rows.small_sample(getattr(model, "debiased", None), coefficients=len(stages[0].coordinates))
         clustered = list(rows.groups.values())
-        joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
+        joint = joint_fit(
+            stages,
+            blocks,
+            outcome,
+            covariance=rows.covariance,
+            clusters=clustered,
+            small=small,
+            known_constant=rows.absorbed is not None and len(clustered) > 1,
+        )
         rows.check_same(joint.fitted, function.components[0], model)
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
-        seen = Seen.of(treatments, leverage=joint.leverage)
+        leverage = joint.leverage
+        if rows.absorbed is not None:  # which was of columns that vary less than those that are asked of
+            asked = bases[0].structural_columns(*function.encoder.inputs(rows.raw))
+            leverage = float(joint.fits[0].leverage(asked, rows=len(rows)).max())
+        seen = Seen.of(treatments, leverage=leverage)
         average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         stages[0].correlations,
@@ -162,7 +176,7 @@ def infer(
         level=float(level),
         draws=draws,
         seed=seed,
-        df=len(rows) - joint.fits[0].size if debiased else None,
+        df=small.t_dof,
         allowance=0.0 if choice is None else choice.allowance,
     )
     too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
@@ -173,9 +187,9 @@ def infer(
         average=average,
         seen=seen,
         strength=strength,
-        covariance=rows.describe(debiased=debiased),
+        covariance=rows.describe(small),
         rows=len(rows),
-        notes=(*_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
+        notes=(*[ABSORBED] * (rows.absorbed is not None), *_notes(model, choice_of(fitted), undersmooth=undersmooth), *doubts),
     )
 
 

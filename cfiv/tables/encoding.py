@@ -48,8 +48,8 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
                 "instruments]', or column names, for a table"
             )
         return ArrayEncoder.fit(data), data
-    for role in ("weights", "clusters"):
-        if isinstance(data, IVData) and getattr(data, role) is not None and getattr(roles, role) is None:
+    for role in ("weights", "clusters", "fixed_effects"):
+        if isinstance(data, IVData) and getattr(data, role) is not None and not getattr(roles, role):
             raise DataError(
                 f"the IVData has {role}, but this {reader} reads columns of its frame: give {role}='column', "
                 "or leave the roles out to use the arrays"
@@ -75,7 +75,7 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     parts = roles.parts
     _check_roles(parts)
     used = list(dict.fromkeys(name for part in parts.values() for name in part.variables))
-    used += [name for name in (roles.weights, roles.clusters) if name is not None]
+    used += [name for names in roles.named.values() for name in names]
     require_columns(frame, used, needed_for="the roles")
     frame = without_gaps(frame[list(dict.fromkeys(used))], missing)
     states, arrays = {}, {}
@@ -100,10 +100,10 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
         instruments=arrays["instruments"],
         covariates=arrays.get("covariates"),
         weights=None if roles.weights is None else row_weights(frame, roles.weights),
-        clusters=None if roles.clusters is None else frame[roles.clusters],
+        **{role: frame[list(names)] for role, names in roles.named.items() if names and role != "weights"},
         frame=frame,
         names={role: state.columns for role, state in states.items()}
-        | {role: (name,) for role, name in (("weights", roles.weights), ("clusters", roles.clusters)) if name is not None},
+        | {role: names for role, names in roles.named.items() if names},
     )
     stride = max(1, -(-len(frame) // REFERENCE_ROWS))
     encoder = TableEncoder(

@@ -94,9 +94,10 @@ class TableEncoder:
 
     def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
-        frame, weights = read_table(rows), self.roles.weights
+        frame, weights, named = read_table(rows), self.roles.weights, self.roles.named
         parts = [part for part in (self.outcome, self.treatment, self.instruments, self.covariates) if part is not None]
-        names = [name for part in parts for name in part.formula.variables] + ([weights] if weights else []) + list(labels)
+        names = [name for part in parts for name in part.formula.variables]
+        names += [*named["weights"], *named["fixed_effects"], *labels]
         require_columns(frame, names, needed_for="held-out criteria")
         frame = without_gaps(frame[list(dict.fromkeys(names))], missing)
         return IVData(
@@ -105,7 +106,9 @@ class TableEncoder:
             instruments=self.instruments.matrix(frame),
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
             weights=None if weights is None else row_weights(frame, weights),
+            fixed_effects=frame[list(named["fixed_effects"])] if named["fixed_effects"] else None,
             frame=frame,
+            names={"fixed_effects": named["fixed_effects"]} if named["fixed_effects"] else None,
         )
 
     def raw(self, rows: Any) -> pd.DataFrame:
@@ -187,8 +190,9 @@ class TableEncoder:
         roles = self.roles
         lines = [("Outcome", roles.outcome), ("Treatment", roles.treatment), ("Instruments", roles.instruments)]
         lines.append(("Covariates", roles.covariates or "none"))
-        named = {"Weights": roles.weights, "Clusters": roles.clusters}
-        return lines + [(role, name) for role, name in named.items() if name is not None]
+        return lines + [
+            (role.replace("_", " ").capitalize(), " + ".join(names)) for role, names in roles.named.items() if names
+        ]
 
     def example(self) -> pd.DataFrame:
         """A row of training."""
