@@ -13,7 +13,7 @@ from cfiv.estimators.linear_results import LeastSquaresResults
 from cfiv.estimators.small_sample import SmallSample
 from cfiv.numerics import score_covariance
 from cfiv.numerics.linear_iv import LinearFit, covariance_root, least_squares
-from cfiv.numerics.scaled_columns import ScaledColumns
+from cfiv.numerics.scaled_columns import ScaledColumns, ranges
 
 if TYPE_CHECKING:
     from cfiv.estimators.fixed_effects import Absorbed
@@ -105,7 +105,7 @@ def fitted_regression(
     constant_spanned = exogenous.centred or spans(columns.basis, root)
     plain = scale * outcome.values[:, 0] / root
     mean = float(root**2 @ plain / (root @ root)) if constant_spanned else 0.0
-    single = np.flatnonzero(np.ptp(exogenous.columns, axis=0) == 0)
+    single = np.flatnonzero(np.equal(*ranges(exogenous.columns)))
     return FittedRegression(
         coefficients=coefficients,
         residuals=scale * fit.residuals / root,

@@ -71,7 +71,7 @@ def infer(
         The rows that the estimator was fitted to.
     model : estimator
         Fitted: :class:`cfiv.SieveIV`, :class:`cfiv.TwoStageLeastSquares` or :class:`cfiv.LeastSquares`, with any formula.
-        Roles, weights and ``debiased`` are its own.
+        Roles, weights, fixed effects and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
     clusters : str or two of them, optional
