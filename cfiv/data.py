@@ -287,8 +287,8 @@ def _codes(role: str, value: object) -> Array:
     columns = getattr(value, "columns", None)
     if columns is not None and len(columns):
         kinds = [label_codes(f"{role} {name!r}", value[name]) for name in columns]  # type: ignore[index]
-    elif np.ndim(value) == 2 and len(value):  # type: ignore[arg-type]
-        kinds = [label_codes(role, column) for column in as_array(role, value).T]
+    elif (labels := as_array(role, value)).ndim == 2 and labels.shape[1]:
+        kinds = [label_codes(role, column) for column in labels.T]
     else:
         kinds = [label_codes(role, value)]
     if role == "clusters" and len(kinds) > 2:

@@ -49,11 +49,6 @@ class Absorbed:
     kept: Array = field(repr=False)
     outcome: Array = field(repr=False)
 
-    @property
-    def singletons(self) -> int:
-        """Rows left out."""
-        return int((~self.kept).sum())
-
     def counted(self, convention: Convention, *, clustered: bool) -> int:
         """Parameters besides the constant in a small-sample factor.
 
@@ -69,8 +64,10 @@ class Absorbed:
         return self.added_rank if any(nested) else self.rank - 1
 
     def describe(self) -> str:
-        """The kinds and their sizes, for the summary."""
-        return ", ".join(f"{name} ({size:,})" for name, size in zip(self.names, self.sizes, strict=True))
+        """The kinds and their sizes, and what was left out, for the summary."""
+        kinds = ", ".join(f"{name} ({size:,})" for name, size in zip(self.names, self.sizes, strict=True))
+        alone = int((~self.kept).sum())
+        return kinds + (f"; rows left out as their group's only one: {alone:,}" if alone else "")
 
 
 def within(data: IVData) -> tuple[IVData, Absorbed | None]:

@@ -197,7 +197,7 @@ def linear_regression(
     first = len(values) - data.treatment.shape[1]
     component = LinearComponent(float(values[0]) if intercept else 0.0, values[first:], values[int(intercept) : first])
     facts = {
-        **({} if absorbed is None else _facts(absorbed, results)),
+        **({} if absorbed is None else {"Absorbed": absorbed.describe(), "R-squared within": results.rsquared_within}),
         "Covariance": _described(covariance, results),
         "R-squared": results.rsquared,
         "Coefficients": table.reset_index(names="column").to_dict("records"),
@@ -278,11 +278,6 @@ def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool, absorbed
             f"{method} needs as many rows as its first stage has coefficients, {shared + instruments}, got {len(data)} rows: "
             "use fewer instruments"
         )
-
-
-def _facts(absorbed: Absorbed, results: LinearResults) -> dict[str, object]:
-    alone = {"Singletons": f"{absorbed.singletons:,} rows, left out"} if absorbed.singletons else {}
-    return {"Absorbed": absorbed.describe(), **alone, "R-squared within": results.rsquared_within}
 
 
 def _described(covariance: Covariance, results: LinearResults) -> str:

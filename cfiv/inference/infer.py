@@ -167,7 +167,7 @@ def infer(
         average = Asker(function, bases, joint.fits, seen, len(rows)).derivatives(rows.raw)
     strength = Strength.of(
         stages[0].correlations,
-        rows=len(rows),
+        rows=len(rows) - (0 if rows.absorbed is None else rows.absorbed.rank - 1),
         instruments=stages[0].instruments,
         treatments=treatments.shape[1],
     )

@@ -103,8 +103,8 @@ def constant_in_span(columns: Array) -> Array | None:
         found[single[0]] = 1 / lower[single[0]]
         return found
     largest = np.maximum(upper, -lower)
-    used = np.flatnonzero((largest > 0) & (upper - lower >= SPREAD * largest))
-    solution = np.zeros(0)
+    used: Array = np.flatnonzero((largest > 0) & (upper - lower >= SPREAD * largest))
+    solution: Array = np.zeros(0)
     for _ in range(2):  # the second time without those that the first did not need
         if len(used) == 0 or len(used) >= len(plain):
             return None
