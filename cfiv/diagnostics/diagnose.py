@@ -149,7 +149,7 @@ def _check(covariance: CovarianceKind | None, level: Any, random_state: Any) -> 
 
 
 def _default_covariance(roles: str | StructuralEstimator | None, arrays: IVData) -> CovarianceKind:
-    """That of a linear estimator, as far as the tests have it; else what the data ask for."""
+    """Clustered where there are clusters; else that of a linear estimator, or robust."""
     own: CovarianceKind | None = getattr(roles, "covariance", None)
     if arrays.clusters is not None:
         return "clustered"
