@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linearmodels.datasets import wage_panel
 
 import cfiv
 from cfiv import DFIV, DataError, FormulaError, IVData, KernelIV, LeastSquares, ParameterError, SieveIV, TwoStageLeastSquares
@@ -45,6 +46,16 @@ def test_coefficients_errors_and_p_values_are_those_of_pyfixest(record: list[Any
     found = (results.params["t"], results.std_errors["x"], results.std_errors["t"], results.pvalues["t"])
     np.testing.assert_allclose(found, (coefficient, of_x, of_t, p_value), rtol=SAME, atol=1e-12)
     assert results.nobs == rows
+
+
+@pytest.mark.oracle
+def test_the_wages_of_545_men_are_those_of_the_textbook() -> None:
+    """Wooldridge, *Introductory Econometrics*, table 14.2, fixed effects; the data are Vella and Verbeek's."""
+    formula = "lwage ~ expersq + married + [union ~ hours] | nr + year"
+    model = LeastSquares(formula, covariance="unadjusted", debiased=True).fit(wage_panel.load())
+    found = model.coefficients_.loc[["expersq", "married", "union"], ["coefficient", "std_error"]].to_numpy()
+    assert [f"{b:.4f} ({s:.4f})" for b, s in found[:1]] == ["-0.0052 (0.0007)"]
+    assert [f"{b:.3f} ({s:.3f})" for b, s in found[1:]] == ["0.047 (0.018)", "0.080 (0.019)"]
 
 
 @pytest.mark.law
