@@ -118,8 +118,8 @@ class Covariance:
 
 
 def group_counts(clusters: Array) -> tuple[int, ...]:
-    """How many clusters there are of each kind, of labels (n,) or (n, kinds)."""
-    return tuple(len(np.unique(labels)) for labels in clusters.reshape(len(clusters), -1).T)
+    """How many clusters there are of each kind, of codes (n,) or (n, kinds) from 0."""
+    return tuple(int(np.count_nonzero(np.bincount(codes))) for codes in clusters.reshape(len(clusters), -1).T)
 
 
 def warn_of_few_clusters(count: int) -> None:

@@ -46,12 +46,14 @@ def clustered_ways(
     """
     other = scores if other is None else other
     total = np.zeros((scores.shape[1], other.shape[1]))
-    both = [] if len(clusters) == 1 else [clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]]
-    for sign, labels in ((1, clusters), (-1, both)):
-        for label in labels:
-            found, codes = np.unique(label, return_inverse=True)
-            first = sums_within(scores, codes)
-            total += sign * factor(len(found)) * (first.T @ (first if other is scores else sums_within(other, codes)))
+    terms = [(1, codes) for codes in clusters]
+    if len(clusters) > 1:
+        both = clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]
+        terms.append((-1, np.unique(both, return_inverse=True)[1]))
+    for sign, codes in terms:
+        groups = int(np.count_nonzero(np.bincount(codes)))
+        first = sums_within(scores, codes)
+        total += sign * factor(groups) * (first.T @ (first if other is scores else sums_within(other, codes)))
     return total
 
 
