@@ -482,7 +482,7 @@ def test_linear_estimators_refuse_images(kind: type) -> None:
     [
         ({"covariance": "HC3"}, ParameterError, ["covariance must be one of 'robust', 'unadjusted'", "got 'HC3'"]),
         ({"kernel": "gauss"}, ParameterError, ["kernel must be one of 'bartlett'", "got 'gauss'"]),
-        ({"debiased": 1.0}, ParameterError, ["debiased must be one of 'fixest', 'stata', True, False or None", "got 1.0"]),
+        ({"debiased": 1.0}, ParameterError, ["debiased must be 'fixest' or 'stata', True, False or None", "got 1.0"]),
         ({"bandwidth": -1, "covariance": "kernel"}, ParameterError, ["whole number >= 0, in lags, or None", "got -1"]),
         ({"bandwidth": 60, "covariance": "kernel"}, ParameterError, ["less than the 60 rows", "got 60"]),
         ({"kernel": "qs"}, ParameterError, ["kernel='qs' is for covariance='kernel'", "got covariance='robust'"]),
