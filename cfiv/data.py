@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Whole numbers up to this are floats exactly.
 EXACT = 2**53
-ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters")
+ROLES = ("outcome", "treatment", "instruments", "covariates", "weights", "clusters", "fixed_effects")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,12 @@ class IVData:
     weights : array (n,), optional
         Row weights >= 0; only their ratios matter. A row is one observation whatever its weight: for estimates, whole numbers
         are as good as repeated rows, for standard errors and tests they are not.
-    clusters : array (n,), optional
+    clusters : array (n,) or (n, 2), optional
         Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances, and which no split
-        of rows parts; kept as whole numbers from 0.
+        of rows parts; of one kind or, for linear estimators, of two. Kept as whole numbers from 0.
+    fixed_effects : array (n,) or (n, m), optional
+        Labels of groups of rows with a constant of their own each, of one or several kinds (firms, years), which linear
+        estimators absorb; kept as whole numbers from 0.
     frame : DataFrame, optional
         The table that the arrays came from, for estimators that are given a formula.
     names : mapping from role to column names, optional
@@ -86,6 +89,7 @@ class IVData:
     covariates: Any = None
     weights: Any = None
     clusters: Any = None
+    fixed_effects: Any = None
     frame: pd.DataFrame | None = None
     names: Mapping[str, Sequence[str]] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(init=False, default_factory=dict)
@@ -280,8 +284,8 @@ def _categorical(dtype: Any) -> pd.CategoricalDtype | None:
 
 
 def _role_array(role: str, value: object) -> Array:
-    if role == "clusters":
-        return label_codes(role, value)
+    if role in ("clusters", "fixed_effects"):
+        return _codes(role, value)
     array = numeric_array(role, value)
     if role in ("outcome", "weights"):
         if array.ndim == 2 and array.shape[1] == 1:
@@ -298,6 +302,20 @@ def _role_array(role: str, value: object) -> Array:
     if math.prod(array.shape[1:]) == 0:
         raise DataError(f"{role} must have at least one column, got shape {array.shape}; leave it out if there is none")
     return array
+
+
+def _codes(role: str, value: object) -> Array:
+    """Labels as whole numbers, one column a kind; clusters of one kind have no second axis, as splits of rows take them."""
+    columns = getattr(value, "columns", None)
+    if columns is not None and len(columns):
+        kinds = [label_codes(f"{role} {name!r}", value[name]) for name in columns]  # type: ignore[index]
+    elif (labels := as_array(role, value)).ndim == 2 and labels.shape[1]:
+        kinds = [label_codes(role, column) for column in labels.T]
+    else:
+        kinds = [label_codes(role, value)]
+    if role == "clusters" and len(kinds) > 2:
+        raise DataError(f"clusters may be of two kinds at most, got {len(kinds)}: combine some into one")
+    return kinds[0] if role == "clusters" and len(kinds) == 1 else np.stack(kinds, axis=1)
 
 
 def column_labels(value: object) -> tuple[str, ...] | None:

@@ -34,7 +34,7 @@ MAY_USE = {
     "learning": {"errors", "checks", "arrays", "files", "tensor_file", "file_values", "memory", "numerics", "runtime"},
     "rendering": set(),
     "estimators": LIBRARY | {"tensor_file", "file_values", "terminal", "rendering", "tables", "runtime", "learning"},
-    "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "tables", "estimators"},
+    "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "numerics", "tables", "estimators"},
     "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
     "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},

@@ -262,3 +262,20 @@ def test_what_the_caller_changes_afterwards_is_seen_for_arrays_are_kept_as_given
     data = IVData(treatment=treatment)
     treatment[0] = 7.0
     assert data.treatment[0, 0] == 7.0
+
+
+@pytest.mark.contract
+def test_labels_of_groups_may_be_of_several_kinds() -> None:
+    kinds = pd.DataFrame({"firm": ["b", "a", "b"], "year": [2001, 2001, 2002]})
+    data = IVData(treatment=[1.0, 2.0, 3.0], clusters=kinds, fixed_effects=kinds.to_numpy())
+    assert data.clusters.tolist() == data.fixed_effects.tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert IVData(treatment=[1.0, 2.0], clusters=[["b"], ["a"]], fixed_effects=["b", "a"]).clusters.tolist() == [0, 1]
+    assert data.with_positive_weight().names == data.names
+    with pytest.raises(DataError, match="two kinds at most, got 3"):
+        IVData(treatment=[1.0, 2.0], clusters=[[1, 2, 3], [1, 2, 3]])
+    for role in ("clusters", "fixed_effects"):
+        for bad in (np.zeros((2, 0)), np.zeros((2, 1, 1)), [[1], [1, 2]], 5):
+            with pytest.raises(DataError, match=role):
+                IVData(treatment=[1.0, 2.0], **{role: bad})
+        with pytest.raises(DataError, match="1 rows without"):
+            IVData(treatment=[1.0, 2.0], **{role: [None, "a"]})

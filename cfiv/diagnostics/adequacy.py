@@ -168,7 +168,7 @@ def residual_prediction(
     name = "Residual prediction"
     sample, (n, k, q) = Sample.of(problem).standardised(), problem.shape
     columns, units = problem.exogenous + k + q, problem.n_clusters
-    reason = problem.unidentified
+    reason = problem.undividable or problem.unidentified
     if reason is None and (n < ROWS_A_COLUMN * columns or units < 20):
         needed = "20 clusters" if units < 20 <= n else f"{max(ROWS_A_COLUMN * columns, 20)} rows for its two halves"
         reason = f"it needs at least {needed}, got {units if units < 20 <= n else n}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cfiv.checks import check_choice, check_number, check_whole
@@ -19,6 +20,7 @@ from cfiv.diagnostics.report import Diagnostics
 from cfiv.errors import ParameterError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind
+from cfiv.numerics.score_covariance import Kernel
 from cfiv.rendering import joined
 from cfiv.tables.columns import Missing
 from cfiv.tables.encoder import Encoder
@@ -33,7 +35,9 @@ def diagnose(
     weights: str | None = None,
     missing: Missing = "drop",
     covariance: CovarianceKind | None = None,
-    clusters: str | None = None,
+    clusters: str | Sequence[str] | None = None,
+    kernel: Kernel | None = None,
+    bandwidth: int | None = None,
     level: float = 0.95,
     random_state: int = 0,
 ) -> Diagnostics:
@@ -51,15 +55,20 @@ def diagnose(
     roles : str, estimator or None
         A formula ``"outcome ~ covariates + [treatment ~ instruments]"``; or an estimator, fitted or not, whose roles, weights,
         clusters and ``missing`` are used and which is not changed; or None where ``data`` is an IVData of arrays.
-    weights, clusters : str, optional
-        Columns of row weights, and of labels of groups with correlated errors; for a formula. Of arrays they are
-        ``IVData(weights=..., clusters=...)``.
+    weights, clusters : str, optional; clusters also two of them
+        Columns of row weights, and of labels of groups with correlated errors, of one kind or two; for a formula. Of arrays
+        they are ``IVData(weights=..., clusters=...)``.
     missing : {"drop", "raise"}
         What to do with rows with gaps; for a formula.
-    covariance : {"robust", "unadjusted", "clustered"}, optional
+    covariance : {"robust", "unadjusted", "clustered", "kernel"}, optional
         What the errors may be, in every test that has a choice; by default the estimator's own where it has one, else clustered
         where there are clusters, else robust. Sargan, Wu-Hausman, Durbin, Cragg-Donald and the conditional F
         are homoskedastic whatever is chosen.
+    kernel : {"bartlett", "parzen", "qs"}, optional
+        Weights of the autocovariances with ``covariance="kernel"``, for rows in the order of time; the estimator's own, or
+        Bartlett's.
+    bandwidth : int, optional
+        Its lags; the estimator's own, or the largest that the rule of Newey and West (1994) has for one of the moments.
     level : float
         Confidence level of the sets; readings take tests at one minus it.
     random_state : int
@@ -105,8 +114,8 @@ def diagnose(
     encoder, arrays = _encode(data, roles, weights=weights, missing=missing, clusters=clusters)
     arrays = arrays.with_positive_weight()
     arrays.check_fittable()
-    chosen = covariance or _default_covariance(roles, arrays)
-    problem = LinearProblem.from_data(arrays, intercept=encoder.intercept, covariance=Covariance(chosen))
+    chosen = _covariance(covariance or _default_covariance(roles, arrays), roles, kernel=kernel, bandwidth=bandwidth)
+    problem = LinearProblem.from_data(arrays, intercept=encoder.intercept, covariance=chosen)
     significance = round(1.0 - level, 12)
     lm, wald_f = kleibergen_paap(problem, significance=significance)
     strong = is_strong(problem, significance)
@@ -137,21 +146,27 @@ def diagnose(
 
 def _check(covariance: CovarianceKind | None, level: Any, random_state: Any) -> None:
     if covariance is not None:
-        check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
+        check_choice("covariance", covariance, ("robust", "unadjusted", "clustered", "kernel"), alternative="or None")
     check_number("level", level, above=0.0, below=1.0, alternative="such as 0.95")
     check_whole("random_state", random_state, least=0)
 
 
 def _default_covariance(roles: str | StructuralEstimator | None, arrays: IVData) -> CovarianceKind:
-    """That of a linear estimator, as far as the tests have it; else what the data ask for."""
+    """Clustered where there are clusters; else that of a linear estimator, or robust."""
     own: CovarianceKind | None = getattr(roles, "covariance", None)
-    if own == "kernel":
-        raise ParameterError(
-            "the estimator's covariance='kernel' is not available in diagnose: give covariance='robust' or 'unadjusted'"
-        )
     if arrays.clusters is not None:
         return "clustered"
     return "robust" if own is None or own == "clustered" else own
+
+
+def _covariance(
+    kind: CovarianceKind, roles: str | StructuralEstimator | None, *, kernel: Kernel | None, bandwidth: int | None
+) -> Covariance:
+    """With the kernel and bandwidth given, or the estimator's."""
+    if kind == "kernel":
+        kernel = kernel or getattr(roles, "kernel", None)
+        bandwidth = getattr(roles, "bandwidth", None) if bandwidth is None else bandwidth
+    return Covariance(kind, kernel=kernel or "bartlett", bandwidth=bandwidth)
 
 
 def _encode(
@@ -160,7 +175,7 @@ def _encode(
     *,
     weights: str | None,
     missing: Missing,
-    clusters: str | None,
+    clusters: str | Sequence[str] | None,
 ) -> tuple[Encoder, IVData]:
     read = _roles(roles, weights=weights, missing=missing, clusters=clusters)
     missing = roles.missing if isinstance(roles, StructuralEstimator) else missing
@@ -168,7 +183,11 @@ def _encode(
 
 
 def _roles(
-    roles: str | StructuralEstimator | None, *, weights: str | None, missing: Missing, clusters: str | None
+    roles: str | StructuralEstimator | None,
+    *,
+    weights: str | None,
+    missing: Missing,
+    clusters: str | Sequence[str] | None,
 ) -> Roles | None:
     """By a formula, or those of an estimator, with weights and clusters that it does not name itself."""
     if roles is None or isinstance(roles, str):
@@ -179,10 +198,9 @@ def _roles(
             "roles must be a formula 'outcome ~ covariates + [treatment ~ instruments]', a cfiv estimator (an object, not its "
             f"class), or None with an IVData of arrays, got {kind}"
         )
-    own = {"weights": roles.weights, "clusters": roles.clusters}
-    for name, given in (("weights", weights), ("clusters", clusters)):
-        if isinstance(given, str) and own[name] is not None and given != own[name]:
-            raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own[name]!r}: leave it out")
+    for name, given, own in (("weights", weights, roles.weights), ("clusters", clusters, roles.clusters)):
+        if isinstance(given, (str, list, tuple)) and own is not None and given != own:
+            raise ParameterError(f"{name}={given!r} is given, but the estimator has {name}={own!r}: leave it out")
     if missing != "drop" and missing != roles.missing:
         raise ParameterError(f"missing={missing!r} is given, but the estimator has missing={roles.missing!r}: leave it out")
     return read_roles(
@@ -191,8 +209,9 @@ def _roles(
         treatment=roles.treatment,
         instruments=roles.instruments,
         covariates=roles.covariates,
-        weights=own["weights"] if weights is None else weights,
-        clusters=own["clusters"] if clusters is None else clusters,
+        weights=roles.weights if weights is None else weights,
+        clusters=roles.clusters if clusters is None else clusters,
+        fixed_effects=getattr(roles, "fixed_effects", None),
     )
 
 
@@ -205,7 +224,11 @@ def _facts(problem: LinearProblem, level: float) -> tuple[tuple[str, str], ...]:
         lines.append(("Constant", "none"))
     if "weights" in names:
         lines.append(("Weights", names["weights"][0]))
+    if problem.absorbed is not None:
+        lines.append(("Fixed effects", problem.absorbed.describe()))
     covariance: str = problem.covariance.kind
     if problem.clusters is not None:
-        covariance += f" by {names['clusters'][0]}, {problem.n_clusters:,} clusters"
+        covariance += f" by {' and '.join(names['clusters'])}, {problem.n_clusters:,} clusters"
+    elif problem.covariance.kind == "kernel":
+        covariance += f" ({problem.covariance.kernel}, bandwidth {problem.covariance.bandwidth})"
     return (*lines, ("Covariance", covariance), ("Level", f"{100 * level:g} %"))

@@ -93,8 +93,12 @@ def _result(name: str, test: Any, problem: LinearProblem, significance: float, s
     statistic, p_value = float(test.stat), float(test.pval)
     distribution = f"chi2({test.df})" if test.df_denom is None else f"F({test.df}, {test.df_denom})"
     factor, note = problem.discount_absorbed(homoskedastic=name == TESTS["durbin"][0])
-    if test.df_denom is not None:  # an F counts coefficients by itself
+    if test.df_denom is not None:  # an F counts coefficients by itself, but for those that were absorbed
         note = ""
+        if problem.absorbed is not None:
+            dof = test.df_denom - (problem.absorbed.rank - 1)
+            statistic *= dof / test.df_denom
+            p_value, distribution = float(stats.f.sf(statistic, test.df, dof)), f"F({test.df}, {dof})"
     elif note:
         statistic *= factor
         p_value = float(stats.chi2.sf(statistic, test.df))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import linalg
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, quoted
+from cfiv.estimators.fixed_effects import Absorbed, within
 from cfiv.estimators.linear_columns import (
     IRRELEVANT,
     Exogenous,
@@ -19,7 +20,8 @@ from cfiv.estimators.linear_columns import (
     warn_of_offsets,
 )
 from cfiv.estimators.linear_inference import scaled_outcome
-from cfiv.estimators.linear_regression import Covariance
+from cfiv.estimators.linear_regression import Covariance, group_counts
+from cfiv.numerics.score_covariance import Kernel, autocorrelated, chosen_bandwidth, clustered_ways, sums_within
 
 #: What a fit leaves of a column, relative to its length, below which the fit counts as exact.
 EXACT = 1e-10
@@ -50,9 +52,11 @@ class LinearProblem:
     exogenous : int
         Columns partialled out: covariates, and the constant where there is one.
     covariance : Covariance
-        Robust, unadjusted or clustered.
-    clusters : array (n,) or None
+        With the bandwidth of a kernel.
+    clusters : array (n,), (n, 2) or None
         Whole numbers from 0.
+    absorbed : Absorbed or None
+        Fixed effects, which are counted among the columns partialled out.
     data : IVData
         The arrays before partialling out, in plain numbers.
     intercept : bool
@@ -66,6 +70,7 @@ class LinearProblem:
     exogenous: int
     covariance: Covariance
     clusters: Array | None
+    absorbed: Absorbed | None
     data: IVData = field(repr=False)
     intercept: bool
     powers: Array = field(repr=False)
@@ -87,6 +92,7 @@ class LinearProblem:
                 f"diagnostics are of linear regression on treatment columns, got arrays of shape {data.treatment.shape[1:]}: "
                 "diagnose numbers computed from them, in IVData(treatment=array of shape (n, k))"
             )
+        data, absorbed = within(data)
         covariance.check(data)
         n, k, q = len(data), data.treatment.shape[1], data.instruments.shape[1]
         check_number_of_instruments(data)
@@ -95,10 +101,11 @@ class LinearProblem:
         covariates = data.names.get("covariates", ())
         exogenous = Exogenous.of(data.covariates, covariates, weights=data.weights, rows=n, intercept=intercept)
         p = len(exogenous.names)
-        if n <= p + q + k:
+        taken = p + (0 if absorbed is None else absorbed.rank - 1)
+        if n <= taken + q + k:
             raise DataError(
-                f"diagnostics need more rows than the {p + q + k} columns (constant, covariates, instruments and treatments), "
-                f"got {n}: use more rows or fewer columns"
+                f"diagnostics need more rows than the {taken + q + k} columns (constant, covariates, fixed effects, "
+                f"instruments and treatments), got {n}: use more rows or fewer columns"
             )
         columns = independent_columns(exogenous, data.treatment, data.names["treatment"], role="treatment")
         used = independent_columns(exogenous, data.instruments, data.names["instruments"], role="instrument")
@@ -122,7 +129,21 @@ class LinearProblem:
                 "the outcome is an exact linear function of treatment and covariates, so there are no errors to test: "
                 "check that it was not computed from them"
             )
-        return cls(outcome, treatment, instruments, p, covariance, data.clusters, data, intercept, powers)
+        if covariance.kind == "kernel" and covariance.bandwidth is None:
+            left = _residual(instruments, np.column_stack([treatment, outcome]))
+            covariance = replace(covariance, bandwidth=_bandwidth(instruments, left, covariance.kernel))
+        return cls(
+            outcome,
+            treatment,
+            instruments,
+            taken,
+            covariance,
+            clusters=data.clusters,
+            absorbed=absorbed,
+            data=data,
+            intercept=intercept,
+            powers=powers,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -136,8 +157,8 @@ class LinearProblem:
 
     @property
     def n_clusters(self) -> int:
-        """Number of clusters; of rows where there are none."""
-        return self.shape[0] if self.clusters is None else len(np.unique(self.clusters))
+        """Number of clusters, the least of two kinds; of rows where there are none."""
+        return self.shape[0] if self.clusters is None else min(group_counts(self.clusters))
 
     @property
     def treatment_names(self) -> tuple[str, ...]:
@@ -155,6 +176,17 @@ class LinearProblem:
         _, triangle = np.linalg.qr(self.noise(scaled))
         explained = linalg.solve_triangular(triangle, (self.instruments.T @ scaled).T, trans="T")
         return float(np.linalg.svd(explained, compute_uv=False)[-1] ** 2)
+
+    @property
+    def undividable(self) -> str | None:
+        """Why the rows cannot be divided into parts that have nothing to do with one another; None where they can."""
+        if self.absorbed is not None:
+            return "fixed effects tie the errors of a group's rows together, so that rows cannot be divided at random"
+        if self.covariance.kind == "kernel":
+            return "rows that depend on one another in time cannot be divided at random"
+        if self.clusters is not None and self.clusters.ndim > 1:
+            return "rows cannot be divided into parts that share clusters of neither kind"
+        return None
 
     @property
     def unidentified(self) -> str | None:
@@ -179,11 +211,35 @@ class LinearProblem:
     def moment_correction(self) -> float:
         """Small-sample factor of the covariance of moments.
 
-        ``n / (n - p - q)``, times ``G / (G - 1) * (n - 1) / n`` with G clusters: Stata's convention, HC1 without clusters.
+        ``n / (n - p - q)``, times ``G / (G - 1) * (n - 1) / n`` with G clusters: Stata's convention, HC1 without clusters. With
+        clusters, ``p`` leaves out columns and fixed effects that concern one cluster only (:attr:`nested`).
         """
         n, g = self.shape[0], self.n_clusters
-        factor = n / self.dof
+        factor = n / self.scores_dof
         return factor * g / (g - 1) * (n - 1) / n if self.covariance.kind == "clustered" else factor
+
+    @property
+    def scores_dof(self) -> int:
+        """``n - p - q``, without what is :attr:`nested`."""
+        return self.dof + self.nested
+
+    @cached_property
+    def nested(self) -> int:
+        """Columns partialled out that concern one cluster only, such as indicators of its units; 0 without clusters.
+
+        Their scores are zero within that cluster, so that they take nothing from sums over clusters: estimates and tests are
+        those of data with the units' means taken out, which count none of them.
+        """
+        if self.covariance.kind != "clustered" or self.clusters is None:
+            return 0
+        count = 0 if self.absorbed is None else self.absorbed.rank - 1 - self.absorbed.added_rank
+        if self.data.covariates is None or self.absorbed is not None:
+            return count
+        kinds = self.clusters.reshape(len(self.clusters), -1)
+        for column in self.data.covariates.T:
+            labels = kinds[column != 0]
+            count += bool(len(labels)) and bool((labels == labels[0]).all(axis=0).any())
+        return count
 
     def count_absorbed(self, *, homoskedastic: bool) -> int:
         """Rows that exogenous columns absorb, as dummies of many units do; 0 where they are at most ``LARGE_SHARE`` of all.
@@ -196,10 +252,7 @@ class LinearProblem:
         homoskedastic : bool
             Whether the statistic is, whatever the problem's covariance.
         """
-        count = self.exogenous
-        if not homoskedastic and self.covariance.kind == "clustered" and self.data.covariates is not None:
-            present = cluster_sums((self.data.covariates != 0).astype(np.float64), self.clusters) > 0
-            count -= int((present.sum(axis=0) == 1).sum())
+        count = self.exogenous - (0 if homoskedastic else self.nested)
         return count if count > LARGE_SHARE * self.shape[0] else 0
 
     def discount_absorbed(self, *, homoskedastic: bool) -> tuple[float, str]:
@@ -222,12 +275,24 @@ class LinearProblem:
         """Covariance of ``Q' u`` and ``Q' v`` for residuals ``u`` and ``v``, shape (q, q), with the small-sample factor.
 
         ``u' v / (n - p - q) I`` unadjusted; ``sum_i Q_i Q_i' u_i v_i`` robust; sums over clusters of products of the clusters'
-        scores when clustered.
+        scores when clustered; weighted sums of products of scores of rows near one another with a kernel.
         """
         if self.covariance.kind == "unadjusted":
             return np.asarray(left @ right / self.dof * np.eye(self.shape[2]))
-        scores = [cluster_sums(self.instruments * residual[:, None], self.clusters) for residual in (left, right)]
-        return np.asarray(scores[0].T @ scores[1] * self.moment_correction)
+        one, other = (self.instruments * residual[:, None] for residual in (left, right))
+        if self.covariance.kind == "kernel":
+            assert self.covariance.bandwidth is not None
+            total = autocorrelated(one, other=other, kernel=self.covariance.kernel, bandwidth=self.covariance.bandwidth)
+        elif self.clusters is not None:
+            total = clustered_ways(one, list(self.clusters.reshape(len(one), -1).T), lambda _: 1.0, other=other)
+        else:
+            total = one.T @ other
+        return np.asarray(total * self.moment_correction)
+
+
+def _bandwidth(instruments: Array, noise: Array, kernel: Kernel) -> int:
+    """The largest that Newey and West's rule has for a moment: an instrument (n, q) times what instruments leave (n, m)."""
+    return max(chosen_bandwidth(one * other, kernel) for one in instruments.T for other in noise.T)
 
 
 def is_invertible(covariance: Array) -> bool:
@@ -238,11 +303,7 @@ def is_invertible(covariance: Array) -> bool:
 
 def cluster_sums(scores: Array, clusters: Array | None) -> Array:
     """Sums of rows (n, ...) within clusters, (G, ...); the rows themselves where there are no clusters."""
-    if clusters is None:
-        return scores
-    sums = np.zeros((int(clusters.max()) + 1, *scores.shape[1:]))
-    np.add.at(sums, clusters, scores)
-    return sums
+    return scores if clusters is None else sums_within(scores, clusters)
 
 
 def of_order_one(columns: Array, weights: Array, *, centred: bool) -> Array:

@@ -68,12 +68,15 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
     from linearmodels.iv.common import kleibergen_paap_f as rk_wald_f
 
     n, k, q = problem.shape
-    config = {"clusters": problem.clusters} if problem.covariance.kind == "clustered" else {}
+    config: dict[str, Any] = {"clusters": problem.clusters} if problem.covariance.kind == "clustered" else {}
+    if problem.covariance.kind == "kernel":
+        config = {"kernel": problem.covariance.kernel, "bandwidth": problem.covariance.bandwidth}
+    two_ways = problem.clusters is not None and problem.clusters.ndim > 1
     scaled = problem.treatment / np.linalg.norm(problem.treatment, axis=0)
 
     def compute(statistic: Callable[..., Any]) -> Any:
         """What linearmodels says of the partialled-out arrays; None where the covariance is singular."""
-        if problem.singular:
+        if problem.singular or two_ways:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # it warns where it takes a generalised inverse
@@ -84,7 +87,7 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
 
     what = "the treatment" if k == 1 else "every treatment"
     null = f"the instruments do not identify {what} (reduced rank)"
-    reason = problem.singular or SINGULAR_REASON
+    reason = problem.singular or ("it is not computed for two kinds of clusters" if two_ways else SINGULAR_REASON)
     lm, wald_f = compute(rk_lm), compute(rk_wald_f)
     found: list[Diagnostic] = [Unavailable("Kleibergen-Paap LM", reason), Unavailable("Kleibergen-Paap F", reason)]
     if lm is not None and hasattr(lm, "df"):  # linearmodels' own kind of unavailable has none
@@ -102,7 +105,7 @@ def kleibergen_paap(problem: LinearProblem, *, significance: float) -> tuple[Dia
         found[0] = TestResult("Kleibergen-Paap LM", null, statistic, distribution, p_value, reading)
     if wald_f is not None and np.isfinite(wald_f):
         # linearmodels does not know how many columns were partialled out.
-        corrected = float(wald_f) * problem.dof / (n - q)
+        corrected = float(wald_f) * problem.scores_dof / (n - q)
         reading = "The Cragg-Donald F under the chosen covariance; it has no critical values of its own."
         found[1] = TestResult("Kleibergen-Paap F", null, corrected, "", None, reading)
     return found[0], found[1]

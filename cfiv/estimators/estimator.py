@@ -6,9 +6,9 @@ import abc
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     their own hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
+    #: Whether fixed effects are absorbed, and clusters may be of two kinds.
+    _takes_panels: ClassVar[bool] = False
     #: What to do where there is not enough memory to fit.
     _SMALLER = "fit fewer rows, or fewer columns"
 
@@ -82,7 +84,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     covariates: Names | None
     weights: str | None
     missing: Missing
-    clusters: str | None
+    clusters: str | Sequence[str] | None
 
     structural_function_: StructuralFunction
     history_: pd.DataFrame
@@ -128,6 +130,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         device = resolve_device(getattr(self, "device", "cpu"))
         with within_memory(f"{type(self).__name__}.fit", self._SMALLER), ordinary_torch(device=device):
             encoder, arrays = self.encode(data)
+            self._check_panel(arrays)
             arrays = arrays.with_positive_weight()
             arrays.check_fittable()
             arrays.release()
@@ -203,6 +206,11 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         """
         refuse_target(y)
         arrays = self._fitted().encoder.observations(data, missing=self.missing)
+        if arrays.fixed_effects is not None:
+            raise ParameterError(
+                "score predicts outcomes, and those of other rows need fixed effects that nothing is known of: compare "
+                "estimators without them, or by results_.rsquared_within"
+            )
         arrays.check_observed("scoring")
         if arrays.instruments.shape[1] != self._instruments:
             raise DataError(
@@ -287,7 +295,24 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             covariates=self.covariates,
             weights=self.weights,
             clusters=self.clusters,
+            fixed_effects=getattr(self, "fixed_effects", None),
         )
+
+    def _check_panel(self, data: IVData) -> None:
+        """Raise for fixed effects, and for two kinds of clusters, where the estimator does not take them."""
+        if self._takes_panels:
+            return
+        if data.fixed_effects is not None:
+            raise ParameterError(
+                f"{type(self).__name__} takes no fixed effects: means taken out of the treatment do not take constants out of "
+                "a nonlinear function of it. TwoStageLeastSquares absorbs them beside a curve of the formula's, as in "
+                "'y ~ x + [bs(t, df=5) ~ bs(z, df=7)] | firm'; here give group means as covariates, or indicators C(group) of "
+                "few groups"
+            )
+        if data.clusters is not None and data.clusters.ndim > 1:
+            raise ParameterError(
+                f"{type(self).__name__} splits rows by one kind of clusters, got two: give the coarser, and both to cfiv.infer"
+            )
 
     def _fitted(self) -> StructuralFunction:
         function: StructuralFunction | None = getattr(self, "structural_function_", None)

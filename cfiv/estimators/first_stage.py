@@ -11,12 +11,17 @@ import pandas as pd
 from scipy import linalg
 
 from cfiv.data import Array
+from cfiv.errors import DataError
 from cfiv.estimators.linear_columns import Columns, Exogenous
 from cfiv.estimators.linear_inference import least_squares_results
 from cfiv.estimators.linear_results import LeastSquaresResults
 from cfiv.estimators.wald import WaldTest
 
+#: Why linearmodels' tests are not made of columns that fixed effects were taken out of.
+COUNTS_ROWS = "counts rows without what fixed effects absorb: cfiv.diagnose has it with them"
+
 if TYPE_CHECKING:
+    from cfiv.estimators.fixed_effects import Absorbed
     from cfiv.estimators.linear_regression import Covariance
 
 
@@ -33,7 +38,8 @@ class FirstStage:
         In the user's units.
     covariance : Covariance
         Of the second stage; the first has the same.
-    clusters : array (n,) or None
+    clusters : array (n,), (n, 2) or None
+    absorbed : Absorbed or None
     """
 
     exogenous: Exogenous = field(repr=False)
@@ -45,6 +51,7 @@ class FirstStage:
     treatment_columns: Array = field(repr=False)
     covariance: Covariance = field(repr=False)
     clusters: Array | None = field(repr=False)
+    absorbed: Absorbed | None = field(repr=False)
 
     @cached_property
     def individual(self) -> dict[str, LeastSquaresResults]:
@@ -62,15 +69,16 @@ class FirstStage:
 
         Notes
         -----
-        The F is that of :func:`cfiv.diagnose`. linearmodels gives the Wald statistic under the name, about ``q``
-        times as large, or with an unadjusted covariance the F without its small-sample factor (unless debiased).
+        The F is that of :func:`cfiv.diagnose`, which with clusters does not count indicators of units within them. linearmodels
+        gives the Wald statistic under the name, about ``q`` times as large, or with an unadjusted covariance the F without its
+        small-sample factor (unless debiased).
 
         References
         ----------
         Shea, "Instrument relevance in multivariate linear models", *Review of Economics and Statistics* 79, 1997.
         """
         p, q = len(self.exogenous_names), len(self.instrument_names)
-        regressions = self._regressions(replace(self.covariance, debiased=True))
+        regressions = self._regressions(replace(self.covariance, debiased="stata"))
         left = self.treatments.basis[:, p:] @ self.treatments.triangle[p:, p:]
         explained = self.instruments.basis[:, p:].T @ left
         # Of each treatment given the others: reciprocals of the diagonals of the inverse Gram matrices.
@@ -78,11 +86,10 @@ class FirstStage:
         rows = {}
         for j, (name, regression) in enumerate(regressions.items()):
             tested = slice(p, p + q)
-            groups = None if self.clusters is None else len(np.unique(self.clusters))
             f = WaldTest.of(
                 regression.fitted.coefficients.values[tested],
                 regression.fitted.coefficients.root[tested],
-                df_denom=regression.df_resid if groups is None else groups - 1,
+                df_denom=self._denominator(regression),
                 name=f"First-stage F ({name})",
                 null=f"given the covariates, the instruments do not move {name}",
             )
@@ -124,8 +131,15 @@ class FirstStage:
 
         return float(kleibergen_paap_f(*self._weighted, *self._options))
 
+    def _denominator(self, regression: LeastSquaresResults) -> int:
+        """``n - p - q``, or the least number of clusters less one."""
+        groups = regression.small_sample.groups
+        return min(groups) - 1 if groups else regression.df_resid
+
     def _regressions(self, covariance: Covariance) -> dict[str, LeastSquaresResults]:
         names = (*self.exogenous_names, *self.instrument_names)
+        nothing = np.zeros(len(self.treatment_columns))  # of these columns, R-squared is within
+        absorbed = None if self.absorbed is None else replace(self.absorbed, outcome=nothing)
         return {
             name: least_squares_results(
                 self.treatment_columns[:, j],
@@ -134,6 +148,7 @@ class FirstStage:
                 names=names,
                 covariance=covariance,
                 clusters=self.clusters,
+                absorbed=absorbed,
             )
             for j, name in enumerate(self.treatment_names)
         }
@@ -141,6 +156,8 @@ class FirstStage:
     @property
     def _weighted(self) -> tuple[Array, Array, Array]:
         """Treatments, instruments and exogenous columns, weighted, partialled out, orthonormal or of length one."""
+        if self.absorbed is not None:
+            raise DataError(f"this test {COUNTS_ROWS}")
         p = len(self.exogenous_names)
         left = self.treatments.basis[:, p:] @ self.treatments.triangle[p:, p:]
         return left / np.linalg.norm(left, axis=0), self.instruments.basis[:, p:], self.instruments.basis[:, :p]

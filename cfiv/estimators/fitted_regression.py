@@ -11,6 +11,7 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.errors import DataError, quoted
+from cfiv.estimators.small_sample import SmallSample
 
 OUT_OF_RANGE = "are too large or too small for float64 in these units: give the columns units nearer to one another"
 
@@ -76,6 +77,8 @@ class FittedRegression:
         ``2^-power Y - centre``.
     centre : float
         Weighted mean of the outcome where ``has_constant``, else zero.
+    effects : array (n,)
+        ``2^-power`` times what absorbed fixed effects took from the outcome before, but for its mean; zeros without any.
     power : int
     root_weights : array (n,)
         Roots of the row weights, which have a mean of one.
@@ -86,15 +89,21 @@ class FittedRegression:
     cov_type : {"robust", "unadjusted", "clustered", "kernel"}
     cov_config : mapping
         ``debiased``; of the kernel covariance ``kernel`` and the ``bandwidth`` that was used; ``clusters``.
+    small_sample : SmallSample
+    absorbed : int
+        Parameters of absorbed fixed effects, besides a constant.
     """
 
     coefficients: Coefficients
     residuals: Array = field(repr=False)
     outcome: Array = field(repr=False)
     centre: float = field(repr=False)
+    effects: Array = field(repr=False)
     power: int = field(repr=False)
     root_weights: Array = field(repr=False)
     has_constant: bool
     constant_column: int | None
     cov_type: str
     cov_config: Mapping[str, Any] = field(repr=False)
+    small_sample: SmallSample
+    absorbed: int

@@ -11,7 +11,7 @@ from cfiv.numerics.scaled_columns import ScaledColumns
 
 
 def instrumented_fit(
-    outcome: ScaledColumns, *, treatments: Columns, instruments: Columns, exogenous: int, fuller: float | None
+    outcome: ScaledColumns, *, treatments: Columns, instruments: Columns, exogenous: int, fuller: float | None, lost: int
 ) -> LinearFit:
     """Of one column on ``[E, T]`` with instruments ``[E, Z]``.
 
@@ -25,13 +25,16 @@ def instrumented_fit(
     fuller : float or None
         None for two-stage least squares, 0 for LIML; more takes ``fuller / (n - p - q)`` from its ``kappa``.
 
+    lost : int
+        Degrees of freedom of the fixed effects that were taken out.
+
     Raises
     ------
     DataError
         Where there is no LIML: the instruments are so many, for the rows, that they predict some combination of outcome and
         treatments exactly.
     """
-    n, width = instruments.basis.shape
+    n, width = len(instruments.basis) - lost, instruments.basis.shape[1]
     target, excluded = outcome.values[:, 0], instruments.basis[:, exogenous:]
     excess = 0.0
     if fuller is not None:

@@ -18,7 +18,7 @@ class LeastSquares(LinearEstimator):
         Roles, as in :class:`cfiv.DFIV`, so that the same formula serves every estimator. The instruments do not enter the
         coefficients; rows with gaps in them are dropped all the same, so that estimates compare on the same rows, and
         ``score`` predicts the treatment from them. Bases come from the formula: ``[bs(price, df=5) ~ bs(fuel, df=5)]``.
-    clusters, covariance, debiased, kernel, bandwidth
+    clusters, fixed_effects, covariance, debiased, kernel, bandwidth
         As in :class:`cfiv.TwoStageLeastSquares`.
 
     Attributes

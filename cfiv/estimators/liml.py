@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cfiv.checks import check_number
 from cfiv.estimators.linear_estimator import LinearEstimator
 from cfiv.estimators.linear_regression import CovarianceKind
+from cfiv.estimators.small_sample import Convention
 from cfiv.estimators.two_stage_results import TwoStageResults
 from cfiv.numerics.score_covariance import Kernel
 from cfiv.tables.columns import Missing
@@ -28,7 +31,7 @@ class LIML(LinearEstimator):
     ----------
     formula, outcome, treatment, instruments, covariates, weights, missing
         Roles, as in :class:`cfiv.TwoStageLeastSquares`, with any formula.
-    clusters, covariance, debiased, kernel, bandwidth
+    clusters, fixed_effects, covariance, debiased, kernel, bandwidth
         As in :class:`cfiv.TwoStageLeastSquares`. Scores are those of the treatments that the instruments predict, as in Stata
         and linearmodels; none of the covariances counts the noise that many instruments add (Bekker 1994).
     fuller : float
@@ -87,9 +90,10 @@ class LIML(LinearEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
-        clusters: str | None = None,
+        clusters: str | Sequence[str] | None = None,
+        fixed_effects: Names | None = None,
         covariance: CovarianceKind = "robust",
-        debiased: bool = False,
+        debiased: Convention | None = None,
         kernel: Kernel = "bartlett",
         bandwidth: int | None = None,
         fuller: float = 0.0,
@@ -103,6 +107,7 @@ class LIML(LinearEstimator):
             weights=weights,
             missing=missing,
             clusters=clusters,
+            fixed_effects=fixed_effects,
             covariance=covariance,
             debiased=debiased,
             kernel=kernel,

@@ -19,6 +19,7 @@ from cfiv.data import Array, IVData
 from cfiv.estimators.fitted_regression import FittedRegression
 from cfiv.estimators.linear_columns import CONSTANT, Columns, Exogenous, ProblemColumns, exogenous_columns, row_roots
 from cfiv.estimators.linear_inference import coefficients_of, spans
+from cfiv.estimators.small_sample import SmallSample
 from cfiv.mapped import BLOCK_ROWS, ColumnFile, is_mapped
 from cfiv.numerics import score_covariance
 from cfiv.numerics.linear_iv import LinearFit
@@ -76,10 +77,11 @@ class LinearBlocks:
     ) -> FittedRegression:
         """Coefficients in the user's units, their covariance and residuals, for a fit of the columns that stand in."""
         columns, n = self.standing_in, len(self.data)
-        scores, found, mean = self._rows_pass(fit, instrumented=instrumented, covariance=covariance)
+        small = covariance.small_sample(None, rows=n, coefficients=len(names), clusters=self.data.clusters)
+        scores, found, mean = self._rows_pass(fit, instrumented=instrumented, covariance=covariance, small=small)
         coefficients = coefficients_of(
             fit,
-            scores * n / (n - len(names)) if covariance.debiased else scores,
+            small.factor * scores,
             outcome=columns.outcome,
             columns=columns.treatments.scaled,
             constant=self._exogenous.constant,
@@ -97,10 +99,12 @@ class LinearBlocks:
             has_constant=self._spans_constant,
             constant_column=self._constant_column,
             cov_type=covariance.kind,
-            cov_config={"debiased": bool(covariance.debiased)} | clusters,
+            cov_config={"debiased": bool(small.convention)} | clusters,
         )
 
-    def _rows_pass(self, fit: LinearFit, *, instrumented: bool, covariance: Covariance) -> tuple[Array, Array, float]:
+    def _rows_pass(
+        self, fit: LinearFit, *, instrumented: bool, covariance: Covariance, small: SmallSample
+    ) -> tuple[Array, Array, float]:
         """The covariance (k, k) of ``P' e``; residuals and outcome, plain and side by side on disk; the outcome's mean."""
         columns = self.standing_in
         own = columns.instruments if instrumented else columns.treatments
@@ -125,7 +129,7 @@ class LinearBlocks:
         if covariance.kind == "unadjusted":
             total = fit.residuals @ fit.residuals / n * np.eye(k)
         elif clusters is not None:
-            total = score_covariance.clustered_ways(sums, [np.arange(len(sums))], rows=n, debiased=covariance.debiased)
+            total = score_covariance.clustered_ways(sums, [np.arange(len(sums))], small.of_groups)
         return total, kept.array(), mean
 
     @cached_property

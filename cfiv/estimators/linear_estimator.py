@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,8 +10,10 @@ import pandas as pd
 
 from cfiv.data import IVData
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.fixed_effects import within
 from cfiv.estimators.linear_regression import Covariance, CovarianceKind, linear_regression
 from cfiv.estimators.linear_results import LinearResults
+from cfiv.estimators.small_sample import Convention
 from cfiv.numerics.score_covariance import Kernel
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -21,6 +24,7 @@ class LinearEstimator(StructuralEstimator):
 
     _instrumented: ClassVar[bool]
     fuller: float | None = None  # a parameter of LIML, and of it alone
+    _takes_panels = True
 
     def __init__(
         self,
@@ -32,9 +36,10 @@ class LinearEstimator(StructuralEstimator):
         covariates: Names | None = None,
         weights: str | None = None,
         missing: Missing = "drop",
-        clusters: str | None = None,
+        clusters: str | Sequence[str] | None = None,
+        fixed_effects: Names | None = None,
         covariance: CovarianceKind = "robust",
-        debiased: bool = False,
+        debiased: Convention | None = None,
         kernel: Kernel = "bartlett",
         bandwidth: int | None = None,
     ) -> None:
@@ -46,6 +51,7 @@ class LinearEstimator(StructuralEstimator):
         self.weights = weights
         self.missing = missing
         self.clusters = clusters
+        self.fixed_effects = fixed_effects
         self.covariance = covariance
         self.debiased = debiased
         self.kernel = kernel
@@ -65,6 +71,7 @@ class LinearEstimator(StructuralEstimator):
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         self.observed_ = replace(data, frame=None)
         covariance = self._covariance()
+        data, absorbed = within(data)
         covariance.check(data)
         regression = linear_regression(
             data,
@@ -72,6 +79,7 @@ class LinearEstimator(StructuralEstimator):
             intercept=intercept,
             covariance=covariance,
             fuller=self.fuller,
+            absorbed=absorbed,
         )
         self.results_, self.coefficients_ = regression.results, regression.coefficients
         return regression.estimate

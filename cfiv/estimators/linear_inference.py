@@ -10,11 +10,13 @@ from cfiv.data import Array
 from cfiv.estimators.fitted_regression import Coefficients, FittedRegression
 from cfiv.estimators.linear_columns import Columns, Exogenous
 from cfiv.estimators.linear_results import LeastSquaresResults
+from cfiv.estimators.small_sample import SmallSample
 from cfiv.numerics import score_covariance
 from cfiv.numerics.linear_iv import LinearFit, covariance_root, least_squares
-from cfiv.numerics.scaled_columns import ScaledColumns
+from cfiv.numerics.scaled_columns import ScaledColumns, ranges
 
 if TYPE_CHECKING:
+    from cfiv.estimators.fixed_effects import Absorbed
     from cfiv.estimators.linear_regression import Covariance
 
 #: Distance of a vector of ones from a span, relative to its length, below which it lies in it (linearmodels' tolerance).
@@ -34,13 +36,21 @@ def least_squares_results(
     names: tuple[str, ...],
     covariance: Covariance,
     clusters: Array | None,
+    absorbed: Absorbed | None,
 ) -> LeastSquaresResults:
     """Least squares of an outcome (n,) on independent columns that are called ``names``."""
     scaled = scaled_outcome(outcome, exogenous)
     fit = least_squares(scaled.values[:, 0], basis=columns.basis, triangle=columns.triangle)
     return LeastSquaresResults(
         fitted_regression(
-            fit, outcome=scaled, columns=columns, exogenous=exogenous, names=names, covariance=covariance, clusters=clusters
+            fit,
+            outcome=scaled,
+            columns=columns,
+            exogenous=exogenous,
+            names=names,
+            covariance=covariance,
+            clusters=clusters,
+            absorbed=absorbed,
         )
     )
 
@@ -54,17 +64,24 @@ def fitted_regression(
     names: tuple[str, ...],
     covariance: Covariance,
     clusters: Array | None,
+    absorbed: Absorbed | None,
 ) -> FittedRegression:
     """Coefficients of columns ``D`` in the user's units, the root of their covariance, and residuals."""
     scale, centre = float(outcome.scales[0]), float(outcome.centres[0])
     bandwidth = None
     if covariance.kind == "kernel":
         bandwidth = _bandwidth(fit, columns.scaled, exogenous, covariance)
-    scores = _score_covariance(fit, covariance, clusters, bandwidth)
+    n, k = fit.basis.shape
+    small = covariance.small_sample(absorbed, rows=n, coefficients=k, clusters=clusters)
+    scores = _score_covariance(fit, covariance, clusters, bandwidth, small)
+    if absorbed is not None and len(small.groups) > 1:
+        # Sums of residuals within groups are zero, so that the constant's variance would be that of their intersections, less
+        # than zero: it counts as known.
+        scores[0], scores[:, 0] = 0.0, 0.0
     coefficients = coefficients_of(
         fit, scores, outcome=outcome, columns=columns.scaled, constant=exogenous.constant, names=names
     )
-    config: dict[str, Any] = {"debiased": bool(covariance.debiased)}
+    config: dict[str, Any] = {"debiased": bool(small.convention)}
     if covariance.kind == "kernel":
         config |= {"kernel": covariance.kernel, "bandwidth": bandwidth}
     if covariance.kind == "clustered":
@@ -73,18 +90,21 @@ def fitted_regression(
     constant_spanned = exogenous.centred or spans(columns.basis, root)
     plain = scale * outcome.values[:, 0] / root
     mean = float(root**2 @ plain / (root @ root)) if constant_spanned else 0.0
-    single = np.flatnonzero(np.ptp(exogenous.columns, axis=0) == 0)
+    single = np.flatnonzero(np.equal(*ranges(exogenous.columns)))
     return FittedRegression(
         coefficients=coefficients,
         residuals=scale * fit.residuals / root,
         outcome=plain - mean,
         centre=centre + mean,
+        effects=np.zeros(n) if absorbed is None else np.ldexp(absorbed.outcome, -outcome.exponents[0]),
         power=int(outcome.exponents[0]),
         root_weights=root,
         has_constant=constant_spanned,
         constant_column=int(single[0]) if len(single) else None,
         cov_type=covariance.kind,
         cov_config=config,
+        small_sample=small,
+        absorbed=0 if absorbed is None else absorbed.rank - 1,
     )
 
 
@@ -118,16 +138,17 @@ def coefficients_of(
     )
 
 
-def _score_covariance(fit: LinearFit, covariance: Covariance, clusters: Array | None, bandwidth: int | None) -> Array:
-    """Of ``P' e``, (k, k); where debiased times ``n / (n - k)``, and times ``(n - 1) / n G / (G - 1)`` of G clusters."""
-    n, k = fit.basis.shape
-    factor = n / (n - k) if covariance.debiased else 1.0
+def _score_covariance(
+    fit: LinearFit, covariance: Covariance, clusters: Array | None, bandwidth: int | None, small: SmallSample
+) -> Array:
+    """Of ``P' e``, (k, k), with its factor for small samples."""
+    n, factor = len(fit.basis), small.factor
     if covariance.kind == "unadjusted":
         return np.asarray(factor * (fit.residuals @ fit.residuals) / n * fit.homoskedastic)
     scores = fit.basis * fit.residuals[:, None]
     if covariance.kind == "clustered":
         assert clusters is not None
-        return factor * score_covariance.clustered_ways(scores, [clusters], rows=n, debiased=covariance.debiased)
+        return factor * score_covariance.clustered_ways(scores, list(clusters.reshape(n, -1).T), small.of_groups)
     if bandwidth is not None:
         return factor * score_covariance.autocorrelated(scores, kernel=covariance.kernel, bandwidth=bandwidth)
     return factor * score_covariance.robust(scores)

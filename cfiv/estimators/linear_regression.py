@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cfiv.checks import check_choice, check_flag, check_whole
+from cfiv.checks import check_choice, check_whole
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FewClustersWarning, ParameterError, warn
 from cfiv.estimators.components import LinearComponent
 from cfiv.estimators.estimator import Estimate
+from cfiv.estimators.fixed_effects import Absorbed
 from cfiv.estimators.instrumented_fit import instrumented_fit
 from cfiv.estimators.linear_blocks import LinearBlocks, lies_on_disk
 from cfiv.estimators.linear_columns import (
@@ -27,6 +28,7 @@ from cfiv.estimators.linear_columns import (
 from cfiv.estimators.linear_inference import fitted_regression
 from cfiv.estimators.linear_reduced_form import LinearFirstStage, LinearReducedForm
 from cfiv.estimators.linear_results import LeastSquaresResults, LinearResults
+from cfiv.estimators.small_sample import NAMES, Convention, SmallSample
 from cfiv.estimators.two_stage_results import TwoStageResults
 from cfiv.mapped import release
 from cfiv.numerics.linear_iv import least_squares
@@ -45,7 +47,8 @@ class Covariance:
     Parameters
     ----------
     kind : {"robust", "unadjusted", "clustered", "kernel"}
-    debiased : bool
+    debiased : {False, True, "fixest", "stata"} or None
+        None for "fixest" with fixed effects, and False without.
     kernel : {"bartlett", "parzen", "qs"}
     bandwidth : int or None
 
@@ -56,14 +59,15 @@ class Covariance:
     """
 
     kind: CovarianceKind = "robust"
-    debiased: bool = False
+    debiased: Convention | None = None
     kernel: Kernel = "bartlett"
     bandwidth: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("covariance", self.kind, ("robust", "unadjusted", "clustered", "kernel"))
         check_choice("kernel", self.kernel, ("bartlett", "parzen", "qs"))
-        check_flag("debiased", self.debiased)
+        if self.debiased is not None and not isinstance(self.debiased, (bool, np.bool_)):
+            check_choice("debiased", self.debiased, NAMES, alternative="True, False or None")
         if self.kernel != "bartlett" and self.kind != "kernel":
             raise ParameterError(
                 f"kernel={self.kernel!r} is for covariance='kernel', got covariance={self.kind!r}: leave it out"
@@ -87,9 +91,10 @@ class Covariance:
         if self.kind == "clustered":
             if data.clusters is None:
                 raise ParameterError("covariance='clustered' needs groups of rows, got none: give clusters='column'")
-            if len(np.unique(data.clusters)) < 2:
-                raise DataError("covariance='clustered' needs at least 2 clusters, got 1: use another covariance")
-            warn_of_few_clusters(data.clusters)
+            for count in group_counts(data.clusters):
+                if count < 2:
+                    raise DataError("covariance='clustered' needs at least 2 clusters, got 1: use another covariance")
+                warn_of_few_clusters(count)
         elif data.clusters is not None:
             raise ParameterError(
                 f"clusters are given, but covariance={self.kind!r} does not use them: set covariance='clustered' or leave "
@@ -98,15 +103,34 @@ class Covariance:
         if self.bandwidth is not None and self.bandwidth >= len(data):
             raise ParameterError(f"bandwidth must be less than the {len(data)} rows, got {self.bandwidth}")
 
+    def small_sample(self, absorbed: Absorbed | None, *, rows: int, coefficients: int, clusters: Array | None) -> SmallSample:
+        """The factors of a regression with so many coefficients, its constant included."""
+        convention = self.debiased
+        if convention is None:
+            convention = "fixest" if absorbed is not None else False
+        clustered = self.kind == "clustered"
+        counted = absorbed.counted(convention, clustered=clustered) if absorbed is not None and convention else 0
+        groups = group_counts(clusters) if clustered and clusters is not None else ()
+        return SmallSample(
+            convention=convention if isinstance(convention, str) else bool(convention),
+            rows=rows,
+            parameters=coefficients + counted,
+            groups=groups,
+        )
 
-def warn_of_few_clusters(clusters: Array) -> None:
+
+def group_counts(clusters: Array) -> tuple[int, ...]:
+    """How many clusters there are of each kind, of codes (n,) or (n, kinds) from 0."""
+    return tuple(int(np.count_nonzero(np.bincount(codes))) for codes in clusters.reshape(len(clusters), -1).T)
+
+
+def warn_of_few_clusters(count: int) -> None:
     """Warn below ``FEW_CLUSTERS``: the covariance is an average over clusters, and of few it is far too small.
 
     Warns
     -----
     FewClustersWarning
     """
-    count = len(np.unique(clusters))
     if count < FEW_CLUSTERS:
         warn(
             f"there are {count} clusters, and clustered standard errors rest on many (some {FEW_CLUSTERS} at least): they are "
@@ -133,7 +157,13 @@ class Regression:
 
 
 def linear_regression(
-    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance, fuller: float | None = None
+    data: IVData,
+    *,
+    instrumented: bool,
+    intercept: bool,
+    covariance: Covariance,
+    absorbed: Absorbed | None = None,
+    fuller: float | None = None,
 ) -> Regression:
     """``h(t, x) = c + a' t + b' x`` by two-stage or by ordinary least squares, or by LIML.
 
@@ -151,6 +181,8 @@ def linear_regression(
         Whether there is a constant.
     covariance : Covariance
         That fits the data: see :meth:`Covariance.check`.
+    absorbed : Absorbed, optional
+        What was taken out of the data before.
     fuller : float or None
         Fuller's constant, 0 for LIML itself; None for least squares, in two stages or in one.
 
@@ -168,15 +200,16 @@ def linear_regression(
     IllConditionedWarning
         Where few digits of coefficients can be trusted, with the columns' names.
     """
-    _check_shapes(data, instrumented=instrumented, intercept=intercept)
+    _check_shapes(data, instrumented=instrumented, intercept=intercept, absorbed=0 if absorbed is None else absorbed.rank - 1)
     results, instruments = _estimated(
-        data, instrumented=instrumented, intercept=intercept, covariance=covariance, fuller=fuller
+        data, instrumented=instrumented, intercept=intercept, covariance=covariance, absorbed=absorbed, fuller=fuller
     )
     table, values = results.table, results.params.to_numpy(dtype=np.float64)
     first = len(values) - data.treatment.shape[1]
     component = LinearComponent(float(values[0]) if intercept else 0.0, values[first:], values[int(intercept) : first])
     facts = {
         **({"Kappa": f"{results.kappa:.6g}"} if isinstance(results, TwoStageResults) and fuller is not None else {}),
+        **({} if absorbed is None else {"Absorbed": absorbed.describe(), "R-squared within": results.rsquared_within}),
         "Covariance": _described(covariance, results),
         "R-squared": results.rsquared,
         "Coefficients": table.reset_index(names="column").to_dict("records"),
@@ -187,7 +220,13 @@ def linear_regression(
 
 
 def _estimated(
-    data: IVData, *, instrumented: bool, intercept: bool, covariance: Covariance, fuller: float | None
+    data: IVData,
+    *,
+    instrumented: bool,
+    intercept: bool,
+    covariance: Covariance,
+    absorbed: Absorbed | None,
+    fuller: float | None,
 ) -> tuple[LinearResults, LinearFirstStage]:
     """The regression, and the treatments on exogenous columns and instruments."""
     assert data.names is not None
@@ -200,7 +239,12 @@ def _estimated(
         )
     if blocks is not None and fuller is not None:
         raise ParameterError(
-            "LIML needs the columns of all rows at once, and these lie on disk: read them into a table, or fit TwoStageLeastSquares"
+            "LIML needs the columns of all rows at once, and these lie on disk: read them into a table, or fit "
+            "TwoStageLeastSquares"
+        )
+    if blocks is not None and data.clusters is not None and data.clusters.ndim > 1:
+        raise ParameterError(
+            "two kinds of clusters need all rows at once, and these lie on disk: read them into a table, or give one kind"
         )
     columns = ProblemColumns.of(data, intercept=intercept) if blocks is None else blocks.standing_in
     exogenous, treatments, instruments = columns.exogenous, columns.treatments, columns.instruments
@@ -210,8 +254,9 @@ def _estimated(
     if instrumented:
         check_independent(instruments, exogenous, data.names["instruments"], role="instrument")
         check_relevance(treatments, instruments, exogenous, own)
+        lost = 0 if absorbed is None else absorbed.rank - 1
         fit = instrumented_fit(
-            outcome, treatments=treatments, instruments=instruments, exogenous=len(exogenous.names), fuller=fuller
+            outcome, treatments=treatments, instruments=instruments, exogenous=len(exogenous.names), fuller=fuller, lost=lost
         )
     else:
         fit = least_squares(outcome.values[:, 0], basis=treatments.basis, triangle=treatments.triangle)
@@ -229,6 +274,7 @@ def _estimated(
             names=(*first, *names),
             covariance=covariance,
             clusters=data.clusters,
+            absorbed=absorbed,
         )
     first_stage = LinearFirstStage.of(columns.endogenous, instruments)
     if not instrumented:
@@ -243,11 +289,12 @@ def _estimated(
         covariance=covariance,
         clusters=data.clusters,
         excess=fit.excess,
+        absorbed=absorbed,
     )
     return results, first_stage
 
 
-def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
+def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool, absorbed: int) -> None:
     """Raise for images, and where there are too few instruments or rows."""
     assert data.names is not None
     method = "two-stage least squares" if instrumented else "least squares"
@@ -256,7 +303,7 @@ def _check_shapes(data: IVData, *, instrumented: bool, intercept: bool) -> None:
     treatments, instruments = data.treatment.shape[1], data.instruments.shape[1]
     if instrumented:
         check_number_of_instruments(data)
-    shared = int(intercept) + (0 if data.covariates is None else data.covariates.shape[1])
+    shared = int(intercept) + absorbed + (0 if data.covariates is None else data.covariates.shape[1])
     if len(data) <= shared + treatments:
         raise DataError(f"{method} needs more rows than its {shared + treatments} coefficients, got {len(data)} rows")
     if instrumented and len(data) < shared + instruments:
@@ -270,7 +317,7 @@ def _described(covariance: Covariance, results: LinearResults) -> str:
     text: str = covariance.kind
     if covariance.kind == "kernel":
         text += f" ({covariance.kernel}, bandwidth {results.cov_config['bandwidth']:g})"
-    return f"{text}, debiased" if covariance.debiased else text
+    return text + results.small_sample.described
 
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from cfiv.checks import is_number
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.fitted_regression import OUT_OF_RANGE, FittedRegression, in_units
+from cfiv.estimators.small_sample import SmallSample
 from cfiv.estimators.wald import WaldTest, by_name, has_labels, read_numbers, read_restrictions
 
 
@@ -30,7 +31,7 @@ class LinearResults(abc.ABC):
     fitted: FittedRegression
 
     def __repr__(self) -> str:
-        facts = f"{self.nobs} rows, R-squared {self.rsquared:.4g}, covariance {self.cov_type}{', debiased' * self.debiased}"
+        facts = f"{self.nobs} rows, R-squared {self.rsquared:.4g}, covariance {self.cov_type}{self.small_sample.described}"
         return f"{self.method[0].upper()}{self.method[1:]}: {facts}\n{self.table.to_string(float_format='{:.4g}'.format)}"
 
     @property
@@ -73,7 +74,7 @@ class LinearResults(abc.ABC):
 
     @cached_property
     def pvalues(self) -> pd.Series:
-        """Two-sided p-values: of t(n - k) where ``debiased``, else of the normal distribution."""
+        """Two-sided p-values: where ``debiased`` of t, as ``small_sample`` has it, else of the normal distribution."""
         return pd.Series(self.two_sided(self.tstats), index=self.tstats.index, name="pvalue")
 
     def two_sided(self, ratios: Any) -> Array:
@@ -171,12 +172,12 @@ class LinearResults(abc.ABC):
 
     @property
     def f_statistic(self) -> WaldTest:
-        """Test that all coefficients but the constant are zero: chi2(k), or F(k, n - k - 1) where ``debiased``."""
+        """Test that all coefficients but the constant are zero: chi2(k), or F where ``debiased``: F(k, n - k - 1) mostly."""
         tested = [j for j in range(len(self.fitted.coefficients.names)) if j != self.fitted.constant_column]
         return WaldTest.of(
             self.fitted.coefficients.values[tested],
             self.fitted.coefficients.root[tested],
-            df_denom=self.df_resid if self.debiased else None,
+            df_denom=self.small_sample.t_dof,
             name="Model F-statistic",
             null="all coefficients but the constant are zero",
         )
@@ -193,8 +194,8 @@ class LinearResults(abc.ABC):
 
     @property
     def df_resid(self) -> int:
-        """``n - k``."""
-        return self.nobs - self.df_model
+        """``n - k``, also less the parameters of absorbed fixed effects."""
+        return self.nobs - self.df_model - self.fitted.absorbed
 
     @property
     def has_constant(self) -> bool:
@@ -213,8 +214,13 @@ class LinearResults(abc.ABC):
 
     @property
     def debiased(self) -> bool:
-        """Whether variances are divided by ``n - k`` and intervals are those of t."""
+        """Whether variances have a factor for small samples and intervals are those of t."""
         return bool(self.fitted.cov_config["debiased"])
+
+    @property
+    def small_sample(self) -> SmallSample:
+        """The factor, and the degrees of freedom of t."""
+        return self.fitted.small_sample
 
     @cached_property
     def resids(self) -> pd.Series:
@@ -228,8 +234,8 @@ class LinearResults(abc.ABC):
 
     @cached_property
     def fitted_values(self) -> pd.Series:
-        """``D b``, at the rows' own treatments."""
-        fitted = self.fitted.outcome - self.fitted.residuals + self.fitted.centre
+        """``D b``, at the rows' own treatments, and absorbed fixed effects."""
+        fitted = self.fitted.outcome - self.fitted.residuals + self.fitted.effects + self.fitted.centre
         return pd.Series(self._outcome_units("fitted values", fitted), name="fitted_values")
 
     @property
@@ -240,7 +246,7 @@ class LinearResults(abc.ABC):
     @property
     def total_ss(self) -> float:
         """Weighted sum of squares of the outcome, about its mean where there is a constant."""
-        return self._squares(self.fitted.outcome)
+        return self._squares(self.fitted.outcome + self.fitted.effects)
 
     @property
     def model_ss(self) -> float:
@@ -258,17 +264,24 @@ class LinearResults(abc.ABC):
         return 1.0 - float(np.square(np.linalg.norm(self._weighted(self.fitted.residuals)) / self._total))
 
     @property
+    def rsquared_within(self) -> float:
+        """The same of what absorbed fixed effects leave of the outcome; ``rsquared`` without any."""
+        lengths = [np.linalg.norm(self._weighted(rows)) for rows in (self.fitted.residuals, self.fitted.outcome)]
+        return 1.0 - float(np.square(lengths[0] / lengths[1]))
+
+    @property
     def rsquared_adj(self) -> float:
-        """``1 - (n - c) / (n - k) resid_ss / total_ss``, with c = 1 where there is a constant."""
+        """``1 - (n - c) / (n - k) resid_ss / total_ss``, with c = 1 where there is a constant; k as in ``df_resid``."""
         return 1.0 - (self.nobs - int(self.fitted.has_constant)) / self.df_resid * (1.0 - self.rsquared)
 
     @property
     def _total(self) -> float:
-        return float(np.linalg.norm(self._weighted(self.fitted.outcome)))
+        return float(np.linalg.norm(self._weighted(self.fitted.outcome + self.fitted.effects)))
 
     @property
     def _distribution(self) -> Any:
-        return stats.t(self.df_resid) if self.debiased else stats.norm()
+        dof = self.small_sample.t_dof
+        return stats.norm() if dof is None else stats.t(dof)
 
     def _weighted(self, rows: Array) -> Array:
         return np.asarray(self.fitted.root_weights * rows)

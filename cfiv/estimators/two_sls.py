@@ -17,13 +17,22 @@ class TwoStageLeastSquares(LinearEstimator):
     ----------
     formula, outcome, treatment, instruments, covariates, weights, missing
         Roles, as in :class:`cfiv.DFIV`. A formula with ``0 +`` has no constant.
-    clusters : str, optional
-        A column that labels groups of rows with correlated errors (``covariance="clustered"``).
+        A bar before names of columns, as in ``"y ~ x + [t ~ z] | firm + year"``, absorbs a constant for each of their labels:
+        coefficients are those of regressions with all their indicators, and levels are at the average of these fixed effects.
+        Rows that are a group by themselves are left out. Residuals and fitted values are then of the other rows.
+    clusters : str or two of them, optional
+        Columns that label groups of rows with correlated errors (``covariance="clustered"``), of one kind or two.
+    fixed_effects : str or sequence of str, optional
+        Columns of labels to absorb, where columns are named instead of a formula.
     covariance : {"robust", "unadjusted", "clustered", "kernel"}
         Of the coefficients: heteroskedasticity-robust (White); homoskedastic; robust to correlation within clusters; or robust
         to heteroskedasticity and autocorrelation (HAC), for rows that are in the order of time.
-    debiased : bool
-        Small-sample form: residual variances divided by ``n - k`` and t instead of normal intervals.
+    debiased : {None, False, True, "fixest", "stata"}
+        Factors of variances for small samples, and t instead of normal intervals. False has none. True: times ``n / (n - k)``,
+        with G clusters also ``(n - 1) / n G / (G - 1)``, and t(n - k), as linearmodels, statsmodels and R's sandwich have it;
+        k counts all fixed effects. "fixest" and "stata": the same factors, but t(G - 1) with clusters, the least G of two
+        kinds, and fixed effects not counted whose groups lie within clusters; "fixest" counts each kind but the first as one
+        less than its groups, "stata" exactly. None: "fixest" with fixed effects, else False.
     kernel : {"bartlett", "parzen", "qs"}
         Weights of the autocovariances in the kernel covariance; Bartlett's are those of Newey and West.
     bandwidth : int, optional

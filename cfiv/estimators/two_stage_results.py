@@ -11,13 +11,14 @@ import pandas as pd
 
 from cfiv.data import Array
 from cfiv.errors import DataError, ParameterError, SingularError, nearest
-from cfiv.estimators.first_stage import FirstStage
+from cfiv.estimators.first_stage import COUNTS_ROWS, FirstStage
 from cfiv.estimators.linear_blocks import LinearBlocks
 from cfiv.estimators.linear_columns import ProblemColumns
 from cfiv.estimators.linear_results import LinearResults
 from cfiv.estimators.wald import WaldTest
 
 if TYPE_CHECKING:
+    from cfiv.estimators.fixed_effects import Absorbed
     from cfiv.estimators.linear_regression import Covariance
 
 OVERIDENTIFIED = "the instruments are valid: E[Z' e] = 0 at one coefficient vector"
@@ -42,7 +43,8 @@ class TwoStageResults(LinearResults):
     fuller : float or None
         Fuller's constant; None for two-stage least squares.
     covariance : Covariance
-    clusters : array (n,) or None
+    clusters : array (n,), (n, 2) or None
+    absorbed : Absorbed or None
     excess : float
         ``kappa - 1`` of the fit, 0 for two-stage least squares.
 
@@ -50,7 +52,7 @@ class TwoStageResults(LinearResults):
     -----
     The tests are of the residuals of the fit, except those that are of LIML whatever the fit. They do not see in which basis
     columns are given, so they are computed in a well-conditioned one. Tests of over-identification raise a DataError where
-    there are as many instruments as treatments.
+    there are as many instruments as treatments; with absorbed fixed effects all do, since :func:`cfiv.diagnose` has them.
     """
 
     columns: ProblemColumns | LinearBlocks = field(repr=False)
@@ -60,6 +62,7 @@ class TwoStageResults(LinearResults):
     fuller: float | None
     covariance: Covariance = field(repr=False)
     clusters: Array | None = field(repr=False)
+    absorbed: Absorbed | None = field(repr=False)
     excess: float
 
     @property
@@ -88,6 +91,7 @@ class TwoStageResults(LinearResults):
             self.treatment_columns,
             replace(self.covariance, bandwidth=self.cov_config.get("bandwidth")),
             self.clusters,
+            self.absorbed,
         )
 
     @property
@@ -153,8 +157,9 @@ class TwoStageResults(LinearResults):
         return self._test(getattr(self._orthonormal, attribute), name, OVERIDENTIFIED, counts_rows)
 
     def _exogeneity(self, attribute: str, name: str, tested: Any = None, *, counts_rows: bool = False) -> WaldTest:
+        regression = self._orthonormal
         try:
-            found = getattr(self._orthonormal, attribute)
+            found = getattr(regression, attribute)
             return self._test(found(tested) if callable(found) else found, name, EXOGENOUS, counts_rows)
         except np.linalg.LinAlgError as error:
             raise SingularError(f"{name}: the covariance is singular ({error}); use covariance='unadjusted'") from error
@@ -191,6 +196,8 @@ class TwoStageResults(LinearResults):
         """linearmodels' fit of the same problem, its columns partialled out, orthonormal or of length one, times root n."""
         from linearmodels.iv import IVLIML
 
+        if self.absorbed is not None:
+            raise DataError(f"linearmodels' test {COUNTS_ROWS}")
         p, root, columns = len(self._in_memory.exogenous.names), self.fitted.root_weights, self._in_memory
         unit = np.sqrt(self.nobs) / root[:, None]
         treatments = columns.treatments.basis[:, p:] @ columns.treatments.triangle[p:, p:]

@@ -103,9 +103,7 @@ class Corrected:
     straight: bool
 
 
-def correct(
-    rows: FittedRows, model: StructuralEstimator, *, intercept: bool, undersmooth: bool, debiased: bool, seed: int
-) -> Corrected:
+def correct(rows: FittedRows, model: StructuralEstimator, *, intercept: bool, undersmooth: bool, seed: int) -> Corrected:
     """Fit the estimator to the rows outside each fold, and splines to what is left over.
 
     Parameters
@@ -117,8 +115,6 @@ def correct(
         Of its formula.
     undersmooth : bool
         Whether splines of curves are more than balance bias and noise.
-    debiased : bool
-        Whether the covariance counts degrees of freedom.
     seed : int
         Of the folds, the fits and the multipliers that compare sizes.
 
@@ -140,12 +136,12 @@ def correct(
     crossed = cross_fit(model, data, intercept=intercept, groups=groups, folds=FOLDS, generator=fold_generator)
     columns = _columns(rows, straight=_not_learned(model))
     sizes = _Sizes.of(rows, columns, crossed, undersmooth=undersmooth, generator=size_generator)
-    curve = _corrected(rows, crossed, sizes.curve, debiased=debiased)
-    average = curve if sizes.average is sizes.curve else _corrected(rows, crossed, sizes.average, debiased=debiased)
+    curve = _corrected(rows, crossed, sizes.curve)
+    average = curve if sizes.average is sizes.curve else _corrected(rows, crossed, sizes.average)
     return Corrected(curve, average, contradicted=sizes.contradicted, straight=sizes.straight)
 
 
-def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis, *, debiased: bool) -> CorrectedFit:
+def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis) -> CorrectedFit:
     """In given splines."""
     data = rows.data
     (block,) = blocks_of(data, (splines,), instrumented=True)
@@ -162,7 +158,7 @@ def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis, *, debi
         left,
         covariance=rows.covariance,
         clusters=list(rows.groups.values()),
-        debiased=debiased,
+        small=rows.small_sample(None, coefficients=len(stage.coordinates)),
     )
     weights = np.bincount(crossed.folds, weights=block.root**2, minlength=len(crossed.functions)) / len(data)
     fit = _with_learned(joint.fits[0], projections, weights, outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +13,9 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.components import Component
 from cfiv.estimators.estimator import StructuralEstimator
-from cfiv.estimators.linear_regression import warn_of_few_clusters
+from cfiv.estimators.fixed_effects import Absorbed, within
+from cfiv.estimators.linear_regression import Covariance, warn_of_few_clusters
+from cfiv.estimators.small_sample import Convention, SmallSample
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.linear_in_basis import Basis
 from cfiv.labels import label_codes
@@ -40,12 +42,15 @@ class FittedRows:
     covariance : {"robust", "unadjusted", "clustered"}
     groups : mapping from a name to codes (n,)
         One or two kinds, where clustered.
+    absorbed : Absorbed or None
+        Fixed effects that were taken out of ``data``, in which rows that are a group by themselves are not.
     """
 
     data: IVData
     raw: Any
     covariance: str
     groups: Mapping[str, Array]
+    absorbed: Absorbed | None
 
     @classmethod
     def of(cls, data: Any, model: StructuralEstimator, *, covariance: str | None, clusters: Any) -> Self:
@@ -74,11 +79,19 @@ class FittedRows:
             raise _other_rows(rows, model)
         if table:
             assert rows.frame is not None
-            groups = {name: label_codes(f"clusters {name!r}", cluster_labels(rows.frame, name)) for name in names}
+            groups = {name: label_codes(f"clusters {name!r}", cluster_labels(rows.frame, (name,))) for name in names}
         else:
-            groups = {} if rows.clusters is None else {"clusters": rows.clusters}
+            groups = _kinds(rows.clusters)
         kind = _covariance(covariance, model, groups, given=clusters is not None)
-        return cls(rows, rows.frame if table else rows, kind, groups if kind == "clustered" else {})
+        groups = groups if kind == "clustered" else {}
+        raw = rows.frame if table else rows
+        if rows.fixed_effects is None:
+            return cls(rows, raw, kind, groups, None)
+        assert rows.names is not None
+        own = {role: names for role, names in rows.names.items() if role != "clusters"}
+        left, absorbed = within(replace(rows, clusters=_stacked(groups), names=own, frame=None))
+        assert absorbed is not None
+        return cls(left, raw, kind, {name: codes[absorbed.kept] for name, codes in groups.items()}, absorbed)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -101,7 +114,7 @@ class FittedRows:
                     f"a clustered covariance of {size} coefficients needs more clusters than that, got {count} of {name!r}: "
                     "some combinations would seem to have no error at all; use finer clusters, or a smaller basis"
                 )
-            warn_of_few_clusters(codes)
+            warn_of_few_clusters(count)
 
     def check_same(self, fit: BasisFit, basis: Basis, component: Component, model: StructuralEstimator) -> None:
         """Raise unless a fit to these rows has the fitted values of the component of the estimator, at those ``LOOKED_AT``.
@@ -133,10 +146,26 @@ class FittedRows:
         if not np.array_equal(treatments, t) or not same:
             raise _other_rows(self.data, model)
 
-    def describe(self, *, debiased: bool) -> str:
+    def small_sample(self, debiased: Convention | None, *, coefficients: int) -> SmallSample:
+        """The factors of a covariance of so many coefficients."""
+        kind = Covariance(self.covariance, debiased)  # type: ignore[arg-type]
+        return kind.small_sample(self.absorbed, rows=len(self), coefficients=coefficients, clusters=_stacked(self.groups))
+
+    def describe(self, small: SmallSample) -> str:
         """The covariance in words."""
         named = " and ".join(f"{name} ({len(np.unique(codes)):,})" for name, codes in self.groups.items())
-        return f"{self.covariance}{' by ' * bool(named)}{named}{', debiased' * debiased}"
+        return f"{self.covariance}{' by ' * bool(named)}{named}{small.described}"
+
+
+def _kinds(clusters: Array | None) -> dict[str, Array]:
+    """Of arrays: one kind of clusters (n,), or two (n, 2)."""
+    if clusters is None or clusters.ndim == 1:
+        return {} if clusters is None else {"clusters": clusters}
+    return {f"clusters {i}": codes for i, codes in enumerate(clusters.T)}
+
+
+def _stacked(groups: Mapping[str, Array]) -> Array | None:
+    return np.stack(list(groups.values()), axis=1) if groups else None
 
 
 def _other_rows(rows: IVData, model: StructuralEstimator) -> DataError:

@@ -16,6 +16,7 @@ from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.liml import LIML
 from cfiv.estimators.sieve_iv import SieveIV
+from cfiv.estimators.small_sample import SmallSample
 from cfiv.estimators.structural import OUTSIDE, StructuralFunction
 from cfiv.estimators.trust import Trust
 from cfiv.inference.basis_fit import BasisFit
@@ -49,6 +50,8 @@ WITHOUT = {
         ("DeepIV", "AGMM"), "it is here to be compared with: use DFIV, which is corrected before it has bands, or SieveIV"
     ),
 }
+
+ABSORBED = "levels are at the average fixed effect, which counts as known; effects and derivatives do not depend on it"
 
 
 def infer(
@@ -86,7 +89,7 @@ def infer(
     model : estimator
         Fitted: :class:`cfiv.SieveIV`; :class:`cfiv.TwoStageLeastSquares`, :class:`cfiv.LIML` or :class:`cfiv.LeastSquares`,
         with any formula; or :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, which are fitted five times more, to the rows outside
-        each fold. Roles, weights and ``debiased`` are its own.
+        each fold. Roles, weights, fixed effects and ``debiased`` are its own.
     covariance : {"robust", "unadjusted", "clustered"}, optional
         By default the estimator's, or clustered where clusters are given.
     clusters : str or two of them, optional
@@ -153,21 +156,20 @@ def infer(
         check_choice("covariance", covariance, ("robust", "unadjusted", "clustered"), alternative="or None")
     check_flag("undersmooth", undersmooth)
     function = _fitted(model)
-    debiased = bool(getattr(model, "debiased", False))
     with within_memory("infer", "fit fewer rows, or a smaller basis"), ordinary_torch():
         rows = FittedRows.of(data, model, covariance=covariance, clusters=clusters)
         ask = _learned if isinstance(model, LEARNED) else _in_fixed_basis
-        answer = ask(data, rows, model, undersmooth=undersmooth, debiased=debiased, seed=seed)
-        function = answer.function
+        answer = ask(data, rows, model, undersmooth=undersmooth, seed=seed)
+        function, small = answer.function, answer.small
         treatments = function.encoder.raw(rows.raw)[list(function.encoder.treatment_names)]
         seen = Seen.of(treatments, leverage=answer.leverage)
         averaged, own = (function, answer.fits) if answer.averages is None else answer.averages
-        average = Asker(averaged, bases_of(averaged), own, seen, len(rows)).derivatives(
-            rows.raw, inputs=(rows.data.treatment, rows.data.covariates)
-        )
+        # Of rows on disk the columns are there already; those that fixed effects were taken out of are others.
+        inputs = (rows.data.treatment, rows.data.covariates) if rows.absorbed is None else None
+        average = Asker(averaged, bases_of(averaged), own, seen, len(rows)).derivatives(rows.raw, inputs=inputs)
     strength = Strength.of(
         answer.stage.correlations,
-        rows=len(rows),
+        rows=len(rows) - (0 if rows.absorbed is None else rows.absorbed.rank - 1),
         instruments=answer.stage.instruments,
         treatments=treatments.shape[1],
     )
@@ -175,7 +177,7 @@ def infer(
         level=float(level),
         draws=draws,
         seed=seed,
-        df=len(rows) - answer.fits[0].size if debiased else None,
+        df=small.t_dof,
         allowance=answer.allowance,
     )
     doubts = (*_weakness(model, strength), *answer.doubts)
@@ -186,9 +188,9 @@ def infer(
         average=average,
         seen=seen,
         strength=strength,
-        covariance=rows.describe(debiased=debiased),
+        covariance=rows.describe(small),
         rows=len(rows),
-        notes=(*answer.notes, *_outside(model.structural_function_), *doubts),
+        notes=(*[ABSORBED] * (rows.absorbed is not None), *answer.notes, *_outside(model.structural_function_), *doubts),
     )
 
 
@@ -202,6 +204,7 @@ class _Answer:
     fits : tuple of BasisFit
     stage : TwoStage
         Of the basis that instruments have to move.
+    small : SmallSample
     leverage : float
         The largest of a row in it.
     notes, doubts : tuple of str
@@ -214,6 +217,7 @@ class _Answer:
     function: StructuralFunction
     fits: tuple[BasisFit, ...]
     stage: TwoStage
+    small: SmallSample
     leverage: float
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
@@ -221,9 +225,7 @@ class _Answer:
     averages: tuple[StructuralFunction, tuple[BasisFit, ...]] | None = None
 
 
-def _in_fixed_basis(
-    data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, debiased: bool, seed: int
-) -> _Answer:
+def _in_fixed_basis(data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, seed: int) -> _Answer:
     """Of an estimator that is linear in a basis which its outcomes did not make."""
     fitted = model.structural_function_
     function = undersmoothed(fitted) if undersmooth else fitted
@@ -233,28 +235,40 @@ def _in_fixed_basis(
     stages = [TwoStage.of(block, outcome, excess=excess) for block in blocks]
     rows.check_groups(len(stages[0].coordinates))
     clustered = list(rows.groups.values())
-    joint = joint_fit(stages, blocks, outcome, covariance=rows.covariance, clusters=clustered, debiased=debiased)
+    small = rows.small_sample(getattr(model, "debiased", None), coefficients=len(stages[0].coordinates))
+    joint = joint_fit(
+        stages,
+        blocks,
+        outcome,
+        covariance=rows.covariance,
+        clusters=clustered,
+        small=small,
+        known_constant=rows.absorbed is not None and len(clustered) > 1,
+    )
     rows.check_same(joint.fits[0], blocks[0].basis, function.components[0], model)
+    leverage = joint.leverage
+    if rows.absorbed is not None:  # which was of columns that vary less than those that are asked of
+        asked = blocks[0].basis.structural_columns(*function.encoder.inputs(rows.raw))
+        leverage = float(joint.fits[0].leverage(asked, rows=len(rows)).max())
     choice = choice_of(function)
     too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
     return _Answer(
         function=function,
         fits=joint.fits,
         stage=stages[0],
-        leverage=joint.leverage,
+        small=small,
+        leverage=leverage,
         notes=_notes(model, choice_of(fitted), undersmooth=undersmooth),
         doubts=(TOO_SMALL,) if too_small else (),
         allowance=0.0 if choice is None else choice.allowance,
     )
 
 
-def _learned(
-    data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, debiased: bool, seed: int
-) -> _Answer:
+def _learned(data: Any, rows: FittedRows, model: StructuralEstimator, *, undersmooth: bool, seed: int) -> _Answer:
     """Of an estimator whose function the outcomes have made: corrected by splines, see :mod:`cfiv.inference.corrected`."""
     own = model.structural_function_
     rows.check_reference(data, model)
-    found = correct(rows, model, intercept=own.encoder.intercept, undersmooth=undersmooth, debiased=debiased, seed=seed)
+    found = correct(rows, model, intercept=own.encoder.intercept, undersmooth=undersmooth, seed=seed)
     curve, average = (
         replace(own, components=(fit.component,), shares=(), facts={})  # which are of the model's own curve
         for fit in (found.curve, found.average)
@@ -265,6 +279,7 @@ def _learned(
         function=curve,
         fits=(found.curve.fit,),
         stage=found.average.stage,
+        small=rows.small_sample(None, coefficients=found.curve.fit.size),
         leverage=found.curve.leverage,
         notes=(
             f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, "

@@ -12,6 +12,7 @@ from scipy import linalg
 from cfiv.data import Array
 from cfiv.errors import DataError
 from cfiv.estimators.linear_columns import IRRELEVANT
+from cfiv.estimators.small_sample import SmallSample
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.row_blocks import RowBlocks
 from cfiv.inference.scaling import Scaling
@@ -180,7 +181,8 @@ def joint_fit(
     *,
     covariance: str,
     clusters: Sequence[Array],
-    debiased: bool,
+    small: SmallSample,
+    known_constant: bool = False,
 ) -> JointFit:
     """Numbers of fits with their joint covariance ``H S H'``, ``S`` that of all scores ``P_i e_i``.
 
@@ -194,8 +196,11 @@ def joint_fit(
     covariance : {"robust", "unadjusted", "clustered"}
     clusters : sequence of arrays (n,)
         Codes of one or two kinds of groups, for "clustered".
-    debiased : bool
-        Times ``n / (n - p)``, with p the size of the first; clustered also times ``G / (G - 1) (n - 1) / n``.
+    small : SmallSample
+        Of the first.
+    known_constant : bool
+        Whether the constant of the only basis counts as known: where fixed effects were taken out, sums of residuals within
+        groups are zero, and with two kinds of clusters its variance would be less.
 
     Notes
     -----
@@ -212,7 +217,7 @@ def joint_fit(
     smallest, cells = _intersections(clusters)
     sums = np.zeros((len(cells[0]) if clusters else 0, width))
     total, gram, squares = np.zeros((width, width)), np.zeros((width, width)), np.zeros((len(sizes),) * 2)
-    leverage = 0.0
+    constant, leverage = np.zeros(width), 0.0
     for rows in blocks[0].slices():
         basis, residuals = [], []
         for stage, block in zip(stages, blocks, strict=True):
@@ -224,6 +229,7 @@ def joint_fit(
             residuals.append(outcome.values[rows] - values)
             basis.append((block.scaled("instruments", rows) if block.instrumented else structural) @ stage.predictor)
         joined, errors = np.concatenate(basis, axis=1), np.stack(residuals, axis=1)
+        constant += joined.T @ blocks[0].root[rows]
         scores = joined * np.repeat(errors, sizes, axis=1)
         if covariance == "clustered":
             np.add.at(sums, smallest[rows], scores)
@@ -233,13 +239,15 @@ def joint_fit(
             gram += joined.T @ joined
             squares += errors.T @ errors
     if covariance == "clustered":
-        total = clustered_ways(sums, cells, rows=n, debiased=debiased)
+        total = clustered_ways(sums, cells, small.of_groups)
     elif covariance == "unadjusted":
         if stages[0].homoskedastic is not None:  # of LIML, which has but one basis
             gram = stages[0].homoskedastic
         total = gram * np.repeat(np.repeat(squares / n, sizes, axis=0), sizes, axis=1)
-    if debiased:
-        total = total * n / (n - sizes[0])
+    total = small.factor * total
+    if known_constant:
+        others = np.eye(width) - np.outer(constant, constant) / n  # the roots' squares sum to n
+        total = others @ total @ others
     root = covariance_root(linalg.block_diag(*(stage.spread for stage in stages)), total)
     parts = np.split(root, np.cumsum(sizes)[:-1])
     fits = tuple(

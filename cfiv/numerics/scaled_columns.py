@@ -82,10 +82,17 @@ def plain_numbers(columns: Array) -> tuple[Array, Array]:
     columns = columns.astype(np.float64, copy=False)
     if columns.shape[1] == 0:
         return columns, np.zeros(0, dtype=np.int64)
-    largest = np.maximum(columns.max(axis=0), -columns.min(axis=0))
+    lower, upper = ranges(columns)
+    largest = np.maximum(upper, -lower)
     exponents = np.frexp(largest)[1].astype(np.int64)
     exponents[np.abs(exponents) <= PLAIN_EXPONENT] = 0
     return (np.ldexp(columns, -exponents) if exponents.any() else columns), exponents
+
+
+def ranges(columns: Array) -> tuple[Array, Array]:
+    """The least and the greatest value of each column (n, k)."""
+    each = np.ascontiguousarray(columns.T)  # along which numpy is ten times as fast
+    return each.min(axis=1), each.max(axis=1)
 
 
 def constant_in_span(columns: Array) -> Array | None:
@@ -98,14 +105,14 @@ def constant_in_span(columns: Array) -> Array | None:
     found = np.zeros(plain.shape[1])
     if plain.shape[1] == 0:
         return None
-    lower, upper = plain.min(axis=0), plain.max(axis=0)
+    lower, upper = ranges(plain)
     single = np.flatnonzero((lower == upper) & (lower != 0))
     if len(single):
         found[single[0]] = 1 / lower[single[0]]
         return found
     largest = np.maximum(upper, -lower)
-    used = np.flatnonzero((largest > 0) & (upper - lower >= SPREAD * largest))
-    solution = np.zeros(0)
+    used: Array = np.flatnonzero((largest > 0) & (upper - lower >= SPREAD * largest))
+    solution: Array = np.zeros(0)
     for _ in range(2):  # the second time without those that the first did not need
         if len(used) == 0 or len(used) >= len(plain):
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,15 +28,10 @@ def robust(scores: Array) -> Array:
     return np.asarray(scores.T @ scores)
 
 
-def clustered(scores: Array, clusters: Array) -> Array:
-    """``sum_g s_g s_g'`` with ``s_g`` the sum of scores (n, k) in cluster g; ``clusters`` (n,) are whole numbers from 0."""
-    sums = np.zeros((int(clusters.max()) + 1, scores.shape[1]))
-    np.add.at(sums, clusters, scores)
-    return robust(sums)
-
-
-def clustered_ways(scores: Array, clusters: Sequence[Array], *, rows: int, debiased: bool) -> Array:
-    """Of one kind of groups; of two kinds the sum of both less that of their intersections.
+def clustered_ways(
+    scores: Array, clusters: Sequence[Array], factor: Callable[[int], float], *, other: Array | None = None
+) -> Array:
+    """``sum_g s_g s_g'``, ``s_g`` the sum of scores in group g; of two kinds the sum of both less that of their intersections.
 
     Parameters
     ----------
@@ -44,23 +39,33 @@ def clustered_ways(scores: Array, clusters: Sequence[Array], *, rows: int, debia
         Of rows, or sums of rows that lie within one group of each kind.
     clusters : sequence of one or two arrays (m,)
         Whole numbers from 0.
-    rows : int
-        ``n``.
-    debiased : bool
-        Each times ``G / (G - 1) (n - 1) / n``, with G its number of groups.
+    factor : callable
+        What each is multiplied by, of its number of groups.
+    other : array (m, l), optional
+        Scores of which the second factor is made; by default the same.
     """
-    total = np.zeros((scores.shape[1],) * 2)
-    both = [] if len(clusters) == 1 else [clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]]
-    for sign, labels in ((1, clusters), (-1, both)):
-        for label in labels:
-            found, codes = np.unique(label, return_inverse=True)
-            factor = len(found) / (len(found) - 1) * (rows - 1) / rows if debiased else 1.0
-            total += sign * factor * clustered(scores, codes)
+    other = scores if other is None else other
+    total = np.zeros((scores.shape[1], other.shape[1]))
+    terms = [(1, codes) for codes in clusters]
+    if len(clusters) > 1:
+        both = clusters[0] * (int(clusters[1].max()) + 1) + clusters[1]
+        terms.append((-1, np.unique(both, return_inverse=True)[1]))
+    for sign, codes in terms:
+        groups = int(np.count_nonzero(np.bincount(codes)))
+        first = sums_within(scores, codes)
+        total += sign * factor(groups) * (first.T @ (first if other is scores else sums_within(other, codes)))
     return total
 
 
-def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int) -> Array:
-    """``sum_{|l| < n} k(l) sum_i u_i u_{i-l}'`` for rows in the order of time, (k, k) of scores (n, k).
+def sums_within(scores: Array, clusters: Array) -> Array:
+    """Sums of rows (n, ...) within clusters (n,), whole numbers from 0: shape (G, ...)."""
+    sums = np.zeros((int(clusters.max()) + 1, *scores.shape[1:]))
+    np.add.at(sums, clusters, scores)
+    return sums
+
+
+def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int, other: Array | None = None) -> Array:
+    """``sum_{|l| < n} k(l) sum_i u_i v_{i-l}'`` for rows in the order of time, (k, k) of scores (n, k); v is u if not given.
 
     Notes
     -----
@@ -71,11 +76,12 @@ def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int) -> Array:
     Newey and West, "A simple, positive semi-definite, heteroskedasticity and autocorrelation consistent covariance matrix",
     *Econometrica* 55, 1987. Andrews, *Econometrica* 59, 1991.
     """
-    total = robust(scores)
+    other = scores if other is None else other
+    total = scores.T @ other
     for lag, weight in enumerate(lag_weights(kernel, bandwidth=bandwidth, rows=len(scores)), start=1):
-        product = scores[lag:].T @ scores[:-lag]
-        total += weight * (product + product.T)
-    return total
+        product = scores[lag:].T @ other[:-lag]
+        total += weight * (product + (product.T if other is scores else scores[:-lag].T @ other[lag:]))
+    return np.asarray(total)
 
 
 def lag_weights(kernel: Kernel, *, bandwidth: int, rows: int) -> Array:

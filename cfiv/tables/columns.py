@@ -124,9 +124,11 @@ def row_weights(frame: pd.DataFrame, name: str) -> Array:
     return column_numbers(name, frame[name]).to_numpy()
 
 
-def cluster_labels(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
-    """A column of labels of groups; codes of them where it is one of categories."""
-    column = frame[name]
+def cluster_labels(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series[Any] | pd.DataFrame:
+    """Columns of labels of groups, one as a series; codes of them where they are of categories, and on disk."""
+    if len(names) > 1:
+        return frame[list(names)]
+    column = frame[names[0]]
     return column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) and is_mapped_table(frame) else column
 
 

@@ -50,8 +50,8 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
                 "instruments]', or column names, for a table"
             )
         return ArrayEncoder.fit(data), data
-    for role in ("weights", "clusters"):
-        if isinstance(data, IVData) and getattr(data, role) is not None and getattr(roles, role) is None:
+    for role in ("weights", "clusters", "fixed_effects"):
+        if isinstance(data, IVData) and getattr(data, role) is not None and not getattr(roles, role):
             raise DataError(
                 f"the IVData has {role}, but this {reader} reads columns of its frame: give {role}='column', "
                 "or leave the roles out to use the arrays"
@@ -108,10 +108,10 @@ def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVDa
         instruments=arrays["instruments"],
         covariates=arrays.get("covariates"),
         weights=None if roles.weights is None else row_weights(frame, roles.weights),
-        clusters=None if roles.clusters is None else cluster_labels(frame, roles.clusters),
+        **{role: cluster_labels(frame, names) for role, names in roles.named.items() if names and role != "weights"},
         frame=frame,
         names={role: state.columns for role, state in states.items()}
-        | {role: (name,) for role, name in (("weights", roles.weights), ("clusters", roles.clusters)) if name is not None},
+        | {role: names for role, names in roles.named.items() if names},
     )
     stride = max(1, -(-len(frame) // REFERENCE_ROWS))
     encoder = TableEncoder(

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from formulaic import Formula
@@ -57,6 +58,36 @@ def read_formula(text: str) -> tuple[Any, list[str]]:
     resolver = _Resolver()
     parser = DefaultFormulaParser(operator_resolver=resolver, feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
     return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
+
+
+def split_fixed_effects(text: str) -> tuple[str, tuple[str, ...]]:
+    """A formula without its bar, and the columns named after it: ``y ~ x + [t ~ z] | firm + year``.
+
+    Raises
+    ------
+    FormulaError
+        For two bars, and for anything but names of columns after one.
+    """
+    check_bounds(text)
+    blank = _QUOTED.sub(lambda found: "_" * len(found.group()), text)
+    depths = accumulate((character in "([{") - (character in ")]}") for character in blank)
+    bars = [i for i, (character, depth) in enumerate(zip(blank, depths, strict=True)) if character == "|" and depth == 0]
+    if not bars:
+        return text, ()
+    advice = "fixed effects are names of columns after one bar, as in 'outcome ~ x + [treatment ~ instruments] | firm + year'"
+    if len(bars) > 1:
+        raise FormulaError(f"the formula {_shown(text)} has {len(bars)} bars: {advice}")
+    after = text[bars[0] + 1 :]
+    try:
+        terms = _sum_of_names(after) if after.strip() else None
+    except UNREADABLE:
+        terms = None
+    if terms is None:
+        raise FormulaError(
+            f"{_shown(after)} after the bar of {_shown(text)} cannot be absorbed: {advice}; combine several columns into one "
+            "for groups that they make together"
+        )
+    return text[: bars[0]], tuple(str(next(iter(term.factors)).expr) for term in terms)
 
 
 def part_terms(formula: str) -> tuple[Term, ...]:

@@ -13,9 +13,10 @@ from functools import cached_property
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from cfiv.checks import several
 from cfiv.errors import FormulaError, FormulaWarning, warn
 from cfiv.tables.formula import Part
-from cfiv.tables.grammar import UNREADABLE, check_bounds, read_formula, reason
+from cfiv.tables.grammar import UNREADABLE, read_formula, reason, split_fixed_effects
 from cfiv.tables.terms import term_text
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class Roles:
         The exogenous part; it enters both stages by itself.
     weights : str or None
         The name of a column of row weights.
-    clusters : str or None
-        The name of a column that labels groups of rows with correlated errors.
+    clusters : tuple of str
+        Names of columns, none to two, that label groups of rows with correlated errors.
+    fixed_effects : tuple of str
+        Names of columns that label groups of rows with a constant of their own each.
     intercept : bool
-        False where the formula says ``0 +`` or ``- 1``. Then one of its categories has a column for each level, and linear
-        estimators have no constant; learned features carry one all the same.
+        False where there are no fixed effects and the formula says ``0 +`` or ``- 1``. Then one of its categories has a column
+        for each level, and linear estimators have no constant; learned features carry one all the same.
     """
 
     outcome: str
@@ -51,7 +54,8 @@ class Roles:
     covariates: str | None = None
     weights: str | None = None
     intercept: bool = True
-    clusters: str | None = None
+    clusters: tuple[str, ...] = ()
+    fixed_effects: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -64,7 +68,7 @@ class Roles:
     @property
     def columns(self) -> tuple[str, ...]:
         """Raw columns of all roles."""
-        named = [name for name in (self.weights, self.clusters) if name is not None]
+        named = [name for names in self.named.values() for name in names]
         return tuple(dict.fromkeys([*(name for part in self.parts.values() for name in part.variables), *named]))
 
     @property
@@ -81,13 +85,19 @@ class Roles:
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """Columns whose values are labels and no numbers: those in ``C(...)``, and the clusters."""
+        """Columns whose values are labels and no numbers: those in ``C(...)``, clusters and fixed effects."""
         names = dict.fromkeys(name for part in self.parts.values() for name in sorted(part.categories))
-        return (*names, *([] if self.clusters is None else [self.clusters]))
+        return tuple(dict.fromkeys((*names, *self.clusters, *self.fixed_effects)))
+
+    @property
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """Columns of the roles that are no formula, by role."""
+        weights = () if self.weights is None else (self.weights,)
+        return {"weights": weights, "clusters": self.clusters, "fixed_effects": self.fixed_effects}
 
     @classmethod
-    def from_formula(cls, formula: str, *, weights: str | None = None, clusters: str | None = None) -> Roles:
-        """Read ``outcome ~ covariates + [treatment ~ instruments]``.
+    def from_formula(cls, formula: str, *, weights: str | None = None, clusters: tuple[str, ...] = ()) -> Roles:
+        """Read ``outcome ~ covariates + [treatment ~ instruments] | fixed effects``.
 
         Raises
         ------
@@ -102,7 +112,7 @@ class Roles:
         hint = "write 'outcome ~ covariates + [treatment ~ instruments]'"
         if not isinstance(formula, str):
             raise FormulaError(f"a formula is text, got {type(formula).__name__}: {hint}")
-        check_bounds(formula)
+        formula, fixed_effects = split_fixed_effects(formula)
         reserved = re.search(r"`[01]`|(?<![\w.])Intercept(?![\w.])", formula)
         if reserved:
             raise FormulaError(
@@ -152,8 +162,9 @@ class Roles:
             instruments=" + ".join(instruments),
             covariates=" + ".join(covariates) or None,
             weights=weights,
-            intercept="1" in exogenous,
+            intercept="1" in exogenous or bool(fixed_effects),
             clusters=clusters,
+            fixed_effects=fixed_effects,
         )
 
     @classmethod
@@ -165,7 +176,8 @@ class Roles:
         instruments: Names | None,
         covariates: Names | None = None,
         weights: str | None = None,
-        clusters: str | None = None,
+        clusters: tuple[str, ...] = (),
+        fixed_effects: Names | None = None,
     ) -> Roles:
         """Roles from plain column names, which may hold any character but a backtick."""
         named: dict[str, list[str]] = {}
@@ -193,6 +205,7 @@ class Roles:
             covariates=parts["covariates"] or None,
             weights=weights,
             clusters=clusters,
+            fixed_effects=tuple(column_names("fixed_effects", fixed_effects)),
         )
 
 
@@ -204,7 +217,8 @@ def read_roles(
     instruments: Names | None = None,
     covariates: Names | None = None,
     weights: str | None = None,
-    clusters: str | None = None,
+    clusters: str | Sequence[str] | None = None,
+    fixed_effects: Names | None = None,
 ) -> Roles | None:
     """By a formula or by names, as estimators are given them; None where none is named, since arrays have their own.
 
@@ -217,18 +231,24 @@ def read_roles(
     named = [role for role, value in names.items() if value is not None]
     if formula is not None and named:
         raise FormulaError(f"give either a formula or column names, got the formula {formula!r} and {', '.join(named)}")
-    for role, column in (("weights", weights), ("clusters", clusters)):
-        if column is not None and not isinstance(column, str):
-            raise FormulaError(
-                f"{role} must be the name of one column, got {shortened(column)}: combine several into one column of the "
-                f"table, or give IVData({role}=...) with arrays"
-            )
+    if formula is not None and fixed_effects is not None:
+        raise FormulaError(
+            f"give fixed effects in the formula, after a bar, got fixed_effects={shortened(fixed_effects)} beside it: "
+            "'outcome ~ x + [treatment ~ instruments] | firm + year'"
+        )
+    if weights is not None and not isinstance(weights, str):
+        raise FormulaError(
+            f"weights must be the name of one column, got {shortened(weights)}: combine several into one column of the "
+            "table, or give IVData(weights=...) with arrays"
+        )
+    groups = cluster_names(clusters)
+    for role, column in (("weights", weights), ("clusters", clusters), ("fixed_effects", fixed_effects)):
         if column is not None and formula is None and not named:
             raise FormulaError(
                 f"{role}={column!r} names a column, but no other role is named: name all roles, or give IVData({role}=...)"
             )
     if formula is not None:
-        return Roles.from_formula(formula, weights=weights, clusters=clusters)
+        return Roles.from_formula(formula, weights=weights, clusters=groups)
     if not named:
         return None
     return Roles.from_names(
@@ -237,8 +257,25 @@ def read_roles(
         instruments=instruments,
         covariates=covariates,
         weights=weights,
-        clusters=clusters,
+        clusters=groups,
+        fixed_effects=fixed_effects,
     )
+
+
+def cluster_names(given: Any) -> tuple[str, ...]:
+    """Names of the columns that label clusters: none, one or two.
+
+    Raises
+    ------
+    FormulaError
+    """
+    names = () if given is None else several(given)
+    if len(names) > 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise FormulaError(
+            f"clusters must be the name of a column, or two of them, got {shortened(given)}: combine several into one column "
+            "of the table, or give IVData(clusters=...) with arrays"
+        )
+    return names
 
 
 def column_names(role: str, given: Any) -> list[str]:

@@ -21,10 +21,11 @@ INTERVAL = "interval"
 
 def roles_from_values(values: Any) -> Roles:
     """Roles as their names and texts."""
-    fields(values, "outcome", "treatment", "instruments", "covariates", "weights", "intercept", "clusters")
-    covariates, weights, clusters = (
-        None if values[role] is None else text(values[role]) for role in ("covariates", "weights", "clusters")
-    )
+    own = ("outcome", "treatment", "instruments", "covariates", "weights", "intercept", "clusters", "fixed_effects")
+    fields({"fixed_effects": []} | values, *own)  # which files have had since there are any
+    covariates, weights = (None if values[role] is None else text(values[role]) for role in ("covariates", "weights"))
+    clusters = values["clusters"]  # one name, or none, in older files
+    clusters = [] if clusters is None else [clusters] if isinstance(clusters, str) else clusters
     return Roles(
         outcome=text(values["outcome"]),
         treatment=text(values["treatment"]),
@@ -32,7 +33,8 @@ def roles_from_values(values: Any) -> Roles:
         covariates=covariates,
         weights=weights,
         intercept=flag(values["intercept"]),
-        clusters=clusters,
+        clusters=texts(clusters),
+        fixed_effects=texts(values.get("fixed_effects", [])),
     )
 
 

@@ -98,11 +98,11 @@ class TableEncoder:
 
     def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
         """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
-        weights = self.roles.weights
+        weights, fixed = self.roles.weights, self.roles.named["fixed_effects"]
         given = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         parts = {role: part for role, part in given.items() if part is not None}
         used = [name for part in parts.values() for name in part.formula.variables]
-        names = list(dict.fromkeys([*used, *([weights] if weights else []), *labels]))
+        names = list(dict.fromkeys([*used, *([weights] if weights else []), *fixed, *labels]))
         needed_for = "held-out criteria"
         if is_place(rows):
             known = [*self.roles.label_columns, *labels]
@@ -117,8 +117,9 @@ class TableEncoder:
             instruments=self.instruments.matrix(frame),
             covariates=None if self.covariates is None else self.covariates.matrix(frame),
             weights=None if weights is None else row_weights(frame, weights),
+            fixed_effects=frame[list(fixed)] if fixed else None,
             frame=frame,
-            names={role: part.columns for role, part in parts.items()},
+            names={role: part.columns for role, part in parts.items()} | ({"fixed_effects": fixed} if fixed else {}),
         )
 
     def raw(self, rows: Any) -> pd.DataFrame:
@@ -200,8 +201,9 @@ class TableEncoder:
         """Each role's part of the formula: plain columns by their names, long sums shortened."""
         roles = self.roles
         lines = [(role.capitalize(), _as_read(roles.parts.get(role))) for role in PARTS]
-        named = {"Weights": roles.weights, "Clusters": roles.clusters}
-        return lines + [(role, name) for role, name in named.items() if name is not None]
+        return lines + [
+            (role.replace("_", " ").capitalize(), " + ".join(names)) for role, names in roles.named.items() if names
+        ]
 
     def example(self) -> pd.DataFrame:
         """A row of training."""

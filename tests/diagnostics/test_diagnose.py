@@ -252,8 +252,9 @@ def arrays(**changes: Any) -> IVData:
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
-        (lambda f: cfiv.diagnose(f, FORMULA, covariance="HC3"), ParameterError, "'clustered', or None, got 'HC3'"),
-        (lambda f: cfiv.diagnose(f, FORMULA, covariance="kernel"), ParameterError, "got 'kernel'"),
+        (lambda f: cfiv.diagnose(f, FORMULA, covariance="HC3"), ParameterError, "'kernel', or None, got 'HC3'"),
+        (lambda f: cfiv.diagnose(f, FORMULA, kernel="parzen"), ParameterError, "kernel='parzen' is for covariance='kernel'"),
+        (lambda f: cfiv.diagnose(f, FORMULA, bandwidth=3), ParameterError, "bandwidth=3 is for covariance='kernel'"),
         (lambda f: cfiv.diagnose(f, FORMULA, covariance="clustered"), ParameterError, "give clusters='column'"),
         (
             lambda f: cfiv.diagnose(f, FORMULA, clusters="group", covariance="robust"),
@@ -261,9 +262,9 @@ def arrays(**changes: Any) -> IVData:
             "set covariance='clustered'",
         ),
         (
-            lambda f: cfiv.diagnose(f, TwoStageLeastSquares(FORMULA, covariance="kernel")),
+            lambda f: cfiv.diagnose(f, TwoStageLeastSquares(FORMULA, covariance="kernel", bandwidth=400)),
             ParameterError,
-            "covariance='kernel' is not available in diagnose",
+            "bandwidth must be less than the 300 rows, got 400",
         ),
         (lambda f: cfiv.diagnose(f, FORMULA, level=95), ParameterError, "such as 0.95, got 95"),
         (lambda f: cfiv.diagnose(f, FORMULA, level=0.0), ParameterError, "got 0.0"),

@@ -482,14 +482,16 @@ def test_linear_estimators_refuse_images(kind: type) -> None:
     [
         ({"covariance": "HC3"}, ParameterError, ["covariance must be one of 'robust', 'unadjusted'", "got 'HC3'"]),
         ({"kernel": "gauss"}, ParameterError, ["kernel must be one of 'bartlett'", "got 'gauss'"]),
-        ({"debiased": 1.0}, ParameterError, ["debiased must be True or False", "got 1.0"]),
+        ({"debiased": 1.0}, ParameterError, ["debiased must be 'fixest' or 'stata', True, False or None", "got 1.0"]),
         ({"bandwidth": -1, "covariance": "kernel"}, ParameterError, ["whole number >= 0, in lags, or None", "got -1"]),
         ({"bandwidth": 60, "covariance": "kernel"}, ParameterError, ["less than the 60 rows", "got 60"]),
         ({"kernel": "qs"}, ParameterError, ["kernel='qs' is for covariance='kernel'", "got covariance='robust'"]),
         ({"bandwidth": 2}, ParameterError, ["bandwidth=2 is for covariance='kernel'", "got covariance='robust'"]),
         ({"covariance": "clustered"}, ParameterError, ["needs groups of rows", "give clusters='column'"]),
         ({"clusters": "time"}, ParameterError, ["covariance='robust' does not use them", "set covariance='clustered'"]),
-        ({"clusters": ["time", "one"], "covariance": "clustered"}, FormulaError, ["name of one column", "['time', 'one']"]),
+        ({"clusters": ["time", "one"], "covariance": "clustered"}, DataError, ["at least 2 clusters", "got 1"]),
+        ({"clusters": ["time", "one", "fuel"], "covariance": "clustered"}, FormulaError, ["a column, or two", "'fuel'"]),
+        ({"clusters": ["time", "time"], "covariance": "clustered"}, FormulaError, ["two of them", "['time', 'time']"]),
         ({"weights": ["one"]}, FormulaError, ["weights must be the name of one column", "got ['one']"]),
         ({"clusters": "one", "covariance": "clustered"}, DataError, ["at least 2 clusters", "got 1"]),
         ({"clusters": "tiem", "covariance": "clustered"}, DataError, ["need column 'tiem'", "did you mean 'time'?"]),
@@ -507,7 +509,7 @@ def test_clusters_of_arrays_are_labels_of_every_row() -> None:
     roles = {"outcome": frame["sales"], "treatment": frame["price"], "instruments": frame["fuel"]}
     assert IVData(**roles, clusters=["b", "a"] * 30).clusters.tolist() == [0, 1] * 30
     assert absent(refusal(DataError, IVData, **roles, clusters=[None, "a"] * 30), ["every row", "got 30 rows"]) == []
-    assert absent(refusal(DataError, IVData, **roles, clusters=np.ones((60, 2))), ["shape (n,)", "got shape (60, 2)"]) == []
+    assert absent(refusal(DataError, IVData, **roles, clusters=np.ones((60, 3))), ["two kinds at most", "got 3"]) == []
     clustered = IVData(**roles, clusters=frame["time"], frame=frame)
     message = refusal(DataError, TwoStageLeastSquares("sales ~ [price ~ fuel]", covariance="clustered").fit, clustered)
     assert absent(message, ["the IVData has clusters", "give clusters='column'"]) == []

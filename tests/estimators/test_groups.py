@@ -164,7 +164,7 @@ def test_a_model_file_names_the_column_and_predicts_without_it(kind: str, tmp_pa
     model = MAKE[kind](formula=FORMULA, clusters="g").fit(frame)
     model.save(tmp_path / "model")
     loaded = cfiv.load(tmp_path / "model")
-    assert loaded.encoder.roles.clusters == "g"  # type: ignore[attr-defined]
+    assert loaded.encoder.roles.clusters == ("g",)  # type: ignore[attr-defined]
     assert ("Clusters", "g") in loaded.summary().lines
     np.testing.assert_array_equal(loaded.predict(frame[["t", "x"]]), model.predict(frame))
     assert np.isfinite(model.score(frame.drop(columns="g")))

@@ -133,7 +133,7 @@ def test_weights_of_lags_are_those_of_linearmodels(bandwidth: int) -> None:
 def test_clusters_of_one_row_are_the_robust_covariance_and_no_lags_are_too() -> None:
     scores = normal(60, 3)
     plain = score_covariance.robust(scores)
-    np.testing.assert_allclose(score_covariance.clustered(scores, np.arange(60)), plain, rtol=ROUNDING)
+    np.testing.assert_allclose(score_covariance.clustered_ways(scores, [np.arange(60)], lambda _: 1.0), plain, rtol=ROUNDING)
     for kernel in score_covariance.BANDWIDTH_RULES:
         np.testing.assert_array_equal(score_covariance.autocorrelated(scores, kernel=kernel, bandwidth=0), plain)
 
