@@ -152,8 +152,6 @@ def _described(function: StructuralFunction) -> dict[str, Any]:
 def _tests(model: LinearEstimator, results: TwoStageResults) -> tuple[dict[str, Any], dict[str, str]]:
     """First-stage F, J and Anderson-Rubin set, as :func:`cfiv.diagnose` has them, and why one is absent."""
     names = ("first_stage_f", "j", "ar_set")
-    if results.cov_type == "kernel":
-        return {}, dict.fromkeys(names, "not computed for HAC covariances")
     try:
         with silence(CfivWarning):  # the fit has said it
             intercept = model.structural_function_.encoder.intercept

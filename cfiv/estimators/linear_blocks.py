@@ -94,12 +94,15 @@ class LinearBlocks:
             residuals=found[:, 0],
             outcome=found[:, 1] - mean if mean else found[:, 1],
             centre=float(columns.outcome.centres[0]) + mean,
+            effects=np.broadcast_to(0.0, n),
             power=int(columns.outcome.exponents[0]),
             root_weights=self.root,
             has_constant=self._spans_constant,
             constant_column=self._constant_column,
             cov_type=covariance.kind,
             cov_config={"debiased": bool(small.convention)} | clusters,
+            small_sample=small,
+            absorbed=0,
         )
 
     def _rows_pass(

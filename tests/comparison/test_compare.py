@@ -198,10 +198,15 @@ def test_blanks_have_their_reason(four: dict[str, Any]) -> None:
 
 
 @pytest.mark.law
-def test_a_hac_fit_says_that_its_tests_are_not_computed(frame: pd.DataFrame) -> None:
-    text = str(cfiv.compare({"it": fitted(frame, covariance="kernel")}))
-    assert "HAC" in text
-    assert "No First-stage F and J and AR set" in text
+def test_a_hac_fit_has_the_tests_of_diagnose_under_its_covariance(frame: pd.DataFrame) -> None:
+    model = fitted(frame, covariance="kernel", bandwidth=3)
+    comparison, told = cfiv.compare({"it": model}), cfiv.diagnose(frame, model)
+    strength, j = told.partial_f[0], told.hansen_j
+    assert isinstance(strength, TestResult)
+    assert isinstance(j, TestResult)
+    found = comparison.table.loc["it"]
+    assert (found["first_stage_f"], found["j"]) == pytest.approx((strength.statistic, j.statistic), rel=ROUNDING)
+    assert "HAC" in str(comparison)
 
 
 @pytest.mark.law
