@@ -45,6 +45,8 @@ from cfiv.cli_inputs import (
     COVARIANCE,
     DEBIASED,
     INPUT,
+    KNOWN,
+    NAMES,
     OUTPUT,
     ROWS,
     SEED,
@@ -92,9 +94,10 @@ def commands(context: click.Context) -> None:
 @click.option(
     "--estimator",
     "chosen",
-    type=click.Choice(registry.names()),
+    type=KNOWN,
+    metavar="NAME",
     multiple=True,
-    help="What to fit; may be given several times.  [default: all but liml, deep-iv and agmm]",
+    help=f"What to fit, of {NAMES}; may be given several times.  [default: all but liml, deep-iv and agmm]",
 )
 @click.option("--steps", type=int, help="Training steps of those that train; by default their own.")
 @SEED
@@ -198,7 +201,7 @@ def demand(
 @commands.command()
 @click.argument("train", type=ROWS)
 @click.argument("formula")
-@click.option("--estimator", type=click.Choice(registry.names()), default="dfiv", show_default=True, help="What to fit.")
+@click.option("--estimator", type=KNOWN, metavar="NAME", default="dfiv", show_default=True, help=f"What to fit, of {NAMES}.")
 @SEED
 @click.option("--steps", type=int, help="Training steps of those that train; by default their own.")
 @click.option("--landmarks", type=int, help="Landmarks of kernel-iv; by default all of 500 rows, some hundred of more.")

@@ -12,6 +12,8 @@ from cfiv.cli_inputs import (
     COVARIANCE,
     DEBIASED,
     INPUT,
+    KNOWN,
+    NAMES,
     OUTPUT,
     SEED,
     WEIGHTS,
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
 @click.option(
     "--estimator",
     "chosen",
-    type=click.Choice(registry.names()),
+    type=KNOWN,
+    metavar="NAME",
     multiple=True,
     default=["2sls"],
     show_default=True,
-    help="What to fit, each to every FORMULA; may be given several times.",
+    help=f"What to fit, of {NAMES}, each to every FORMULA; may be given several times.",
 )
 @click.option(
     "--effect", "effects", nargs=2, multiple=True, metavar="FROM TO", help="Average effect, in place of coefficients."

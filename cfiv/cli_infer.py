@@ -11,6 +11,8 @@ from cfiv.cli_inputs import (
     CLUSTERS,
     COVARIANCE,
     DEBIASED,
+    KNOWN,
+    NAMES,
     OUTPUT,
     ROWS,
     SEED,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("train", type=ROWS)
 @click.argument("formula")
-@click.option("--estimator", type=click.Choice(registry.names()), default="2sls", show_default=True, help="What to fit.")
+@click.option("--estimator", type=KNOWN, metavar="NAME", default="2sls", show_default=True, help=f"What to fit, of {NAMES}.")
 @click.option("--effect", nargs=2, multiple=True, metavar="FROM TO", help="Average effect of a change of the treatment.")
 @click.option("--dose-response", "grid", metavar="FROM:TO:POINTS", help="Curve at evenly spaced treatments, such as 10:25:16.")
 @click.option("--derivative", is_flag=True, help="Average derivative.")
@@ -76,8 +78,8 @@ def infer(
     """Intervals and bands for what FORMULA estimates from the table TRAIN, or a folder of Parquet files.
 
     Effects, the curve of the treatment, and its average derivative, averaged over the rows. Curves come from --estimator
-    sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; estimators that learn features
-    have no intervals.
+    sieve-iv, or from the formula, as in "sales ~ time + [bs(price, df=5) ~ bs(fuel, df=8)]"; those of dfiv and kernel-iv are
+    corrected by splines first, which takes a few times as long as a fit.
     """
     import cfiv
     from cfiv.inference.estimates import table_of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cfiv.errors import CfivWarning, ParameterError
+from cfiv.estimators import registry
 from cfiv.files import read_table_file, table_kind
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 #: A table, or a folder of Parquet files.
 ROWS = click.Path(exists=True, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
+#: Estimators by the names of the registry.
+KNOWN = click.Choice(registry.names())
+NAMES = ", ".join(registry.names())
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The source of all randomness.")
 WEIGHTS = click.option("--weights", metavar="COLUMN", help="Column of row weights.")
 CLUSTERS = click.option(

@@ -49,8 +49,8 @@ def test_it_prints_and_writes_a_column_for_every_formula_and_estimator(train: pd
 
 
 @pytest.mark.contract
-def test_effects_of_a_sieve_have_errors_and_those_of_a_kernel_none(train: pd.DataFrame, run: Run) -> None:
-    options = [word for name in ("2sls", "sieve-iv", "kernel-iv") for word in ("--estimator", name)]
+def test_effects_of_curves_have_the_errors_of_infer_and_those_of_networks_none(train: pd.DataFrame, run: Run) -> None:
+    options = [word for name in ("2sls", "sieve-iv", "network") for word in ("--estimator", name)]
     answer = run("train.csv", ONE, *options, "--effect", "-1", "1", "--covariance", "unadjusted", "--out", "table.tex")
     assert (answer.code, answer.err) == (0, "")
     assert "t -1 to 1" in answer.out

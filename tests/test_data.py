@@ -87,7 +87,7 @@ def test_columns_are_named_by_their_role_unless_names_are_given() -> None:
         ({"names": {"treatment": [None]}}, ["names['treatment'] must be text", "got [None]"]),
         ({"names": {"covariates": {"x", "w"}}}, ["names['covariates'] must be text, or several in an order"]),
         ({"names": ["y"]}, ["names must be a mapping from role to column names", "got list"]),
-        ({"frame": "train.csv"}, ["a table is needed", "got str"]),
+        ({"frame": "train.csv"}, ["a table is needed", "got the name 'train.csv'"]),
         ({"frame": 5}, ["a table is needed", "got int"]),
         ({"names": {"covariates": ["only one"]}}, ["names['covariates'] must name 2 columns", "got ['only one']"]),
     ],
@@ -164,7 +164,7 @@ def test_gaps_of_polars_are_gaps() -> None:
     ("table", "says"),
     [
         (np.ones((3, 2)), ["a table is needed", "got ndarray", "give arrays as IVData("]),
-        ("train.csv", ["a table is needed", "got str"]),
+        ("train.csv", ["a table is needed", "got the name 'train.csv'", "read it"]),
         (None, ["a table is needed", "got NoneType"]),
         (IVData(treatment=np.ones(3)), ["names columns", "holds arrays only", "IVData(frame=...)"]),
         (pd.DataFrame({"y": []}), ["the table has no rows", "give at least one"]),

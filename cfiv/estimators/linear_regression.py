@@ -231,20 +231,13 @@ def _estimated(
     """The regression, and the treatments on exogenous columns and instruments."""
     assert data.names is not None
     covariates, own = data.names.get("covariates", ()), data.names["treatment"]
-    blocks = LinearBlocks(data, intercept) if lies_on_disk(data) else None
+    # LIML, and two kinds of clusters, need all rows at once.
+    by_blocks = lies_on_disk(data) and fuller is None and (data.clusters is None or data.clusters.ndim == 1)
+    blocks = LinearBlocks(data, intercept) if by_blocks else None
     if blocks is not None and covariance.kind == "kernel":
         raise ParameterError(
             "covariance='kernel' needs the scores of all rows at once, and these lie on disk: give another covariance, or a "
             "table in memory"
-        )
-    if blocks is not None and fuller is not None:
-        raise ParameterError(
-            "LIML needs the columns of all rows at once, and these lie on disk: read them into a table, or fit "
-            "TwoStageLeastSquares"
-        )
-    if blocks is not None and data.clusters is not None and data.clusters.ndim > 1:
-        raise ParameterError(
-            "two kinds of clusters need all rows at once, and these lie on disk: read them into a table, or give one kind"
         )
     columns = ProblemColumns.of(data, intercept=intercept) if blocks is None else blocks.standing_in
     exogenous, treatments, instruments = columns.exogenous, columns.treatments, columns.instruments

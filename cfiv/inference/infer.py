@@ -47,7 +47,7 @@ WITHOUT = {
         "with splines, such as [bs(t, df=5) ~ z]"
     ),
     **dict.fromkeys(
-        ("DeepIV", "AGMM"), "it is here to be compared with: use DFIV, which is corrected before it has bands, or SieveIV"
+        ("DeepIV", "AGMM"), "it is here to be compared with: use SieveIV, or DFIV, which is corrected before it has bands"
     ),
 }
 

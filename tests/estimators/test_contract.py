@@ -500,5 +500,5 @@ def test_a_comparison_has_a_row_for_each_model_with_score_and_error(kind: type) 
     assert compared["error"].tolist() == [Truth().error(model) for model in models.values()]
     knows = ["trusted"] if hasattr(models["plain"], "trust_") else []
     knows += ["standard_errors"] if hasattr(models["plain"], "results_") else []
-    knows += ["first_stage_f", "ar_set"] if kind is cfiv.TwoStageLeastSquares else []
+    knows += ["first_stage_f", "ar_set"] if kind in (cfiv.TwoStageLeastSquares, cfiv.LIML) else []
     assert list(cfiv.compare(models).table) == ["estimator", "outcome", "rows", "seconds", "penalties", *knows]
