@@ -212,12 +212,12 @@ def test_a_mapping_of_columns_whose_rows_differ_is_refused_and_else_the_table_th
 
 @pytest.mark.parametrize("kind", [TwoStageLeastSquares, LeastSquares])
 def test_columns_given_where_names_belong_are_refused(kind: type) -> None:
-    for role in ("weights", "clusters"):
+    for role, names in (("weights", "one column"), ("clusters", "a column, or two of them")):
         model = kind("y ~ x + [t ~ z]", **{role: FRAME["x"].abs()})
         message = refusal(model.fit, FRAME)
-        assert f"{role} must be the name of one column" in message
+        assert f"{role} must be the name of {names}" in message
         assert f"give IVData({role}=...) with arrays" in message
-        assert f"{role} must be the name of one column" in refusal(
+        assert f"{role} must be the name of {names}" in refusal(
             cfiv.diagnose, FRAME, kind("y ~ x + [t ~ z]", **{role: "x"}), **{role: FRAME["x"]}
         )
 

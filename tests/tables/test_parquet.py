@@ -72,8 +72,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.law
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_roles_of_a_file_or_folder_are_those_of_the_table_that_pandas_reads(place: Path, formula: str) -> None:
-    _, expected = encoded(pd.read_parquet(place), formula, clusters="text", weights="flag")
-    encoder, found = encoded(place, formula, clusters="text", weights="flag")
+    _, expected = encoded(pd.read_parquet(place), formula, clusters=("text",), weights="flag")
+    encoder, found = encoded(place, formula, clusters=("text",), weights="flag")
     assert found.names == expected.names
     for role in ("outcome", "treatment", "instruments", "covariates", "weights"):
         np.testing.assert_array_equal(getattr(found, role), getattr(expected, role))
@@ -91,7 +91,7 @@ def test_rows_with_gaps_are_dropped_and_counted_as_those_of_a_table(tmp_path: Pa
     for i, name in enumerate(("y", "z", "text", "whole", "single")):
         table.loc[i :: 50 + i, name] = None
     table.to_parquet(tmp_path / "t.parquet", index=False)
-    formula, named = "y ~ single + C(text) + C(whole) + [t ~ z]", {"clusters": "whole"}
+    formula, named = "y ~ single + C(text) + C(whole) + [t ~ z]", {"clusters": ("whole",)}
     with pytest.warns(MissingRowsWarning) as expected:
         _, ours = encoded(pd.read_parquet(tmp_path / "t.parquet"), formula, **named)
     with pytest.warns(MissingRowsWarning) as said:
