@@ -77,7 +77,7 @@ def infer(
 
     A function that outcomes have taught, of :class:`cfiv.DFIV` or :class:`cfiv.KernelIV`, is corrected first: what the
     functions of other rows leave over goes to splines, without a penalty, of which the above then holds
-    (:mod:`cfiv.inference.corrected`). The estimates are of the corrected function.
+    (``cfiv.inference.corrected``). The estimates are of the corrected function.
 
     Bands hold for all estimates of one question at once: their critical value is the quantile of the largest absolute t
     statistic over them, by Gaussian multipliers.
