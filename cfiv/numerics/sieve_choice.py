@@ -34,8 +34,6 @@ TOLERANCE = 1.1
 UNDERSMOOTHING = 2
 #: Rows for each instrument column that a size needs, or its first stage would repeat the treatment (ours, for small n).
 ROWS_A_COLUMN = 4
-#: Segments of an undersmoothed size, at most.
-MOST_PIECES = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -148,7 +146,7 @@ def noisier(
     segments: int,
     ratio: float,
 ) -> SieveFit:
-    """The smallest size whose curve has ``ratio`` times the noise of a given one, or the largest that the rows bear.
+    """The smallest size whose curve has ``ratio`` times the noise of a given one, with at most twice its functions.
 
     At a size that balances bias and noise the bias is about one standard deviation. Larger sizes have no more of it, and at
     2.5 times the noise it costs an interval of 95 % some three points at most.
@@ -163,17 +161,18 @@ def noisier(
         Of the root mean squares over the points of the standard deviations.
     """
     aim, fit, best = ratio * _noise(start, rows, points), start, start
-    while segments < MOST_PIECES:
+    while True:
         segments += max(1, segments // 4)
         basis = make(segments)
         if basis.width == fit.basis.width or ROWS_A_COLUMN * basis.instrument_width > len(rows):
+            return best
+        if basis.size > UNDERSMOOTHING * start.basis.size:
             return best
         fit = fit_basis(basis, rows)
         if fit.determined and fit.instrument_rank == basis.instrument_width:
             best = fit
             if _noise(fit, rows, points) >= aim:
                 return best
-    return best
 
 
 def _noise(fit: SieveFit, rows: SieveRows, points: tuple[Array, Array | None]) -> float:
