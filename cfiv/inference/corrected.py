@@ -14,8 +14,9 @@ any two-stage least squares; what ``a`` varies by adds the jackknife over folds,
     Var l(h) = l(s)' Cov(b) l(s) + (K - 1) / K sum_k [l(a_k) - sum_j w_j l(a_j)]^2.
 
 The splines have no penalty, whose bias no sandwich counts. Averages over rows, whose bias the learned function takes away by
-itself, are of as many as balance bias and noise; curves of more, until their noise is ``NOISIER`` times that or they are twice as many
-(:func:`cfiv.numerics.sieve_choice.noisier`). Averages have half the instruments, of which many bias them towards least squares.
+itself, are of as many as balance bias and noise; curves of more, until their noise is ``NOISIER`` times that or they are twice
+as many (:func:`cfiv.numerics.sieve_choice.noisier`). Averages have half the instruments, of which many bias them towards least
+squares.
 
 References
 ----------
