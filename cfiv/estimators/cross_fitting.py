@@ -26,14 +26,13 @@ class CrossFit:
     functions : tuple of K MeanComponent
     folds : array (n,) of int
         That of each row.
+    values : array (n, K)
+        ``h_k`` at all rows.
     """
 
     functions: tuple[MeanComponent, ...]
     folds: Array
-
-    def values(self, treatment: Array, covariates: Array | None) -> Array:
-        """``h_k`` at rows, (n, K)."""
-        return np.stack([function.evaluate(treatment, covariates) for function in self.functions], axis=1)
+    values: Array
 
 
 def cross_fit(
@@ -83,7 +82,8 @@ def cross_fit(
         with silence(WorthlessFitWarning):  # the fit to all rows has said it
             estimate = own._estimate(_taken(data, fold != number), intercept=intercept)
         functions.append(MeanComponent(estimate.components, estimate.shares))
-    return CrossFit(tuple(functions), fold)
+    values = np.stack([function.evaluate(data.treatment, data.covariates) for function in functions], axis=1)
+    return CrossFit(tuple(functions), fold, values)
 
 
 def _configured(model: StructuralEstimator, *, random_state: int) -> StructuralEstimator:

@@ -149,7 +149,7 @@ def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis) -> Corr
     outcome = Outcome.of(data.outcome, root=block.root, centred=True)
     stage = TwoStage.of(block, outcome)
     rows.check_groups(len(stage.coordinates))
-    learned = _scaled(crossed.values(data.treatment, data.covariates), outcome)
+    learned = _scaled(crossed.values, outcome)
     projections = _solved(stage, block, learned)
     left = replace(outcome, values=outcome.values - _beyond(stage, block, crossed, learned, projections))
     stage = TwoStage.of(block, left)
@@ -197,9 +197,7 @@ class _Sizes:
         reference = _reference(columns)
         if reference is None:
             return cls(straight, straight, straight=True)
-        learned = Standardiser.fit(rows.data.outcome[:, None], rows.data.weights).apply(
-            crossed.values(rows.data.treatment, rows.data.covariates)
-        )
+        learned = Standardiser.fit(rows.data.outcome[:, None], rows.data.weights).apply(crossed.values)
         outcome = columns.rows.outcome - _left(reference, columns, crossed, learned)
         columns = replace(columns, rows=replace(columns.rows, outcome=outcome))
         fit, _, choice = choose_size(
