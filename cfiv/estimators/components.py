@@ -5,7 +5,9 @@ Their arrays and tensors are in memory of their own, so that one that is read fr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +43,13 @@ class Component(Protocol):
         What depends on one of the two alone is computed once for each.
         """
         ...
+
+
+def averaged(values: Iterable[Array], shares: tuple[float, ...], *, count: int) -> Array:
+    """Of the values of ``count`` components, two of which are held at once; by their shares where there are some."""
+    if shares:
+        return np.asarray(reduce(np.add, (share * value for share, value in zip(shares, values, strict=True))))
+    return np.asarray(reduce(np.add, values) / count)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
 from cfiv.data import Array
-from cfiv.estimators.components import Component
+from cfiv.estimators.components import Component, averaged
 from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 
 #: Steps of a derivative of a learned function, as a share of the treatment's range: networks compute in float32.
@@ -39,8 +38,7 @@ class MeanComponent:
         return self._mean(lambda component: component.cross(treatments, covariates))
 
     def _mean(self, of: Callable[[Component], Array]) -> Array:
-        shares = self.shares or (1 / len(self.components),) * len(self.components)
-        return np.asarray(reduce(np.add, (share * of(part) for share, part in zip(shares, self.components, strict=True))))
+        return averaged(map(of, self.components), self.shares, count=len(self.components))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,5 +117,4 @@ class CorrectedComponent:
         return self.coefficients[:width], self.coefficients[width:]
 
     def _learned(self, weights: Array, of: Callable[[MeanComponent], Array]) -> Array:
-        pairs = zip(weights, self.basis.functions, strict=True)
-        return np.asarray(reduce(np.add, (float(weight) * of(function) for weight, function in pairs)))
+        return averaged(map(of, self.basis.functions), tuple(weights), count=len(weights))

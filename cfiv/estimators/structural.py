@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +15,7 @@ import pandas as pd
 from cfiv.arrays import Array
 from cfiv.data import IVData
 from cfiv.errors import DataError, ParameterError
-from cfiv.estimators.components import Component
+from cfiv.estimators.components import Component, averaged
 from cfiv.estimators.saved_components import component_to_values
 from cfiv.estimators.summary import Summary
 from cfiv.estimators.support import Support
@@ -319,10 +318,7 @@ class StructuralFunction:
 
     def _average(self, values: Iterable[Array]) -> Array:
         """Of the components' values, two of which are held at once; refused where it is no number."""
-        if self.shares:
-            mean = np.asarray(reduce(np.add, (share * value for share, value in zip(self.shares, values, strict=True))))
-        else:
-            mean = np.asarray(reduce(np.add, values) / len(self.components))
+        mean = averaged(values, self.shares, count=len(self.components))
         finite = np.isfinite(mean)
         if not finite.all():
             rows = finite.reshape(-1, finite.shape[-1])
