@@ -7,7 +7,10 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
+# One after another, as they would install into one environment at once; but for what asks to be run side by side.
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 .PHONY: help demo test accuracy bench lint format types tutorials docs clean FORCE
 
 help: ## list these targets
@@ -52,7 +55,8 @@ types: $(VENV)/.installed-test ## mypy --strict on the built wheel
 # tutorial, of cfiv or of its data sets. One that fails leaves no notebook, and the next `make` runs it again.
 SOURCES := $(shell find cfiv datasets -name '*.py' -o -name '*.toml')
 NOTEBOOKS := $(patsubst tutorials/%.py,build/tutorials/%.ipynb,$(wildcard tutorials/*.py))
-tutorials: $(NOTEBOOKS) ## run the tutorials that changed as notebooks, into build/tutorials
+tutorials: $(VENV)/.installed-test ## run the tutorials that changed as notebooks, into build/tutorials
+	@+$(MAKE) --no-print-directory --jobs $(JOBS) SIDE_BY_SIDE=1 $(NOTEBOOKS)
 
 build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 	@mkdir -p $(@D)
@@ -66,7 +70,7 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 # The Python blocks of the pages and of README are run too, after a change of any page or of cfiv. Sphinx executes nothing.
 # It reads all pages anew (-E): from what it kept, it would not see that docstrings have changed.
 PAGES := README.md $(wildcard docs/*.md docs/*/*.md)
-docs: $(NOTEBOOKS) build/docs/examples $(VENV)/.installed-test ## build the documentation into build/docs/html; a warning is an error
+docs: tutorials build/docs/examples ## build the documentation into build/docs/html; a warning is an error
 	rm -rf docs/tutorials
 	mkdir -p docs/tutorials
 	cp -p $(NOTEBOOKS) docs/tutorials
@@ -75,7 +79,7 @@ docs: $(NOTEBOOKS) build/docs/examples $(VENV)/.installed-test ## build the docu
 
 build/docs/examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
 	@mkdir -p $(@D)
-	$(BIN)/python docs/extensions/run_blocks.py $(PAGES)
+	$(BIN)/python docs/extensions/run_blocks.py --jobs $(JOBS) $(PAGES)
 	@touch $@
 
 clean: ## remove what was built, keep .venv

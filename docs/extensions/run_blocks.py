@@ -2,7 +2,7 @@
 
 A block fails if it raises, or prints other words than the text block that stands right below it.
 
-    python docs/extensions/run_blocks.py docs/*.md
+    python docs/extensions/run_blocks.py --jobs 2 docs/*.md
 
 A block under the comment ``<!-- not run -->`` is left out. Each page runs in an empty folder, so it may write files. What it
 prints is shown where it fails; numbers may be others than those on the page, for they depend on the machine.
@@ -10,6 +10,7 @@ prints is shown where it fails; numbers may be others than those on the page, fo
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 BLOCK = re.compile(
@@ -49,24 +52,34 @@ def words(text: str) -> list[str]:
     return NUMBER.sub("#", text).split()
 
 
-def main(pages: list[Path]) -> None:
-    """Run pages, and say how long each took."""
+def check(page: Path) -> str:
+    """Run a page in an empty folder; a line that says how long it took."""
     import matplotlib as mpl
 
     mpl.use("agg")
     warnings.simplefilter("error")
-    for page in pages:
-        started, printed = time.perf_counter(), io.StringIO()
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            try:
-                with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                    count = run(page)
-            except BaseException:
-                print(f"{printed.getvalue()}{page} failed", flush=True)
-                raise
-        if count:
-            print(f"{page}: {count} blocks, {time.perf_counter() - started:.0f} s", flush=True)
+    started, printed = time.perf_counter(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                count = run(page)
+        except BaseException:
+            print(f"{printed.getvalue()}{page} failed", flush=True)
+            raise
+    return f"{page}: {count} blocks, {time.perf_counter() - started:.0f} s" if count else ""
+
+
+def main() -> None:
+    """Run pages side by side, and say how long each took."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("pages", nargs="+", type=Path)
+    given = parser.parse_args()
+    pages = sorted((page.resolve() for page in given.pages), key=lambda page: -page.stat().st_size)  # long ones first
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        for said in filter(None, pool.map(check, pages)):
+            print(said, flush=True)
 
 
 if __name__ == "__main__":
-    main([Path(argument).resolve() for argument in sys.argv[1:]])
+    main()
