@@ -33,7 +33,7 @@ from typing import Self
 import numpy as np
 from torch import nn
 
-from cfiv.data import Array
+from cfiv.data import Array, IVData
 from cfiv.errors import ParameterError
 from cfiv.estimators.corrected import CorrectedBasis, CorrectedComponent
 from cfiv.estimators.cross_fitting import CrossFit, cross_fit
@@ -135,8 +135,9 @@ def correct(rows: FittedRows, model: StructuralEstimator, *, intercept: bool, un
     size_generator, fold_generator = np.random.default_rng(seed).spawn(2)
     groups = next(iter(rows.groups.values()), data.clusters)
     crossed = cross_fit(model, data, intercept=intercept, groups=groups, folds=FOLDS, generator=fold_generator)
-    columns = _columns(rows, straight=_not_learned(model))
-    sizes = _Sizes.of(rows, columns, crossed, undersmooth=undersmooth, generator=size_generator)
+    scale = Standardiser.fit(data.outcome[:, None], data.weights)
+    columns = _columns(data, scale.apply(data.outcome), straight=_not_learned(model))
+    sizes = _Sizes.of(columns, crossed, scale.apply(crossed.values), undersmooth=undersmooth, generator=size_generator)
     curve = _corrected(rows, crossed, sizes.curve)
     average = curve if sizes.average is sizes.curve else _corrected(rows, crossed, sizes.average)
     return Corrected(curve, average, contradicted=sizes.contradicted, straight=sizes.straight)
@@ -179,9 +180,9 @@ class _Sizes:
     @classmethod
     def of(
         cls,
-        rows: FittedRows,
         columns: SieveColumns,
         crossed: CrossFit,
+        learned: Array,
         *,
         undersmooth: bool,
         generator: np.random.Generator,
@@ -197,7 +198,6 @@ class _Sizes:
         reference = _reference(columns)
         if reference is None:
             return cls(straight, straight, straight=True)
-        learned = Standardiser.fit(rows.data.outcome[:, None], rows.data.weights).apply(crossed.values)
         outcome = columns.rows.outcome - _left(reference, columns, crossed, learned)
         columns = replace(columns, rows=replace(columns.rows, outcome=outcome))
         fit, _, choice = choose_size(
@@ -223,12 +223,11 @@ def _not_learned(model: StructuralEstimator) -> tuple[str, ...]:
     return (*straight, "instruments") if "treatment" in straight else ()
 
 
-def _columns(rows: FittedRows, *, straight: tuple[str, ...]) -> SieveColumns:
+def _columns(data: IVData, outcome: Array, *, straight: tuple[str, ...]) -> SieveColumns:
     """With a standardised outcome; covariates are straight lines where their splines would be many for the rows."""
-    data = rows.data
     columns = SieveColumns.of(
         data,
-        outcome=Standardiser.fit(data.outcome[:, None], data.weights).apply(data.outcome),
+        outcome=outcome,
         plain=None if data.frame is None else frozenset(map(str, data.frame.columns)),
         options=SplineOptions(structure="additive", degree=3, instrument_degree=4, instrument_segments=None, knots="uniform"),
     )

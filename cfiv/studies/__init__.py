@@ -2,7 +2,7 @@
 
 from cfiv.studies.design import Design, PointwiseTruth
 from cfiv.studies.method import Method
-from cfiv.studies.metrics import AverageEffect, Band, Coefficient, Estimate, Fit, Interval, error, score
+from cfiv.studies.metrics import AverageEffect, Band, Coefficient, Doubted, Estimate, Fit, Interval, error, score
 from cfiv.studies.report import Report
 from cfiv.studies.study import Study
 
@@ -11,6 +11,7 @@ __all__ = [
     "Band",
     "Coefficient",
     "Design",
+    "Doubted",
     "Estimate",
     "Fit",
     "Interval",

@@ -267,6 +267,8 @@ class Interval:
         The treatment's column.
     treatment_from, treatment_to : float, optional
         Of the effect; the derivative where none is given.
+    width : bool
+        Whether to measure half the width of the interval instead.
     level, undersmooth, draws
         As of :func:`cfiv.infer`.
 
@@ -279,6 +281,7 @@ class Interval:
     treatment: str
     treatment_from: float | None = None
     treatment_to: float | None = None
+    width: bool = False
     level: float = 0.95
     undersmooth: bool = True
     draws: int = 1000
@@ -290,12 +293,13 @@ class Interval:
         if self.treatment_from is not None:
             check_number("treatment_from", self.treatment_from)
             check_number("treatment_to", self.treatment_to)
+        check_flag("width", self.width)
         check_flag("undersmooth", self.undersmooth)
         check_level(self.level)
         check_draws(self.draws)
 
-    def __call__(self, fit: Fit) -> Estimate:
-        """Estimate, truth and ends of the interval.
+    def __call__(self, fit: Fit) -> float | Estimate:
+        """Estimate, truth and ends of the interval; or half its width, in the effect's units.
 
         Raises
         ------
@@ -317,8 +321,46 @@ class Interval:
             ends = [rows.assign(**{self.treatment: t}) for t in asked.values()]
             table = inference.effect(**asked, rows=rows).table
         row = table.iloc[0]
+        if self.width:
+            return float(row["upper"] - row["lower"]) / 2
         truth = float(np.mean(fit.truth(ends[0]) - fit.truth(ends[1]))) / apart
         return Estimate(estimate=float(row["estimate"]), truth=truth, lower=float(row["lower"]), upper=float(row["upper"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubted:
+    """Whether :func:`cfiv.infer` notes something that speaks against its intervals and bands: 1 or 0.
+
+    Parameters
+    ----------
+    level, undersmooth, draws
+        As of :func:`cfiv.infer`.
+
+    Raises
+    ------
+    ParameterError
+        If these are out of range.
+    """
+
+    level: float = 0.95
+    undersmooth: bool = True
+    draws: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_flag("undersmooth", self.undersmooth)
+        check_level(self.level)
+        check_draws(self.draws)
+
+    def __call__(self, fit: Fit) -> float:
+        """One where there is a doubt.
+
+        Raises
+        ------
+        NotApplicableError
+            If the model has no intervals.
+        """
+        return float(fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws).law.doubtful)
 
 
 def _table(fit: Fit, treatment: str) -> Any:

@@ -16,7 +16,7 @@ from cfiv.estimators import registry
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.design import Design, name_of
 from cfiv.studies.method import Method, make_estimator
-from cfiv.studies.metrics import KNOWN, AverageEffect, Band, Coefficient, Interval, Metric
+from cfiv.studies.metrics import KNOWN, AverageEffect, Band, Coefficient, Doubted, Interval, Metric
 from cfiv.studies.study import Study, check_setting
 from cfiv.studies.study_text import Source, read_text
 
@@ -28,6 +28,7 @@ PARAMETRIC: Mapping[str, Callable[..., Metric]] = {
     "coefficient": Coefficient,
     "band": Band,
     "interval": Interval,
+    "doubted": Doubted,
 }
 #: Keys of a file beside its tables, and the types of their values.
 SETTINGS: Mapping[str, type | tuple[type, ...]] = {

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import re
-import sys
 import tempfile
 import time
 import warnings

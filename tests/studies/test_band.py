@@ -12,7 +12,7 @@ import pytest
 
 import cfiv
 from cfiv.errors import NotApplicableError, ParameterError, StudyError
-from cfiv.studies import Band, Estimate, Fit, Interval, Report
+from cfiv.studies import Band, Doubted, Estimate, Fit, Interval, Report
 from cfiv.studies.shipped.confounded_curves import CURVES, confounded_curve
 from cfiv.studies.study_file import read_study
 
@@ -120,6 +120,8 @@ def test_intervals_of_effects_and_derivatives_come_with_their_truth() -> None:
     row = inference.effect(treatment_from=-0.5, treatment_to=0.5, rows=rows).table.iloc[0]
     assert (effect.estimate, effect.lower, effect.upper) == (row["estimate"], row["lower"], row["upper"])
     assert effect.truth == pytest.approx(float(np.diff(fit.truth(pd.DataFrame({"t": [-0.5, 0.5]})))[0]))
+    width = Interval(treatment="t", treatment_from=-0.5, treatment_to=0.5, level=0.9, width=True)(fit)
+    assert width == (row["upper"] - row["lower"]) / 2
     derivative = Interval(treatment="t", level=0.9)(fit)
     assert derivative.estimate == inference.average_derivative(rows).values[0]
     step = 1e-6
@@ -127,3 +129,14 @@ def test_intervals_of_effects_and_derivatives_come_with_their_truth() -> None:
     assert derivative.truth == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3)
     with pytest.raises(ParameterError, match="between two treatments"):
         Interval(treatment="t", treatment_from=0.0)
+
+
+@pytest.mark.law
+def test_a_doubt_is_one_where_something_speaks_against_the_intervals() -> None:
+    assert Doubted()(fitted()) == 0.0
+    few = cfiv.TwoStageLeastSquares("y ~ [t ~ z]")
+    data, truth = confounded_curve(500, "sine", seed=0)
+    weak = data.assign(z=np.random.default_rng(1).normal(size=500))
+    assert Doubted()(Fit(few.fit(weak), weak, truth, lambda: (weak, truth))) == 1.0
+    with pytest.raises(ParameterError, match="draws must be"):
+        Doubted(draws=9)
