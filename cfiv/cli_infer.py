@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--undersmooth/--no-undersmooth",
     default=True,
     show_default=True,
-    help="Of sieve-iv, whether intervals are of twice as many functions as the data chose.",
+    help="Of sieve-iv, whether intervals are of more functions than the data chose, for small bias.",
 )
 @click.option("--draws", type=int, default=10_000, show_default=True, help="Draws for the uniform band.")
 @SEED

@@ -207,7 +207,7 @@ class SieveComponent:
     choice : SieveChoice or None
         How the number of segments was chosen; None where it was given.
     undersmoothed : SieveComponent or None
-        With twice as many functions of the treatment, for intervals; None where the number was given, or is the largest.
+        With more functions of the treatment, for intervals; None where the number was given, or is the largest.
     """
 
     basis: SieveBasis

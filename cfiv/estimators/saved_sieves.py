@@ -66,6 +66,7 @@ def choice_from_values(values: Any, *, treatments: int, covariates: int) -> Siev
         threshold=_positive([values["threshold"]], 1)[0],
         chosen=whole(values["chosen"], 0, count - 1),
         larger=whole(values["larger"], 0, count - 1),
+        small_bias=flag(values["small_bias"]),
         bases=bases,
     )
 

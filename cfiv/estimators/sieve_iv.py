@@ -92,7 +92,7 @@ class SieveIV(StructuralEstimator):
     well), and tries no size that has more than one instrument column for four rows.
 
     **Intervals need a larger size than estimates.** The rule balances bias and noise, and its allowance for bias may be far too
-    small. :func:`cfiv.infer` therefore estimates with twice as many functions; see ``docs/estimators/sieve_iv.md``.
+    small. :func:`cfiv.infer` therefore estimates with more functions; see ``docs/estimators/sieve_iv.md``.
 
     A fit costs O(n (p + q)^2) for each size and holds blocks of rows: a million rows are no matter. The estimate of a given
     size is consistent only if sizes grow with n, and intervals around it are those of its own basis.

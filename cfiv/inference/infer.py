@@ -98,10 +98,10 @@ def infer(
     level : float
         Of confidence, of intervals and of bands.
     undersmooth : bool
-        Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a basis with
-        twice as many functions of the treatment. The estimator's own curve balances bias and noise, and no interval counts the
-        bias. False takes that curve, with the narrower band of Chen, Christensen and Kankanala, which may hold far less often
-        than it says. Likewise of curves of learned functions. Notes say which it is.
+        Of a :class:`cfiv.SieveIV` that chose its segments from the data: whether estimates and intervals are of a larger
+        basis, with four times the noise or twice the functions of the treatment. The estimator's own curve balances bias and
+        noise, and no interval counts the bias. False takes that curve, with the narrower band of Chen, Christensen and
+        Kankanala, which may hold far less often than it says. Likewise of curves of learned functions. Notes say which it is.
     draws : int
         Of the multipliers, at least 100.
     random_state : int
@@ -344,7 +344,7 @@ def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth
         return (f"of the {chosen} functions that the data chose, whose bias may be larger than the band allows for",)
     if choice.larger == choice.chosen:
         return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
-    few = "" if larger >= 2 * chosen else f"; twice {chosen} are more than these rows bear, so its bias may not be small"
+    few = "" if choice.small_bias else "; these rows do not bear more, so its bias may not be small"
     return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
 
 

@@ -66,6 +66,11 @@ class SizeChoice(Protocol):
         """The position of the undersmoothed one."""
         ...
 
+    @property
+    def small_bias(self) -> bool:
+        """Whether its bias is small beside its noise; else the rows bear no larger one."""
+        ...
+
     def contradicted(self, size: int) -> bool:
         """Whether larger sizes disagree with the one at a position by more than noise."""
         ...

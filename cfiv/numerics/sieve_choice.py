@@ -8,7 +8,7 @@ than ``1.1 theta*``, and at most the second largest.
 
 That size balances bias and noise, which is why the band around it has an allowance for its bias. Where instruments tell fine
 functions apart exponentially badly (Gaussian copulas do) the allowance is too small. A larger size, whose bias is small beside
-its noise, needs none: the smallest with twice as many functions (ours) is kept for bands.
+its noise, needs none: the smallest with ``NOISIER`` times the noise or twice as many functions (ours) is kept for bands.
 
 References
 ----------
@@ -30,8 +30,10 @@ from cfiv.numerics.splines import Array
 
 #: Times theta* that sizes may disagree by.
 TOLERANCE = 1.1
-#: Times the functions of the size chosen that an undersmoothed one has.
+#: Times the functions of the size chosen that an undersmoothed one has at most.
 UNDERSMOOTHING = 2
+#: Times the noise of the size chosen that is enough for an undersmoothed one.
+NOISIER = 4.0
 #: Rows for each instrument column that a size needs, or its first stage would repeat the treatment (ours, for small n).
 ROWS_A_COLUMN = 4
 
@@ -51,8 +53,11 @@ class SieveChoice:
     threshold : float
         ``theta*``; 0 where there is one size, which can disagree with none.
     chosen, larger : int
-        Positions of the size chosen, and of the undersmoothed one: the smallest with twice as many functions, else the largest,
-        of those whose instrument columns are independent in the rows; the same where there is none.
+        Positions of the size chosen, and of the undersmoothed one: the smallest with ``NOISIER`` times its noise or twice as
+        many functions, else the largest, of those whose instrument columns are independent in the rows; the same where there is
+        none.
+    small_bias : bool
+        Whether the undersmoothed size is one of those, and not only the largest.
     bases : tuple of SieveBasis
         Of the sizes that a band around the size chosen is a supremum over, with that size: all but the two largest, or all if
         the second largest was chosen.
@@ -65,6 +70,7 @@ class SieveChoice:
     threshold: float
     chosen: int
     larger: int
+    small_bias: bool
     bases: tuple[SieveBasis, ...]
 
     @property
@@ -121,7 +127,8 @@ def choose_size(
     chosen = min(agreeing[0], second)
     # Instrument columns that nearly depend on one another, as of intervals with a row or none, leave a band to rounding.
     sound = [i for i, fit in enumerate(fits) if i > chosen and fit.instrument_rank == fit.basis.instrument_width]
-    enough = [i for i in sound if fits[i].basis.size >= UNDERSMOOTHING * fits[chosen].basis.size]
+    aim, functions = NOISIER * _noise(fits[chosen], rows, points), UNDERSMOOTHING * fits[chosen].basis.size
+    enough = [i for i in sound if fits[i].basis.size >= functions or _noise(fits[i], rows, points) >= aim]
     larger = enough[0] if enough else max([chosen, *sound])
     kept = fits if chosen == second else fits[:second]
     choice = SieveChoice(
@@ -132,6 +139,7 @@ def choose_size(
         threshold=threshold,
         chosen=chosen,
         larger=larger,
+        small_bias=bool(enough),
         bases=tuple(fit.basis for fit in kept),
     )
     return fits[chosen], fits[larger], choice

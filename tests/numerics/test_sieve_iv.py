@@ -177,8 +177,18 @@ def test_the_size_is_the_smallest_that_no_larger_one_contradicts_and_no_larger_t
     assert max(costs) <= 10 * np.sqrt(2000)
     assert fit.basis in choice.bases
     assert choice.allowance == max(0.0, np.log(np.log(fit.basis.size))) * choice.threshold
-    assert larger.basis.size == choice.sizes[choice.larger] >= 2 * fit.basis.size
-    assert all(size < 2 * fit.basis.size for size in choice.sizes[: choice.larger])
+    assert larger.basis.size == choice.sizes[choice.larger]
+    data, points = rows(name, 2000), np.linspace(fit.basis.treatments[0].low, fit.basis.treatments[0].high, 50)[:, None]
+
+    def noise(segments: int) -> float:
+        own = fit_basis(basis(data, segments), data)
+        deviations = errors(own.basis.structural_columns(points, None), score_covariance([own], data))
+        return float(np.sqrt((deviations**2).mean()))
+
+    least = 4 * noise(choice.segments[choice.chosen])
+    sizes = zip(choice.segments, choice.sizes, strict=True)
+    assert choice.larger == [size >= 2 * fit.basis.size or noise(many) >= least for many, size in sizes].index(True)
+    assert choice.small_bias
     assert [choice.contradicted(i) for i in range(len(choice.sizes))] == [i not in agreeing for i in range(len(choice.sizes))]
 
 
