@@ -128,9 +128,12 @@ class IVData:
         kept = weights > 0
         if kept.all():  # and nothing is copied
             return replace(self, weights=weights)
-        arrays = {role: getattr(self, role) for role in ROLES} | {"weights": weights}
-        arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
-        return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
+        return replace(self, weights=weights).take(kept)
+
+    def take(self, rows: Array) -> IVData:
+        """Some of the rows, by a mask (n,) or numbers."""
+        arrays = {role: None if array is None else array[rows] for role in ROLES for array in (getattr(self, role),)}
+        return IVData(**arrays, frame=None if self.frame is None else self.frame.iloc[rows], names=self.names)
 
     def release(self) -> None:
         """Give back the memory that reading arrays on disk has taken."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.base import clone
 
-from cfiv.data import ROLES, Array, IVData
+from cfiv.data import Array, IVData
 from cfiv.errors import DataError, WorthlessFitWarning, silence
 from cfiv.estimators.corrected import MeanComponent
 from cfiv.estimators.estimator import StructuralEstimator
@@ -44,7 +44,7 @@ def cross_fit(
     folds: int,
     generator: np.random.Generator,
 ) -> CrossFit:
-    """Fit an estimator to the rows outside each fold, as it is configured but for averages over several splits.
+    """Fit an estimator to the rows outside each fold, as it is configured but for "auto" averages over several splits.
 
     Parameters
     ----------
@@ -76,25 +76,17 @@ def cross_fit(
     else:
         for number, rows in enumerate(fold_groups(groups, folds=folds, generator=generator)):
             fold[rows.numpy()] = number
-    functions = []
-    for number in range(folds):
-        own = _configured(model, random_state=int(generator.integers(2**62)))
-        with silence(WorthlessFitWarning):  # the fit to all rows has said it
-            estimate = own._estimate(_taken(data, fold != number), intercept=intercept)
-        functions.append(MeanComponent(estimate.components, estimate.shares))
+    seeds = [int(generator.integers(2**62)) for _ in range(folds)]
+    with silence(WorthlessFitWarning):  # the fit to all rows has said it
+        estimates = _quiet(model)._estimate_parts(
+            replace(data, frame=None), [np.flatnonzero(fold != number) for number in range(folds)], seeds, intercept=intercept
+        )
+    functions = tuple(MeanComponent(estimate.components, estimate.shares) for estimate in estimates)
     values = np.stack([function.evaluate(data.treatment, data.covariates) for function in functions], axis=1)
-    return CrossFit(tuple(functions), fold, values)
+    return CrossFit(functions, fold, values)
 
 
-def _configured(model: StructuralEstimator, *, random_state: int) -> StructuralEstimator:
-    """The same estimator with a seed, without a bar; of one split where the data may say how many."""
+def _quiet(model: StructuralEstimator) -> StructuralEstimator:
+    """The same estimator, not fitted, without a bar."""
     own: StructuralEstimator = clone(model)
-    given = own.get_params(deep=False)
-    changes = {"random_state": random_state, "progress": False, **({"fits": 1} if given.get("fits") == "auto" else {})}
-    own.set_params(**{name: value for name, value in changes.items() if name in given})
-    return own
-
-
-def _taken(data: IVData, rows: Array) -> IVData:
-    arrays = {role: getattr(data, role) for role in ROLES}
-    return IVData(**{role: None if array is None else array[rows] for role, array in arrays.items()}, names=data.names)
+    return own.set_params(progress=False) if "progress" in own.get_params(deep=False) else own

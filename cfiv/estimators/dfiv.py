@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, refusal
-from cfiv.data import IVData
+from cfiv.data import Array, IVData
 from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
 from cfiv.estimators.budget import check_fits, check_training_steps, number_of_fits, training_batch, training_steps
 from cfiv.estimators.components import NetworkComponent
@@ -391,30 +391,74 @@ class DFIV(StructuralEstimator):
         return self._fit(data, y, lambda: {"runs": SavedRuns.of(self, checkpoint, every)})
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
+        fits = number_of_fits(self.fits, rows=len(data), images=data.treatment.ndim > 2)
+        (estimate,) = self._train(data, [None], [self.random_state], fits=fits, intercept=intercept, runs=runs)
+        return estimate
+
+    def _estimate_parts(
+        self, data: IVData, parts: Sequence[Array], seeds: Sequence[int], *, intercept: bool
+    ) -> Sequence[Estimate]:
+        """All side by side, one split each where the data may say how many; standardised with the rows of all of them."""
+        fits = 1 if self.fits == "auto" else int(self.fits)
+        return self._train(data, parts, seeds, fits=fits, intercept=intercept)
+
+    def _train(
+        self,
+        data: IVData,
+        parts: Sequence[Array | None],
+        seeds: Sequence[Any],
+        *,
+        fits: int,
+        intercept: bool,
+        runs: SavedRuns | None = None,
+    ) -> list[Estimate]:
+        """One estimate of each part of the rows (None: all), averaged over so many splits."""
         check_units(data)
         if not intercept:
             warn_of_learned_constant(self)
         problem = StandardisedData.prepare(
             data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
         )
-        fits = number_of_fits(self.fits, rows=len(problem.sample), images=problem.sample.treatment.ndim > 2)
-        *generators, last = np.random.default_rng(self.random_state).spawn(fits * len(self._swaps()) + 1)
-        members = self._members(problem, generators[:fits])
+        members, generators = [], []
+        for number, (part, seed) in enumerate(zip(parts, seeds, strict=True)):
+            *own, last = np.random.default_rng(seed).spawn(fits * len(self._swaps()) + 1)
+            members += self._members(problem, own[:fits], part=part, number=number)
+            generators.append(last)
         _warn_if_weak(problem, members[0].networks[0])
-        steps, deadline = training_steps(self.steps, rows=len(data)), Deadline.after(self.max_seconds)
+        rows = max(len(data) if part is None else len(part) for part in parts)
+        steps, deadline = training_steps(self.steps, rows=rows), Deadline.after(self.max_seconds)
         with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks
                 file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
-                return self._fit_members(problem, together, bar.update, deadline, file)
+                return self._fit_members(problem, together, steps, bar.update, deadline, file)
 
             fitted, interrupted = fit_members(members, fit, deadline)
+        estimates = []
+        for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
+            own_fits = [(member, one) for member, one in fitted if member.part == number]
+            estimates.append(self._answer(data, problem, own_fits, generator, part=part, steps=steps, interrupted=interrupted))
+        return estimates
+
+    def _answer(
+        self,
+        data: IVData,
+        problem: StandardisedData,
+        fitted: Sequence[tuple[PlannedMember, TwoStageFit]],
+        generator: np.random.Generator,
+        *,
+        part: Array | None,
+        steps: int,
+        interrupted: bool,
+    ) -> Estimate:
+        """What was learned of a part of the rows, among the nested models."""
         self.fits_ = [_on_cpu(one) for _, one in fitted]
         history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
         learned = tuple(_component(problem, one) for one in self.fits_)
-        facts = self._facts(problem.sample, interrupted=interrupted)
-        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], last)
+        facts = self._facts(problem.sample, steps=steps, interrupted=interrupted)
+        data = data if part is None else data.take(part)
+        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], generator, part=part)
         return Estimate(
             nest.components,
             nest.reduced_form,
@@ -433,6 +477,8 @@ class DFIV(StructuralEstimator):
         learned: tuple[NetworkComponent, ...],
         splits: Sequence[Split],
         generator: np.random.Generator,
+        *,
+        part: Array | None,
     ) -> Nest:
         """The learned functions and the smooth model that they are weighed against."""
         together = problem.reduced_form(self.fits_)
@@ -443,6 +489,7 @@ class DFIV(StructuralEstimator):
         for fitted, split in zip(self.fits_, splits, strict=True):
             elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
             unseen = split.stage1.cpu().numpy()
+            unseen = unseen if part is None else np.searchsorted(part, unseen)
             functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
@@ -450,12 +497,15 @@ class DFIV(StructuralEstimator):
         """Whether the samples have swapped roles, of the functions of one split."""
         return (False, True) if self.swap and self._options().split is not None else (False,)
 
-    def _members(self, problem: StandardisedData, generators: Sequence[np.random.Generator]) -> list[PlannedMember]:
-        """Every function to be averaged: its rows, networks and random numbers; of each split a generator."""
+    def _members(
+        self, problem: StandardisedData, generators: Sequence[np.random.Generator], *, part: Array | None, number: int
+    ) -> list[PlannedMember]:
+        """Every function to be averaged of a part: its rows, networks and random numbers; of each split a generator."""
         members, options, swaps = [], self._options(), self._swaps()
-        for number, generator in enumerate(generators):
+        rows, images = len(problem.sample) if part is None else len(part), problem.sample.treatment.ndim > 2
+        for fit, generator in enumerate(generators):
             split_generator, *own = generator.spawn(1 + len(swaps))
-            first, second = self._split(problem, split_generator)
+            first, second = self._split(problem, split_generator, part)
             for swapped, fit_generator in zip(swaps, own, strict=True):
                 holdout_generator, batch_generator, network_generator = fit_generator.spawn(3)
                 stage1, sample2 = (second, first) if swapped else (first, second)
@@ -466,18 +516,19 @@ class DFIV(StructuralEstimator):
                     networks = self._networks(problem)
                 size = training_batch(
                     self.batch_size,
-                    rows=len(problem.sample),
-                    fits=len(generators),
+                    rows=rows,
+                    fits=number_of_fits(self.fits, rows=rows, images=images),
                     smallest_sample=min(len(split.stage1), len(split.stage2)),
-                    images=problem.sample.treatment.ndim > 2,
+                    images=images,
                 )
-                members.append(PlannedMember(number, swapped, split, size, networks, batch_generator, draws))
+                members.append(PlannedMember(fit, swapped, split, size, networks, batch_generator, draws, number))
         return members
 
     def _fit_members(
         self,
         problem: StandardisedData,
         members: list[PlannedMember],
+        steps: int,
         on_step: Callable[..., object],
         deadline: Deadline,
         file: RunFile | None,
@@ -490,7 +541,7 @@ class DFIV(StructuralEstimator):
             ridge1=float(self.ridge1),
             ridge2=float(self.ridge2),
             unpredicted_penalty=self._unpredicted_penalty(problem.sample),
-            steps=training_steps(self.steps, rows=len(problem.sample)),
+            steps=steps,
             batch_size=members[0].batch_size,
             learning_rate=self._learning_rate(problem.sample),
             weight_decay=self._weight_decay(),
@@ -524,13 +575,21 @@ class DFIV(StructuralEstimator):
         networks = [problem.on_stored(treatment), instrument, *([] if covariate is None else [covariate])]
         return [cast(network, sample.outcome.dtype, device=problem.device) for network in networks]
 
-    def _split(self, problem: StandardisedData, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        share, rows = self._options().split, len(problem.sample)
+    def _split(self, problem: StandardisedData, generator: np.random.Generator, part: Array | None) -> tuple[Tensor, Tensor]:
+        """Row numbers of both samples, among those of a part."""
+        share, clusters = self._options().split, problem.clusters
+        rows = len(problem.sample) if part is None else len(part)
         if share is None:
             # In random order, since checks look at the first rows of a large sample.
             everything = torch.from_numpy(generator.permutation(rows))
-            return everything, everything
-        return split_rows(rows, share=share, generator=generator, clusters=problem.clusters)
+            samples = everything, everything
+        else:
+            clusters = clusters if part is None or clusters is None else clusters[part]
+            samples = split_rows(rows, share=share, generator=generator, clusters=clusters)
+        if part is None:
+            return samples
+        first, second = (torch.from_numpy(part)[sample] for sample in samples)
+        return first, second
 
     def _options(self) -> Training:
         return Training() if self.training is None else self.training
@@ -575,7 +634,7 @@ class DFIV(StructuralEstimator):
             "ridge2": tuple(fitted.refit_ridge for fitted in self.fits_),
         }
 
-    def _facts(self, sample: Sample, *, interrupted: bool) -> dict[str, Any]:
+    def _facts(self, sample: Sample, *, steps: int, interrupted: bool) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
         ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
         unpredicted = self._unpredicted_penalty(sample)
@@ -590,7 +649,7 @@ class DFIV(StructuralEstimator):
             "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
             if np.isfinite(heldout).all()
             else "not held out",
-            "Training": f"{training_steps(self.steps, rows=len(sample))} steps, {' and '.join(ends)}",
+            "Training": f"{steps} steps, {' and '.join(ends)}",
             **layers,
             **({"Unpredicted penalty": f"{unpredicted:g}"} if unpredicted else {}),
             **{f"Final {name}": f"{several(values)} (by held-out loss)" for name, values in self._chosen().items()},

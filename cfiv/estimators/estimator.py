@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, FormulaWarning, NotFittedError, ParameterError, WorthlessFitWarning, warn
@@ -253,6 +253,15 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     @abc.abstractmethod
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
         """Estimate from arrays in the user's units; ``intercept`` is False where the formula takes the constant away."""
+
+    def _estimate_parts(
+        self, data: IVData, parts: Sequence[Array], seeds: Sequence[int], *, intercept: bool
+    ) -> Sequence[Estimate]:
+        """Estimates of parts of the rows, by their numbers, each with a seed; for what compares them, not for users."""
+        return [
+            clone(self).set_params(random_state=seed)._estimate(data.take(rows), intercept=intercept)
+            for rows, seed in zip(parts, seeds, strict=True)
+        ]
 
     def encode(self, data: Any) -> tuple[Encoder, IVData]:
         """The data in their roles, as :meth:`fit` takes them: gaps dropped, transforms learned; the estimator is not changed.

@@ -41,6 +41,8 @@ class PlannedMember:
         Source of its batches.
     draws : Draws
         What its networks draw from.
+    part : int
+        Of the parts of the rows that are estimated apart.
     """
 
     fit: int
@@ -50,6 +52,7 @@ class PlannedMember:
     networks: list[nn.Module]
     batches: np.random.Generator
     draws: Draws
+    part: int = 0
 
 
 def plan_member(
