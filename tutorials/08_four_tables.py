@@ -239,8 +239,9 @@ effects(drugs, elderly, 0, 1)
 
 # %% [markdown]
 # The instrument is strong, nothing speaks against DFIV, and yet the two are not of one mind: by DFIV, corrected or not, the
-# effect is larger by half or more, and its error twice that of the line. A curve in a treatment of two values cannot be the
-# reason. What else does DFIV do? It has curves of the *covariates*. Two-stage least squares can have them, too:
+# effect is about half as large again, or more, and its error about twice that of the line. A curve in a treatment of two
+# values cannot be the reason. What else does DFIV do? It has curves of the *covariates*. Two-stage least squares can have
+# them, too:
 
 # %%
 curved = {}
