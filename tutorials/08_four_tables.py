@@ -221,7 +221,7 @@ draw(returns, np.arange(8, 19), 4.5, 8)
 #
 # 10,089 Americans of 65 and more years (Medical Expenditure Panel Survey, in Cameron and Trivedi's book). Do those whom an
 # employer or a union insures besides spend more on drugs? The treatment has two values, so there is no curve. The instrument
-# is the share of social security in their income.
+# is the ratio of social security to all of their income.
 
 # %%
 elderly = meps.load().dropna(subset=["linc"])
