@@ -11,8 +11,8 @@ import numpy as np
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, quoted
 from cfiv.numerics.sieve_basis import SieveBasis
-from cfiv.numerics.sieve_iv import SieveFit, SieveRows
-from cfiv.numerics.splines import Knots, Spline
+from cfiv.numerics.sieve_iv import RESOLVED, SieveFit, SieveRows
+from cfiv.numerics.splines import Knots, Spline, side_by_side, with_constant
 
 Structure = Literal["additive", "tensor", "linear"]
 
@@ -20,6 +20,10 @@ Structure = Literal["additive", "tensor", "linear"]
 FEW_VALUES = 10
 #: Points along each treatment at which curves are compared.
 POINTS = 50
+#: Rows, evenly spread, that tell whether splines of covariates depend on one another.
+ROWS_LOOKED_AT = 10_000
+#: Weight in a combination of columns of length one, below which one of them has no part in it.
+NO_PART = 1e-4
 #: Instrument segments for one of the treatment, where they are not given.
 INSTRUMENT_SEGMENTS = 4
 
@@ -74,7 +78,8 @@ class SieveColumns:
             if constant:
                 raise DataError(f"covariates {quoted(constant)} is constant over {len(data)} rows: drop it")
             own = zip(curved["covariates"], counts, strict=True)
-            curved["covariates"] = tuple(curve and count > FEW_VALUES and options.structure != "linear" for curve, count in own)
+            curves = tuple(curve and count > FEW_VALUES and options.structure != "linear" for curve, count in own)
+            curved["covariates"] = _unless_dependent(covariates, curves, degree=options.degree)
         rows = SieveRows(
             outcome=outcome,
             treatments=data.treatment.astype(np.float64, copy=False),
@@ -166,3 +171,22 @@ class SieveColumns:
             if counts[name] <= spline.width
         ]
         return f" ({', '.join(few)})" if few else ""
+
+
+def _unless_dependent(covariates: Array, curved: tuple[bool, ...], *, degree: int) -> tuple[bool, ...]:
+    """Whether each covariate (n, c) is a curve: not where its splines depend on other covariates, as of an age and its square.
+
+    The curve was then written out by hand, and is taken as it was written: each of these columns is a straight line.
+    """
+    splines = tuple(
+        Spline.of(column, degree=degree, segments=1, knots="uniform") if curve else Spline.straight(column)
+        for column, curve in zip(covariates.T, curved, strict=True)
+    )
+    columns = with_constant(side_by_side(splines, covariates[:: max(1, len(covariates) // ROWS_LOOKED_AT)]))
+    lengths = np.linalg.norm(columns, axis=0)
+    triangle = np.linalg.qr(columns / np.where(lengths > 0, lengths, 1.0), mode="r")
+    _, singular, right = np.linalg.svd(triangle, full_matrices=False)
+    combinations = right[singular**2 <= RESOLVED * singular[0] ** 2]
+    has_part = (np.abs(combinations) > NO_PART).any(axis=0)
+    ends = np.cumsum([1] + [spline.width for spline in splines])
+    return tuple(curve and not has_part[start:end].any() for curve, start, end in zip(curved, ends[:-1], ends[1:], strict=True))

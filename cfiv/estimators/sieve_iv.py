@@ -40,7 +40,7 @@ class SieveIV(StructuralEstimator):
     formula, outcome, treatment, instruments, covariates, weights, missing
         Roles, as in :class:`cfiv.DFIV`. Columns that are named plainly become splines; terms that the formula makes, such as
         ``C(region)``, ``poly(x, 2)`` or ``t:x``, enter as they are written. Covariates of few distinct values are straight
-        lines, too.
+        lines, and so are those whose curve the formula writes out by hand, as an age and its square.
     clusters : str, optional
         A column of groups of rows whose errors may be correlated: they share their multipliers in the choice.
     structure : {"additive", "tensor", "linear"}

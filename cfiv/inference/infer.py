@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cfiv.checks import check_choice, check_flag, check_whole, shown
+from cfiv.data import Array
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.dfiv import DFIV
 from cfiv.estimators.estimator import StructuralEstimator
@@ -285,15 +286,15 @@ def _learned(data: Any, rows: FittedRows, model: StructuralEstimator, *, undersm
             f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, "
             f"{widths[1]} for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
         ),
-        doubts=_doubts_of_learned(model, found),
+        doubts=_doubts_of_learned(model, found, rows.data.treatment),
         averages=None if found.average is found.curve else (average, (found.average.fit,)),
     )
 
 
-def _doubts_of_learned(model: StructuralEstimator, found: Corrected) -> tuple[str, ...]:
+def _doubts_of_learned(model: StructuralEstimator, found: Corrected, treatments: Array) -> tuple[str, ...]:
     trust: Trust | None = getattr(model, "trust_", None)
     doubts = [] if trust is None or trust.trusted else [f"the model's own estimate is {trust}"]
-    if found.straight:
+    if found.straight and any(len(np.unique(column)) > 2 for column in treatments.T):  # of two values there is no more
         doubts.append(
             "the instruments tell no more than straight lines apart: whatever bends is as it was learned, and not in the errors"
         )

@@ -57,6 +57,21 @@ def test_where_instruments_take_two_values_the_splines_are_lines_and_it_is_said(
     assert any("no more than straight lines" in note for note in inference.notes)
 
 
+@pytest.mark.law
+def test_of_a_treatment_of_two_values_a_line_is_no_doubt() -> None:
+    data = table().assign(t=lambda f: (f["t"] > 0).astype(float))
+    inference = cfiv.infer(data, cfiv.KernelIV("y ~ x + [t ~ z]", random_state=0).fit(data))
+    assert not inference.law.doubtful
+    assert not any("straight lines" in note for note in inference.notes)
+
+
+@pytest.mark.law
+def test_a_covariate_and_its_square_leave_coefficients_determined() -> None:
+    data = table().assign(square=lambda f: f["x"] ** 2)
+    inference = cfiv.infer(data, cfiv.KernelIV("y ~ x + square + [t ~ z]", random_state=0).fit(data))
+    assert [spline.width for spline in inference.function.components[0].basis.splines.covariates] == [1, 1]
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("weighted", [False, True])
 def test_estimates_and_errors_are_those_of_their_formulas(weighted: bool) -> None:
