@@ -11,7 +11,7 @@ from torch import nn
 import cfiv
 from cfiv.errors import ParameterError
 from cfiv.studies import Fit
-from cfiv.studies.shipped import last_layers, learning_problems
+from cfiv.studies.shipped import last_layers, learning_problems, many_covariates
 from cfiv.studies.study_file import read_study, shipped
 
 
@@ -109,3 +109,23 @@ def test_without_the_extra_an_operator_says_what_to_install(monkeypatch: pytest.
         cfiv.errors.MissingPackageError, match=r"need neuraloperator, which is not installed: pip install 'cfiv\[oper"
     ):
         data.backbone()
+
+
+@pytest.mark.oracle
+def test_methods_on_all_columns_are_the_estimator_with_its_formula_written_out() -> None:
+    table, truth = many_covariates.many_covariates(n=300, covariates=4, truth="line", seed=1)
+    fitted = many_covariates.on_all_columns(name="2sls", seed=0).fit(table)
+    own = cfiv.TwoStageLeastSquares("y ~ x1 + x2 + x3 + x4 + [t ~ z]").fit(table)
+    np.testing.assert_array_equal(fitted.predict(table), own.predict(table))
+    data = Fit(model=fitted, data=table, truth=truth, another=lambda: (table, truth))
+    effect = fitted.coefficients_.loc["t", "coefficient"]
+    assert many_covariates.error_of_effects(data) == pytest.approx((effect - 1) ** 2)
+
+
+@pytest.mark.law
+def test_of_many_covariates_the_truth_sees_three() -> None:
+    few, h = many_covariates.many_covariates(n=50, covariates=3, truth="effects vary, curved covariates", seed=2)
+    many, _ = many_covariates.many_covariates(n=50, covariates=9, truth="effects vary, curved covariates", seed=2)
+    assert list(many.columns) == ["t", "z", *(f"x{j}" for j in range(1, 10)), "y"]
+    np.testing.assert_allclose(h(few.assign(t=1.0)) - h(few.assign(t=0.0)), 1 + few["x1"])
+    np.testing.assert_array_equal(h(many), h(many.assign(x4=0.0, x9=5.0)))
