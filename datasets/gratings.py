@@ -99,7 +99,8 @@ def _draw(turns: npt.NDArray[np.float64], pixels: int, draw: np.random.Generator
     contrast = draw.uniform(0.4, 0.8, size=(n, 1, 1, 1))
     ground = 0.5 + 0.1 * _colours(turns[:, 2]) + CLUTTER * clutter[:, None, :pixels, :pixels]
     value = ground + contrast * _colours(turns[:, 1]) * bars[:, None] + NOISE * draw.normal(size=(n, 3, pixels, pixels))
-    return (BRIGHTEST * value.clip(0.0, 1.0)).round().astype(np.uint8)
+    drawn: npt.NDArray[np.uint8] = (BRIGHTEST * value.clip(0.0, 1.0)).round().astype(np.uint8)
+    return drawn
 
 
 def _colours(turns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
