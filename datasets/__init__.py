@@ -7,10 +7,10 @@ Installed as ``cfiv.datasets``. Modules are imported when they are first used: f
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["burgers", "card1995", "cifar", "darcy", "demand", "digits", "dsprites"]
+__all__ = ["burgers", "card1995", "cifar", "darcy", "demand", "digits", "dsprites", "gratings"]
 
 if TYPE_CHECKING:
-    from cfiv.datasets import burgers, card1995, cifar, darcy, demand, digits, dsprites
+    from cfiv.datasets import burgers, card1995, cifar, darcy, demand, digits, dsprites, gratings
 else:
     # Out of the type checker's sight, or it would take any attribute for a known one.
     def __getattr__(name: str) -> object:

@@ -43,6 +43,8 @@ class TrainedModule:
         ``beta`` of a ridge, ``lambda`` of a proximal layer, process noise of a Kalman layer; of the others none.
     order : str
         Of the two updates, for the layers that are solved.
+    one_hot_scale : float
+        Of the targets of classes.
     seed : int
         Of initial weights and batches.
     """
@@ -53,6 +55,7 @@ class TrainedModule:
     rate: float
     penalty: float
     order: Order
+    one_hot_scale: float
     seed: int
 
     def fit(self, data: LearningData) -> Self:
@@ -72,6 +75,7 @@ class TrainedModule:
             order=self.order,
             learning_rate_schedule="cosine",
             task=data.task,
+            one_hot_scale=self.one_hot_scale,
             loss="cross-entropy" if self.layer == "cross-entropy" else "squared",
             batch_size=self.batch_size,
             device="cpu",
@@ -90,6 +94,7 @@ def last_layer(
     rate: BySize,
     penalty: BySize = 0.0,
     order: Order | Mapping[str, Order] = "solve-first",
+    one_hot_scale: float = 1.0,
     seed: int,
 ) -> TrainedModule:
     """A :class:`TrainedModule`, whose rate, penalty and order may depend on the batch size.
@@ -102,7 +107,7 @@ def last_layer(
     check_choice("layer", layer, LAYERS)
     given = {"rate": rate, "penalty": penalty, "order": order}
     chosen = {name: _at(name, value, batch_size) for name, value in given.items()}
-    return TrainedModule(layer=layer, batch_size=batch_size, epochs=epochs, seed=seed, **chosen)
+    return TrainedModule(layer=layer, batch_size=batch_size, epochs=epochs, one_hot_scale=one_hot_scale, seed=seed, **chosen)
 
 
 def dfiv_on_images(

@@ -20,6 +20,7 @@ from cfiv.datasets import burgers as burgers_equation
 from cfiv.datasets import cifar as cifar_images
 from cfiv.datasets import darcy as darcy_equation
 from cfiv.datasets import digits as digit_images
+from cfiv.datasets import gratings as grating_images
 from cfiv.errors import MissingPackageError
 from cfiv.studies.identity import seed_of
 
@@ -103,6 +104,16 @@ def cifar(folder: str, *, tuning: bool = False, seed: int) -> Learning:
     """CIFAR-10 from the folder of its archive; a residual network of width 32; share of wrong classes."""
     train, test = _images(cifar_images.load(folder), seed)
     backbone = partial(residual_network, channels=3, width=32, classes=10)
+    return _design(train, test, backbone, _wrong, tuning=tuning, task="classification")
+
+
+def gratings(n: int = 10_000, *, classes: int = 10, tuning: bool = False, seed: int) -> Learning:
+    """Simulated colour images of 32 x 32 pixels; a residual network of width 16 at half of that; share of wrong classes.
+
+    2000 images for the test; 10, 100 or 1000 classes. The best classifier is wrong at .046, .089 and .130 of the images.
+    """
+    train, test = _images(grating_images.simulate(n, classes=classes, seed=seed), seed)
+    backbone = partial(residual_network, channels=3, width=16, classes=classes, stride=2)
     return _design(train, test, backbone, _wrong, tuning=tuning, task="classification")
 
 
@@ -206,17 +217,20 @@ class _Residual(nn.Module):
         return torch.relu(images + self.inner(images))
 
 
-def residual_network(*, channels: int, width: int, classes: int) -> nn.Module:
-    """Two residual blocks on images, the second at half the resolution, and a linear layer on what is left of 4 x 4 places."""
+def residual_network(*, channels: int, width: int, classes: int, stride: int = 1, features: int = 64) -> nn.Module:
+    """Two residual blocks on images, the second at half the resolution, and a linear layer on what is left of 4 x 4 places.
+
+    The blocks are on images of a ``stride``-th of the resolution; the last layer is one of so many ``features``.
+    """
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1),
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1),
         nn.ReLU(),
         _Residual(width),
         nn.MaxPool2d(2),
         _Residual(width),
         nn.AdaptiveAvgPool2d(4),
         nn.Flatten(),
-        nn.Linear(16 * width, 64),
+        nn.Linear(16 * width, features),
         nn.ReLU(),
-        nn.Linear(64, classes),
+        nn.Linear(features, classes),
     )
