@@ -19,7 +19,7 @@ from tests.processes import worker
 
 #: Sums over rows in another order, over a few steps of float64 (measured: 1e-13 of the trainer, 2e-9 of DFIV, which magnifies).
 TRAINER, ESTIMATOR = 1e-10, 1e-6
-#: The same in float32, over 200 steps.
+#: The same in float32, over 200 steps of a trainer, or a few of an estimator.
 SINGLE = 1e-5
 
 
@@ -49,7 +49,8 @@ def test_trainers_of_two_processes_have_the_weights_of_one(tmp_path: Path) -> No
 def test_estimators_of_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
     alone = worker.fit_estimators(tmp_path)
     first, second = shared("fit_estimators", tmp_path)
-    assert {name for name in alone if not apart(alone[name], first[name]) <= ESTIMATOR} == set()
+    bounds = {name: SINGLE if "single" in name else ESTIMATOR for name in alone}
+    assert {name for name in alone if not apart(alone[name], first[name]) <= bounds[name]} == set()
     assert {name for name in alone if apart(first[name], second[name]) != 0} == set()
 
 

@@ -139,11 +139,11 @@ def fit_estimators(folder: Path) -> Fits:
         "DFIV": dfiv(),
         "DFIV that penalises what is unpredicted": dfiv(unpredicted_penalty=0.1, swap=False),
         "DFIV with another network": dfiv(treatment_network=lambda shape: unstackable(), swap=False),
-        "NetworkRegression": cfiv.NetworkRegression(FORMULA, steps=STEPS, training=training, **options),
+        "NetworkRegression, in single precision": cfiv.NetworkRegression(FORMULA, steps=STEPS, **options),
     }
     at = np.array([15.0, 20.0, 25.0])
     return {
-        name: {"h": torch.tensor(model.fit(frame).dose_response(at)["outcome"].to_numpy())} for name, model in models.items()
+        name: {"h": torch.tensor(model.fit(frame).dose_response(at)["estimate"].to_numpy())} for name, model in models.items()
     }
 
 
