@@ -187,7 +187,7 @@ class MembersRun(Generic[L, R]):
             parts = (sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights)
             rows = (part for split in splits for part in (split.stage1, split.stage2, split.heldout))
             weights = (parameter for network in steps.networks for parameter in network.parameters)
-            here().check_alike("data, settings and seeds", digest([*parts, *rows, *weights]), count)
+            here().check_alike("data, steps and seeds", digest([*parts, *rows, *weights]), count)
         self._held_out = [0 if split.heldout is None else min(len(split.heldout), CHECK_ROWS) for split in splits]
         self._losses: list[tuple[Tensor, ...]] = []
 

@@ -253,6 +253,9 @@ class LastLayerTrainer(TrainedModule):
                 probe = place(first.rows(slice(3)), self.module).inputs
                 head = find_last_linear_map(self.module, probe, name=self.last_module)
                 shared = replace(head, processes=processes)
+                if processes.count > 1:
+                    begun = source.contents(first), total, seed, digest(tensors_of(self.module).values())
+                    processes.check_alike("data, steps, seeds and the module's weights", source.description, *begun)
                 self._schedules.check(total)
                 judge = None
                 if validation is not None:
@@ -269,9 +272,6 @@ class LastLayerTrainer(TrainedModule):
                 on_step=on_step if processes.first else None,
                 deadline=deadline,
             )
-            if processes.count > 1:
-                about = describe_run(source, first, state, plan, judge), digest(tensors_of(self.module).values())
-                processes.check_alike("data, settings, seeds and the module's weights", *about)
             file = None
             if path is not None:
                 check_place(path)
