@@ -29,7 +29,7 @@ from cfiv.runtime.draws import states_here
 STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Processes:
     """The processes of a fit, as one of them sees them; alone, all that is shared is its own.
 
@@ -200,7 +200,7 @@ def several_processes() -> Iterator[Processes]:
         if dist.get_world_size() > 1:
             with _together():
                 words = dist.new_group(backend="gloo")
-            _HERE.processes = Processes(dist.get_world_size(), dist.get_rank(), words)
+            _HERE.processes = Processes(count=dist.get_world_size(), place=dist.get_rank(), words=words)
         with _own_card():
             yield _HERE.processes
     finally:

@@ -147,7 +147,7 @@ def test_alone_a_block_changes_nothing() -> None:
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_shares_part_the_rows_evenly_and_in_order(rows: int, count: int) -> None:
     everything = torch.arange(rows)
-    shares = [Processes(count, place).sharing(rows).own(everything) for place in range(count)]
+    shares = [Processes(count=count, place=place).sharing(rows).own(everything) for place in range(count)]
     if rows < count:  # too few to share: each has all
         assert all(torch.equal(share, everything) for share in shares)
     else:
