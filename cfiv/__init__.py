@@ -61,6 +61,7 @@ __all__ = [
     "infer",
     "load",
     "plots",
+    "several_processes",
     "studies",
 ]
 
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from cfiv.learning.last_layer import Adaptive, Gradient, Kalman, MovingAverage, Proximal, Ridge
     from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
+    from cfiv.runtime.processes import several_processes
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
@@ -112,6 +114,7 @@ else:
         "diagnose": "cfiv.diagnostics.diagnose",
         "infer": "cfiv.inference.infer",
         "load": "cfiv.estimators.model_file",
+        "several_processes": "cfiv.runtime.processes",
     }
     _MODULES = ("datasets", "plots", "studies")
 

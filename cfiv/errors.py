@@ -57,6 +57,10 @@ class OutputError(CfivError, OSError):
     """A place that cannot be written to."""
 
 
+class ProcessError(CfivError, RuntimeError):
+    """Another of several processes that fit together has ended, or cannot be reached."""
+
+
 class StudyError(CfivError, ValueError):
     """A simulation study whose parts do not fit together."""
 

@@ -43,6 +43,7 @@ from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
+from cfiv.runtime.processes import here
 from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -427,7 +428,7 @@ class DFIV(StructuralEstimator):
         _warn_if_weak(problem, members[0].networks[0])
         rows = max(len(data) if part is None else len(part) for part in parts)
         steps, deadline = training_steps(self.steps, rows=rows), Deadline.after(self.max_seconds)
-        with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress) as bar:
+        with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress and here().first) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks

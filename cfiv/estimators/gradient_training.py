@@ -27,6 +27,7 @@ from cfiv.learning.samples import check_batch_size
 from cfiv.learning.structural_networks import structural_weights
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.processes import here
 from cfiv.runtime.threads import suitable_threads
 from cfiv.terminal import progress_bar
 
@@ -144,7 +145,9 @@ def estimate_by_gradients(
         for number, generator in enumerate(np.random.default_rng(estimator.random_state).spawn(estimator.fits))
     ]
     total = stages * estimator.steps * estimator.fits
-    with progress_bar(total, description=type(estimator).__name__, unit="step", shown=estimator.progress) as bar:
+    with progress_bar(
+        total, description=type(estimator).__name__, unit="step", shown=estimator.progress and here().first
+    ) as bar:
 
         def fit(together: list[PlannedMember], name: str) -> list[TrainedFunction | DivergenceError]:
             networks = together[0].networks

@@ -39,6 +39,7 @@ from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.processes import here
 from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -212,7 +213,9 @@ class NetworkRegression(StructuralEstimator):
         *generators, last = np.random.default_rng(self.random_state).spawn(self.fits + 1)
         members = [self._plan(problem, number, generator) for number, generator in enumerate(generators)]
         explaining, deadline = self._plan(problem, self.fits, last, explains=True), Deadline.after(self.max_seconds)
-        with progress_bar(self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress) as bar:
+        with progress_bar(
+            self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress and here().first
+        ) as bar:
 
             def fit(together: list[PlannedMember], name: str) -> list[RegressionFit | DivergenceError]:
                 sample, networks = problem.sample, together[0].networks

@@ -19,6 +19,7 @@ from cfiv.learning.member_networks import can_be_stacked
 from cfiv.learning.samples import Split, batch_rows, split_rows
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
+from cfiv.runtime.processes import here
 
 #: Members that train side by side at most: more take as long as one after another.
 TOGETHER = 16
@@ -161,7 +162,7 @@ def fit_members(
         try:
             outcomes += fit(together, f"fits-{number}")
         except KeyboardInterrupt:
-            if not outcomes:
+            if not outcomes or here().count > 1:
                 raise
             interrupted = True
             what = f"training was interrupted before the first step of fit {len(outcomes) + 1}"

@@ -22,11 +22,12 @@ from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DivergedError, check_steps, drive
-from cfiv.learning.member_networks import MemberNetwork, member_network
+from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.shared_network import shared_network
 from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
 from cfiv.numerics.two_stage import structural_features
 
@@ -128,9 +129,9 @@ class DFIVSteps:
         self._problem, training = problem, problem.training
         covariate = [each.covariate for each in networks if each.covariate is not None]
         self._networks = MemberNetworks(
-            member_network([each.treatment for each in networks]),
-            member_network([each.instrument for each in networks]),
-            member_network(covariate) if covariate else None,
+            shared_network([each.treatment for each in networks]),
+            shared_network([each.instrument for each in networks]),
+            shared_network(covariate) if covariate else None,
         )
         self._state = DFIVState.begin(
             self._networks, training=training, learning_rate=problem.learning_rate, weight_decay=problem.weight_decay

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from cfiv.errors import CfivError, DataError, ParameterError
 from cfiv.learning.module_modes import in_mode
 from cfiv.runtime.draws import run
+from cfiv.runtime.processes import ALONE, Processes
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -58,6 +59,8 @@ class LastLinearMap:
         Of the layer's output: the one that grows with the examples.
     output_axes : int
         How many the module's output has, the first for the examples.
+    processes : Processes
+        That run the module on their share of the examples each.
     """
 
     module: nn.Module
@@ -66,6 +69,7 @@ class LastLinearMap:
     order: tuple[int, ...]
     examples_axis: int
     output_axes: int
+    processes: Processes = ALONE
 
     @property
     def targets(self) -> int:
@@ -85,7 +89,9 @@ class LastLinearMap:
     def __call__(self, inputs: Tensor) -> Captured:
         """Run the module, in the mode that it is in."""
         seen: list[Tensor] = []
-        with _hook(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))):
+        processes, examples = self.processes.sharing(len(inputs)), len(inputs)
+        inputs = processes.own(inputs)
+        with _hook(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))), processes.undrawn():
             output = output_of(self.module, inputs)
         features = seen[-1]
         if len(inputs) == 1:  # a module that squeezes loses the axis of the examples where there is one of them
@@ -100,6 +106,8 @@ class LastLinearMap:
             )
         if features.dtype in (torch.float16, torch.bfloat16):  # under autocast
             features = features.float()
+        features = processes.gather(features, rows=examples, axis=self.examples_axis)
+        output = processes.gather(output, rows=examples)
         shape = [*features.shape]
         shape[self.channel_axis] = self.targets
         rows = features.movedim(self.channel_axis, -1).flatten(end_dim=-2)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from cfiv.file_values import whole
 from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.run_file import RunFile
+from cfiv.runtime.processes import here
 
 Cut = Literal["interrupted", "out of time"]
 Ended = Literal["finished", "stopped early", "diverged", Cut]
@@ -77,7 +78,7 @@ def drive(
     Raises
     ------
     KeyboardInterrupt
-        If it was interrupted before the first step was done.
+        If it was interrupted before the first step was done, or is one of several processes.
     ModelFileError, OutputError
         From the file.
     """
@@ -91,6 +92,7 @@ def drive(
     during = 0
     found = None if file is None else file.read(restored)
     done = 0 if found is None else found
+    here().check_alike("the steps that a checkpoint has behind it", done)
     for _ in range(done):
         on_step()
     try:
@@ -106,7 +108,7 @@ def drive(
                 run.cut(done, ended="out of time", during=done)
                 return
     except KeyboardInterrupt:
-        if not done:
+        if not done or here().count > 1:  # the others may be in the midst of another step
             raise
         run.cut(done, ended="interrupted", during=during)
 

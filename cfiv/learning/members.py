@@ -23,6 +23,8 @@ from cfiv.learning.samples import Sample, Split
 from cfiv.learning.saved_state import check_draws, check_optimiser
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS
+from cfiv.runtime.digest import digest
+from cfiv.runtime.processes import here
 from cfiv.tensor_file import short
 
 L = TypeVar("L")
@@ -181,6 +183,11 @@ class MembersRun(Generic[L, R]):
             )
             for split in splits
         ]
+        if here().count > 1:
+            parts = (sample.outcome, sample.treatment, sample.instruments, sample.covariates, sample.weights)
+            rows = (part for split in splits for part in (split.stage1, split.stage2, split.heldout))
+            weights = (parameter for network in steps.networks for parameter in network.parameters)
+            here().check_alike("data, steps and seeds", digest([*parts, *rows, *weights]), count)
         self._held_out = [0 if split.heldout is None else min(len(split.heldout), CHECK_ROWS) for split in splits]
         self._losses: list[tuple[Tensor, ...]] = []
 

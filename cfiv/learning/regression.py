@@ -23,11 +23,12 @@ from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import Ended, drive
-from cfiv.learning.member_networks import MemberNetwork, member_network
+from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import Solving, scheduled
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows, chunks, refit
@@ -209,7 +210,7 @@ class RegressionSteps:
         self, problem: RegressionProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
     ) -> None:
         self._problem = problem
-        self.networks: list[MemberNetwork] = [member_network(same) for same in zip(*networks, strict=True)]
+        self.networks: list[MemberNetwork] = [shared_network(same) for same in zip(*networks, strict=True)]
         rates = zip(self.networks, problem.learning_rates, problem.weight_decays, strict=True)
         self.learners = [Learner.of(rates, decoupled=True)]
         self.memories: list[Memory | None] = [None]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cfiv.errors import ModelFileError, ParameterError
 from cfiv.file_values import fields
 from cfiv.runtime.module_state import tensors_of
+from cfiv.runtime.processes import here
 from cfiv.tensor_file import TensorFile, nested, short
 
 #: Runs of another version are not continued.
@@ -44,8 +45,11 @@ class RunFile:
     configuration: Mapping[str, Any]
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """:func:`write_run`."""
-        write_run(self.path, values, configuration=self.configuration)
+        """:func:`write_run`; of several processes the first one does, and the others wait."""
+        processes = here()
+        if processes.first:
+            write_run(self.path, values, configuration=self.configuration)
+        processes.first_says(True)
 
     def read(self, restore: Callable[[dict[str, Any]], R]) -> R | None:
         """What ``restore`` makes of :func:`read_run`; None where there is no file yet.

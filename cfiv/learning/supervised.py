@@ -26,6 +26,7 @@ from cfiv.learning.training import Order
 from cfiv.numerics.last_layer import last_layer_loss, mean_square
 from cfiv.runtime.arrays import is_finite
 from cfiv.runtime.draws import running_again, watched
+from cfiv.runtime.processes import Processes
 
 Loss = Literal["squared", "cross-entropy"]
 
@@ -107,13 +108,13 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     ----------
     Galashov et al., arXiv 2510.04606: equation 9 (solve first), algorithm 1 (backbone first), theorems 1 and 2 (the gradient).
     """
-    layer = recipe.last_layer
+    layer, processes = recipe.last_layer, state.head.processes.sharing(len(batch))
     if not is_finite(batch.inputs):  # a module may hide it: NaN > 0 is as false as any
         raise DivergenceError("inputs are not finite")
     captured = _capture(batch, state, recipe)
     if isinstance(layer, Gradient):
         loss = joint_loss(captured, batch, state.head, recipe)
-        descend(loss, state.optimiser)
+        descend(loss, state.optimiser, processes)
         return state, float(loss.detach())
     targets, weights = recipe.task.rows(batch.targets, captured, state.head), row_weights_of(batch, captured, state.head)
     memories = [state.memory]
@@ -132,7 +133,7 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
         return memories[-1].weights
 
     loss, _ = last_layer_loss(features=captured.features, targets=targets, solve=solve, weights=weights)
-    descend(loss, state.optimiser)
+    descend(loss, state.optimiser, processes)
     if recipe.order == "backbone-first":
         with torch.no_grad():
             memories.append(update(_capture(batch, state, recipe).features))
@@ -156,8 +157,8 @@ def row_weights_of(batch: Examples, captured: Captured, head: LastLinearMap) -> 
     return None if batch.weights is None else head.repeat(batch.weights, captured)
 
 
-def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
-    """One step of the optimiser, unless the loss is not finite."""
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None, processes: Processes) -> None:
+    """One step of the optimiser, unless the loss is not finite, along the gradients of all processes that share the rows."""
     if not bool(torch.isfinite(loss.detach())):
         raise DivergenceError(f"the loss is {float(loss.detach())}")
     if optimiser is None or not loss.requires_grad:
@@ -165,6 +166,10 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
     optimiser.zero_grad(set_to_none=True)
     with running_again():
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+    if processes.count > 1:
+        learning = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        for parameter, gradient in zip(learning, processes.sum([each.grad for each in learning]), strict=True):
+            parameter.grad = gradient
     try:
         with watched(optimiser):
             optimiser.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +43,10 @@ from cfiv.learning.trained_module import TrainedModule, check_columns, surround
 from cfiv.learning.training import Order, Schedule, Training
 from cfiv.learning.validation import Validation
 from cfiv.runtime.devices import resolve_device
+from cfiv.runtime.digest import digest
 from cfiv.runtime.draws import Draws
+from cfiv.runtime.module_state import tensors_of
+from cfiv.runtime.processes import check_shareable, here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,21 +244,33 @@ class LastLayerTrainer(TrainedModule):
             total = count_steps(source, epochs=epochs, steps=steps)
             if isinstance(source, ArraySource):
                 check_width(source.everything, self.module)
+            processes = here()
+            if processes.count > 1:
+                check_shareable(self.module)
             make_trainable(self.module).to(device)
             with Draws(seed, device).here(self.module, other_code=True):
                 first = source.first()
                 probe = place(first.rows(slice(3)), self.module).inputs
                 head = find_last_linear_map(self.module, probe, name=self.last_module)
+                shared = replace(head, processes=processes)
+                if processes.count > 1:
+                    begun = source.contents(first), total, seed, digest(tensors_of(self.module).values())
+                    processes.check_alike("data, steps, seeds and the module's weights", source.description, *begun)
                 self._schedules.check(total)
                 judge = None
                 if validation is not None:
                     held_out = make_source(validation, size=None, seed=seed)
                     check_columns(held_out.columns, training=source.columns)
-                    judge = Validation(held_out.keep(), head, self.task, rule=rule, steps=total, seed=seed)
+                    judge = Validation(held_out.keep(), shared, self.task, rule=rule, steps=total, seed=seed)
             optimizer = ADAM if self.optimizer is None else self.optimizer
-            state = TrainerState.begin(head, last_layer=self.last_layer, optimizer=optimizer)
+            state = TrainerState.begin(shared, last_layer=self.last_layer, optimizer=optimizer)
             plan = Plan(
-                recipe=self._recipe(), schedules=self._schedules, steps=total, seed=seed, on_step=on_step, deadline=deadline
+                recipe=self._recipe(),
+                schedules=self._schedules,
+                steps=total,
+                seed=seed,
+                on_step=on_step if processes.first else None,
+                deadline=deadline,
             )
             file = None
             if path is not None:

@@ -57,6 +57,8 @@ class Validation:
         self._checks = check_steps(steps, checks=rule.checks)
         self._stopping: EarlyStopping[None] = EarlyStopping(tolerance=rule.tolerance, patience=rule.patience)
         self.losses: dict[int, float] = {}
+        if head.processes.count > 1:
+            head.processes.check_alike("validation data", self.describe())
         self._examples = len(self._squared_errors())  # before any step, for whatever the module does not take
 
     @property

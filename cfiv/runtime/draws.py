@@ -137,6 +137,12 @@ def reseed(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
+def states_here() -> list[Tensor]:
+    """States of the generators that layers draw from in this thread's block, on cuda that of the present card too."""
+    on_cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return [(_HERE.generator or _GLOBAL).get_state(), *on_cuda]
+
+
 def may_draw(network: nn.Module) -> bool:
     """Whether a network may draw in training: it has such a layer, or code that is not known."""
     return any(_may_draw(part) for part in network.modules())
