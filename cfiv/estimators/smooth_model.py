@@ -12,12 +12,13 @@ from cfiv.data import Array, IVData
 from cfiv.estimators.components import SmoothComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.samples import fold_groups
+from cfiv.mapped import release
 from cfiv.numerics.penalised_iv import Moments, Penalties, Rows, choose_penalties
 from cfiv.numerics.sieve_basis import BLOCK, in_blocks
 from cfiv.numerics.smooth_basis import Part, SmoothBasis
 
-#: Rows that penalties are chosen on; coefficients are of all rows.
-CHOICE_ROWS = 20_000
+#: Rows that penalties are chosen on, and rows that knots, lines and centres are of; coefficients are of all rows.
+CHOICE_ROWS, BASIS_ROWS = 20_000, 200_000
 FOLDS = 5
 #: Observations that columns must leave for an F.
 SPARE = 5
@@ -73,13 +74,15 @@ class SmoothModel:
         if data.treatment.ndim > 2 or data.instruments.shape[1] < data.treatment.shape[1]:
             return None
         rows = len(data)
-        weights = np.ones(rows) if data.weights is None else data.weights / data.weights.mean()
+        weights = np.broadcast_to(1.0, rows) if data.weights is None else data.weights / data.weights.mean()
         treatments, instruments = (part.astype(np.float64, copy=False) for part in (data.treatment, data.instruments))
         covariates = np.zeros((rows, 0)) if data.covariates is None else data.covariates.astype(np.float64, copy=False)
         scale = Standardiser.fit(data.outcome[:, None], data.weights)
         outcome = scale.apply(data.outcome[:, None])[:, 0]
-        basis = SmoothBasis.of(treatments, covariates, instruments, weights=weights, products=products)
-        order = generator.permutation(rows)[:CHOICE_ROWS]
+        order = generator.permutation(rows)
+        some = slice(None) if rows <= BASIS_ROWS else np.sort(order[:BASIS_ROWS])
+        columns = treatments[some], covariates[some], instruments[some]
+        basis, order = SmoothBasis.of(*columns, weights=weights[some], products=products), order[:CHOICE_ROWS].copy()
         groups = None if data.clusters is None else np.unique(data.clusters, return_inverse=True)[1]
         sample = Rows(
             instruments=basis.instrument_columns(instruments[order], covariates[order]),
@@ -274,6 +277,7 @@ class SmoothModel:
                 self.outcome[part],
                 self.weights[part],
             )
+            release(self.treatments, self.covariates, self.instruments)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
+from cfiv.learning.whole_sample import chunk_rows
+from cfiv.mapped import BLOCK_ROWS, array_on_disk, is_mapped, release
 from cfiv.numerics.two_stage import Structure
 
 
@@ -28,8 +31,6 @@ class StandardisedData:
     sample : Sample
         The scaled rows, on the training device; images as they are stored, see :meth:`on_stored`.
     device : device
-    distinct_instruments : int
-        How many different values the instruments take, rows as wholes.
     clusters : array (n,) or None
         Labels of groups of rows that no split parts.
     outcome_scale, treatment_scale, instrument_scale, covariate_scale : Standardiser
@@ -38,7 +39,6 @@ class StandardisedData:
 
     sample: Sample
     device: torch.device
-    distinct_instruments: int
     clusters: Array | None
     outcome_scale: Standardiser
     treatment_scale: Standardiser
@@ -47,43 +47,42 @@ class StandardisedData:
 
     @classmethod
     def prepare(cls, data: IVData, *, device: torch.device, double: bool, standardise: bool) -> StandardisedData:
-        """Learn the scales, and copy the arrays to the device."""
+        """Learn the scales, and copy the arrays to the device; those on disk, where the processor is it, to disk again."""
         dtype = torch.float64 if double else torch.float32
-        weights = data.weights
-        instruments = _stacked(data.instruments, data.covariates)
+        outcome, covariates, weights = data.outcome[:, None], data.covariates, data.weights
+        given = (data.instruments,) if covariates is None else (data.instruments, covariates)
 
-        def scale(values: Array | None) -> Standardiser:
-            return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
+        def scale(*parts: Array) -> Standardiser:
+            if not standardise:
+                return Standardiser.identity()
+            return reduce(Standardiser.beside, (Standardiser.fit(part, weights) for part in parts))
 
-        outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
-        instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
+        def scaled(by: Standardiser, *parts: Array) -> Tensor:
+            on_disk = device.type == "cpu" and any(map(is_mapped, parts))
+            return _scaled(by, parts, dtype=dtype, on_disk=on_disk).to(device)
+
+        outcome_scale, treatment_scale, instrument_scale = scale(outcome), scale(data.treatment), scale(*given)
+        covariate_scale = Standardiser.identity() if covariates is None else scale(covariates)
         sample = Sample(
-            outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
+            outcome=scaled(outcome_scale, outcome),
             # Images stay as they are stored: psi converts them, a batch at a time.
             treatment=stored_tensor(data.treatment, device=device)
             if data.treatment.ndim > 2
-            else to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
-            instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
-            covariates=None
-            if data.covariates is None
-            else to_tensor(covariate_scale.apply(data.covariates), dtype=dtype, device=device),
+            else scaled(treatment_scale, data.treatment),
+            instruments=scaled(instrument_scale, *given),
+            covariates=None if covariates is None else scaled(covariate_scale, covariates),
             weights=None if weights is None else to_tensor(weights, dtype=torch.float64, device=device),
         )
         _check_cast(data, sample)
-        distinct = len(np.unique(data.instruments, axis=0))
+        data.release()
         scales = (outcome_scale, treatment_scale, instrument_scale, covariate_scale)
-        return cls(sample, device, distinct, data.clusters, *scales)
+        return cls(sample, device, data.clusters, *scales)
 
-    def distinct_treatments(self, most: int) -> int:
-        """How many different values the treatments take, rows (images) as wholes, counted up to ``most``."""
-        if self.sample.treatment.ndim == 2:
-            return min(most, len(torch.unique(self.sample.treatment, dim=0)))
-        values: set[bytes] = set()
-        for image in self.sample.treatment:
-            values.add((image.cpu() + 0).numpy().tobytes())  # minus zero is zero
-            if len(values) == most:
-                break
-        return len(values)
+    @property
+    def excluded(self) -> Tensor:
+        """The instruments (n, q), without the covariates beside them."""
+        covariates = self.sample.covariates
+        return self.sample.instruments[:, : None if covariates is None else -covariates.shape[1]]
 
     def on_stored(self, network: nn.Module) -> nn.Module:
         """``psi``, which takes standardised treatments, as a network of the treatments in ``sample``."""
@@ -117,6 +116,17 @@ class StandardisedData:
         return ReducedForm(tuple(fits), self.outcome_scale, self.instrument_scale, self.covariate_scale, self.double)
 
 
+def count_distinct(values: Tensor, *, most: int) -> int:
+    """How many different values (n, ...) there are, rows (images) as wholes, counted up to ``most``."""
+    rows, seen = chunk_rows(values.shape[1:]), np.zeros((0, values[0].numel()))
+    for start in range(0, len(values), rows):
+        block = values[start : start + rows].cpu().flatten(start_dim=1).numpy()
+        seen = np.unique(np.concatenate([seen, block]), axis=0)
+        if len(seen) >= most:
+            return most
+    return len(seen)
+
+
 class ReducedFormFit(Protocol):
     """What a fit predicts from instruments and covariates."""
 
@@ -144,6 +154,18 @@ class ReducedForm:
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
 
 
+def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: torch.dtype, on_disk: bool) -> Tensor:
+    """Columns side by side and scaled (n, k), a block of rows at a time; in a temporary file where they are to be on disk."""
+    rows, columns = len(parts[0]), sum(part.shape[1] for part in parts)
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    made = array_on_disk(rows, columns=columns, dtype=kind) if on_disk else np.empty((rows, columns), dtype=kind)
+    for start in range(0, rows, BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
+        release(*parts)
+    return torch.from_numpy(made)
+
+
 def _check_cast(data: IVData, sample: Sample) -> None:
     """Raise where float32 does not hold columns that are not standardised."""
     for role in ("outcome", "treatment", "instruments", "covariates"):
@@ -152,8 +174,9 @@ def _check_cast(data: IVData, sample: Sample) -> None:
             continue
         columns = values.reshape(len(values), -1)
         cast = cast[:, : columns.shape[1]]
-        lost = (cast.amin(dim=0) == cast.amax(dim=0)).cpu().numpy() & (columns.min(axis=0) != columns.max(axis=0))
-        lost |= (~cast.isfinite().all(dim=0)).cpu().numpy()
+        least, greatest = (end.cpu().numpy() for end in (cast.amin(dim=0), cast.amax(dim=0)))
+        lost = (least == greatest) & (columns.min(axis=0) != columns.max(axis=0))
+        lost |= ~np.isfinite(least + greatest)
         if lost.any():
             assert data.names is not None
             name = data.names[role][int(lost.argmax())]
