@@ -146,7 +146,14 @@ class ReducedForm:
     double: bool
 
     def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        """Shape (n,), at instruments (n, q) and covariates (n, p)."""
+        """Shape (n,), at instruments (n, q) and covariates (n, p); a block of rows at a time."""
+        starts = range(0, len(instruments), BLOCK_ROWS)
+        blocks = (
+            (each[start : start + BLOCK_ROWS] for each in (instruments, covariates) if each is not None) for start in starts
+        )
+        return np.concatenate([self._of_block(*block) for block in blocks])
+
+    def _of_block(self, instruments: Array, covariates: Array | None = None) -> Array:
         dtype = torch.float64 if self.double else torch.float32
         z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
         x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
@@ -162,7 +169,7 @@ def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: torch.dtype, 
     for start in range(0, rows, BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
-        release(*parts)
+        release(made, *parts)
     return torch.from_numpy(made)
 
 
@@ -177,6 +184,7 @@ def _check_cast(data: IVData, sample: Sample) -> None:
         least, greatest = (end.cpu().numpy() for end in (cast.amin(dim=0), cast.amax(dim=0)))
         lost = (least == greatest) & (columns.min(axis=0) != columns.max(axis=0))
         lost |= ~np.isfinite(least + greatest)
+        release(values)
         if lost.any():
             assert data.names is not None
             name = data.names[role][int(lost.argmax())]
