@@ -79,10 +79,13 @@ class SmoothModel:
         covariates = np.zeros((rows, 0)) if data.covariates is None else data.covariates.astype(np.float64, copy=False)
         scale = Standardiser.fit(data.outcome[:, None], data.weights)
         outcome = scale.apply(data.outcome[:, None])[:, 0]
-        order = generator.permutation(rows)
+        order = generator.permutation(rows)[: max(CHOICE_ROWS, BASIS_ROWS)].copy()
         some = slice(None) if rows <= BASIS_ROWS else np.sort(order[:BASIS_ROWS])
-        columns = treatments[some], covariates[some], instruments[some]
-        basis, order = SmoothBasis.of(*columns, weights=weights[some], products=products), order[:CHOICE_ROWS].copy()
+        columns = []
+        for part in (treatments, covariates, instruments):
+            columns.append(part[some])
+            release(part)
+        basis, order = SmoothBasis.of(*columns, weights=weights[some], products=products), order[:CHOICE_ROWS]
         groups = None if data.clusters is None else np.unique(data.clusters, return_inverse=True)[1]
         sample = Rows(
             instruments=basis.instrument_columns(instruments[order], covariates[order]),
@@ -92,6 +95,7 @@ class SmoothModel:
             folds=_folds(None if groups is None else groups[order], len(order), generator),
             groups=None if groups is None else groups[order],
         )
+        data.release()
         if not _identified(sample, basis):
             return None
         line = Penalties.of_line(
@@ -114,7 +118,7 @@ class SmoothModel:
             penalties=penalties,
             moments=empty,
         )
-        return replace(model, moments=model._moments(np.arange(rows)))
+        return replace(model, moments=model._moments())
 
     @property
     def is_line(self) -> bool:
@@ -179,7 +183,7 @@ class SmoothModel:
             ``h`` at the rows, in the outcome's units.
         """
         rest = replace(self, outcome=self.outcome - self.outcome_scale.apply(function[:, None])[:, 0]).line()
-        rest = replace(rest, moments=rest._moments(np.arange(len(function))))
+        rest = replace(rest, moments=rest._moments())
         error, size = (math.sqrt(max(part, 0.0)) for part in rest._treatment_part())
         return max(0.0, size - CLEARLY_LEFT * error)
 
@@ -262,14 +266,16 @@ class SmoothModel:
             scores = np.stack([np.bincount(codes, weights=column) for column in scores.T], axis=1)
         return np.asarray(scores.T @ scores / len(rows))
 
-    def _moments(self, rows: Array) -> Moments:
+    def _moments(self, rows: Array | None = None) -> Moments:
+        """Of some rows, or of all."""
         parts = list(self._blocks(rows))
         return sum(parts[1:], start=parts[0])
 
-    def _blocks(self, rows: Array) -> Iterator[Moments]:
+    def _blocks(self, rows: Array | None) -> Iterator[Moments]:
         many = max(1, BLOCK // (len(self.basis.structural_parts) + len(self.basis.instrument_parts)))
-        for start in range(0, max(1, len(rows)), many):
-            part = rows[start : start + many]
+        for start in range(0, max(1, len(self.outcome if rows is None else rows)), many):
+            block = slice(start, start + many)
+            part = block if rows is None else rows[block]
             covariates = self.covariates[part]
             yield Moments.of(
                 self.basis.instrument_columns(self.instruments[part], covariates),
