@@ -361,7 +361,7 @@ class DFIV(StructuralEstimator):
 
         Parameters
         ----------
-        data : table or IVData
+        data : table, path or IVData
             As every estimator takes it.
         y : None
             As every estimator takes it.

@@ -159,7 +159,7 @@ class StructuralFunction:
 
         Parameters
         ----------
-        rows : table or IVData
+        rows : table, path or IVData
             Where the covariates are; its treatment columns are replaced and may be absent.
         treatment_from, treatment_to : number, sequence, mapping, Series or table
             One number (or category) for one treatment, one each for several, or a mapping from column to number, or to one
@@ -207,7 +207,7 @@ class StructuralFunction:
         grid : sequence, table or array (m, ...)
             Treatment values: a sequence for one treatment, a table (or mapping) with a column for each of several. For arrays,
             m treatments of the training shape.
-        rows : table or IVData, optional
+        rows : table, path or IVData, optional
             Rows to average over; by default up to 2000 rows of the training data, evenly spread, which the function keeps.
 
         Returns
