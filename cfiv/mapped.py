@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from contextlib import ExitStack
 from typing import IO, Any
 
 import numpy as np
@@ -88,19 +89,24 @@ def array_on_disk(rows: int, *, columns: int, dtype: npt.DTypeLike) -> Array:
 
 
 def _reserved(size: int) -> IO[bytes]:
-    """A temporary file without a name, of so many bytes: written through a map, a disk that is full would end the process."""
+    """A temporary file without a name, of so many bytes: written through a map, a disk that is full would end the process.
+
+    Whoever asks closes it.
+    """
     try:
-        file = tempfile.TemporaryFile(prefix="cfiv-")  # noqa: SIM115  # whoever asks closes it
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
-        else:
-            file.truncate(max(1, size))
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="cfiv-"))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+            else:
+                file.truncate(max(1, size))
+            stack.pop_all()
+            return file
     except OSError as error:
         raise OutputError(
             f"{size / 1e9:.3g} GB of columns cannot be set down in the folder of temporary files "
             f"'{tempfile.gettempdir()}' ({error.strerror or error}): set TMPDIR to a folder with more room"
         ) from error
-    return file
 
 
 def _maps(array: Any) -> list[np.memmap[Any, Any]]:

@@ -93,10 +93,8 @@ def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split, *, unpred
 
     Neither the outcomes of sample 1 nor, up to what features remember of them, its treatments have a part in that function.
     """
-    rows, ridges = (
-        split.sample2.cpu(),
-        [ridge if math.isfinite(ridge) else RIDGE for ridge in (fitted.first_stage_ridge, fitted.refit_ridge)],
-    )
+    rows = split.sample2.cpu()
+    ridges = [ridge if math.isfinite(ridge) else RIDGE for ridge in (fitted.first_stage_ridge, fitted.refit_ridge)]
     first_stage, structural = refit_last_layers(
         sample.cpu(),
         fitted.networks,
