@@ -410,6 +410,7 @@ class DFIV(StructuralEstimator):
                 return self._fit_members(problem, together, bar.update, deadline, file)
 
             fitted, interrupted = fit_members(members, fit, deadline)
+        problem.release()
         self.fits_ = [_on_cpu(one) for _, one in fitted]
         history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
         learned = tuple(_component(problem, one) for one in self.fits_)

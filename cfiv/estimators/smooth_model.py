@@ -79,6 +79,7 @@ class SmoothModel:
         covariates = np.zeros((rows, 0)) if data.covariates is None else data.covariates.astype(np.float64, copy=False)
         scale = Standardiser.fit(data.outcome[:, None], data.weights)
         outcome = scale.apply(data.outcome[:, None])[:, 0]
+        data.release()
         order = generator.permutation(rows)[: max(CHOICE_ROWS, BASIS_ROWS)].copy()
         some = slice(None) if rows <= BASIS_ROWS else np.sort(order[:BASIS_ROWS])
         columns = []

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class StandardisedData:
     device : device
     clusters : array (n,) or None
         Labels of groups of rows that no split parts.
+    on_disk : tuple of array
+        What the sample's tensors are of, where that lies on disk.
     outcome_scale, treatment_scale, instrument_scale, covariate_scale : Standardiser
         ``instrument_scale`` is that of instruments and covariates together.
     """
@@ -40,6 +43,7 @@ class StandardisedData:
     sample: Sample
     device: torch.device
     clusters: Array | None
+    on_disk: tuple[Array, ...]
     outcome_scale: Standardiser
     treatment_scale: Standardiser
     instrument_scale: Standardiser
@@ -48,7 +52,6 @@ class StandardisedData:
     @classmethod
     def prepare(cls, data: IVData, *, device: torch.device, double: bool, standardise: bool) -> StandardisedData:
         """Learn the scales, and copy the arrays to the device; those on disk, where the processor is it, to disk again."""
-        dtype = torch.float64 if double else torch.float32
         outcome, covariates, weights = data.outcome[:, None], data.covariates, data.weights
         given = (data.instruments,) if covariates is None else (data.instruments, covariates)
 
@@ -57,9 +60,13 @@ class StandardisedData:
                 return Standardiser.identity()
             return reduce(Standardiser.beside, (Standardiser.fit(part, weights) for part in parts))
 
+        on_disk = []
+
         def scaled(by: Standardiser, *parts: Array) -> Tensor:
-            on_disk = device.type == "cpu" and any(map(is_mapped, parts))
-            return _scaled(by, parts, dtype=dtype, on_disk=on_disk).to(device)
+            kept = device.type == "cpu" and any(map(is_mapped, parts))
+            made = _scaled(by, parts, dtype=np.float64 if double else np.float32, on_disk=kept)
+            on_disk.extend([made] * kept)
+            return torch.from_numpy(made).to(device)
 
         outcome_scale, treatment_scale, instrument_scale = scale(outcome), scale(data.treatment), scale(*given)
         covariate_scale = Standardiser.identity() if covariates is None else scale(covariates)
@@ -76,7 +83,11 @@ class StandardisedData:
         _check_cast(data, sample)
         data.release()
         scales = (outcome_scale, treatment_scale, instrument_scale, covariate_scale)
-        return cls(sample, device, data.clusters, *scales)
+        return cls(sample, device, data.clusters, tuple(on_disk), *scales)
+
+    def release(self) -> None:
+        """Give back the memory that reading rows on disk has taken."""
+        release(*self.on_disk)
 
     @property
     def excluded(self) -> Tensor:
@@ -161,16 +172,15 @@ class ReducedForm:
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
 
 
-def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: torch.dtype, on_disk: bool) -> Tensor:
+def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: npt.DTypeLike, on_disk: bool) -> Array:
     """Columns side by side and scaled (n, k), a block of rows at a time; in a temporary file where they are to be on disk."""
     rows, columns = len(parts[0]), sum(part.shape[1] for part in parts)
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    made = array_on_disk(rows, columns=columns, dtype=kind) if on_disk else np.empty((rows, columns), dtype=kind)
+    made = array_on_disk(rows, columns=columns, dtype=dtype) if on_disk else np.empty((rows, columns), dtype=dtype)
     for start in range(0, rows, BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
         release(made, *parts)
-    return torch.from_numpy(made)
+    return made
 
 
 def _check_cast(data: IVData, sample: Sample) -> None:
