@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from typing import Any
+from contextlib import ExitStack
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,20 +56,8 @@ class ColumnFile:
 
     def __init__(self, rows: int, *, columns: int, dtype: npt.DTypeLike = np.float64) -> None:
         self.rows, self.columns, self.dtype, self.filled = rows, columns, np.dtype(dtype), 0
-        size = max(1, rows * columns * self.dtype.itemsize)
-        try:
-            self._file = tempfile.TemporaryFile(prefix="cfiv-")  # noqa: SIM115  # it lives as long as this object
-            weakref.finalize(self, self._file.close)
-            # Written through a map, a disk that is full would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), 0, size)
-            else:
-                self._file.truncate(size)
-        except OSError as error:
-            raise OutputError(
-                f"{size / 1e9:.3g} GB of columns cannot be set down in the folder of temporary files "
-                f"'{tempfile.gettempdir()}' ({error.strerror or error}): set TMPDIR to a folder with more room"
-            ) from error
+        self._file = _reserved(rows * columns * self.dtype.itemsize)
+        weakref.finalize(self, self._file.close)
 
     def append(self, *columns: Array) -> None:
         """The next rows: one array (b,) a column."""
@@ -85,6 +74,39 @@ class ColumnFile:
         shape = (self.rows, self.columns)
         whole: Array = np.memmap(self._file, dtype=self.dtype, mode="r", shape=shape, order="F")
         return whole[: self.filled]
+
+
+def array_on_disk(rows: int, *, columns: int, dtype: npt.DTypeLike) -> Array:
+    """An array (rows, columns) to be written to, each row in one piece, in a temporary file that is gone with it.
+
+    Raises
+    ------
+    OutputError
+        If the disk has no such room.
+    """
+    with _reserved(rows * columns * np.dtype(dtype).itemsize) as file:
+        return np.memmap(file, dtype=dtype, mode="r+", shape=(rows, columns))
+
+
+def _reserved(size: int) -> IO[bytes]:
+    """A temporary file without a name, of so many bytes: written through a map, a disk that is full would end the process.
+
+    Whoever asks closes it.
+    """
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="cfiv-"))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+            else:
+                file.truncate(max(1, size))
+            stack.pop_all()
+            return file
+    except OSError as error:
+        raise OutputError(
+            f"{size / 1e9:.3g} GB of columns cannot be set down in the folder of temporary files "
+            f"'{tempfile.gettempdir()}' ({error.strerror or error}): set TMPDIR to a folder with more room"
+        ) from error
 
 
 def _maps(array: Any) -> list[np.memmap[Any, Any]]:

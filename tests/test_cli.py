@@ -92,6 +92,17 @@ def test_simulate_writes_the_design_and_its_truth_exactly(run: Run) -> None:
 
 
 @pytest.mark.law
+def test_a_folder_of_parquet_files_is_fitted_as_the_table_that_they_make(run: Run, train: Path) -> None:
+    rows, grid = exact(train), exact("grid.csv")
+    Path("rows").mkdir()
+    for i in range(2):
+        rows[i * 100 : (i + 1) * 100].to_parquet(f"rows/{i}.parquet")
+    fitted(run, out="table")
+    written(run, "fit", "rows", demand.FORMULA, *SMALL, "--out", "folder")
+    np.testing.assert_array_equal(cfiv.load("folder").predict(grid), cfiv.load("table").predict(grid))
+
+
+@pytest.mark.law
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("estimator", LABELS)
 def test_simulate_fit_predict_equal_the_library_bit_for_bit(run: Run, estimator: str, suffix: str) -> None:

@@ -24,7 +24,7 @@ from cfiv.estimators.parameters import learning_rates, per_network, several
 from cfiv.estimators.planned_members import PlannedMember, fit_members
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.smooth_model import SmoothModel
-from cfiv.estimators.standardised import StandardisedData
+from cfiv.estimators.standardised import StandardisedData, count_distinct
 from cfiv.estimators.units import check_units
 from cfiv.learning import networks as nets
 from cfiv.learning import original_networks
@@ -36,7 +36,7 @@ from cfiv.learning.dfiv_step import LastLayers, PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, check_batch_size, hold_out, split_rows
+from cfiv.learning.samples import Sample, Split, check_batch_size, hold_out, in_place, split_rows
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Report, Training
 from cfiv.numerics.two_stage import Structure
@@ -362,7 +362,7 @@ class DFIV(StructuralEstimator):
 
         Parameters
         ----------
-        data : table or IVData
+        data : table, path or IVData
             As every estimator takes it.
         y : None
             As every estimator takes it.
@@ -436,6 +436,7 @@ class DFIV(StructuralEstimator):
                 return self._fit_members(problem, together, steps, bar.update, deadline, file)
 
             fitted, interrupted = fit_members(members, fit, deadline)
+        problem.release()
         estimates = []
         for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
             own_fits = [(member, one) for member, one in fitted if member.part == number]
@@ -581,8 +582,8 @@ class DFIV(StructuralEstimator):
         share, clusters = self._options().split, problem.clusters
         rows = len(problem.sample) if part is None else len(part)
         if share is None:
-            # In random order, since checks look at the first rows of a large sample.
-            everything = torch.from_numpy(generator.permutation(rows))
+            # Not as they lie, since checks look at the first rows of a large sample.
+            everything = in_place(torch.from_numpy(generator.permutation(rows)))
             samples = everything, everything
         else:
             clusters = clusters if part is None or clusters is None else clusters[part]
@@ -684,10 +685,10 @@ def _listed(model: DFIV, *names: str) -> str:
 def _warn_if_weak(problem: StandardisedData, treatment: nn.Module) -> None:
     """Warn where the instruments take too few values for the features, and for the values of the treatment as well."""
     features = nets.evaluate(treatment, problem.sample.treatment[:2]).shape[1]
-    instruments = problem.distinct_instruments
+    instruments = count_distinct(problem.excluded, most=features + 1)
     if instruments > features:
         return
-    treatments = problem.distinct_treatments(features + 1)
+    treatments = count_distinct(problem.sample.treatment, most=features + 1)
     # A function on two values has two numbers, however many features it is written in.
     if instruments >= treatments:
         return

@@ -13,11 +13,10 @@ from cfiv.data import Array, IVData
 from cfiv.estimators.components import Component
 from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.trust import HeldOut, Trust
+from cfiv.learning.samples import CHECK_ROWS
 
 #: ``(instruments, covariates) -> array (n,)``.
 ReducedForm = Callable[[Array, Array | None], Array]
-#: Rows that a function is weighed on.
-MOST_ROWS = 20_000
 #: Rows that functions are compared on, each treatment with each row of covariates.
 PAIRS = 300
 #: Standard errors that the share must lie above zero for learned features to count at all.
@@ -35,7 +34,7 @@ class LearnedFunction:
     reduced_form : callable
         ``(instruments, covariates) -> array (n,)``: its ``E[h(T, X) | Z, X]``.
     unseen : array of int
-        Row numbers, in random order.
+        Row numbers, the first ``CHECK_ROWS`` in random order: these it is weighed on.
     """
 
     component: Component
@@ -242,7 +241,7 @@ def _increments(data: IVData, smooth: SmoothModel, function: LearnedFunction) ->
 
     In units of the outcome's standard deviation, so that no square leaves float64.
     """
-    rows, base = function.unseen[:MOST_ROWS], smooth.without(function.unseen)
+    rows, base = function.unseen[:CHECK_ROWS], smooth.without(function.unseen)
     treatments, instruments = data.treatment[rows], data.instruments[rows]
     covariates = None if data.covariates is None else data.covariates[rows]
     before = base.component().evaluate(treatments, covariates)

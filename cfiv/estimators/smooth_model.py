@@ -12,12 +12,13 @@ from cfiv.data import Array, IVData
 from cfiv.estimators.components import SmoothComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.samples import fold_groups
+from cfiv.mapped import release
 from cfiv.numerics.penalised_iv import Moments, Penalties, Rows, choose_penalties
 from cfiv.numerics.sieve_basis import BLOCK, in_blocks
 from cfiv.numerics.smooth_basis import Part, SmoothBasis
 
-#: Rows that penalties are chosen on; coefficients are of all rows.
-CHOICE_ROWS = 20_000
+#: Rows that penalties are chosen on, and rows that knots, lines and centres are of; coefficients are of all rows.
+CHOICE_ROWS, BASIS_ROWS = 20_000, 200_000
 FOLDS = 5
 #: Observations that columns must leave for an F.
 SPARE = 5
@@ -73,13 +74,19 @@ class SmoothModel:
         if data.treatment.ndim > 2 or data.instruments.shape[1] < data.treatment.shape[1]:
             return None
         rows = len(data)
-        weights = np.ones(rows) if data.weights is None else data.weights / data.weights.mean()
+        weights = np.broadcast_to(1.0, rows) if data.weights is None else data.weights / data.weights.mean()
         treatments, instruments = (part.astype(np.float64, copy=False) for part in (data.treatment, data.instruments))
         covariates = np.zeros((rows, 0)) if data.covariates is None else data.covariates.astype(np.float64, copy=False)
         scale = Standardiser.fit(data.outcome[:, None], data.weights)
         outcome = scale.apply(data.outcome[:, None])[:, 0]
-        basis = SmoothBasis.of(treatments, covariates, instruments, weights=weights, products=products)
-        order = generator.permutation(rows)[:CHOICE_ROWS]
+        data.release()
+        order = generator.permutation(rows)[: max(CHOICE_ROWS, BASIS_ROWS)].copy()
+        some = slice(None) if rows <= BASIS_ROWS else np.sort(order[:BASIS_ROWS])
+        columns = []
+        for part in (treatments, covariates, instruments):
+            columns.append(part[some])
+            release(part)
+        basis, order = SmoothBasis.of(*columns, weights=weights[some], products=products), order[:CHOICE_ROWS]
         groups = None if data.clusters is None else np.unique(data.clusters, return_inverse=True)[1]
         sample = Rows(
             instruments=basis.instrument_columns(instruments[order], covariates[order]),
@@ -89,6 +96,7 @@ class SmoothModel:
             folds=_folds(None if groups is None else groups[order], len(order), generator),
             groups=None if groups is None else groups[order],
         )
+        data.release()
         if not _identified(sample, basis):
             return None
         line = Penalties.of_line(
@@ -111,7 +119,7 @@ class SmoothModel:
             penalties=penalties,
             moments=empty,
         )
-        return replace(model, moments=model._moments(np.arange(rows)))
+        return replace(model, moments=model._moments())
 
     @property
     def is_line(self) -> bool:
@@ -176,7 +184,7 @@ class SmoothModel:
             ``h`` at the rows, in the outcome's units.
         """
         rest = replace(self, outcome=self.outcome - self.outcome_scale.apply(function[:, None])[:, 0]).line()
-        rest = replace(rest, moments=rest._moments(np.arange(len(function))))
+        rest = replace(rest, moments=rest._moments())
         error, size = (math.sqrt(max(part, 0.0)) for part in rest._treatment_part())
         return max(0.0, size - CLEARLY_LEFT * error)
 
@@ -259,14 +267,16 @@ class SmoothModel:
             scores = np.stack([np.bincount(codes, weights=column) for column in scores.T], axis=1)
         return np.asarray(scores.T @ scores / len(rows))
 
-    def _moments(self, rows: Array) -> Moments:
+    def _moments(self, rows: Array | None = None) -> Moments:
+        """Of some rows, or of all."""
         parts = list(self._blocks(rows))
         return sum(parts[1:], start=parts[0])
 
-    def _blocks(self, rows: Array) -> Iterator[Moments]:
+    def _blocks(self, rows: Array | None) -> Iterator[Moments]:
         many = max(1, BLOCK // (len(self.basis.structural_parts) + len(self.basis.instrument_parts)))
-        for start in range(0, max(1, len(rows)), many):
-            part = rows[start : start + many]
+        for start in range(0, max(1, len(self.outcome if rows is None else rows)), many):
+            block = slice(start, start + many)
+            part = block if rows is None else rows[block]
             covariates = self.covariates[part]
             yield Moments.of(
                 self.basis.instrument_columns(self.instruments[part], covariates),
@@ -274,6 +284,7 @@ class SmoothModel:
                 self.outcome[part],
                 self.weights[part],
             )
+            release(self.treatments, self.covariates, self.instruments)
 
 
 @dataclass(frozen=True, eq=False)

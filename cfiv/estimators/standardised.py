@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
+from cfiv.learning.whole_sample import chunk_rows
+from cfiv.mapped import BLOCK_ROWS, array_on_disk, is_mapped, release
 from cfiv.numerics.two_stage import Structure
 
 
@@ -28,18 +32,18 @@ class StandardisedData:
     sample : Sample
         The scaled rows, on the training device; images as they are stored, see :meth:`on_stored`.
     device : device
-    distinct_instruments : int
-        How many different values the instruments take, rows as wholes.
     clusters : array (n,) or None
         Labels of groups of rows that no split parts.
+    on_disk : tuple of array
+        What the sample's tensors are of, where that lies on disk.
     outcome_scale, treatment_scale, instrument_scale, covariate_scale : Standardiser
         ``instrument_scale`` is that of instruments and covariates together.
     """
 
     sample: Sample
     device: torch.device
-    distinct_instruments: int
     clusters: Array | None
+    on_disk: tuple[Array, ...]
     outcome_scale: Standardiser
     treatment_scale: Standardiser
     instrument_scale: Standardiser
@@ -47,43 +51,49 @@ class StandardisedData:
 
     @classmethod
     def prepare(cls, data: IVData, *, device: torch.device, double: bool, standardise: bool) -> StandardisedData:
-        """Learn the scales, and copy the arrays to the device."""
-        dtype = torch.float64 if double else torch.float32
-        weights = data.weights
-        instruments = _stacked(data.instruments, data.covariates)
+        """Learn the scales, and copy the arrays to the device; those on disk, where the processor is it, to disk again."""
+        outcome, covariates, weights = data.outcome[:, None], data.covariates, data.weights
+        given = (data.instruments,) if covariates is None else (data.instruments, covariates)
 
-        def scale(values: Array | None) -> Standardiser:
-            return Standardiser.fit(values, weights) if standardise and values is not None else Standardiser.identity()
+        def scale(*parts: Array) -> Standardiser:
+            if not standardise:
+                return Standardiser.identity()
+            return reduce(Standardiser.beside, (Standardiser.fit(part, weights) for part in parts))
 
-        outcome_scale, treatment_scale = scale(data.outcome[:, None]), scale(data.treatment)
-        instrument_scale, covariate_scale = scale(instruments), scale(data.covariates)
+        on_disk = []
+
+        def scaled(by: Standardiser, *parts: Array) -> Tensor:
+            kept = device.type == "cpu" and any(map(is_mapped, parts))
+            made = _scaled(by, parts, dtype=np.float64 if double else np.float32, on_disk=kept)
+            on_disk.extend([made] * kept)
+            return torch.from_numpy(made).to(device)
+
+        outcome_scale, treatment_scale, instrument_scale = scale(outcome), scale(data.treatment), scale(*given)
+        covariate_scale = Standardiser.identity() if covariates is None else scale(covariates)
         sample = Sample(
-            outcome=to_tensor(outcome_scale.apply(data.outcome[:, None]), dtype=dtype, device=device),
+            outcome=scaled(outcome_scale, outcome),
             # Images stay as they are stored: psi converts them, a batch at a time.
             treatment=stored_tensor(data.treatment, device=device)
             if data.treatment.ndim > 2
-            else to_tensor(treatment_scale.apply(data.treatment), dtype=dtype, device=device),
-            instruments=to_tensor(instrument_scale.apply(instruments), dtype=dtype, device=device),
-            covariates=None
-            if data.covariates is None
-            else to_tensor(covariate_scale.apply(data.covariates), dtype=dtype, device=device),
+            else scaled(treatment_scale, data.treatment),
+            instruments=scaled(instrument_scale, *given),
+            covariates=None if covariates is None else scaled(covariate_scale, covariates),
             weights=None if weights is None else to_tensor(weights, dtype=torch.float64, device=device),
         )
         _check_cast(data, sample)
-        distinct = len(np.unique(data.instruments, axis=0))
+        data.release()
         scales = (outcome_scale, treatment_scale, instrument_scale, covariate_scale)
-        return cls(sample, device, distinct, data.clusters, *scales)
+        return cls(sample, device, data.clusters, tuple(on_disk), *scales)
 
-    def distinct_treatments(self, most: int) -> int:
-        """How many different values the treatments take, rows (images) as wholes, counted up to ``most``."""
-        if self.sample.treatment.ndim == 2:
-            return min(most, len(torch.unique(self.sample.treatment, dim=0)))
-        values: set[bytes] = set()
-        for image in self.sample.treatment:
-            values.add((image.cpu() + 0).numpy().tobytes())  # minus zero is zero
-            if len(values) == most:
-                break
-        return len(values)
+    def release(self) -> None:
+        """Give back the memory that reading rows on disk has taken."""
+        release(*self.on_disk)
+
+    @property
+    def excluded(self) -> Tensor:
+        """The instruments (n, q), without the covariates beside them."""
+        covariates = self.sample.covariates
+        return self.sample.instruments[:, : None if covariates is None else -covariates.shape[1]]
 
     def on_stored(self, network: nn.Module) -> nn.Module:
         """``psi``, which takes standardised treatments, as a network of the treatments in ``sample``."""
@@ -117,6 +127,17 @@ class StandardisedData:
         return ReducedForm(tuple(fits), self.outcome_scale, self.instrument_scale, self.covariate_scale, self.double)
 
 
+def count_distinct(values: Tensor, *, most: int) -> int:
+    """How many different values (n, ...) there are, rows (images) as wholes, counted up to ``most``."""
+    rows, seen = chunk_rows(values.shape[1:]), np.zeros((0, values[0].numel()))
+    for start in range(0, len(values), rows):
+        block = values[start : start + rows].cpu().flatten(start_dim=1).numpy()
+        seen = np.unique(np.concatenate([seen, block]), axis=0)
+        if len(seen) >= most:
+            return most
+    return len(seen)
+
+
 class ReducedFormFit(Protocol):
     """What a fit predicts from instruments and covariates."""
 
@@ -136,12 +157,30 @@ class ReducedForm:
     double: bool
 
     def __call__(self, instruments: Array, covariates: Array | None) -> Array:
-        """Shape (n,), at instruments (n, q) and covariates (n, p)."""
+        """Shape (n,), at instruments (n, q) and covariates (n, p); a block of rows at a time."""
+        starts = range(0, len(instruments), BLOCK_ROWS)
+        blocks = (
+            (each[start : start + BLOCK_ROWS] for each in (instruments, covariates) if each is not None) for start in starts
+        )
+        return np.concatenate([self._of_block(*block) for block in blocks])
+
+    def _of_block(self, instruments: Array, covariates: Array | None = None) -> Array:
         dtype = torch.float64 if self.double else torch.float32
         z = to_tensor(self.instrument_scale.apply(_stacked(instruments, covariates)), dtype=dtype)
         x = None if covariates is None else to_tensor(self.covariate_scale.apply(covariates), dtype=dtype)
         predictions = [fit.predicted_outcome(instruments=z, covariates=x)[:, 0].numpy() for fit in self.fits]
         return self.outcome_scale.undo(np.mean(predictions, axis=0))
+
+
+def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: npt.DTypeLike, on_disk: bool) -> Array:
+    """Columns side by side and scaled (n, k), a block of rows at a time; in a temporary file where they are to be on disk."""
+    rows, columns = len(parts[0]), sum(part.shape[1] for part in parts)
+    made = array_on_disk(rows, columns=columns, dtype=dtype) if on_disk else np.empty((rows, columns), dtype=dtype)
+    for start in range(0, rows, BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
+        release(made, *parts)
+    return made
 
 
 def _check_cast(data: IVData, sample: Sample) -> None:
@@ -152,8 +191,10 @@ def _check_cast(data: IVData, sample: Sample) -> None:
             continue
         columns = values.reshape(len(values), -1)
         cast = cast[:, : columns.shape[1]]
-        lost = (cast.amin(dim=0) == cast.amax(dim=0)).cpu().numpy() & (columns.min(axis=0) != columns.max(axis=0))
-        lost |= (~cast.isfinite().all(dim=0)).cpu().numpy()
+        least, greatest = (end.cpu().numpy() for end in (cast.amin(dim=0), cast.amax(dim=0)))
+        lost = (least == greatest) & (columns.min(axis=0) != columns.max(axis=0))
+        lost |= ~np.isfinite(least + greatest)
+        release(values)
         if lost.any():
             assert data.names is not None
             name = data.names[role][int(lost.argmax())]

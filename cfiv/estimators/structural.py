@@ -19,6 +19,7 @@ from cfiv.estimators.components import Component, averaged
 from cfiv.estimators.saved_components import component_to_values
 from cfiv.estimators.summary import Summary
 from cfiv.estimators.support import Support
+from cfiv.mapped import BLOCK_ROWS, is_mapped, release
 from cfiv.memory import within_memory
 from cfiv.rendering import shown
 from cfiv.runtime.surroundings import ordinary_torch
@@ -86,8 +87,9 @@ class StructuralFunction:
 
         Parameters
         ----------
-        rows : table or IVData, optional
-            A table with the treatment and covariate columns, or arrays in their roles.
+        rows : table, path or IVData, optional
+            A table with the treatment and covariate columns, the path of a Parquet file or folder that has them, which is read
+            block by block, or arrays in their roles.
         treatment, covariates : array, optional
             Instead of ``rows``, for estimators fitted to arrays.
 
@@ -112,7 +114,7 @@ class StructuralFunction:
         """
         with self._within_memory():
             treatment, covariates = self._inputs(rows, treatment, covariates)
-            values = self._average(component.evaluate(treatment, covariates) for component in self.components)
+            values = self._at(treatment, covariates)
             if self.support is not None:
                 seen = self.support.covers(treatment, covariates)
                 self.support.warn_outside(seen, treatment, covariates, what="rows")
@@ -157,7 +159,7 @@ class StructuralFunction:
 
         Parameters
         ----------
-        rows : table or IVData
+        rows : table, path or IVData
             Where the covariates are; its treatment columns are replaced and may be absent.
         treatment_from, treatment_to : number, sequence, mapping, Series or table
             One number (or category) for one treatment, one each for several, or a mapping from column to number, or to one
@@ -205,7 +207,7 @@ class StructuralFunction:
         grid : sequence, table or array (m, ...)
             Treatment values: a sequence for one treatment, a table (or mapping) with a column for each of several. For arrays,
             m treatments of the training shape.
-        rows : table or IVData, optional
+        rows : table, path or IVData, optional
             Rows to average over; by default up to 2000 rows of the training data, evenly spread, which the function keeps.
 
         Returns
@@ -289,7 +291,7 @@ class StructuralFunction:
         if not ((data.outcome == least) | (data.outcome == greatest)).all():
             return self
         with self._within_memory():
-            values = self._average(component.evaluate(data.treatment, data.covariates) for component in self.components)
+            values = self._at(data.treatment, data.covariates)
         excess = np.maximum(least - values, values - greatest)
         count = int((excess > ROUNDING * (greatest - least)).sum())
         said = f"{count:,} of {len(data):,} rows of training, for nothing keeps a prediction in [{least:g}, {greatest:g}]"
@@ -307,18 +309,30 @@ class StructuralFunction:
         """One treatment after the other, (n, ...) or (1, ...) where all rows have the same, and ``h`` there, shape (n,)."""
         if asked.same is None:
             for treatment in asked.own:
-                values = self._average(component.evaluate(treatment, asked.covariates) for component in self.components)
-                yield treatment, values
+                yield treatment, self._at(treatment, asked.covariates)
             return
         many = max(1, BLOCK // asked.rows)
         for start in range(0, len(asked.same), many):
             treatments = asked.same[start : start + many]
-            block = self._average(component.cross(treatments, asked.covariates) for component in self.components)
+            block = self._finite(self._mean(component.cross(treatments, asked.covariates) for component in self.components))
             yield from zip(treatments[:, None], np.broadcast_to(block, (len(treatments), asked.rows)), strict=True)
 
-    def _average(self, values: Iterable[Array]) -> Array:
-        """Of the components' values, two of which are held at once; refused where it is no number."""
-        mean = averaged(values, self.shares, count=len(self.components))
+    def _at(self, treatment: Array, covariates: Array | None) -> Array:
+        """``h`` at each row, shape (n,); of columns on disk a block of rows at a time."""
+        many, parts = BLOCK_ROWS if treatment.ndim == 2 and is_mapped(treatment) else len(treatment), []
+        for start in range(0, len(treatment), many):
+            block = slice(start, start + many)
+            own, given = treatment[block], None if covariates is None else covariates[block]
+            parts.append(self._mean(component.evaluate(own, given) for component in self.components))
+            release(treatment, covariates)
+        return self._finite(np.concatenate(parts))
+
+    def _mean(self, values: Iterable[Array]) -> Array:
+        """Of the components' values, two of which are held at once."""
+        return averaged(values, self.shares, count=len(self.components))
+
+    def _finite(self, mean: Array) -> Array:
+        """Values (n,) or (b, n), refused where one is no number."""
         finite = np.isfinite(mean)
         if not finite.all():
             rows = finite.reshape(-1, finite.shape[-1])
@@ -331,7 +345,7 @@ class StructuralFunction:
 
     @contextmanager
     def _within_memory(self) -> Iterator[None]:
-        """The surroundings of all computations; numbers that overflow are refused by :meth:`_average`."""
+        """The surroundings of all computations; numbers that overflow are refused by :meth:`_finite`."""
         with (
             within_memory(f"{self.estimator}'s structural function", "give fewer rows at a time"),
             ordinary_torch(),

@@ -117,7 +117,7 @@ class Support:
         if seen.all():
             return
         rows = np.broadcast_to(_columns(treatments, len(seen)), (len(seen), treatments.shape[1]))
-        values = np.concatenate([rows, _columns(covariates, len(seen))], axis=1)[~seen]
+        values = np.concatenate([rows[~seen], _columns(covariates, len(seen))[~seen]], axis=1)
         least, greatest = self.least[: values.shape[1]], self.greatest[: values.shape[1]]
         width = np.where(greatest > least, greatest - least, np.maximum(np.abs(greatest), np.finfo(np.float64).tiny))
         beyond = np.maximum(least - values, values - greatest) / width

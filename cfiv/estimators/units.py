@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DataError, IllConditionedWarning, warn
+from cfiv.mapped import BLOCK_ROWS
 
 ROLES = ("outcome", "treatment", "instruments", "covariates")
 #: Between these the largest magnitude of a column must be, so that neither its sums nor its standard deviation leave float64;
@@ -118,8 +119,10 @@ class Standardiser:
         """
         if values.ndim > 2:
             return cls._of_all_pixels(values)
-        unit = exponents(values)  # in which no square vanishes or overflows
-        scaler = StandardScaler().fit(in_unit(values, unit), sample_weight=weights)
+        unit, scaler = exponents(values), StandardScaler()  # in which no square vanishes or overflows
+        for start in range(0, len(values), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            scaler.partial_fit(in_unit(values[rows], unit), sample_weight=None if weights is None else weights[rows])
         constant = values.min(axis=0) == values.max(axis=0)
         return cls(np.ldexp(scaler.mean_, unit), np.where(constant, 1.0, np.ldexp(scaler.scale_, unit)))
 
@@ -134,6 +137,10 @@ class Standardiser:
         scale = math.ldexp(math.sqrt(squares / images.size), unit)
         rounding = 10 * np.finfo(np.float64).eps * abs(mean)
         return cls(np.asarray(mean), np.asarray(scale if scale > rounding else 1.0))
+
+    def beside(self, other: Standardiser) -> Standardiser:
+        """Of the columns of both, side by side."""
+        return Standardiser(np.append(self.mean, other.mean), np.append(self.scale, other.scale))
 
     @classmethod
     def identity(cls) -> Standardiser:

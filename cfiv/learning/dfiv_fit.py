@@ -28,7 +28,7 @@ from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split, batches
 from cfiv.learning.shared_network import shared_network
-from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.learning.whole_sample import refit_last_layers
 from cfiv.numerics.two_stage import structural_features
 
 #: Of layers that training left as they were.
@@ -94,12 +94,13 @@ def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split, *, unpred
 
     Neither the outcomes of sample 1 nor, up to what features remember of them, its treatments have a part in that function.
     """
-    rows = sample.rows(split.sample2).cpu()
+    rows = split.sample2.cpu()
     ridges = [ridge if math.isfinite(ridge) else RIDGE for ridge in (fitted.first_stage_ridge, fitted.refit_ridge)]
     first_stage, structural = refit_last_layers(
-        with_treatment_features(rows, fitted.networks.treatment),
-        replace(rows, treatment=rows.outcome),  # no second stage looks at its treatments
+        sample.cpu(),
         fitted.networks,
+        stage1=rows,
+        stage2=rows,
         structure=fitted.structure,
         first_stage_ridge=ridges[0],
         ridge=ridges[1],
@@ -242,9 +243,10 @@ class DFIVSteps:
         """V and u on all rows of the samples."""
         sample, split = self._problem.sample, self._problem.splits[place]
         first_stage, structural = refit_last_layers(
-            with_treatment_features(sample, networks.treatment, split.stage1),
-            replace(sample, treatment=sample.outcome).rows(split.sample2),  # no second stage looks at its treatments
+            sample,
             networks,
+            stage1=split.stage1,
+            stage2=split.sample2,
             structure=self._problem.structure,
             first_stage_ridge=first_stage_ridge,
             ridge=ridge,

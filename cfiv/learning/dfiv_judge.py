@@ -12,8 +12,8 @@ from torch import Tensor
 from cfiv.learning.dfiv_problem import DFIVProblem
 from cfiv.learning.dfiv_step import MemberNetworks
 from cfiv.learning.early_stopping import standard_errors_above_zero
-from cfiv.learning.samples import Sample, Split
-from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows
+from cfiv.learning.samples import CHECK_ROWS, Sample, Split
+from cfiv.learning.whole_sample import chunk_rows
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.moments import Moments, accumulate, moments, predict_with_each, ridge_path
 from cfiv.numerics.two_stage import structural_features, unpredicted_features

@@ -20,9 +20,8 @@ from cfiv.learning.loop import Ended, drive
 from cfiv.learning.member_networks import MemberNetwork, Pass, member_network
 from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
 from cfiv.learning.training import Training
-from cfiv.learning.whole_sample import CHECK_ROWS
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DIVERGED, Cut, DivergedError, Ended, check_steps
 from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.run_file import draws_of, restore_draws
-from cfiv.learning.samples import Sample, Split
+from cfiv.learning.samples import CHECK_ROWS, Sample, Split
 from cfiv.learning.saved_state import check_draws, check_optimiser
 from cfiv.learning.training import Training
-from cfiv.learning.whole_sample import CHECK_ROWS
 from cfiv.runtime.digest import digest
 from cfiv.runtime.processes import here
 from cfiv.tensor_file import short

@@ -27,11 +27,11 @@ from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
 from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import Solving, scheduled
 from cfiv.learning.training import Training
-from cfiv.learning.whole_sample import CHECK_ROWS, chunk_rows, chunks, refit
+from cfiv.learning.whole_sample import chunk_rows, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.moments import accumulate, moments, predict_with_each, ridge_path

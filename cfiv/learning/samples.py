@@ -13,6 +13,12 @@ from cfiv.arrays import Array
 from cfiv.checks import check_whole
 from cfiv.errors import DataError, ParameterError
 
+#: Rows of a sample that a judgement looks at, its first; what it is to tell needs no more.
+CHECK_ROWS = 20_000
+#: Rows among which those of a batch are drawn where a sample has more, and how many of them lie next to one another: on disk
+#: some thousand places are read for some hundred batches, and not one for each row of a batch.
+WINDOW, RUN = 262_144, 128
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -71,7 +77,7 @@ class Split:
 def split_rows(
     rows: int, *, share: float, generator: np.random.Generator, clusters: Array | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Two disjoint random sets of rows, the first with about ``share`` of them, each in random order.
+    """Two disjoint random sets of rows, the first with about ``share`` of them, each as :func:`in_place` has it.
 
     Parameters
     ----------
@@ -87,14 +93,25 @@ def split_rows(
         If one of the two would have fewer than two rows.
     """
     if clusters is not None:
-        return _split_groups(clusters, share=share, generator=generator, purpose="splitting")
-    first = round(share * rows)
-    if min(first, rows - first) < 2:
+        first, second = _split_groups(clusters, share=share, generator=generator, purpose="splitting")
+        return in_place(first), in_place(second)
+    size = round(share * rows)
+    if min(size, rows - size) < 2:
         raise DataError(
-            f"splitting {rows} rows at {share:g} leaves {first} and {rows - first}: each sample needs at least 2 rows"
+            f"splitting {rows} rows at {share:g} leaves {size} and {rows - size}: each sample needs at least 2 rows"
         )
     order = torch.from_numpy(generator.permutation(rows))
-    return order[:first], order[first:]
+    return in_place(order[:size]), in_place(order[size:])
+
+
+def in_place(rows: Tensor) -> Tensor:
+    """Rows in random order as they are; of more than a window's, those after the first ``CHECK_ROWS`` as they lie.
+
+    Neighbours in it are then neighbours on disk.
+    """
+    if len(rows) <= WINDOW:
+        return rows
+    return torch.cat([rows[:CHECK_ROWS], rows[CHECK_ROWS:].sort().values])
 
 
 def hold_out(
@@ -122,9 +139,9 @@ def hold_out(
     if clusters is not None:
         labels = clusters[sample2.numpy()]
         heldout, others = _split_groups(labels, share=share, generator=generator, purpose="holding out rows of a sample")
-        return Split(stage1, sample2[others], sample2[heldout])
+        return Split(stage1, in_place(sample2[others]), in_place(sample2[heldout]))
     order = torch.from_numpy(generator.permutation(len(sample2)))
-    return Split(stage1, sample2[order[held:]], sample2[order[:held]])
+    return Split(stage1, in_place(sample2[order[held:]]), in_place(sample2[order[:held]]))
 
 
 def fold_groups(clusters: Array, *, folds: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
@@ -169,13 +186,32 @@ def _split_groups(clusters: Array, *, share: float, generator: np.random.Generat
 
 
 def batches(rows: Tensor, *, size: int | None, generator: np.random.Generator) -> Iterator[Tensor]:
-    """Minibatches of rows without end: every pass a fresh permutation, without its ragged tail. None gives all, in order."""
+    """Minibatches of rows without end: every pass another order, without its ragged tail. None gives all, as they are.
+
+    The order is random up to ``WINDOW`` rows. Of more, runs of ``RUN`` neighbours are in random order, and the rows of a
+    window's runs are mixed: batches of a window share its places, some thousand at random.
+    """
     while size is None or size >= len(rows):
         yield rows
     while True:
-        order = torch.from_numpy(generator.permutation(len(rows)))
-        for start in range(0, len(rows) - size + 1, size):
-            yield rows[order[start : start + size]]
+        left = np.zeros(0, dtype=np.int64)
+        for window in _windows(len(rows), generator):
+            order = torch.from_numpy(np.concatenate([left, window]))
+            whole = len(order) - len(order) % size
+            for start in range(0, whole, size):
+                yield rows[order[start : start + size]]
+            left = order[whole:].numpy()
+
+
+def _windows(rows: int, generator: np.random.Generator) -> Iterator[Array]:
+    """Positions of all of so many rows, those of a window at a time."""
+    if rows <= WINDOW:
+        yield generator.permutation(rows)
+        return
+    runs, many = generator.permutation(-(-rows // RUN)), WINDOW // RUN
+    for start in range(0, len(runs), many):
+        positions = (runs[start : start + many, None] * RUN + np.arange(RUN)).reshape(-1)
+        yield generator.permutation(positions[positions < rows])
 
 
 def check_batch_size(batch_size: object) -> None:

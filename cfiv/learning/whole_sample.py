@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cfiv.learning.networks import Networks, evaluate
 from cfiv.learning.samples import Sample
@@ -17,42 +17,29 @@ from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, stru
 
 #: Rows whose features are held at once, and values of their treatments: fewer rows of images.
 CHUNK, CHUNK_VALUES = 8192, 4_000_000
-#: Rows of a sample that a check during training looks at; a held-out loss needs no more.
-CHECK_ROWS = 20_000
 #: Feature values (rows x columns) up to which a refit uses QR rather than moments: some 400 MB of float64 with its copies.
 QR_VALUES = 10_000_000
 
 
-def with_treatment_features(sample: Sample, network: nn.Module, index: Tensor | None = None) -> Sample:
-    """The sample, or its rows of an ``index``, with ``psi(T)`` in the place of T, which all of this module's stages ask for.
-
-    An image goes through its network once, however many solves and losses need its features. In evaluation mode and without
-    gradients; treatments (n, ...) become (n, m), in the dtype of the network.
-    """
-    features = torch.cat([evaluate(network, chunk.treatment) for chunk in chunks(sample, index)])
-    others = replace(sample, treatment=sample.outcome)  # of images no second copy is made
-    return replace(others if index is None else others.rows(index), treatment=features)
-
-
 def refit_last_layers(
-    stage1: Sample,
-    stage2: Sample,
+    sample: Sample,
     networks: Networks,
     *,
+    stage1: Tensor,
+    stage2: Tensor,
     structure: Structure,
     first_stage_ridge: float,
     ridge: float,
     unpredicted_penalty: float,
 ) -> tuple[Tensor, Tensor]:
-    """V on all rows of sample 1, then u on all rows of sample 2, features fixed.
+    """V on some rows of a sample, then u on others, features fixed.
 
     Parameters
     ----------
-    stage1 : Sample
-        With treatment features.
-    stage2 : Sample
-        Its treatment is not looked at.
+    sample : Sample
     networks : Networks
+    stage1, stage2 : Tensor of int
+        Numbers of the rows of V, and of those of u, whose treatments are not looked at.
     structure : {"product", "additive"}
     first_stage_ridge, ridge : float
         Penalties >= 0 of V and u, on the mean squared error.
@@ -66,81 +53,41 @@ def refit_last_layers(
 
     Notes
     -----
-    By QR where a sample's features have up to ``QR_VALUES`` values; above that from moments added up over chunks of rows, in
+    By QR where a stage's features have up to ``QR_VALUES`` values; above that from moments added up over chunks of rows, in
     memory that does not grow with the rows.
     """
     first = refit(
-        stage1,
+        sample,
         lambda chunk: with_intercept(evaluate(networks.instrument, chunk.instruments)),
-        lambda chunk: chunk.treatment,
+        lambda chunk: evaluate(networks.treatment, chunk.treatment),
         first_stage_ridge,
+        index=stage1,
     )
+    second_stage = replace(sample, treatment=sample.outcome)  # of images nothing is copied
+
+    def predicted(chunk: Sample) -> Tensor:
+        return _structural(chunk, networks, first, structure)
+
+    def unpredicted(chunk: Sample) -> Tensor:
+        return _unpredicted(chunk, networks, first, structure)
+
     if not unpredicted_penalty:
-        structural = refit(
-            stage2, lambda chunk: _structural(chunk, networks, first, structure), lambda chunk: chunk.outcome, ridge
-        )
-        return first, structural
-    if (len(stage1) + len(stage2)) * _structural(stage2.rows(slice(0, 1)), networks, first, structure).shape[1] > QR_VALUES:
-        total = second_stage_moments(
-            stage1, stage2, networks, first, structure=structure, unpredicted_penalty=unpredicted_penalty
-        )
+        return first, refit(second_stage, predicted, lambda chunk: chunk.outcome, ridge, index=stage2)
+    if (len(stage1) + len(stage2)) * predicted(second_stage.rows(stage2[:1])).shape[1] > QR_VALUES:
+        seen = _summed(second_stage, predicted, lambda chunk: chunk.outcome, index=stage2)
+        unseen = _summed(sample, unpredicted, lambda chunk: torch.zeros_like(chunk.outcome), index=stage1)
+        total = replace(seen, gram=seen.gram + unseen.gram * (unpredicted_penalty * seen.mass / unseen.mass))
         return first, solve_moments(total, ridge=ridge).weights
+    weights_stage1, weights_stage2 = (None if sample.weights is None else sample.weights[rows] for rows in (stage1, stage2))
     features, targets = penalised_rows(
-        features_stage2=torch.cat([_structural(chunk, networks, first, structure) for chunk in chunks(stage2)]),
-        outcome_stage2=stage2.outcome.double(),
-        weights_stage2=stage2.weights,
+        features_stage2=torch.cat([predicted(chunk) for chunk in chunks(second_stage, stage2)]),
+        outcome_stage2=sample.outcome[stage2].double(),
+        weights_stage2=weights_stage2,
         unpredicted_stage1=Unpredicted(
-            torch.cat([_unpredicted(chunk, networks, first, structure) for chunk in chunks(stage1)]),
-            unpredicted_penalty,
-            stage1.weights,
+            torch.cat([unpredicted(chunk) for chunk in chunks(sample, stage1)]), unpredicted_penalty, weights_stage1
         ),
     )
     return first, solve(features=features, targets=targets, ridge=ridge).weights
-
-
-def second_stage_moments(
-    stage1: Sample,
-    stage2: Sample,
-    networks: Networks,
-    first_stage: Tensor,
-    *,
-    structure: Structure,
-    unpredicted_penalty: float,
-) -> Moments:
-    """Moments of ``f_2`` with the outcome as target, and ``gamma`` times those of ``f(T_1) - f_1`` with target zero.
-
-    Parameters
-    ----------
-    stage1, stage2 : Sample
-        Sample 1 with treatment features; it is looked at only where ``gamma > 0``.
-    networks : Networks
-    first_stage : Tensor (d + 1, m)
-        V.
-    structure : {"product", "additive"}
-    unpredicted_penalty : float
-        ``gamma`` >= 0.
-
-    Returns
-    -------
-    Moments
-        Whose ``ridge_path`` and ``solve_moments`` are u: the mass is that of sample 2, and ``gamma`` multiplies a *mean* over
-        sample 1.
-    """
-    seen = accumulate(
-        moments(features=_structural(chunk, networks, first_stage, structure), targets=chunk.outcome, weights=chunk.weights)
-        for chunk in chunks(stage2)
-    )
-    if not unpredicted_penalty:
-        return seen
-    unseen = accumulate(
-        moments(
-            features=_unpredicted(chunk, networks, first_stage, structure),
-            targets=torch.zeros_like(chunk.outcome),
-            weights=chunk.weights,
-        )
-        for chunk in chunks(stage1)
-    )
-    return replace(seen, gram=seen.gram + unseen.gram * (unpredicted_penalty * seen.mass / unseen.mass))
 
 
 def predicted_outcome(
@@ -189,18 +136,25 @@ def refit(
     """
     width = features(sample.rows(slice(0, 1))).shape[1]
     if (len(sample) if index is None else len(index)) * width > QR_VALUES:
-        batches = (moments(features=features(c), targets=targets(c), weights=c.weights) for c in chunks(sample, index))
-        return solve_moments(accumulate(batches), ridge=ridge).weights
+        return solve_moments(_summed(sample, features, targets, index=index), ridge=ridge).weights
     phi = torch.cat([features(chunk) for chunk in chunks(sample, index)])
     y = torch.cat([targets(chunk) for chunk in chunks(sample, index)])
     weights = sample.weights if index is None or sample.weights is None else sample.weights[index]
     return solve(features=phi, targets=y, ridge=ridge, weights=weights).weights
 
 
+def _summed(
+    sample: Sample, features: Callable[[Sample], Tensor], targets: Callable[[Sample], Tensor], *, index: Tensor | None
+) -> Moments:
+    """Moments, a chunk of rows at a time."""
+    parts = chunks(sample, index)
+    return accumulate(moments(features=features(c), targets=targets(c), weights=c.weights) for c in parts)
+
+
 def _unpredicted(sample: Sample, networks: Networks, first_stage: Tensor, structure: Structure) -> Tensor:
-    """What V leaves unpredicted of ``f`` in a sample with treatment features, float64, shape (n, p)."""
+    """What V leaves unpredicted of ``f``, float64, shape (n, p)."""
     return unpredicted_features(
-        treatment_features=sample.treatment.double(),
+        treatment_features=evaluate(networks.treatment, sample.treatment).double(),
         predicted_treatment_features=_predicted(sample, networks, first_stage),
         covariate_features=_covariate_features(sample, networks),
         structure=structure,

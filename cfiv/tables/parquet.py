@@ -58,7 +58,7 @@ def read_parquet(
     ------
     DataError
         If there is no such file, it is no Parquet, has not the columns or no rows; if columns hold text where numbers are
-        needed, or have types in some files of a folder that do not fit those of the first; or without pyarrow.
+        needed, are not in all files of a folder, or have types in some that do not fit those of the first; or without pyarrow.
     OutputError
         If the disk has no room.
 
@@ -74,6 +74,8 @@ def read_parquet(
     repeated = sorted({name for name in present if present.count(name) > 1})
     if repeated:
         raise DataError(f"column names must be unique, got {quoted(repeated)} more than once in '{path}': rename them")
+    with _in_words(path):
+        _check_files(dataset, names, path)
     require_columns(pd.DataFrame(columns=present), names, needed_for=needed_for)
     with _in_words(path):
         rows = dataset.count_rows()
@@ -180,6 +182,21 @@ def _open(place: Place) -> Dataset:
         if not found.files:
             raise DataError(f"the folder '{path}' has no Parquet files: give one that has")
         return found
+
+
+def _check_files(dataset: Dataset, names: Sequence[str], path: str) -> None:
+    """Raise for a column that some files have and others have not: rows without it would be dropped, file after file."""
+    from pyarrow.dataset import get_partition_keys
+
+    files = list(dataset.get_fragments())
+    present = [{*file.physical_schema.names, *get_partition_keys(file.partition_expression)} for file in files]
+    for name in names:
+        without = [os.path.basename(file.path) for file, own in zip(files, present, strict=True) if name not in own]
+        if 0 < len(without) < len(files):
+            raise DataError(
+                f"column {name!r} is in {len(files) - len(without)} of the {len(files)} files of '{path}', and not in "
+                f"'{without[0]}': give files that have it, or add it to the others, empty where nothing is known"
+            )
 
 
 def _batches(dataset: Dataset, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -82,7 +82,7 @@ class TableEncoder:
         DataError
             For missing columns, gaps, infinities, text, or categories that training did not see.
         """
-        frame = read_table(rows)
+        frame = self._table(rows)
         self._check_complete(frame)
         return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
 
@@ -133,13 +133,13 @@ class TableEncoder:
 
     def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
         """Treatment columns of one row for all, or of one each."""
-        frame = read_table(rows)
+        frame = self._table(rows)
         values = self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
         return pd.DataFrame(values, index=frame.index if any(map(np.ndim, values.values())) else [0])
 
     def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
         """Rows with their treatment columns set: to one number, one each, or a mapping from column to number(s)."""
-        frame = read_table(rows)
+        frame = self._table(rows, without=self.roles.treatment_columns)
         given = [
             self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
             for name, value in treatments.items()
@@ -151,7 +151,7 @@ class TableEncoder:
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
         """A grid of m treatments as a table of the treatment columns."""
         table = grid_table(grid, columns=self.roles.treatment_columns)
-        frame = self.reference if rows is None else read_table(rows)
+        frame = self.reference if rows is None else self._table(rows, without=self.roles.treatment_columns)
         return table, self._asked(
             frame, [{str(name): value for name, value in point.items()} for point in table.to_dict("records")], [table]
         )
@@ -249,6 +249,14 @@ class TableEncoder:
             if part is not None:
                 check_part(part, encoder.reference)
         return encoder
+
+    def _table(self, rows: Any, *, without: Sequence[str] = ()) -> pd.DataFrame:
+        """New rows as a table: of a Parquet file or folder the columns that predictions need, on disk."""
+        if not is_place(rows):
+            return read_table(rows)
+        needed = self.roles.prediction_columns
+        names = [name for name in needed if name not in without] or needed
+        return read_parquet(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing="raise")
 
     def _asked(
         self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None

@@ -1,4 +1,4 @@
-"""A refit on a million rows holds moments, the few treatment features and one chunk, never all instrument features."""
+"""A refit on a million rows holds moments and one chunk, never all features."""
 
 from tests.benchmarks.memory import output_of
 
@@ -11,7 +11,7 @@ PROGRAM = f"""
     from torch import nn
     from cfiv.learning.samples import Sample
     from cfiv.learning.networks import Networks
-    from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+    from cfiv.learning.whole_sample import refit_last_layers
 
     generator = torch.Generator().manual_seed(0)
     rows = {ROWS}
@@ -23,10 +23,10 @@ PROGRAM = f"""
     networks = Networks(psi, phi, None)
     def refit(rows):
         options = dict(structure="product", first_stage_ridge=1e-6, ridge=1e-6, unpredicted_penalty=0.1)
-        refit_last_layers(with_treatment_features(rows, psi), rows, networks, **options)
+        refit_last_layers(sample, networks, stage1=rows, stage2=rows, **options)
 
-    refit(sample.rows(slice(0, 20000)))
-    print(extra_mib(lambda: refit(sample)))
+    refit(torch.arange(20000))
+    print(extra_mib(lambda: refit(torch.arange(rows))))
     """
 
 

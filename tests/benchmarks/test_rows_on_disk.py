@@ -1,6 +1,7 @@
-"""Two-stage least squares and inference on a Parquet file: peak memory, and time beside that of reading the file."""
+"""Estimators on a Parquet file: peak memory, and the time that reading takes beside a fit or in it."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,53 @@ def test_linear_fits_of_a_file_need_little_memory_and_three_times_its_reading(be
     assert max(found["fit_mb"], found["infer_mb"]) <= BOUND_MB
     if rows > 1_000_000:  # what does not grow with the rows is then small
         assert found["fit"] <= TIMES * found["read"]
+
+
+#: Of a fit of networks: MB at most, the share of its processor time that goes to the file, to scaled columns on disk and to
+#: DFIV's batches of them, its steps (DFIV has 12,011 by default at a million rows and 20,000 at ten), and rows, of which there
+#: may be asked for more.
+LEARNED_MB, SHARE, STEPS = 1500, 0.3, 300
+LEARNED_ROWS = int(os.environ.get("CFIV_BENCHMARK_ROWS", "1_000_000"))
+
+LEARNING = """
+    import json, time, warnings
+    import cfiv
+    from cfiv.estimators import estimator
+    from cfiv.estimators.standardised import StandardisedData
+    from cfiv.learning import dfiv_fit
+
+    reading = 0.0
+
+    def timed(call):
+        def measured(*given, **named):
+            global reading
+            started = time.process_time()
+            found = call(*given, **named)
+            reading += time.process_time() - started
+            return found
+        return measured
+
+    estimator.encode = timed(estimator.encode)
+    StandardisedData.prepare = timed(StandardisedData.prepare)
+    draw = dfiv_fit.draw_batches
+    dfiv_fit.draw_batches = lambda *given: iter(timed(draw(*given).__next__), None)
+    model = cfiv.{kind}("y ~ x + w + [t ~ z]", steps={steps}, progress=False, random_state=0, device="cpu")
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few steps are no fit to believe
+        model.fit({place!r})
+    seconds = time.process_time() - started
+    print(json.dumps(dict(seconds=seconds, share=reading / seconds, mb=memory("VmHWM") * 1.048576)))
+    """
+
+
+@pytest.mark.parametrize("kind", ["DFIV", "NetworkRegression"])
+def test_networks_learn_from_a_file_in_little_memory_and_hardly_wait_for_it(benchmark, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "rows.parquet"
+    write(place, LEARNED_ROWS)
+    program = LEARNING.format(kind=kind, steps=STEPS, place=str(place))
+    found = benchmark.pedantic(lambda: json.loads(output_of(program)), rounds=1)
+    benchmark.extra_info.update(found)
+    print(f"\n{kind}, {LEARNED_ROWS:,} rows: {found}")
+    assert found["mb"] <= LEARNED_MB
+    assert found["share"] <= SHARE

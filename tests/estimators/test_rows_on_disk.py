@@ -46,10 +46,17 @@ COVARIANCES: tuple[dict[str, Any], ...] = (
 )
 
 
+BLOCKWISE = ("linear_blocks", "standardised", "structural", "units")
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("tables.parquet", "tables.parts", "estimators.linear_blocks"):
+    for room in ("tables.parquet", "tables.parts", *(f"estimators.{name}" for name in BLOCKWISE)):
         monkeypatch.setattr(f"cfiv.{room}.BLOCK_ROWS", 300)
+    monkeypatch.setattr("cfiv.learning.samples.WINDOW", 256)
+    monkeypatch.setattr("cfiv.learning.samples.RUN", 16)
+    monkeypatch.setattr("cfiv.learning.samples.CHECK_ROWS", 200)
+    monkeypatch.setattr("cfiv.estimators.smooth_model.BASIS_ROWS", 700)
     monkeypatch.setattr("cfiv.inference.row_blocks.MAPPED_BLOCK", 3000)
     monkeypatch.setattr("cfiv.inference.functionals.BLOCK", 3000)
 
@@ -162,10 +169,11 @@ def test_what_rows_on_disk_do_not_have_is_refused(frame: pd.DataFrame, place: Pa
         cfiv.TwoStageLeastSquares("y ~ x + double + [t ~ z]").fit(tmp_path / "t.parquet")
     with pytest.raises(DataError, match="the instruments do not move the treatment 't'"):
         cfiv.TwoStageLeastSquares("y ~ [t ~ still]").fit(tmp_path / "t.parquet")
+    fitted = cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place)
     with pytest.raises(DataError, match="a table is needed here, got the name"):
-        cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place).predict(str(place))
+        fitted.effect(str(place), treatment_from=19.0, treatment_to=21.0, by="region")
     with pytest.raises(DataError, match="rows are not the 2000"):
-        cfiv.infer(frame[:1500], cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place))
+        cfiv.infer(frame[:1500], fitted)
 
 
 @pytest.mark.law
@@ -180,3 +188,86 @@ def test_mapped_images_give_the_numbers_of_those_in_memory(kind: Any, tmp_path: 
         model = kind(steps=3, fits=1, batch_size=10, progress=False, random_state=0, device="cpu").fit(data)
         answers.append(model.predict(treatment=images))
     np.testing.assert_array_equal(*answers)
+
+
+LEARNERS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (cfiv.DFIV, {}),
+    (cfiv.DFIV, {"nested": False, "unpredicted_penalty": 0.5, "structure": "additive", "standardise": False}),
+    (cfiv.NetworkRegression, {}),
+)
+TRAINED = {"steps": 20, "fits": 1, "batch_size": 50, "progress": False, "random_state": 0, "device": "cpu"}
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("formula", "roles"),
+    [("y ~ x + [t ~ z + q]", {"weights": "w", "clusters": "group"}), ("y ~ x + C(region) + [t + t:x ~ z + q + z:x]", {})],
+)
+@pytest.mark.parametrize(("kind", "options"), LEARNERS)
+def test_networks_trained_on_a_folder_are_bit_for_bit_those_of_the_table(
+    kind: Any, options: dict[str, Any], formula: str, roles: dict[str, Any], frame: pd.DataFrame, place: Path
+) -> None:
+    ours, theirs = (kind(formula, **options, **roles, **TRAINED).fit(data) for data in (place, frame))
+    np.testing.assert_array_equal(ours.predict(frame), theirs.predict(frame))
+    pd.testing.assert_frame_equal(ours.history_, theirs.history_, check_exact=True)
+    assert ours.score(place) == theirs.score(frame)
+
+
+@pytest.mark.law
+def test_a_kernel_fit_to_a_folder_is_that_of_the_table(frame: pd.DataFrame, place: Path) -> None:
+    model = cfiv.KernelIV("y ~ x + [t ~ z]", landmarks=60, random_state=0)
+    ours, theirs = (model.fit(data).predict(frame) for data in (place, frame))
+    np.testing.assert_allclose(ours, theirs, rtol=SAME)
+
+
+@pytest.mark.law
+def test_a_fit_to_a_folder_goes_on_where_it_was_killed(
+    place: Path, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def model(**changes: Any) -> cfiv.DFIV:
+        return cfiv.DFIV("y ~ x + [t ~ z + q]", **{**TRAINED, **changes})
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cfiv.learning.dfiv_fit.refit_last_layers", killed)
+        with pytest.raises(KilledError):
+            model().fit(place, checkpoint=tmp_path, every=10)
+    continued = model().fit(place, checkpoint=tmp_path, every=10)
+    np.testing.assert_array_equal(continued.predict(frame), model().fit(place).predict(frame))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("formula", ["y ~ x + C(region) + [t ~ z]", "y ~ x + [t + t:x ~ z + z:x]"])
+@pytest.mark.parametrize("kind", [cfiv.TwoStageLeastSquares, cfiv.DFIV, cfiv.KernelIV, cfiv.SieveIV])
+def test_predictions_at_a_folder_are_those_at_the_table(kind: Any, formula: str, frame: pd.DataFrame, place: Path) -> None:
+    if kind is cfiv.SieveIV and "t:x" in formula:
+        formula = "y ~ x + [t ~ z]"
+    model = kind(formula, **({**TRAINED} if kind is cfiv.DFIV else {})).fit(frame)
+    treatments = {"treatment_from": 19.0, "treatment_to": 21.0}
+    np.testing.assert_allclose(model.predict(place), model.predict(frame), rtol=SAME)
+    np.testing.assert_array_equal(model.supported(str(place)), model.supported(frame))
+    np.testing.assert_allclose(model.effect(place, **treatments), model.effect(frame, **treatments), rtol=SAME)
+    pd.testing.assert_frame_equal(model.dose_response([19.0, 21.0], place), model.dose_response([19.0, 21.0], frame), rtol=SAME)
+
+
+@pytest.mark.contract
+def test_predictions_at_files_that_do_not_resemble_training_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    model, path = cfiv.TwoStageLeastSquares("y ~ x + C(region) + [t ~ z]").fit(frame), tmp_path / "t.parquet"
+
+    def refused(table: pd.DataFrame, words: str) -> None:
+        table.to_parquet(path)
+        with pytest.raises(DataError, match=words):
+            model.predict(path)
+
+    refused(frame.drop(columns="x"), "predictions need column 'x'")
+    refused(frame.assign(x=frame["x"].where(frame["x"] > 2)), r"rows have gaps \(x: ")
+    refused(frame.assign(region="west"), "category that training did not see")
+    refused(frame.assign(x="much"), "column 'x' holds text")
+    frame.drop(columns=["t", "y", "z"]).to_parquet(path)
+    effects = model.effect(path, treatment_from=19.0, treatment_to=21.0)
+    assert np.ptp(effects) < 1e-9

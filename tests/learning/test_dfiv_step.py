@@ -33,7 +33,7 @@ from cfiv.learning.member_networks import member_network
 from cfiv.learning.networks import Networks
 from cfiv.learning.samples import Sample, Split, hold_out
 from cfiv.learning.training import Report, Training
-from cfiv.learning.whole_sample import refit_last_layers, with_treatment_features
+from cfiv.learning.whole_sample import refit_last_layers
 from cfiv.numerics.two_stage import Structure
 
 RIDGE = 1e-3
@@ -221,10 +221,12 @@ def test_a_first_step_solves_what_a_refit_of_its_batch_solves(structure: Structu
         layers=LAYERS,
         options=options(SOLVING, structure, gamma),
     )
+    both, split = together(stage1, stage2)
     first, structural = refit_last_layers(
-        with_treatment_features(stage1, made.treatment),
-        stage2,
+        both,
         made,
+        stage1=split.stage1,
+        stage2=split.stage2,
         structure=structure,
         first_stage_ridge=RIDGE,
         ridge=RIDGE,
@@ -369,13 +371,14 @@ def test_a_refit_from_moments_over_chunks_is_the_refit_by_qr(
     monkeypatch: pytest.MonkeyPatch, gamma: float, weighted: bool
 ) -> None:
     stage1, stage2 = (sample(rows, seed=rows, dtype=torch.float64, weighted=weighted) for rows in (300, 250))
-    made = networks(dtype=torch.float64)
+    made, (both, split) = networks(dtype=torch.float64), together(stage1, stage2)
 
     def refit() -> tuple[torch.Tensor, torch.Tensor]:
         return refit_last_layers(
-            with_treatment_features(stage1, made.treatment),
-            stage2,
+            both,
             made,
+            stage1=split.stage1,
+            stage2=split.stage2,
             structure="product",
             first_stage_ridge=1e-4,
             ridge=1e-3,
@@ -395,9 +398,10 @@ def test_the_predicted_outcome_is_the_regression_that_stage_2_solved() -> None:
     """Refitting u on the same rows leaves residuals orthogonal to the constant."""
     rows, made = sample(300, dtype=torch.float64), networks(dtype=torch.float64)
     v, u = refit_last_layers(
-        with_treatment_features(rows, made.treatment),
         rows,
         made,
+        stage1=torch.arange(300),
+        stage2=torch.arange(300),
         structure="product",
         first_stage_ridge=0.0,
         ridge=0.0,

@@ -54,6 +54,40 @@ def test_a_pass_of_batches_sees_no_row_twice() -> None:
 
 
 @pytest.mark.law
+@pytest.mark.parametrize("size", [5, 60, 300])
+def test_a_pass_over_a_large_sample_sees_no_row_twice_and_a_window_reads_few_places(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfiv.learning.samples.WINDOW", 64)
+    monkeypatch.setattr("cfiv.learning.samples.RUN", 8)
+    rows = 1000
+    drawn = batches(torch.arange(rows), size=size, generator=np.random.default_rng(0))
+    first, second = (torch.cat([next(drawn) for _ in range(rows // size)]) for _ in range(2))
+    for one_pass in (first, second):
+        assert len(one_pass.unique()) == rows // size * size
+    assert not torch.equal(first, second)
+    for window in first[:640].split(64):  # runs of eight rows
+        assert len((window // 8).unique()) == 8
+    assert first[:64].sort().values.diff().max() > 8
+    assert abs(float(first[:64].diff().sign().double().mean())) < 0.4
+
+
+@pytest.mark.law
+def test_a_large_sample_is_judged_on_random_rows_and_lies_in_order_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfiv.learning.samples.WINDOW", 300)
+    monkeypatch.setattr("cfiv.learning.samples.CHECK_ROWS", 100)
+    first, second = split_rows(1000, share=0.5, generator=np.random.default_rng(0))
+    split = hold_out(first, second, share=0.2, generator=np.random.default_rng(0))
+    assert split.heldout is not None
+    assert sorted([*first.tolist(), *split.stage2.tolist(), *split.heldout.tolist()]) == list(range(1000))
+    for rows in (first, second, split.stage2):
+        assert (rows[100:].diff() > 0).all()
+        assert not (rows[:100].diff() > 0).all()
+        assert 400 < float(rows[:100].double().mean()) < 600
+    assert not (split.heldout.diff() > 0).all()
+
+
+@pytest.mark.law
 def test_batches_depend_on_their_generator_only() -> None:
     torch.manual_seed(1)
     first = next(batches(torch.arange(30), size=7, generator=np.random.default_rng(5)))

@@ -142,7 +142,7 @@ def test_what_is_no_table_is_refused_with_what_to_do(tmp_path: Path, table: pd.D
 
 
 @pytest.mark.contract
-def test_files_of_a_folder_whose_columns_differ_in_type_are_refused_and_missing_ones_are_gaps(
+def test_files_of_a_folder_whose_columns_differ_in_type_or_that_lack_one_are_refused(
     tmp_path: Path, table: pd.DataFrame
 ) -> None:
     table.to_parquet(tmp_path / "a.parquet", index=False)
@@ -150,9 +150,12 @@ def test_files_of_a_folder_whose_columns_differ_in_type_are_refused_and_missing_
     with pytest.raises(DataError, match="cannot be read as one table"):
         encoded(tmp_path, "y ~ x + [t ~ z]")
     table.drop(columns="x").to_parquet(tmp_path / "b.parquet", index=False)
-    with pytest.warns(MissingRowsWarning, match=f"dropped {ROWS} of {2 * ROWS} rows with gaps \\(x: {ROWS}\\)"):
-        _, found = encoded(tmp_path, "y ~ x + [t ~ z]")
-    assert len(found) == ROWS
+    with pytest.raises(DataError, match=r"column 'x' is in 1 of the 2 files of .* and not in 'b.parquet': give files that"):
+        encoded(tmp_path, "y ~ x + [t ~ z]")
+    assert len(encoded(tmp_path, "y ~ [t ~ z]")[1]) == 2 * ROWS
+    (tmp_path / "a.parquet").rename(tmp_path / "c.parquet")  # the first file has the columns of a table
+    with pytest.raises(DataError, match=r"column 'x' is in 1 of the 2 files of .* and not in 'b.parquet'"):
+        encoded(tmp_path, "y ~ x + [t ~ z]")
     table.astype({"x": np.float32}).to_parquet(tmp_path / "b.parquet", index=False)
     assert len(encoded(tmp_path, "y ~ x + [t ~ z]")[1]) == 2 * ROWS
 
