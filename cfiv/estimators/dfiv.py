@@ -493,6 +493,7 @@ class DFIV(StructuralEstimator):
             unseen = split.stage1.cpu().numpy()
             unseen = unseen if part is None else np.searchsorted(part, unseen)
             functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
+            problem.release()
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
     def _swaps(self) -> tuple[bool, ...]:
