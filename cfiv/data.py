@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
+from copy import copy
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,12 @@ class IVData:
         arrays = {role: getattr(self, role) for role in ROLES} | {"weights": weights}
         arrays = {role: None if array is None else array[kept] for role, array in arrays.items()}
         return IVData(**arrays, frame=None if self.frame is None else self.frame[kept], names=self.names)
+
+    def without_frame(self) -> IVData:
+        """The same arrays, which have been checked, without the table that they come from."""
+        made = copy(self)
+        object.__setattr__(made, "frame", None)
+        return made
 
     def release(self) -> None:
         """Give back the memory that reading arrays on disk has taken."""
