@@ -23,7 +23,7 @@ class LinearEstimator(StructuralEstimator):
 
     _instrumented: ClassVar[bool]
     fuller: float | None = None  # a parameter of LIML, and of it alone
-    _takes_panels = True
+    _means_of = ()
 
     def __init__(
         self,
