@@ -180,6 +180,7 @@ def test_nonlinear_estimators_take_one_kind_of_clusters(estimator: type) -> None
         ("y ~ x | firm | t ~ z", "2 bars.*after one bar, as in"),
         ("y ~ x + [t ~ z] |", "after the bar.*names of columns after one bar"),
         ("y ~ x + [t ~ z] | C(firm)", r"C\(firm\).*cannot be absorbed"),
+        ("y ~ x + [t ~ z] | firm + year + firm", "names a column twice"),
         ("y ~ x + [t ~ z] | firm^year", "combine several columns into one"),
         ("y ~ x + [t ~ z] | firm + 'year", "cannot be absorbed"),
     ],
