@@ -69,7 +69,7 @@ def effect(model: Path, start: str, end: str, rows: Path | None, out: Path | Non
     """Average effect of a change of the treatment.
 
     And how it varies with the covariates: the shares of the rows whose effect is lower. A model file knows no standard
-    errors: cfiv infer and cfiv compare have them.
+    errors, which need the rows of the fit: the last line is the command that has them.
     """
     import numpy as np
     import pandas as pd
@@ -86,6 +86,7 @@ def effect(model: Path, start: str, end: str, rows: Path | None, out: Path | Non
     record |= {f"{100 * share:g} %": value for share, value in zip(SHARES, quantiles, strict=True)}
     table = pd.DataFrame([record | {"highest": values.max()}])
     _report(table, Grid.of(table, index=False, title=f"Effect on {function.outcome}, {function.estimator}"), out)
+    _say_errors(function, f"--effect {start} {end}")
 
 
 @click.command("dose-response")
@@ -97,7 +98,8 @@ def dose_response(model: Path, grid: str, rows: Path | None, out: Path | None) -
     """Structural function at treatments, on average.
 
     Averaged over covariates, at the treatments GRID: FROM:TO:POINTS, evenly spaced such as 10:25:16, or values between
-    commas. A model file knows no standard errors: cfiv infer has intervals and a band.
+    commas. A model file knows no standard errors, which need the rows of the fit: the last line
+    is the command that has them, and a band.
     """
     import cfiv
     from cfiv.rendering import Grid
@@ -107,6 +109,7 @@ def dose_response(model: Path, grid: str, rows: Path | None, out: Path | None) -
     function = cfiv.load(model)
     table = function.dose_response(points, None if rows is None else _rows(rows, function))
     _report(table, Grid.of(table, index=False, title=f"Dose response of {function.outcome}, {function.estimator}"), out)
+    _say_errors(function, f"--dose-response {grid}")
 
 
 @click.command()
@@ -149,6 +152,19 @@ def _report(table: pd.DataFrame, shown: Any, out: Path | None) -> None:
     if out is not None:
         write_result(out, table, shown)
         click.echo(f"\nWritten: {out}")
+
+
+def _say_errors(function: StructuralFunction, asked: str) -> None:
+    """The command that has standard errors of the same question, or that the estimator has none."""
+    from cfiv.estimators import registry
+    from cfiv.inference.infer import WITHOUT
+
+    if function.estimator in WITHOUT:
+        click.echo(f"\n{function.estimator} has no standard errors: {WITHOUT[function.estimator]}")
+        return
+    name = next((one.name for one in registry.estimators() if one.class_name == function.estimator), None)
+    if name is not None:
+        click.echo(f"\nWith standard errors: cfiv infer TRAIN FORMULA --estimator {name} {asked}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

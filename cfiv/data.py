@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
+from copy import copy
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,12 @@ class IVData:
         """Some of the rows, by a mask (n,) or numbers."""
         arrays = {role: None if array is None else array[rows] for role in ROLES for array in (getattr(self, role),)}
         return IVData(**arrays, frame=None if self.frame is None else self.frame.iloc[rows], names=self.names)
+
+    def without_frame(self) -> IVData:
+        """The same arrays, which have been checked, without the table that they come from."""
+        made = copy(self)
+        object.__setattr__(made, "frame", None)
+        return made
 
     def release(self) -> None:
         """Give back the memory that reading arrays on disk has taken."""

@@ -43,7 +43,8 @@ def assert_refused(answer: Answer, *words: str) -> None:
 def test_effect_prints_and_writes_the_average_and_the_spread_of_the_library(model: cfiv.TwoStageLeastSquares, run: Run) -> None:
     answer = run("effect", "curve.st", "--from", -1, "--to", 1, "--rows", "rows.csv", "--out", "effect.csv")
     assert (answer.code, answer.err) == (0, "")
-    assert answer.out.endswith("\n\nWritten: effect.csv\n")
+    command = "cfiv infer TRAIN FORMULA --estimator 2sls --effect -1 1"
+    assert answer.out.endswith(f"\n\nWritten: effect.csv\n\nWith standard errors: {command}\n")
     expected = model.effect(pd.read_csv("rows.csv"), treatment_from=-1.0, treatment_to=1.0)
     written = pd.read_csv("effect.csv").iloc[0]
     assert written["rows"] == 40
@@ -134,3 +135,12 @@ def test_what_is_refused_is_said_on_one_line_before_any_work(
     if "--out" in arguments and "a,b" not in arguments:
         monkeypatch.setattr(cfiv, "load", None)
     assert_refused(run(*arguments), *words)
+
+
+@pytest.mark.contract
+def test_of_estimators_without_intervals_it_is_said_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfiv.NetworkRegression(LINE, steps=2, progress=False).fit(table()).save("network.st")
+    answer = run("dose-response", "network.st", "0,1")
+    assert answer.code == 0
+    assert "NetworkRegression has no standard errors: its features were learned from the same rows" in answer.out

@@ -72,8 +72,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
     their own hyper-parameters in the constructor, and implement ``_check_parameters`` and ``_estimate``.
     """
 
-    #: Whether fixed effects are absorbed, and clusters may be of two kinds.
-    _takes_panels: ClassVar[bool] = False
+    #: Roles whose group means are covariates in the place of fixed effects (those that count as exogenous); none of estimators
+    #: that absorb them, whose clusters may be of two kinds.
+    _means_of: ClassVar[tuple[str, ...]] = ("instruments", "covariates")
     #: What to do where there is not enough memory to fit.
     _SMALLER = "fit fewer rows, or fewer columns"
 
@@ -281,7 +282,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         DataError, FormulaError
             For bad data or roles.
         """
-        return encode(data, self._roles(), reader=type(self).__name__, missing=self.missing)
+        return encode(data, self._roles(), reader=type(self).__name__, missing=self.missing, means_of=self._means_of)
 
     def check(self) -> None:
         """Whether some data could be fitted; :meth:`fit` asks the same first.
@@ -308,15 +309,13 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         )
 
     def _check_panel(self, data: IVData) -> None:
-        """Raise for fixed effects, and for two kinds of clusters, where the estimator does not take them."""
-        if self._takes_panels:
+        """Raise for fixed effects of arrays, and for two kinds of clusters, where the estimator does not take them."""
+        if not self._means_of:
             return
         if data.fixed_effects is not None:
             raise ParameterError(
-                f"{type(self).__name__} takes no fixed effects: means taken out of the treatment do not take constants out of "
-                "a nonlinear function of it. TwoStageLeastSquares absorbs them beside a curve of the formula's, as in "
-                "'y ~ x + [bs(t, df=5) ~ bs(z, df=7)] | firm'; here give group means as covariates, or indicators C(group) of "
-                "few groups"
+                f"{type(self).__name__} has group means in the place of fixed effects, and finds them again by the labels of a "
+                "table: fit a table with 'y ~ x + [t ~ z] | firm'"
             )
         if data.clusters is not None and data.clusters.ndim > 1:
             raise ParameterError(

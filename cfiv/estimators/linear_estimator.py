@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -24,7 +23,7 @@ class LinearEstimator(StructuralEstimator):
 
     _instrumented: ClassVar[bool]
     fuller: float | None = None  # a parameter of LIML, and of it alone
-    _takes_panels = True
+    _means_of = ()
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class LinearEstimator(StructuralEstimator):
         self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        self.observed_ = replace(data, frame=None)
+        self.observed_ = data.without_frame()
         covariance = self._covariance()
         data, absorbed = within(data)
         covariance.check(data)

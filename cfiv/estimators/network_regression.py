@@ -115,6 +115,7 @@ class NetworkRegression(StructuralEstimator):
     ['price', 'estimate', 'supported']
     """
 
+    _means_of = ("treatment", "covariates")  # it takes treatments for exogenous
     _SMALLER = "fit fewer rows, or choose a smaller batch_size or smaller networks"
 
     def __init__(

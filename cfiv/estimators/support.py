@@ -14,7 +14,7 @@ from cfiv.estimators.support_cells import Cells, Ends
 from cfiv.file_values import fields, number, numbers, texts
 
 #: Rows that are looked at, and values of them, at most; the ranges over all rows are those of all rows.
-ROWS, VALUES, FEWEST_ROWS, MANY_ROWS = 20_000, 250_000, 1_000, 1_000_000
+ROWS, VALUES, FEWEST_ROWS, MANY_ROWS = 10_000, 250_000, 1_000, 1_000_000
 #: What ranges of treatments and of covariates are widened by at least, as shares of their widths.
 TREATMENT_MARGIN, COVARIATE_MARGIN = 0.05, 0.5
 #: A column that is the same in all rows of a cell counts as this wide, as a share of its width over all rows.

@@ -36,6 +36,8 @@ Solver = Callable[[Array, Array], Array]
 
 #: Groups of all kinds but the largest up to which the normal equations are solved directly: a fraction of a second.
 DIRECT = 500
+#: Groups of the largest kind whose tables with the others are held at once: 80 MB.
+BLOCK = 20_000
 #: Eigenvalues of the normal equations, relative to the largest, that are zero: directions that kinds have in common.
 SHARED = 1e-11
 #: Of conjugate gradients, which run twice: what is left of the right-hand side each time, what of the columns counts as
@@ -116,7 +118,7 @@ class FixedEffects:
     def _take(self, columns: Array, kind: int, effects: Array) -> None:
         """Subtract ``D a`` from columns, in place."""
         for column, effect in zip(columns.T, effects.T, strict=True):
-            column -= effect[self.kinds[kind]]
+            column -= effect.take(self.kinds[kind])
 
     @cached_property
     def _solve(self) -> Solver:
@@ -126,13 +128,13 @@ class FixedEffects:
         """
         first, others = self._order[0], self._order[1:]
         unit = 1 / np.sqrt(np.concatenate([self._mass[kind] for kind in others]))
-        scale = sparse.diags_array(unit)
         within = sparse.block_array([[self._table(one, other=other) for other in others] for one in others], format="csr")
-        crossed = sparse.csr_array(sparse.hstack([self._table(first, other=kind) for kind in others], format="csr") @ scale)
-        within = sparse.csr_array(scale @ within @ scale)
-        shrunk = sparse.diags_array(1 / self._mass[first]) @ crossed
+        crossed = sparse.csr_array(sparse.hstack([self._table(first, other=kind) for kind in others], format="csr"))
+        within = _in_units(within, unit, unit)
+        crossed = _in_units(crossed, np.ones(self.sizes[first]), unit)
+        shrunk = _in_units(crossed, 1 / self._mass[first], np.ones(len(unit)))
         if len(unit) <= DIRECT:
-            values, vectors = np.linalg.eigh(within.toarray() - (crossed.T @ shrunk).toarray())
+            values, vectors = np.linalg.eigh(within.toarray() - _product(crossed, shrunk))
             kept = values > SHARED * values[-1]
             inverse = unit[:, None] * (vectors[:, kept] / values[kept] @ vectors[:, kept].T) * unit
             return lambda right, _: inverse @ right
@@ -155,6 +157,18 @@ class FixedEffects:
             return sparse.diags_array(self._mass[one], format="csr")
         shape = (self.sizes[one], self.sizes[other])
         return sparse.csr_array((self.weights, (self.kinds[one], self.kinds[other])), shape=shape)
+
+
+def _in_units(table: Any, rows: Array, columns: Array) -> Any:
+    """A sparse table times one number a row and one a column: many times as fast as products with diagonal ones."""
+    values = table.data * np.repeat(rows, np.diff(table.indptr)) * columns[table.indices]
+    return sparse.csr_array((values, table.indices, table.indptr), shape=table.shape)
+
+
+def _product(one: Any, other: Any) -> Array:
+    """``A' B`` of sparse tables (n, q), q small: with ``B`` as an array, some rows at a time, in a fifth of the time."""
+    starts = range(0, one.shape[0], BLOCK)
+    return np.asarray(sum(one[start : start + BLOCK].T @ other[start : start + BLOCK].toarray() for start in starts))
 
 
 def _conjugate_gradients(operator: LinearOperator, right: Array, nothing: float) -> Array:

@@ -54,15 +54,16 @@ class ScaledColumns:
     def of(cls, columns: Array, *, root: Array, centred: Array | bool) -> ScaledColumns:
         """Scale columns (n, k), those that are ``centred`` (k,) about their weighted mean; ``root`` (n,) is ``sqrt(w)``."""
         plain, exponents = plain_numbers(columns)
-        weighted = root[:, None] * plain
-        lengths = np.linalg.norm(weighted, axis=0)
+        rows = np.ascontiguousarray(plain.T)  # along which numpy is several times as fast
+        weighted = root * rows
+        lengths = np.linalg.norm(weighted, axis=1)
         weights = root**2
-        centres = np.where(centred, weights @ plain / weights.sum(), 0.0)
+        centres = np.where(centred, rows @ weights / weights.sum(), 0.0)
         if centres.any():
-            weighted = root[:, None] * (plain - centres)
-        scales = np.linalg.norm(weighted, axis=0)
+            weighted = root * (rows - centres[:, None])
+        scales = np.linalg.norm(weighted, axis=1)
         scales = np.where(scales > 0, scales, 1.0)
-        return cls(weighted / scales, exponents, centres, scales, lengths / scales)
+        return cls((weighted / scales[:, None]).T, exponents, centres, scales, lengths / scales)
 
     def only(self, kept: Array) -> ScaledColumns:
         """Some of the columns, by their numbers."""

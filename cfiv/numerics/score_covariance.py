@@ -59,9 +59,10 @@ def clustered_ways(
 
 def sums_within(scores: Array, clusters: Array) -> Array:
     """Sums of rows (n, ...) within clusters (n,), whole numbers from 0: shape (G, ...)."""
-    sums = np.zeros((int(clusters.max()) + 1, *scores.shape[1:]))
-    np.add.at(sums, clusters, scores)
-    return sums
+    sums = np.empty((int(clusters.max()) + 1, math.prod(scores.shape[1:])))
+    for place, column in zip(sums.T, scores.reshape(len(scores), -1).T, strict=True):
+        place[:] = np.bincount(clusters, column)
+    return sums.reshape(-1, *scores.shape[1:])
 
 
 def autocorrelated(scores: Array, *, kernel: Kernel, bandwidth: int, other: Array | None = None) -> Array:

@@ -6,7 +6,7 @@ checks that every column has one role.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,13 +18,16 @@ from cfiv.tables.array_encoder import ArrayEncoder
 from cfiv.tables.columns import Missing, cluster_labels, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
+from cfiv.tables.group_means import GroupMeans
 from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import fit_part
 from cfiv.tables.roles import Roles
-from cfiv.tables.table_encoder import TableEncoder
+from cfiv.tables.table_encoder import TableEncoder, joined_columns, role_names
 
 
-def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> tuple[Encoder, IVData]:
+def encode(
+    data: Any, roles: Roles | None, *, reader: str, missing: Missing, means_of: Sequence[str] = ()
+) -> tuple[Encoder, IVData]:
     """The data in their roles: gaps dropped, transforms learned.
 
     Parameters
@@ -36,6 +39,8 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
     reader : str
         Who asks, for messages.
     missing : {"drop", "raise"}
+    means_of : sequence of str
+        Roles whose group means are covariates in the place of fixed effects; none where these are to be absorbed.
 
     Raises
     ------
@@ -60,11 +65,13 @@ def encode(data: Any, roles: Roles | None, *, reader: str, missing: Missing) -> 
         check_choice("missing", missing, ("drop", "raise"))
         _check_roles(roles.parts)
         frame = read_parquet(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
-        return _fit_complete(frame, roles)
-    return fit_encoder(read_table(data), roles, missing=missing)
+        return _fit_complete(frame, roles, means_of)
+    return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of)
 
 
-def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop") -> tuple[TableEncoder, IVData]:
+def fit_encoder(
+    frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop", means_of: Sequence[str] = ()
+) -> tuple[TableEncoder, IVData]:
     """Check the roles against a table, drop rows with gaps jointly, learn the transforms, and return the arrays.
 
     Raises
@@ -81,10 +88,10 @@ def fit_encoder(frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop")
     check_choice("missing", missing, ("drop", "raise"))
     _check_roles(roles.parts)
     require_columns(frame, roles.columns, needed_for="the roles")
-    return _fit_complete(without_gaps(frame[list(roles.columns)], missing), roles)
+    return _fit_complete(without_gaps(frame[list(roles.columns)], missing), roles, means_of)
 
 
-def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVData]:
+def _fit_complete(frame: pd.DataFrame, roles: Roles, means_of: Sequence[str]) -> tuple[TableEncoder, IVData]:
     """:func:`fit_encoder` of a table of the roles' columns without gaps."""
     parts, states, arrays = roles.parts, {}, {}
     for role, part in parts.items():
@@ -102,17 +109,21 @@ def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVDa
             f"the outcome {roles.outcome!r} must be one numeric column, got the categories "
             f"{quoted(next(iter(states['outcome'].levels.values())))}: convert it to numbers, with .astype(float) or .map(...)"
         )
+    averaged = {role: (states[role].columns, arrays[role]) for role in means_of if role in states}
+    means = tuple(GroupMeans.of(frame, group, averaged) for group in roles.fixed_effects if averaged)
+    own = [arrays["covariates"]] if "covariates" in arrays else []
+    absent = ("weights", "fixed_effects") if means else ("weights",)
     data = IVData(
         outcome=outcome[:, 0],
         treatment=arrays["treatment"],
         instruments=arrays["instruments"],
-        covariates=arrays.get("covariates"),
+        covariates=joined_columns([*own, *(one.at(frame) for one in means)]),
         weights=None if roles.weights is None else row_weights(frame, roles.weights),
-        **{role: cluster_labels(frame, names) for role, names in roles.named.items() if names and role != "weights"},
+        **{role: cluster_labels(frame, names) for role, names in roles.named.items() if names and role not in absent},
         frame=frame,
-        names={role: state.columns for role, state in states.items()}
-        | {role: names for role, names in roles.named.items() if names},
+        names=role_names(roles, states, means),
     )
+    needed = dict.fromkeys([*roles.prediction_columns, *(one.group for one in means)])
     stride = max(1, -(-len(frame) // REFERENCE_ROWS))
     encoder = TableEncoder(
         roles=roles,
@@ -120,7 +131,8 @@ def _fit_complete(frame: pd.DataFrame, roles: Roles) -> tuple[TableEncoder, IVDa
         treatment=states["treatment"],
         instruments=states["instruments"],
         covariates=states.get("covariates"),
-        reference=frame[list(roles.prediction_columns)].iloc[::stride].reset_index(drop=True),
+        reference=frame[list(needed)].iloc[::stride].reset_index(drop=True),
+        means=means,
     )
     return encoder, data
 

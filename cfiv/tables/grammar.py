@@ -66,7 +66,7 @@ def split_fixed_effects(text: str) -> tuple[str, tuple[str, ...]]:
     Raises
     ------
     FormulaError
-        For two bars, and for anything but names of columns after one.
+        For two bars, and for anything but names of columns, each once, after one.
     """
     check_bounds(text)
     blank = _QUOTED.sub(lambda found: "_" * len(found.group()), text)
@@ -87,7 +87,10 @@ def split_fixed_effects(text: str) -> tuple[str, tuple[str, ...]]:
             f"{_shown(after)} after the bar of {_shown(text)} cannot be absorbed: {advice}; combine several columns into one "
             "for groups that they make together"
         )
-    return text[: bars[0]], tuple(str(next(iter(term.factors)).expr) for term in terms)
+    names = tuple(str(next(iter(term.factors)).expr) for term in terms)
+    if len(list(tokenize(after))) > 2 * len(names):  # names and plus signs between them; terms are distinct
+        raise FormulaError(f"{_shown(after)} after the bar of {_shown(text)} names a column twice: name each once")
+    return text[: bars[0]], names
 
 
 def part_terms(formula: str) -> tuple[Term, ...]:

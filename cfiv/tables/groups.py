@@ -10,9 +10,12 @@ import pandas as pd
 
 from cfiv.arrays import Array, as_array
 from cfiv.data import IVData, read_table
-from cfiv.errors import DataError
+from cfiv.errors import CfivWarning, DataError, warn
 from cfiv.labels import check_same_rows, label_codes
 from cfiv.tables.columns import require_columns
+
+#: More groups than this, of fewer rows on average, are hardly what was meant.
+MANY, FEW_ROWS = 20, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,11 @@ class Groups:
         ------
         DataError
             If there is no such column, or not one label a row.
+
+        Warns
+        -----
+        CfivWarning
+            Of many groups of few rows each.
         """
         name, labels = "group", by
         if isinstance(by, str):
@@ -55,6 +63,13 @@ class Groups:
             raise DataError(f"by must name a column, or label each of the {count} rows, got {len(codes)} labels")
         if name == "rows":
             raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
+        groups = int(codes.max()) + 1
+        if groups > MANY and count < FEW_ROWS * groups:
+            warn(
+                f"by={name!r} makes {groups:,} groups of {count:,} rows, {count / groups:.2g} rows each, and averages of so few "
+                f"say little: where it is a number cut it first, such as by=pandas.qcut(frame[{name!r}], 4)",
+                CfivWarning,
+            )
         values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
         found = [values[i] for i in np.unique(codes, return_index=True)[1]]
         order = _order(found, getattr(getattr(labels, "dtype", None), "categories", None))

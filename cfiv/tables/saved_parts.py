@@ -43,8 +43,8 @@ def part_to_values(part: PartState) -> dict[str, Any]:
     return {
         "formula": part.formula.text,
         "columns": part.columns,
-        "transform_state": _learned_to_values(part.transform_state),
-        "levels": [[name, _learned_to_values(levels)] for name, levels in part.levels.items()],
+        "transform_state": learned_to_values(part.transform_state),
+        "levels": [[name, learned_to_values(levels)] for name, levels in part.levels.items()],
         "intercept": part.intercept,
         "beside": None if part.formula.beside is None else part.formula.beside.text,
     }
@@ -57,7 +57,7 @@ def part_from_values(values: Any, part: Part) -> PartState:
         raise ValueError(f"a part {values['formula']!r} for the role {part.text!r}")
     levels: dict[str, tuple[Any, ...]] = {}
     for name, seen in (listed(pair, count=2) for pair in listed(values["levels"])):
-        levels[text(name)] = tuple(_level(level, name) for level in listed(seen))
+        levels[text(name)] = tuple(level_from_value(level, name) for level in listed(seen))
     state = _learned(values["transform_state"])
     if not isinstance(state, dict) or not all(isinstance(term, str) and isinstance(kept, dict) for term, kept in state.items()):
         raise TypeError("transforms that have learned nothing by name")
@@ -75,12 +75,12 @@ def check_part(part: PartState, frame: pd.DataFrame) -> None:
     like(made.transform_state, learned)
 
 
-def _learned_to_values(value: Any) -> Any:
+def learned_to_values(value: Any) -> Any:
     """What transforms learned, with an interval as a dict of its ends."""
     if isinstance(value, Mapping):
-        return {_learned_to_values(key): _learned_to_values(part) for key, part in value.items()}
+        return {learned_to_values(key): learned_to_values(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_learned_to_values(part) for part in value]
+        return [learned_to_values(part) for part in value]
     if isinstance(value, pd.Interval):
         return {INTERVAL: [value.left, value.right, value.closed]}
     return value
@@ -97,7 +97,8 @@ def _learned(value: Any) -> Any:
     return value
 
 
-def _level(value: Any, name: str) -> Any:
+def level_from_value(value: Any, name: str) -> Any:
+    """A category, as plain text, number, truth value or interval."""
     return plain_level(_learned(value), name)
 
 
@@ -106,7 +107,7 @@ def column_to_values(name: str, column: pd.Series[Any], *, category: bool) -> di
     if not category:
         return {"name": name, "values": column.to_numpy(dtype=np.float64, copy=True), "categories": None}
     codes, distinct = pd.factorize(column.astype(object), sort=False)
-    levels = [_learned_to_values(plain_level(value, name)) for value in distinct]
+    levels = [learned_to_values(plain_level(value, name)) for value in distinct]
     return {"name": name, "values": codes.astype(np.int64), "categories": levels}
 
 
@@ -116,7 +117,7 @@ def column_from_values(values: Any) -> tuple[str, pd.Series[Any]]:
     name, found = text(values["name"]), values["values"]
     if values["categories"] is None:
         return name, pd.Series(numbers(found, (len(found),)))
-    categories = [_level(category, name) for category in listed(values["categories"])]
+    categories = [level_from_value(category, name) for category in listed(values["categories"])]
     if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1:
         raise TypeError(f"numbers of the categories of {name!r}")
     if len(found) and not 0 <= found.min() <= found.max() < len(categories):

@@ -18,6 +18,7 @@ from cfiv.rendering import joined
 from cfiv.tables.columns import Missing, gaps_in, release_table, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
+from cfiv.tables.group_means import GroupMeans
 from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
@@ -46,6 +47,8 @@ class TableEncoder:
         ``covariates`` is None where there are none.
     reference : DataFrame
         Rows of the training table (all raw columns the structural function needs) to average over.
+    means : tuple of GroupMeans
+        Covariates besides, that stand for fixed effects; none where these are absorbed.
     """
 
     roles: Roles
@@ -54,13 +57,20 @@ class TableEncoder:
     instruments: PartState
     covariates: PartState | None
     reference: pd.DataFrame = field(repr=False)
+    means: tuple[GroupMeans, ...] = field(default=(), repr=False)
 
     kind: ClassVar[str] = "table"
 
     @property
     def shape(self) -> tuple[tuple[int, ...], int]:
         """Of one treatment, (columns,), and the number of covariate columns."""
-        return (len(self.treatment.columns),), 0 if self.covariates is None else len(self.covariates.columns)
+        own = 0 if self.covariates is None else len(self.covariates.columns)
+        return (len(self.treatment.columns),), own + sum(len(means.columns) for means in self.means)
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """Raw columns that the structural function needs: of treatments and covariates, and labels of groups."""
+        return tuple(dict.fromkeys([*self.roles.prediction_columns, *(means.group for means in self.means)]))
 
     @property
     def intercept(self) -> bool:
@@ -72,6 +82,7 @@ class TableEncoder:
         """Columns of predictions that training knew as text, which a file may hold as digits."""
         parts = [part for part in (self.treatment, self.covariates) if part is not None]
         levels = {name: known for part in parts for name, known in part.levels.items()}
+        levels |= {means.group: means.labels for means in self.means}
         return tuple(name for name, known in levels.items() if all(isinstance(level, str) for level in known))
 
     def inputs(self, rows: Any) -> tuple[Array, Array | None]:
@@ -84,7 +95,7 @@ class TableEncoder:
         """
         frame = self._table(rows)
         self._check_complete(frame)
-        return self.treatment.matrix(frame), None if self.covariates is None else self.covariates.matrix(frame)
+        return self.treatment.matrix(frame), self._covariates(frame)
 
     @property
     def treatment_names(self) -> tuple[str, ...]:
@@ -115,11 +126,11 @@ class TableEncoder:
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
             instruments=self.instruments.matrix(frame),
-            covariates=None if self.covariates is None else self.covariates.matrix(frame),
+            covariates=self._covariates(frame),
             weights=None if weights is None else row_weights(frame, weights),
-            fixed_effects=frame[list(fixed)] if fixed else None,
+            fixed_effects=frame[list(fixed)] if fixed and not self.means else None,
             frame=frame,
-            names={role: part.columns for role, part in parts.items()} | ({"fixed_effects": fixed} if fixed else {}),
+            names=role_names(self.roles, parts, self.means, but=("weights", "clusters")),
         )
 
     def raw(self, rows: Any) -> pd.DataFrame:
@@ -128,8 +139,9 @@ class TableEncoder:
         self._check_complete(frame)
         parts = [part.raw(frame) for part in (self.treatment, self.covariates) if part is not None]
         columns = {str(name): column for part in parts for name, column in part.items()}
+        columns |= {means.group: frame[means.group] for means in self.means}
         release_table(frame)
-        return pd.DataFrame({name: columns[name] for name in self.roles.prediction_columns}, copy=False)
+        return pd.DataFrame({name: columns[name] for name in self.prediction_columns}, copy=False)
 
     def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
         """Treatment columns of one row for all, or of one each."""
@@ -201,9 +213,9 @@ class TableEncoder:
         """Each role's part of the formula: plain columns by their names, long sums shortened."""
         roles = self.roles
         lines = [(role.capitalize(), _as_read(roles.parts.get(role))) for role in PARTS]
-        return lines + [
-            (role.replace("_", " ").capitalize(), " + ".join(names)) for role, names in roles.named.items() if names
-        ]
+        lines += [(role.replace("_", " ").capitalize(), " + ".join(names)) for role, names in roles.named.items() if names]
+        means = [name for means in self.means for name in means.columns]
+        return lines + ([("In their place", f"{joined(means, between=', ')}, on which alone they may depend")] if means else [])
 
     def example(self) -> pd.DataFrame:
         """A row of training."""
@@ -213,12 +225,14 @@ class TableEncoder:
         """All that :meth:`from_values` needs."""
         parts = {role: getattr(self, role) for role in PARTS}
         categories = {name for part in parts.values() if part is not None for name in part.levels}
+        categories |= {means.group for means in self.means}
         columns = [(name, self.reference[name]) for name in self.reference.columns]
         return {
             "kind": self.kind,
             "roles": asdict(self.roles),
             "parts": {role: None if part is None else part_to_values(part) for role, part in parts.items()},
             "treatment_columns": self.roles.treatment_columns,
+            "means": [means.to_values() for means in self.means],
             "reference": [column_to_values(name, column, category=name in categories) for name, column in columns],
         }
 
@@ -231,23 +245,29 @@ class TableEncoder:
         Exception
             One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
         """
-        fields(values, "kind", "roles", "parts", "treatment_columns", "reference")
+        values = {"means": []} | values  # which files have had since there are any
+        fields(values, "kind", "roles", "parts", "treatment_columns", "means", "reference")
         roles = roles_from_values(values["roles"])
         parts = fields(values["parts"], *PARTS)
         if roles.covariates is None and parts["covariates"] is not None:
             raise ValueError("covariates without a role")
         fitted: dict[str, Any] = {role: part_from_values(parts[role], part) for role, part in roles.parts.items()}
         reference = pd.DataFrame(dict(column_from_values(column) for column in listed(values["reference"])))
-        if tuple(reference.columns) != roles.prediction_columns or not 1 <= len(reference) <= REFERENCE_ROWS:
+        means = tuple(GroupMeans.from_values(found) for found in listed(values["means"]))
+        if means and tuple(one.group for one in means) != roles.fixed_effects:
+            raise ValueError(f"means of other groups than {roles.fixed_effects}")
+        encoder = cls(roles=roles, reference=reference, means=means, **{"covariates": None, **fitted})
+        if tuple(reference.columns) != encoder.prediction_columns or not 1 <= len(reference) <= REFERENCE_ROWS:
             raise ValueError(
-                f"{len(reference)} rows of {list(reference.columns)} to average over, of the columns {roles.prediction_columns}"
+                f"{len(reference)} rows of {list(reference.columns)} to average over, of {encoder.prediction_columns}"
             )
         if texts(values["treatment_columns"]) != roles.treatment_columns:
             raise ValueError(f"the treatment columns are {roles.treatment_columns}, got {values['treatment_columns']}")
-        encoder = cls(roles=roles, reference=reference, **{"covariates": None, **fitted})
         for part in (encoder.treatment, encoder.covariates):
             if part is not None:
                 check_part(part, encoder.reference)
+        for one in means:
+            one.at(reference)
         return encoder
 
     def _table(self, rows: Any, *, without: Sequence[str] = ()) -> pd.DataFrame:
@@ -263,7 +283,7 @@ class TableEncoder:
     ) -> Counterfactuals:
         """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
         self._check_complete(frame, without=self.roles.treatment_columns)
-        covariates = None if self.covariates is None else self.covariates.matrix(frame)
+        covariates = self._covariates(frame)
         encoded = None
         if same is not None and set(self.treatment.formula.variables) <= set(self.roles.treatment_columns):
             with suppress(DataError, FormulaError):  # which is then said of the rows
@@ -272,9 +292,14 @@ class TableEncoder:
             len(frame), covariates, encoded, (self.treatment.matrix(frame.assign(**values)) for values in each)
         )
 
+    def _covariates(self, frame: pd.DataFrame) -> Array | None:
+        """The covariates' columns at rows, and the means of their groups."""
+        own = [] if self.covariates is None else [self.covariates.matrix(frame)]
+        return joined_columns([*own, *(means.at(frame) for means in self.means)])
+
     def _check_complete(self, frame: pd.DataFrame, *, without: Sequence[str] = ()) -> None:
         """Raise where a column that prediction needs is missing, or has gaps."""
-        needed = [name for name in self.roles.prediction_columns if name not in without]
+        needed = [name for name in self.prediction_columns if name not in without]
         require_columns(frame, needed, needed_for="predictions")
         gaps = gaps_in(frame[needed]).any(axis=1).to_numpy()
         if gaps.any():
@@ -282,6 +307,22 @@ class TableEncoder:
                 f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(needed)} (first: row "
                 f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
             )
+
+
+def joined_columns(parts: Sequence[Array]) -> Array | None:
+    """Arrays (n, ...) side by side, one as it is; None of none."""
+    return None if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def role_names(
+    roles: Roles, parts: Mapping[str, PartState], means: Sequence[GroupMeans], *, but: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Names of the columns of each role, those left out that are named besides."""
+    names = {role: part.columns for role, part in parts.items()}
+    if means:
+        names["covariates"] = (*names.get("covariates", ()), *(name for one in means for name in one.columns))
+    absent = (*but, "fixed_effects") if means else but
+    return names | {role: named for role, named in roles.named.items() if named and role not in absent}
 
 
 def _as_read(part: Part | None) -> str:
