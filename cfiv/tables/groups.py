@@ -66,8 +66,8 @@ class Groups:
         groups = int(codes.max()) + 1
         if groups > MANY and count < FEW_ROWS * groups:
             warn(
-                f"by={name!r} makes {groups:,} groups of {count:,} rows, {count / groups:.2g} rows each, and averages of so few "
-                f"say little: where it is a number cut it first, such as by=pandas.qcut(frame[{name!r}], 4)",
+                f"by={name!r} makes {groups:,} groups of {count:,} rows, {count / groups:.2g} rows each, and averages of so "
+                f"few say little: where it is a number cut it first, such as by=pandas.qcut(frame[{name!r}], 4)",
                 CfivWarning,
             )
         values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()

@@ -13,7 +13,7 @@ from scipy import stats
 
 import cfiv
 from cfiv import DataError, Inference, IVData, LeastSquares, NotFittedError, ParameterError, TwoStageLeastSquares
-from cfiv.errors import CfivError, FewClustersWarning, ModelFileError, SingularError
+from cfiv.errors import CfivError, CfivWarning, FewClustersWarning, ModelFileError, SingularError
 from cfiv.inference import functionals, row_blocks
 from cfiv.inference.estimates import Estimates
 from cfiv.inference.linear_in_basis import FormulaBasis
@@ -559,3 +559,11 @@ def test_of_an_outcome_with_two_values_a_note_counts_predictions_outside_of_them
     (note,) = cfiv.infer(binary, model).notes
     assert note.startswith(f"predicted outside: {count} of {len(frame)} rows of training")
     assert not any("outside" in note for note in curve.notes)
+
+
+@pytest.mark.contract
+def test_many_groups_of_few_rows_are_warned_of() -> None:
+    model = cfiv.TwoStageLeastSquares(LINE).fit(table())
+    rows = table().assign(every=range(len(table())))
+    with pytest.warns(CfivWarning, match="1 rows each.*cut it first"):
+        model.effect(rows, treatment_from=0.0, treatment_to=1.0, by="every")
