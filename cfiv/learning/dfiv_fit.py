@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import DivergenceError
-from cfiv.file_values import fields, listed, number, tensor_of
+from cfiv.file_values import fields, number
 from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
@@ -109,16 +109,6 @@ def refit_elsewhere(fitted: TwoStageFit, sample: Sample, split: Split, *, unpred
     return replace(fitted, first_stage=first_stage, structural=structural)
 
 
-@dataclass(frozen=True)
-class SolvedLayers:
-    """V and u as they would be reported, with the ridges that they are (to be) refitted with; nan where they are not."""
-
-    first_stage: Tensor
-    structural: Tensor
-    first_stage_ridge: float
-    ridge: float
-
-
 class DFIVSteps:
     """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
@@ -128,6 +118,7 @@ class DFIVSteps:
 
     def __init__(self, problem: DFIVProblem, networks: Sequence[Networks], generators: Sequence[np.random.Generator]) -> None:
         self._problem, training = problem, problem.training
+        self.refits = problem.report == "refit"
         covariate = [each.covariate for each in networks if each.covariate is not None]
         self._networks = MemberNetworks(
             shared_network([each.treatment for each in networks]),
@@ -190,7 +181,7 @@ class DFIVSteps:
             if first_stage is not None:
                 self._solved()[0][place] = first_stage
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[SolvedLayers], tuple[float, ...]]:
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
         """The state as it would be reported now, with its held-out losses.
 
         The ridge of V is the one with the lowest stage-1 loss on sample 2, the ridge of u that with the lowest stage-2 loss on
@@ -204,55 +195,53 @@ class DFIVSteps:
             first_stage, ridges = judge.first_stage(), problem.refit_ridges
             candidates, losses = judge.heldout_losses(first_stage, ridges)
             chosen = int(losses.mean(dim=1).argmin())
-            solved = SolvedLayers(first_stage.weights, candidates[chosen], first_stage.ridge, ridges[chosen])
-            now = Checkpoint(number, parameters, solved, losses[chosen])
+            weights = first_stage.weights, candidates[chosen]
+            now = Checkpoint(number, parameters, weights, (first_stage.ridge, ridges[chosen]), losses[chosen])
         else:
-            v, u = (weights[place].clone() for weights in self._solved())
+            v, u = (each[place].clone() for each in self._solved())
             ridges = (problem.ridge1, problem.ridge2) if problem.report == "refit" else (math.nan, math.nan)
             heldout = problem.splits[place].heldout is not None
             losses = judge.squared_errors(v, u[None])[0] if heldout else v.new_zeros(0)
-            now = Checkpoint(number, parameters, SolvedLayers(v, u, *ridges), losses)
-        return now, (self._stage1_heldout_losses[place], now.loss, now.last_layers.ridge)
+            now = Checkpoint(number, parameters, (v, u), ridges, losses)
+        return now, (self._stage1_heldout_losses[place], now.loss, now.ridges[1])
 
-    def report(self, place: int, member: Member[SolvedLayers]) -> TwoStageFit:
+    def report(self, place: int, member: Member) -> TwoStageFit:
         """The state that is kept of a member (none where there were no steps), its last layers refitted where asked for."""
         kept, problem = member.kept, self._problem
         if kept is not None:
             for network, state in zip(self.networks, kept.parameters, strict=True):
                 network.put(place, state)
         networks = Networks.of([network.module(place) for network in self.networks])
-        if kept is None:
-            layers = self._refit(place, networks, problem.ridge1, problem.ridge2)
-        elif problem.report == "refit":
-            layers = self._refit(place, networks, kept.last_layers.first_stage_ridge, kept.last_layers.ridge)
+        ridges = (problem.ridge1, problem.ridge2) if kept is None else kept.ridges
+        if kept is None or problem.report == "refit":
+            first_stage, structural = self._refit(place, networks, ridges)
         else:
-            layers = kept.last_layers
+            first_stage, structural = kept.weights
         return TwoStageFit(
             networks=networks,
-            first_stage=layers.first_stage,
-            structural=layers.structural,
+            first_stage=first_stage,
+            structural=structural,
             structure=problem.structure,
             heldout_loss=math.nan if kept is None else kept.loss,
-            first_stage_ridge=layers.first_stage_ridge,
-            refit_ridge=layers.ridge,
+            first_stage_ridge=ridges[0],
+            refit_ridge=ridges[1],
             history=member.history,
             ended=member.ended or "finished",
         )
 
-    def _refit(self, place: int, networks: Networks, first_stage_ridge: float, ridge: float) -> SolvedLayers:
+    def _refit(self, place: int, networks: Networks, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
         """V and u on all rows of the samples."""
         sample, split = self._problem.sample, self._problem.splits[place]
-        first_stage, structural = refit_last_layers(
+        return refit_last_layers(
             sample,
             networks,
             stage1=split.stage1,
             stage2=split.sample2,
             structure=self._problem.structure,
-            first_stage_ridge=first_stage_ridge,
-            ridge=ridge,
+            first_stage_ridge=ridges[0],
+            ridge=ridges[1],
             unpredicted_penalty=self._problem.unpredicted_penalty,
         )
-        return SolvedLayers(first_stage, structural, first_stage_ridge, ridge)
 
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """V and u, with these networks' features."""
@@ -262,20 +251,6 @@ class DFIVSteps:
         f = structural_features(treatment_features=psi, covariate_features=xi, structure=self._problem.structure)
         layers = self._problem.layers
         return [(layers.v12, (phi.shape[1] + 1, psi.shape[1])), (layers.u, (f.shape[1], 1))]
-
-    def pack(self, last_layers: SolvedLayers) -> list[Any]:
-        """V, u and their ridges."""
-        return [last_layers.first_stage, last_layers.structural, last_layers.first_stage_ridge, last_layers.ridge]
-
-    def unpack(self, values: list[Any]) -> SolvedLayers:
-        """The reverse."""
-        first_stage, structural, *ridges = listed(values, count=4)
-        device = self._problem.sample.outcome.device
-        v, u = (
-            tensor_of(given, shape, torch.float64).to(device)
-            for given, (_, shape) in zip((first_stage, structural), self.solved(), strict=True)
-        )
-        return SolvedLayers(v, u, *(number(ridge, finite=False) for ridge in ridges))
 
     def saved(self, place: int) -> dict[str, Any]:
         """What the judgement of instrument features remembers."""

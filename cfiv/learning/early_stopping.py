@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from cfiv.runtime.module_state import ModuleState
 
-L = TypeVar("L")
-
 
 @dataclass(frozen=True)
-class Checkpoint(Generic[L]):
+class Checkpoint:
     """A state to return to.
 
     Parameters
@@ -22,15 +19,18 @@ class Checkpoint(Generic[L]):
         After how many steps.
     parameters : list of ModuleState
         Of the networks, in their order.
-    last_layers : L
-        The solved weights as they would be reported, with their ridges.
+    weights : tuple of Tensor
+        The last layers as they would be reported.
+    ridges : tuple of float
+        Those that each is (to be) refitted with; nan where it is not.
     losses : Tensor (held-out rows,)
         Squared errors that average to the held-out loss; empty without held-out rows.
     """
 
     step: int
     parameters: list[ModuleState]
-    last_layers: L
+    weights: tuple[Tensor, ...]
+    ridges: tuple[float, ...]
     losses: Tensor
 
     @property
@@ -38,12 +38,12 @@ class Checkpoint(Generic[L]):
         """The held-out loss; nan without held-out rows."""
         return float(self.losses.mean()) if self.losses.numel() else float("nan")
 
-    def excess_over(self, other: Checkpoint[L]) -> float:
+    def excess_over(self, other: Checkpoint) -> float:
         """By how many standard errors of the paired difference this held-out loss lies above another's."""
         return standard_errors_above_zero(self.losses - other.losses)
 
 
-class EarlyStopping(Generic[L]):
+class EarlyStopping:
     """Keeps the latest state whose held-out loss is not significantly above the lowest.
 
     A held-out loss is noisy and, where it is flat, picking its minimum picks noise: of two states that it cannot tell apart the
@@ -58,11 +58,11 @@ class EarlyStopping(Generic[L]):
 
     def __init__(self, *, tolerance: float, patience: int) -> None:
         self.tolerance, self.patience = tolerance, patience
-        self.best: Checkpoint[L] | None = None
-        self.kept: Checkpoint[L] | None = None
+        self.best: Checkpoint | None = None
+        self.kept: Checkpoint | None = None
         self.risen = 0
 
-    def add(self, now: Checkpoint[L]) -> None:
+    def add(self, now: Checkpoint) -> None:
         """Take a state into account, in the order of training."""
         if self.best is None or now.loss < self.best.loss:
             self.best = now

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DivergenceError
-from cfiv.file_values import listed
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
@@ -158,6 +157,7 @@ class GradientSteps:
     losses: ClassVar[tuple[str, ...]] = ("loss",)
     notes: ClassVar[tuple[str, ...]] = ("heldout_loss",)
     advice: ClassVar[str] = "lower learning_rate"
+    refits: ClassVar[bool] = False
 
     def __init__(
         self, problem: GradientProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
@@ -180,7 +180,7 @@ class GradientSteps:
     def settle(self, place: int, number: int) -> None:
         """Nothing."""
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[None], tuple[float]]:
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float]]:
         """The state as it would be reported now."""
         split, parameters = self._problem.splits[place], [network.state(place) for network in self.networks]
         losses = torch.zeros(0, dtype=torch.float64, device=self._problem.sample.outcome.device)
@@ -193,10 +193,10 @@ class GradientSteps:
                 losses = losses * (weights[heldout] / weights[heldout].mean())
             for module in modules:
                 module.train()
-        now = Checkpoint(number, parameters, None, losses)
+        now = Checkpoint(number, parameters, (), (), losses)
         return now, (now.loss,)
 
-    def report(self, place: int, member: Member[None]) -> GradientFit:
+    def report(self, place: int, member: Member) -> GradientFit:
         """The state that is kept of a member (none where there were no steps)."""
         if member.kept is not None:
             for network, state in zip(self.networks, member.kept.parameters, strict=True):
@@ -208,14 +208,6 @@ class GradientSteps:
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """None."""
         return []
-
-    def pack(self, last_layers: None) -> list[Any]:
-        """Nothing."""
-        return []
-
-    def unpack(self, values: list[Any]) -> None:
-        """The reverse."""
-        listed(values, count=0)
 
     def saved(self, place: int) -> None:
         """Nothing else is remembered."""

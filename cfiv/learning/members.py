@@ -26,7 +26,6 @@ from cfiv.runtime.digest import digest
 from cfiv.runtime.processes import here
 from cfiv.tensor_file import short
 
-L = TypeVar("L")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -34,8 +33,8 @@ R_co = TypeVar("R_co", covariant=True)
 FAILURES = (SingularError, DataError, DivergedError)
 
 
-class MemberSteps(Protocol[L, R_co]):
-    """What members learn: their steps, and what one of them would report, with last layers of type L.
+class MemberSteps(Protocol[R_co]):
+    """What members learn: their steps, and what one of them would report.
 
     Parameters
     ----------
@@ -58,6 +57,11 @@ class MemberSteps(Protocol[L, R_co]):
     advice: ClassVar[str]
 
     @property
+    def refits(self) -> bool:
+        """Whether last layers are solved once more, at the ridges of the state that is kept: those are numbers then."""
+        ...
+
+    @property
     def networks(self) -> list[MemberNetwork]:
         """All feature maps, in a fixed order."""
         ...
@@ -75,24 +79,16 @@ class MemberSteps(Protocol[L, R_co]):
         """What a member does after a step, before it is judged."""
         ...
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[L], tuple[float, ...]]:
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
         """A member as it would be reported now, and what the history notes of it."""
         ...
 
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
-        """The layer that each memory is of, and the shape of its weights."""
+        """The last layers in their order, with the shapes of their weights."""
         ...
 
-    def report(self, place: int, member: Member[L]) -> R_co:
+    def report(self, place: int, member: Member) -> R_co:
         """What comes of a member: the state that is kept of it (none where there were no steps)."""
-        ...
-
-    def pack(self, last_layers: L) -> list[Any]:
-        """As tensors and numbers."""
-        ...
-
-    def unpack(self, values: list[Any]) -> L:
-        """The reverse, checked."""
         ...
 
     def saved(self, place: int) -> Any:
@@ -104,7 +100,7 @@ class MemberSteps(Protocol[L, R_co]):
         ...
 
 
-class Member(Generic[L]):
+class Member:
     """What is kept of one member, and why it trains no longer.
 
     Parameters
@@ -114,14 +110,14 @@ class Member(Generic[L]):
         Above which the last of its training losses has diverged.
     """
 
-    def __init__(self, stopping: EarlyStopping[L], *, limit: float) -> None:
+    def __init__(self, stopping: EarlyStopping, *, limit: float) -> None:
         self.stopping, self._limit = stopping, limit
         self._history: list[dict[str, Any]] = []
         self.ended: Ended | None = None
         self.reason = self.why = ""
 
     @property
-    def kept(self) -> Checkpoint[L] | None:
+    def kept(self) -> Checkpoint | None:
         """The state to report; None where there was no check."""
         return self.stopping.kept
 
@@ -131,7 +127,7 @@ class Member(Generic[L]):
         return [record | {"kept": self.kept is not None and record["step"] == self.kept.step} for record in self._history]
 
     def look(
-        self, step: int, *, losses: Mapping[str, Tensor], judge: Callable[[], tuple[Checkpoint[L], dict[str, float]]]
+        self, step: int, *, losses: Mapping[str, Tensor], judge: Callable[[], tuple[Checkpoint, dict[str, float]]]
     ) -> None:
         """Take the state after a step into account, by the training losses (k,) since the last look and a judgement."""
         means = _mean_losses(losses, limit=self._limit, last=step)
@@ -154,7 +150,7 @@ class Member(Generic[L]):
         self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
 
 
-class MembersRun(Generic[L, R]):
+class MembersRun(Generic[R]):
     """A run of members, for :func:`cfiv.learning.loop.drive`.
 
     Parameters
@@ -171,12 +167,12 @@ class MembersRun(Generic[L, R]):
     """
 
     def __init__(
-        self, steps: MemberSteps[L, R], *, count: int, training: Training, sample: Sample, splits: Sequence[Split]
+        self, steps: MemberSteps[R], *, count: int, training: Training, sample: Sample, splits: Sequence[Split]
     ) -> None:
         self._steps, self._count, self._device = steps, count, sample.outcome.device
         self._checks, self._patience = check_steps(count, checks=training.checks), training.patience
         self.members = [
-            Member[L](
+            Member(
                 EarlyStopping(tolerance=training.tolerance, patience=training.patience),
                 limit=DIVERGED * float(sample.outcome[split.stage2].square().mean()),
             )
@@ -296,7 +292,7 @@ class MembersRun(Generic[L, R]):
             next(steps.batches)
         restore_draws(draws, device)
 
-    def _judge(self, place: int, number: int) -> tuple[Checkpoint[L], dict[str, float]]:
+    def _judge(self, place: int, number: int) -> tuple[Checkpoint, dict[str, float]]:
         if not all(network.finite(place) for network in self._steps.networks):  # no solve would notice
             raise DivergedError("the networks' weights are not finite")
         now, notes = self._steps.checkpoint(place, number)
@@ -336,12 +332,12 @@ class MembersRun(Generic[L, R]):
         member.stopping.risen = whole(values["risen"], 0, self._patience)
         self._steps.restore(place, values["more"])
 
-    def _packed(self, checkpoint: Checkpoint[L] | None) -> list[Any] | None:
+    def _packed(self, checkpoint: Checkpoint | None) -> list[Any] | None:
         if checkpoint is None:
             return None
-        return [checkpoint.step, checkpoint.parameters, self._steps.pack(checkpoint.last_layers), checkpoint.losses]
+        return [checkpoint.step, checkpoint.parameters, [*checkpoint.weights, *checkpoint.ridges], checkpoint.losses]
 
-    def _unpacked(self, place: int, values: Any, steps: list[int]) -> Checkpoint[L] | None:
+    def _unpacked(self, place: int, values: Any, steps: list[int]) -> Checkpoint | None:
         if (values is None) != (not steps):
             raise ValueError("a state is kept from the first check on")
         if values is None:
@@ -350,14 +346,17 @@ class MembersRun(Generic[L, R]):
         if step not in steps:
             raise ValueError(f"a state after step {short(step)}")
         states = [network.check(state) for network, state in zip(self._steps.networks, listed(parameters), strict=True)]
-        layers = self._steps.unpack(listed(last_layers))
-        rows = (self._held_out[place],)
-        return Checkpoint(step, states, layers, tensor_of(losses, rows, torch.float64).to(self._device))
+        shapes = [shape for _, shape in self._steps.solved()]
+        layers, rows = listed(last_layers, count=2 * len(shapes)), (self._held_out[place],)
+        weights = (tensor_of(w, shape, torch.float64).to(self._device) for w, shape in zip(layers, shapes, strict=False))
+        ridges = (number(ridge, finite=self._steps.refits) for ridge in layers[len(shapes) :])
+        heldout = tensor_of(losses, rows, torch.float64).to(self._device)
+        return Checkpoint(step, states, tuple(weights), tuple(ridges), heldout)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         return [learner.optimiser for learner in self._steps.learners if learner.optimiser is not None]
 
-    def _active(self) -> list[tuple[int, Member[L]]]:
+    def _active(self) -> list[tuple[int, Member]]:
         return [(place, member) for place, member in enumerate(self.members) if member.ended is None]
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DivergenceError
-from cfiv.file_values import listed, number, tensor_of
 from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
@@ -191,20 +190,13 @@ def fit_regression(
     return run.conclude()
 
 
-@dataclass(frozen=True)
-class SolvedLayer:
-    """W of a state, and the ridge that it is to be refitted with."""
-
-    weights: Tensor
-    ridge: float
-
-
 class RegressionSteps:
     """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
     losses: ClassVar[tuple[str, ...]] = ("loss",)
     notes: ClassVar[tuple[str, ...]] = ("heldout_loss", "refit_ridge")
     advice: ClassVar[str] = "lower learning_rate, or raise the penalties"
+    refits: ClassVar[bool] = True
 
     def __init__(
         self, problem: RegressionProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
@@ -238,7 +230,7 @@ class RegressionSteps:
     def settle(self, place: int, number: int) -> None:
         """Nothing."""
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint[SolvedLayer], tuple[float, float]]:
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, float]]:
         """The state as it would be reported now, its ridge the one with the lowest held-out loss."""
         problem, split = self._problem, self._problem.splits[place]
         seen = (problem.sample.rows(part) for part in torch.split(split.stage2[:CHECK_ROWS], self._size))
@@ -248,7 +240,7 @@ class RegressionSteps:
         parameters = [network.state(place) for network in self.networks]
         if split.heldout is None:
             (weights,) = ridge_path(total, (problem.ridge,))
-            now = Checkpoint(number, parameters, SolvedLayer(weights, problem.ridge), weights.new_zeros(0))
+            now = Checkpoint(number, parameters, (weights,), (problem.ridge,), weights.new_zeros(0))
             return now, (now.loss, problem.ridge)
         candidates = ridge_path(total, problem.ridges)
         looked_at = split.heldout[:CHECK_ROWS]
@@ -261,16 +253,16 @@ class RegressionSteps:
         if heldout.weights is not None:
             losses = losses * (heldout.weights / heldout.weights.mean())
         best = int(losses.mean(dim=1).argmin())
-        now = Checkpoint(number, parameters, SolvedLayer(candidates[best], problem.ridges[best]), losses[best])
+        now = Checkpoint(number, parameters, (candidates[best],), (problem.ridges[best],), losses[best])
         return now, (now.loss, problem.ridges[best])
 
-    def report(self, place: int, member: Member[SolvedLayer]) -> RegressionFit:
+    def report(self, place: int, member: Member) -> RegressionFit:
         """The state that is kept of a member (none where there were no steps), with W solved on all rows."""
         kept, problem, split = member.kept, self._problem, self._problem.splits[place]
         if kept is not None:
             for network, state in zip(self.networks, kept.parameters, strict=True):
                 network.put(place, state)
-        ridge = problem.ridge if kept is None else kept.last_layers.ridge
+        ridge = problem.ridge if kept is None else kept.ridges[0]
         fitted = RegressionFit(
             features=problem.features,
             networks=[network.module(place) for network in self.networks],
@@ -286,16 +278,6 @@ class RegressionSteps:
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """W, with these networks' features."""
         return [(self._problem.layer, (self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1))]
-
-    def pack(self, last_layers: SolvedLayer) -> list[Any]:
-        """W and its ridge."""
-        return [last_layers.weights, last_layers.ridge]
-
-    def unpack(self, values: list[Any]) -> SolvedLayer:
-        """The reverse."""
-        weights, ridge = listed(values, count=2)
-        ((_, shape),) = self.solved()
-        return SolvedLayer(tensor_of(weights, shape, torch.float64).to(self._problem.sample.outcome.device), number(ridge))
 
     def saved(self, place: int) -> None:
         """Nothing else is remembered."""

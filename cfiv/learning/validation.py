@@ -55,7 +55,7 @@ class Validation:
     ) -> None:
         self._batches, self._head, self._task, self._rule, self._seed = batches, head, task, rule, seed
         self._checks = check_steps(steps, checks=rule.checks)
-        self._stopping: EarlyStopping[None] = EarlyStopping(tolerance=rule.tolerance, patience=rule.patience)
+        self._stopping = EarlyStopping(tolerance=rule.tolerance, patience=rule.patience)
         self.losses: dict[int, float] = {}
         if head.processes.count > 1:
             head.processes.check_alike("validation data", self.describe())
@@ -89,7 +89,7 @@ class Validation:
             raise DivergedError(f"on the validation data {error}") from error
         if not bool(torch.isfinite(errors).all()):
             raise DivergedError("squared errors on the validation data are not finite")
-        now = Checkpoint(number, [state_of(self._head.module)], None, errors)
+        now = Checkpoint(number, [state_of(self._head.module)], (), (), errors)
         self._stopping.add(now)
         self.losses[number] = now.loss
 
@@ -118,7 +118,7 @@ class Validation:
         self.losses = dict(zip(looks, losses.tolist(), strict=True))
         self._stopping.best, self._stopping.kept, self._stopping.risen = best, kept, risen
 
-    def _read(self, values: Any, looks: Sequence[int], *, states: int) -> Checkpoint[None] | None:
+    def _read(self, values: Any, looks: Sequence[int], *, states: int) -> Checkpoint | None:
         """A state of one of these steps."""
         if (values is None) != (not looks):
             raise ValueError("a state is kept from the first check on")
@@ -129,7 +129,7 @@ class Validation:
             raise ValueError(f"a state after another step than {looks}")
         tensor_of(errors, (self._examples,), torch.float64)
         parameters = [check_module(state, self._head.module, finite=True) for state in given]
-        return Checkpoint(step, parameters, None, errors.to(self._head.device))
+        return Checkpoint(step, parameters, (), (), errors.to(self._head.device))
 
     def _squared_errors(self) -> Tensor:
         with Draws(self._seed, self._head.device).here(self._head.module):

@@ -83,6 +83,7 @@ ALTERATIONS: dict[str, Callable[[Values], object]] = {
     "a network of a state": lambda v: member(v)["kept"][1].pop(),
     "V of a state": lambda v: member(v)["kept"][2].__setitem__(0, torch.ones(2, 2, dtype=torch.float64)),
     "a ridge that is text": lambda v: member(v)["kept"][2].__setitem__(3, "x"),
+    "a ridge that is no number": lambda v: member(v)["kept"][2].__setitem__(3, float("nan")),
     "risen too often": lambda v: member(v).update(risen=10**9),
     "a network less": lambda v: v["networks"].pop(),
     "a member less of a network": lambda v: v["networks"][0].pop(),

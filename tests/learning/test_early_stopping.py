@@ -8,8 +8,8 @@ from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 NOISE = torch.linspace(-1, 1, 40, dtype=torch.float64)
 
 
-def at(step: int, losses: torch.Tensor) -> Checkpoint[None]:
-    return Checkpoint(step, [], None, losses)
+def at(step: int, losses: torch.Tensor) -> Checkpoint:
+    return Checkpoint(step, [], (), (), losses)
 
 
 def run(*losses: torch.Tensor, tolerance: float = 1.0, patience: int = 3) -> EarlyStopping:
