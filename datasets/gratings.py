@@ -68,12 +68,13 @@ def simulate(n: int, *, classes: int = 10, pixels: int = 32, tested: int = 2000,
     check_whole("seed", seed, least=0)
     attributes = len(str(classes)) - 1
     train, test = (
-        _part(count, attributes, pixels, np.random.default_rng([seed, part])) for part, count in enumerate((n, tested))
+        _part(np.random.default_rng([seed, part]), n=count, attributes=attributes, pixels=pixels)
+        for part, count in enumerate((n, tested))
     )
     return ImageClassification(train, test, tuple(f"{label:0{attributes}d}" for label in range(classes)), BRIGHTEST)
 
 
-def _part(n: int, attributes: int, pixels: int, draw: np.random.Generator) -> LabelledImages:
+def _part(draw: np.random.Generator, *, n: int, attributes: int, pixels: int) -> LabelledImages:
     images = np.empty((n, 3, pixels, pixels), dtype=np.uint8)
     kinds = draw.integers(RING, size=(n, 3))
     for start in range(0, n, BLOCK):

@@ -44,7 +44,7 @@ MAY_USE = {
     | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "inference", "datasets", "plots"},
     "cli_inputs": {"errors", "files", "tables", "estimators"},
     "cli_outputs": {"errors", "files", "rendering"},
-    "cli_ask": {"errors", "files", "rendering", "estimators", "plots", "cli_inputs", "cli_outputs"},
+    "cli_ask": {"errors", "files", "rendering", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_compare": {"errors", "files", "terminal", "estimators", "inference", "cli_inputs", "cli_outputs"},
     "cli_infer": {"errors", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
