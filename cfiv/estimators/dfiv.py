@@ -445,6 +445,7 @@ class DFIV(StructuralEstimator):
             elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
             unseen = split.stage1.cpu().numpy()
             functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
+            problem.release()
         return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
 
     def _swaps(self) -> tuple[bool, ...]:
