@@ -250,6 +250,7 @@ def _increments(data: IVData, smooth: SmoothModel, function: LearnedFunction) ->
     predicted = function.reduced_form(instruments, covariates) - reduced
     weights = np.ones(len(rows)) if data.weights is None else data.weights[rows] / data.weights.mean()
     outcome = data.outcome[rows]
+    data.release()
     mean = base.outcome_mean()
     unit = float(smooth.outcome_scale.scale[0])
     parts = (increment, predicted, outcome - before), (outcome - mean, outcome - line, outcome - reduced)

@@ -178,7 +178,8 @@ def _scaled(scale: Standardiser, parts: Sequence[Array], *, dtype: npt.DTypeLike
     made = array_on_disk(rows, columns=columns, dtype=dtype) if on_disk else np.empty((rows, columns), dtype=dtype)
     for start in range(0, rows, BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
+        with np.errstate(over="ignore"):  # what float32 does not hold is refused once all is there
+            made[block] = scale.apply(np.concatenate([part[block] for part in parts], axis=1))
         release(made, *parts)
     return made
 
@@ -193,7 +194,7 @@ def _check_cast(data: IVData, sample: Sample) -> None:
         cast = cast[:, : columns.shape[1]]
         least, greatest = (end.cpu().numpy() for end in (cast.amin(dim=0), cast.amax(dim=0)))
         lost = (least == greatest) & (columns.min(axis=0) != columns.max(axis=0))
-        lost |= ~np.isfinite(least + greatest)
+        lost |= ~(np.isfinite(least) & np.isfinite(greatest))
         release(values)
         if lost.any():
             assert data.names is not None
