@@ -440,6 +440,11 @@ class DFIV(StructuralEstimator):
         estimates = []
         for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
             own_fits = [(member, one) for member, one in fitted if member.part == number]
+            if not own_fits:
+                raise DivergenceError(
+                    f"nothing was learned of part {number + 1} of {len(parts)} of the rows: training diverged, was "
+                    "interrupted, or its time was over; give more max_seconds, or a lower learning_rate"
+                )
             estimates.append(self._answer(data, problem, own_fits, generator, part=part, steps=steps, interrupted=interrupted))
         return estimates
 

@@ -228,9 +228,7 @@ class Band:
         check_whole("points", self.points, least=2)
         check_flag("width", self.width)
         check_flag("pointwise", self.pointwise)
-        check_flag("undersmooth", self.undersmooth)
-        check_level(self.level)
-        check_draws(self.draws)
+        _check_options(self)
 
     def __call__(self, fit: Fit) -> float | Estimate:
         """Estimate, truth and ends of the band where it is furthest off; or half its width, in the outcome's units.
@@ -294,9 +292,7 @@ class Interval:
             check_number("treatment_from", self.treatment_from)
             check_number("treatment_to", self.treatment_to)
         check_flag("width", self.width)
-        check_flag("undersmooth", self.undersmooth)
-        check_level(self.level)
-        check_draws(self.draws)
+        _check_options(self)
 
     def __call__(self, fit: Fit) -> float | Estimate:
         """Estimate, truth and ends of the interval; or half its width, in the effect's units.
@@ -348,9 +344,7 @@ class Doubted:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_flag("undersmooth", self.undersmooth)
-        check_level(self.level)
-        check_draws(self.draws)
+        _check_options(self)
 
     def __call__(self, fit: Fit) -> float:
         """One where there is a doubt.
@@ -361,6 +355,13 @@ class Doubted:
             If the model has no intervals.
         """
         return float(fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws).law.doubtful)
+
+
+def _check_options(metric: Band | Interval | Doubted) -> None:
+    """What :func:`cfiv.infer` is asked for."""
+    check_flag("undersmooth", metric.undersmooth)
+    check_level(metric.level)
+    check_draws(metric.draws)
 
 
 def _table(fit: Fit, treatment: str) -> Any:

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 import cfiv
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, DivergenceError, ParameterError
 from cfiv.estimators.cross_fitting import cross_fit
 from cfiv.inference.corrected import FOLDS
+from cfiv.learning.deadline import Deadline
 
 #: Sums in another order.
 ROUNDING = 1e-8
@@ -186,3 +188,24 @@ def test_intervals_hold_where_the_design_calls_for_what_is_learned() -> None:
         row = inference.average_derivative(data).table.iloc[0]
         held.append(row["lower"] <= 1 + data["t"].mean() <= row["upper"])
     assert np.mean(held) > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 40)
+
+
+class Bent(nn.Module):
+    """Networks of a user's own class train one after another, until the time is over."""
+
+    def __init__(self, _shape: object) -> None:
+        super().__init__()
+        self.map = nn.Linear(1, 4)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.map(rows))
+
+
+@pytest.mark.contract
+def test_folds_that_time_does_not_suffice_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = table(200)
+    model = cfiv.DFIV("y ~ [t ~ z]", treatment_network=Bent, steps=1, fits=1, random_state=0, progress=False).fit(data)
+    model.set_params(max_seconds=60)
+    monkeypatch.setattr(Deadline, "passed", lambda _: True)
+    with pytest.raises(DivergenceError, match=r"nothing was learned of part 2 of 5.*give more max_seconds"):
+        cfiv.infer(data, model)
