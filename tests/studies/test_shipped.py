@@ -11,7 +11,8 @@ from torch import nn
 import cfiv
 from cfiv.errors import ParameterError
 from cfiv.studies import Fit
-from cfiv.studies.shipped import last_layers, learning_problems, many_covariates
+from cfiv.studies.shipped import functionals, last_layers, learning_problems, many_covariates
+from cfiv.studies.shipped.columns_by_letter import columns_by_letter
 from cfiv.studies.study_file import read_study, shipped
 
 
@@ -114,7 +115,7 @@ def test_without_the_extra_an_operator_says_what_to_install(monkeypatch: pytest.
 @pytest.mark.oracle
 def test_methods_on_all_columns_are_the_estimator_with_its_formula_written_out() -> None:
     table, truth = many_covariates.many_covariates(n=300, covariates=4, truth="line", seed=1)
-    fitted = many_covariates.on_all_columns(name="2sls", seed=0).fit(table)
+    fitted = columns_by_letter(name="2sls", seed=0).fit(table)
     own = cfiv.TwoStageLeastSquares("y ~ x1 + x2 + x3 + x4 + [t ~ z]").fit(table)
     np.testing.assert_array_equal(fitted.predict(table), own.predict(table))
     data = Fit(model=fitted, data=table, truth=truth, another=lambda: (table, truth))
@@ -129,3 +130,21 @@ def test_of_many_covariates_the_truth_sees_three() -> None:
     assert list(many.columns) == ["t", "z", *(f"x{j}" for j in range(1, 10)), "y"]
     np.testing.assert_allclose(h(few.assign(t=1.0)) - h(few.assign(t=0.0)), 1 + few["x1"])
     np.testing.assert_array_equal(h(many), h(many.assign(x4=0.0, x9=5.0)))
+
+
+@pytest.mark.law
+def test_of_designs_with_several_treatments_the_derivative_is_one_and_only_treatments_go_with_the_error() -> None:
+    of_two, h = functionals.two_treatments(n=20_000, covariates=3, correlation=0.5, seed=4)
+    of_many, g = functionals.many_treatments(n=20_000, treatments=3, seed=4)
+    for table, truth in ((of_two, h), (of_many, g)):
+        np.testing.assert_allclose(truth(table.assign(t1=table["t1"] + 0.5)) - truth(table.assign(t1=table["t1"] - 0.5)), 1.0)
+        with_error = table.corrwith(table["y"] - truth(table)).drop("y")
+        for column, correlation in with_error.items():
+            assert abs(correlation) > 0.2 if str(column).startswith("t1") else abs(correlation) < 0.03 or str(column)[0] == "t"
+
+
+@pytest.mark.oracle
+def test_the_letter_of_a_column_is_its_role() -> None:
+    table, _ = functionals.two_treatments(n=300, covariates=0, correlation=0.0, seed=5)
+    own = cfiv.TwoStageLeastSquares("y ~ x1 + [t1 + t2 ~ z1 + z2]").fit(table)
+    np.testing.assert_array_equal(columns_by_letter(name="2sls", seed=0).fit(table).predict(table), own.predict(table))

@@ -55,13 +55,13 @@ def normal_treatment(*, n: int, curve: str, strength: float, seed: int) -> tuple
 
 
 def two_treatments(*, n: int, covariates: int, correlation: float, seed: int) -> tuple[pd.DataFrame, Rows]:
-    """``y = y2 + 1 / (1 + exp(-y3)) + log(1 + x2) + k(v) + e``: two treatments, and covariates that instruments go with.
+    """``y = t1 + 1 / (1 + exp(-t2)) + log(1 + x1) + k(v) + e``: two treatments, and covariates that instruments go with.
 
     Parameters
     ----------
     n : int
     covariates : int
-        ``d``, of ``v``, on (0, 1).
+        ``d``, of ``v``, on (0, 1): ``x2``, ``x3``, ...
     correlation : float
         ``c``, of ``v`` with the instruments.
     seed : int
@@ -69,7 +69,7 @@ def two_treatments(*, n: int, covariates: int, correlation: float, seed: int) ->
     Returns
     -------
     table, truth
-        Columns ``y, y2, y3, x1, x2, x3, v1, ...``; the average derivative by ``y2`` is one.
+        Columns ``y, t1, t2, z1, z2, x1, x2, ...``; the average derivative by ``t1`` is one.
 
     References
     ----------
@@ -80,19 +80,19 @@ def two_treatments(*, n: int, covariates: int, correlation: float, seed: int) ->
     check_whole("covariates", covariates, least=0)
     check_number("correlation", correlation, least=0.0, most=1.0)
     generator = np.random.default_rng(seed)
-    x2 = generator.uniform(size=n)
-    u2, u3, e1, e2, e3 = generator.normal(size=(5, n))
-    x1, x3 = norm.cdf(u2), norm.cdf(u3)
-    e = (e1 + e2 + e3) / 3 * np.sqrt((x1**2 + x2**2 + x3**2) / 3)
-    columns = {"y2": x1 + 0.5 * e2 + e, "y3": norm.cdf(u3 + 0.5 * e3), "x1": x1, "x2": x2, "x3": x3}
+    x1 = generator.uniform(size=n)
+    u1, u2, e1, e2, e3 = generator.normal(size=(5, n))
+    z1, z2 = norm.cdf(u1), norm.cdf(u2)
+    e = (e1 + e2 + e3) / 3 * np.sqrt((z1**2 + x1**2 + z2**2) / 3)
+    columns = {"t1": z1 + 0.5 * e2 + e, "t2": norm.cdf(u2 + 0.5 * e3), "z1": z1, "z2": z2, "x1": x1}
     if covariates:
         mixing = np.random.RandomState(9999).randn(covariates, covariates)
         spread = np.eye(covariates) + mixing.T @ mixing
         scale = np.sqrt(np.diag(spread))
         root = np.linalg.cholesky(spread / np.outer(scale, scale))
         own = generator.normal(size=(n, covariates)) @ root.T
-        v = norm.cdf(np.sqrt(1 - correlation**2) * own + correlation * (x1 + x2 + x3)[:, None])
-        columns |= {f"v{j + 1}": v[:, j] for j in range(covariates)}
+        v = norm.cdf(np.sqrt(1 - correlation**2) * own + correlation * (z1 + x1 + z2)[:, None])
+        columns |= {f"x{j + 2}": v[:, j] for j in range(covariates)}
     table = pd.DataFrame(columns)
     h = _of_two_treatments(covariates)
     return table.assign(y=h(table) + e), h
@@ -100,9 +100,9 @@ def two_treatments(*, n: int, covariates: int, correlation: float, seed: int) ->
 
 def _of_two_treatments(covariates: int) -> Rows:
     def h(rows: pd.DataFrame) -> Array:
-        value = rows["y2"] + 1 / (1 + np.exp(-rows["y3"])) + np.log1p(rows["x2"])
+        value = rows["t1"] + 1 / (1 + np.exp(-rows["t2"])) + np.log1p(rows["x1"])
         if covariates:
-            v = rows[[f"v{j + 1}" for j in range(covariates)]].to_numpy()
+            v = rows[[f"x{j + 2}" for j in range(covariates)]].to_numpy()
             value = value + 5 * v[:, 0] ** 3 + v[:, 1] * np.maximum(0.5, v.max(axis=1)) + 0.5 * np.exp(-v[:, -1])
         return np.asarray(value, dtype=np.float64)
 

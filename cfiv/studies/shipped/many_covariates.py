@@ -1,10 +1,8 @@
-"""Many covariates of which few matter, and methods that take all columns of a table whose names begin with x."""
+"""Many covariates of which few matter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +10,6 @@ import pandas as pd
 
 from cfiv.checks import check_choice, check_whole
 from cfiv.errors import UnsupportedTreatmentWarning, silence
-from cfiv.estimators import registry
-from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.studies.metrics import Fit
 
 Array = npt.NDArray[np.float64]
@@ -71,48 +67,6 @@ def many_covariates(*, n: int, covariates: int, truth: str, seed: int) -> tuple[
 
     table = pd.DataFrame({"t": t, "z": z, **names})
     return table.assign(y=h(table) + u + e), h
-
-
-@dataclass(kw_only=True)
-class OnAllColumns:
-    """An estimator of cfiv's whose covariates are all columns that begin with x.
-
-    Parameters
-    ----------
-    name : str
-        In files: "2sls", "kernel-iv", "dfiv".
-    treatment : str
-        What stands between the brackets of the formula.
-    arguments : dict
-        Of the estimator.
-    """
-
-    name: str
-    treatment: str
-    arguments: dict[str, Any]
-
-    def fit(self, data: pd.DataFrame) -> StructuralEstimator:
-        """Write the formula and fit."""
-        covariates = " + ".join(column for column in data.columns if str(column).startswith("x"))
-        model = registry.estimator(self.name).make(f"y ~ {covariates} + [{self.treatment}]", **self.arguments)
-        return model.fit(data)
-
-
-def on_all_columns(*, name: str, treatment: str = "t ~ z", seed: int) -> OnAllColumns:
-    """An :class:`OnAllColumns` with the estimator's defaults.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such estimator.
-    """
-    settings = {"random_state": seed, "progress": False}
-    registered = registry.estimator(name)
-    return OnAllColumns(
-        name=name,
-        treatment=treatment,
-        arguments={argument: value for argument, value in settings.items() if registered.takes(argument)},
-    )
 
 
 def error_of_effects(fit: Fit) -> float:
