@@ -128,7 +128,7 @@ class AverageEffect:
         StudyError
             If the data are no table with that column.
         """
-        rows = _table(fit, self.treatment)
+        rows = _table(fit.data, self.treatment)
         at_to, at_from = (rows.assign(**{self.treatment: float(t)}) for t in (self.treatment_to, self.treatment_from))
         with silence(UnsupportedTreatmentWarning):  # what is asked here is known
             effect = np.asarray(fit.model.predict(at_to)) - np.asarray(fit.model.predict(at_from))
@@ -184,7 +184,7 @@ class Coefficient:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """The uniform band of a dose response on evenly spaced treatments: whether it holds, or how wide it is.
+    """The uniform band of a dose response, or of ``h`` at fresh rows: whether it holds everywhere, or how wide it is.
 
     It holds everywhere where it holds at the treatment at which it is furthest from the truth, in standard errors. The metric
     is the estimate there with the ends of the band, so that its coverage is that of the whole band. Needs a design with a table
@@ -194,12 +194,13 @@ class Band:
     ----------
     treatment : str
         The treatment's column.
-    grid_from, grid_to : float
-        Ends of the grid.
+    grid_from, grid_to : float, optional
+        Ends of the grid of evenly spaced treatments. Without them the band is that of ``h``, at the first rows of another draw
+        whose treatments were seen.
     points : int
-        Of the grid.
+        Of the grid, or rows at most.
     width : bool
-        Whether to measure half the width of the band, the median over the grid, instead.
+        Whether to measure half the width of the band, the median over the points, instead.
     pointwise : bool
         Whether to measure at what share of the points their own interval holds, instead.
     level, undersmooth, draws
@@ -208,12 +209,12 @@ class Band:
     Raises
     ------
     ParameterError
-        If these are out of range.
+        If these are out of range, or one end of the grid is given without the other.
     """
 
     treatment: str
-    grid_from: float
-    grid_to: float
+    grid_from: float | None = None
+    grid_to: float | None = None
     points: int = 46
     width: bool = False
     pointwise: bool = False
@@ -223,8 +224,11 @@ class Band:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_number("grid_from", self.grid_from)
-        check_number("grid_to", self.grid_to, above=self.grid_from)
+        if (self.grid_from is None) != (self.grid_to is None):
+            raise ParameterError("a grid is between two treatments: give grid_from and grid_to, or none of them")
+        if self.grid_from is not None:
+            check_number("grid_from", self.grid_from)
+            check_number("grid_to", self.grid_to, above=self.grid_from)
         check_whole("points", self.points, least=2)
         check_flag("width", self.width)
         check_flag("pointwise", self.pointwise)
@@ -240,12 +244,18 @@ class Band:
         StudyError
             If the data are no table with that column.
         """
-        rows = _table(fit, self.treatment)
+        rows = _table(fit.data, self.treatment)
         inference = fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws)
-        table = inference.dose_response(np.linspace(self.grid_from, self.grid_to, self.points), rows).table
+        if self.grid_from is None or self.grid_to is None:
+            data, h = fit.another()
+            rows = _table(data, self.treatment)
+            rows = rows[fit.model.supported(rows)].head(self.points)
+            table, truth = inference.predict(rows).table, np.asarray(h(rows))
+        else:
+            table = inference.dose_response(np.linspace(self.grid_from, self.grid_to, self.points), rows).table
+            truth = np.array([np.mean(fit.truth(rows.assign(**{self.treatment: t}))) for t in table[self.treatment]])
         if self.width:
             return float((table["band_upper"] - table["band_lower"]).median() / 2)
-        truth = np.array([np.mean(fit.truth(rows.assign(**{self.treatment: t}))) for t in table[self.treatment]])
         if self.pointwise:
             return float(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
         worst = int((np.abs(table["estimate"] - truth) / table["std_error"]).to_numpy().argmax())
@@ -304,7 +314,7 @@ class Interval:
         StudyError
             If the data are no table with that column.
         """
-        rows = _table(fit, self.treatment)
+        rows = _table(fit.data, self.treatment)
         inference = fit.infer(level=self.level, undersmooth=self.undersmooth, draws=self.draws)
         if self.treatment_from is None:
             apart = STEP * float(np.ptp(rows[self.treatment]))
@@ -364,10 +374,10 @@ def _check_options(metric: Band | Interval | Doubted) -> None:
     check_draws(metric.draws)
 
 
-def _table(fit: Fit, treatment: str) -> Any:
-    """What a method was fitted to, as a table with that column."""
-    rows = getattr(fit.data, "frame", None)
-    rows = fit.data if rows is None else rows
+def _table(data: Any, treatment: str) -> Any:
+    """Data of a design, as a table with that column."""
+    rows = getattr(data, "frame", None)
+    rows = data if rows is None else rows
     if treatment not in getattr(rows, "columns", ()):
         raise StudyError(f"effects and bands need a table with the treatment's column, got none called {treatment!r}")
     return rows

@@ -53,6 +53,7 @@ def test_it_does_not_apply_to_what_has_no_intervals_and_says_what_it_needs() -> 
         Band(treatment="dose", grid_from=0.0, grid_to=1.0)(fitted())
     for wrong, words in (
         ({"grid_to": -1.0}, "grid_to must be finite and > -0.9"),
+        ({"grid_to": None}, "give grid_from and grid_to, or none"),
         ({"points": 1}, "points must be a whole number >= 2"),
         ({"level": 95}, "level must be"),
         ({"draws": 9}, "draws must be"),
@@ -140,3 +141,18 @@ def test_a_doubt_is_one_where_something_speaks_against_the_intervals() -> None:
     assert Doubted()(Fit(few.fit(weak), weak, truth, lambda: (weak, truth))) == 1.0
     with pytest.raises(ParameterError, match="draws must be"):
         Doubted(draws=9)
+
+
+@pytest.mark.law
+def test_without_a_grid_the_band_is_that_of_the_function_at_rows_drawn_anew_whose_treatments_were_seen() -> None:
+    fit = fitted()
+    fresh, h = fit.another()
+    fresh = fresh[fit.model.supported(fresh)].head(12)
+    assert 2 <= len(fresh) < len(fit.data)
+    table = fit.infer(level=0.5, undersmooth=True, draws=1000).predict(fresh).table
+    share = float(((table["lower"] <= h(fresh)) & (h(fresh) <= table["upper"])).mean())
+    assert Band(treatment="t", points=12, level=0.5, pointwise=True)(fit) == share
+    found = Band(treatment="t", points=12, level=0.5)(fit)
+    assert isinstance(found, Estimate)
+    holds = bool(((table["band_lower"] <= h(fresh)) & (h(fresh) <= table["band_upper"])).all())
+    assert holds == (found.lower <= found.truth <= found.upper)  # type: ignore[operator]
