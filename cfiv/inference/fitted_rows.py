@@ -20,7 +20,7 @@ from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.linear_in_basis import Basis
 from cfiv.labels import label_codes
 from cfiv.tables.columns import cluster_labels, require_columns
-from cfiv.tables.parquet import is_place
+from cfiv.tables.stored import is_stored
 from cfiv.tables.table_encoder import TableEncoder
 
 #: How far fitted values of the rows may be from those of the estimator, relative to the range of the outcome.
@@ -70,7 +70,7 @@ class FittedRows:
                 "clusters= names columns of a table, and the estimator was fitted to arrays: give IVData(clusters=...)"
             )
         names = _names(getattr(model, "clusters", None) if clusters is None else clusters)
-        if names and not is_place(data):
+        if names and not is_stored(data):
             require_columns(read_table(data), names, needed_for="clusters")
         rows = encoder.observations(data, missing=model.missing, labels=names)
         rows.check_observed("inference")

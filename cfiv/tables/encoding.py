@@ -19,9 +19,9 @@ from cfiv.tables.columns import Missing, cluster_labels, require_columns, row_we
 from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
 from cfiv.tables.group_means import GroupMeans
-from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import fit_part
 from cfiv.tables.roles import Roles
+from cfiv.tables.stored import is_stored, read_stored
 from cfiv.tables.table_encoder import TableEncoder, joined_columns, role_names
 
 
@@ -61,10 +61,10 @@ def encode(
                 f"the IVData has {role}, but this {reader} reads columns of its frame: give {role}='column', "
                 "or leave the roles out to use the arrays"
             )
-    if is_place(data):
+    if is_stored(data):
         check_choice("missing", missing, ("drop", "raise"))
         _check_roles(roles.parts)
-        frame = read_parquet(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
+        frame = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
         return _fit_complete(frame, roles, means_of)
     return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of)
 

@@ -19,7 +19,6 @@ from cfiv.tables.columns import Missing, gaps_in, release_table, require_columns
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
 from cfiv.tables.group_means import GroupMeans
-from cfiv.tables.parquet import is_place, read_parquet
 from cfiv.tables.parts import PartState
 from cfiv.tables.roles import Roles
 from cfiv.tables.saved_parts import (
@@ -30,6 +29,7 @@ from cfiv.tables.saved_parts import (
     part_to_values,
     roles_from_values,
 )
+from cfiv.tables.stored import is_stored, read_stored
 from cfiv.tables.terms import term_text
 from cfiv.tables.treatment_values import grid_table, values_by_column
 
@@ -115,9 +115,9 @@ class TableEncoder:
         used = [name for part in parts.values() for name in part.formula.variables]
         names = list(dict.fromkeys([*used, *([weights] if weights else []), *fixed, *labels]))
         needed_for = "held-out criteria"
-        if is_place(rows):
+        if is_stored(rows):
             known = [*self.roles.label_columns, *labels]
-            frame = read_parquet(rows, names, labels=known, needed_for=needed_for, missing=missing)
+            frame = read_stored(rows, names, labels=known, needed_for=needed_for, missing=missing)
         else:
             frame = read_table(rows)
             require_columns(frame, names, needed_for=needed_for)
@@ -272,11 +272,11 @@ class TableEncoder:
 
     def _table(self, rows: Any, *, without: Sequence[str] = ()) -> pd.DataFrame:
         """New rows as a table: of a Parquet file or folder the columns that predictions need, on disk."""
-        if not is_place(rows):
+        if not is_stored(rows):
             return read_table(rows)
         needed = self.roles.prediction_columns
         names = [name for name in needed if name not in without] or needed
-        return read_parquet(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing="raise")
+        return read_stored(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing="raise")
 
     def _asked(
         self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None

@@ -51,7 +51,7 @@ BLOCKWISE = ("linear_blocks", "standardised", "structural", "units")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("tables.parquet", "tables.parts", *(f"estimators.{name}" for name in BLOCKWISE)):
+    for room in ("tables.stored", "tables.table_sources", "tables.parts", *(f"estimators.{name}" for name in BLOCKWISE)):
         monkeypatch.setattr(f"cfiv.{room}.BLOCK_ROWS", 300)
     monkeypatch.setattr("cfiv.learning.samples.WINDOW", 256)
     monkeypatch.setattr("cfiv.learning.samples.RUN", 16)

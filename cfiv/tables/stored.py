@@ -1,13 +1,10 @@
-"""Tables in Parquet files, read batch after batch into columns that lie on disk: as many rows as the disk has room for."""
+"""Tables in Parquet files and dask dataframes, read batch after batch into columns that lie on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,31 +12,32 @@ import pandas as pd
 
 from cfiv.arrays import Array
 from cfiv.data import EXACT
-from cfiv.errors import CfivError, DataError, quoted
+from cfiv.errors import DataError, quoted
 from cfiv.mapped import BLOCK_ROWS, ColumnFile
 from cfiv.tables.columns import Missing, column_numbers, report_gaps, require_columns
+from cfiv.tables.table_sources import DaskFrame, DaskSource, ParquetSource, is_dask
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.dataset import Dataset
 
-#: What names a Parquet file, or a folder of them.
-Place: TypeAlias = "str | os.PathLike[str]"
-
-
-def is_place(data: object) -> bool:
-    """Whether data are named rather than given."""
-    return isinstance(data, (str, os.PathLike))
+#: The name of a Parquet file or of a folder of them, or a dataframe of dask.
+StoredTable: TypeAlias = str | os.PathLike[str] | DaskFrame
 
 
-def read_parquet(
-    place: Place, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing
+def is_stored(data: object) -> bool:
+    """Whether data lie elsewhere than in memory: are named, or are a dataframe of dask."""
+    return isinstance(data, (str, os.PathLike)) or is_dask(data)
+
+
+def read_stored(
+    table: StoredTable, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing
 ) -> pd.DataFrame:
-    """Columns of a Parquet file or folder, as ``pandas.read_parquet`` has them, without rows that have gaps; mapped from disk.
+    """Columns of a stored table, as pandas has them once it is read, without rows that have gaps; mapped from disk.
 
     Parameters
     ----------
-    place : path
+    table : path or dataframe of dask
+        A dataframe is computed partition by partition, and once more for its number of rows.
     names : sequence of str
         What is read; other columns cost nothing.
     labels : collection of str
@@ -59,6 +57,7 @@ def read_parquet(
     DataError
         If there is no such file, it is no Parquet, has not the columns or no rows; if columns hold text where numbers are
         needed, are not in all files of a folder, or have types in some that do not fit those of the first; or without pyarrow.
+        What a dataframe of dask raises while it is computed is left as it is.
     OutputError
         If the disk has no room.
 
@@ -67,33 +66,30 @@ def read_parquet(
     MissingRowsWarning
         With the number of rows dropped.
     """
-    dataset, path = _open(place), os.fspath(place)
+    source = ParquetSource.of(table) if isinstance(table, (str, os.PathLike)) else DaskSource.of(table)
     import pyarrow as pa
 
-    present = dataset.schema.names
+    present = source.names
     repeated = sorted({name for name in present if present.count(name) > 1})
     if repeated:
-        raise DataError(f"column names must be unique, got {quoted(repeated)} more than once in '{path}': rename them")
-    with _in_words(path):
-        _check_files(dataset, names, path)
+        raise DataError(f"column names must be unique, got {quoted(repeated)} more than once in {source.said}: rename them")
+    source = source.of_columns(names)
     require_columns(pd.DataFrame(columns=present), names, needed_for=needed_for)
-    with _in_words(path):
-        rows = dataset.count_rows()
+    rows = source.count_rows()
     if rows == 0:
-        raise DataError(f"'{path}' has no rows: give at least one")
-    stored = _Stored.of(dataset.schema, names, labels=labels, rows=rows)
+        raise DataError(f"{source.said} has no rows: give at least one")
+    stored = _Stored.of(source.schema, names, labels=labels, rows=rows)
     gaps, start = dict.fromkeys(names, 0), 0
-    with _in_words(path):
-        for batch in _batches(dataset, names):
-            kept, found = _without_gaps(batch)
-            for name, count in found.items():
-                gaps[name] += count
-            if missing == "drop" or not any(found.values()):
-                try:
-                    stored.append(kept)
-                except DataError as error:
-                    raise DataError(f"{error} (rows are counted from row {start} of '{path}')") from error
-            start += batch.num_rows
+    for batch in source.batches():
+        kept, found = _without_gaps(batch)
+        for name, count in found.items():
+            gaps[name] += count
+        if missing == "drop" or not any(found.values()):
+            try:
+                stored.append(kept)
+            except DataError as error:
+                raise DataError(f"{error} (rows are counted from row {start} of {source.said})") from error
+        start += batch.num_rows
     pa.default_memory_pool().release_unused()
     if any(gaps.values()):
         report_gaps(gaps, dropped=rows - stored.filled, rows=rows, missing=missing)
@@ -162,73 +158,6 @@ class _Stored:
             elif gaps[name] and found.dtype.kind in "iu" and not (found.max() > EXACT or found.min() < -EXACT):
                 columns[name] = found.astype(np.float64)
         return pd.DataFrame({name: columns[name] for name in self.names}, copy=False)
-
-
-def _open(place: Place) -> Dataset:
-    path = Path(place)
-    if not path.exists():
-        raise DataError(f"there is no '{path}': give a table, or the name of a Parquet file or of a folder of them")
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        raise DataError(
-            f"rows are read from .parquet files, or folders of them, got '{path}': convert it, or read it as a table"
-        )
-    if find_spec("pyarrow") is None:
-        raise DataError(f"'{path}' needs pyarrow, which is not installed: pip install 'cfiv[parquet]'")
-    import pyarrow.dataset as datasets
-
-    with _in_words(str(path)):
-        partitions = datasets.HivePartitioning.discover(infer_dictionary=True)
-        found: Dataset = datasets.dataset(path, format="parquet", partitioning=partitions)
-        if not found.files:
-            raise DataError(f"the folder '{path}' has no Parquet files: give one that has")
-        return found
-
-
-def _check_files(dataset: Dataset, names: Sequence[str], path: str) -> None:
-    """Raise for a column that some files have and others have not: rows without it would be dropped, file after file."""
-    from pyarrow.dataset import get_partition_keys
-
-    files = list(dataset.get_fragments())
-    present = [{*file.physical_schema.names, *get_partition_keys(file.partition_expression)} for file in files]
-    for name in names:
-        without = [os.path.basename(file.path) for file, own in zip(files, present, strict=True) if name not in own]
-        if 0 < len(without) < len(files):
-            raise DataError(
-                f"column {name!r} is in {len(files) - len(without)} of the {len(files)} files of '{path}', and not in "
-                f"'{without[0]}': give files that have it, or add it to the others, empty where nothing is known"
-            )
-
-
-def _batches(dataset: Dataset, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """One after another, without reading ahead."""
-    from pyarrow.dataset import ParquetFragmentScanOptions
-
-    batches: Iterator[pa.RecordBatch] = dataset.to_batches(
-        columns=list(names),
-        batch_size=BLOCK_ROWS,
-        batch_readahead=1,
-        fragment_readahead=1,
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True),
-    )
-    return batches
-
-
-@contextmanager
-def _in_words(path: str) -> Iterator[None]:
-    """Errors of Arrow as a DataError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except CfivError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if os.path.isfile(path):
-            raise DataError(f"'{path}' is not a well-formed .parquet file: {said}") from error
-        raise DataError(
-            f"'{path}' cannot be read as one table ({said}): its files must be Parquet, with columns of the same types in each"
-        ) from error
 
 
 def _without_gaps(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cfiv.errors import DataError, MissingRowsWarning, OutputError
+from cfiv.errors import CfivError, DataError, MissingRowsWarning, OutputError
 from cfiv.mapped import ColumnFile, is_mapped
 from cfiv.tables.columns import is_mapped_table
 from cfiv.tables.encoding import encode
@@ -65,7 +65,7 @@ FORMULAS = (
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("parquet", "parts"):
+    for room in ("stored", "table_sources", "parts"):
         monkeypatch.setattr(f"cfiv.tables.{room}.BLOCK_ROWS", 70)
 
 
@@ -83,6 +83,39 @@ def test_roles_of_a_file_or_folder_are_those_of_the_table_that_pandas_reads(plac
     assert is_mapped_table(found.frame)
     assert is_mapped(found.treatment)
     assert len(encoder.reference_rows) == ROWS
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_roles_of_a_dask_dataframe_are_those_of_the_table_that_it_computes(table: pd.DataFrame, formula: str) -> None:
+    dask = pytest.importorskip("dask.dataframe")
+    table.loc[7, ["z", "text"]] = None
+    frame = dask.from_pandas(table, npartitions=3)
+    with pytest.warns(MissingRowsWarning):
+        _, expected = encoded(frame.compute(), formula, clusters=("text",), weights="flag")
+    with pytest.warns(MissingRowsWarning):
+        encoder, found = encoded(frame, formula, clusters=("text",), weights="flag")
+    assert found.names == expected.names
+    for role in ("outcome", "treatment", "instruments", "covariates", "weights"):
+        np.testing.assert_array_equal(getattr(found, role), getattr(expected, role))
+    assert is_mapped_table(found.frame)
+    complete = frame.dropna()
+    for ours, theirs in zip(encoder.inputs(complete), encoder.inputs(complete.compute()), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.contract
+def test_what_is_wrong_in_a_dask_dataframe_is_said(table: pd.DataFrame) -> None:
+    dask, dask_config = (pytest.importorskip(f"dask.{room}") for room in ("dataframe", "config"))
+    for wrong, formula, words in (
+        (table.assign(x="much"), "y ~ x + [t ~ z]", r"column 'x' .*(rows are counted from row 0 of the dask dataframe)"),
+        (table, "y ~ w + [t ~ z]", "the roles need column 'w', which the table does not have"),
+        (table[:0], "y ~ x + [t ~ z]", "the dask dataframe has no rows"),
+    ):
+        with pytest.raises(CfivError, match=words):
+            encoded(dask.from_pandas(wrong, npartitions=2), formula)
+    with dask_config.set({"dataframe.convert-string": False}), pytest.raises(DataError, match="of several types in a column"):
+        encoded(dask.from_pandas(table.assign(x=[*table["x"][:-1], "a"]), npartitions=2), "y ~ x + [t ~ z]")
 
 
 @pytest.mark.law
