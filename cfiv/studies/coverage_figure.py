@@ -10,6 +10,7 @@ import pandas as pd
 from cfiv.errors import MissingPackageError
 from cfiv.plots import COLOURS
 from cfiv.studies import summary
+from cfiv.studies.figures import number_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,4 +62,5 @@ def coverage(results: pd.DataFrame, metrics: Sequence[str], by: Sequence[str]) -
 
 
 def _said(name: str, value: object) -> str:
-    return f"n {value:,}" if name == "n" else str(value)
+    """Numbers with the name of what they are of."""
+    return value if isinstance(value, str) else f"{name} {number_text(value)}"

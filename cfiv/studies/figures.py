@@ -131,7 +131,7 @@ def convergence(
             yscale="log" if log else "linear",
             xlabel=_plain(along.replace("_", " ")),
         )
-        ax.set_xticks(values, [_number(value) for value in values])
+        ax.set_xticks(values, [number_text(value) for value in values])
         ax.xaxis.minorticks_off()
         ax.set_title(_title(panels, key), loc="left", fontsize=10)
         title = "(slope)" if along == "n" and log else None
@@ -236,14 +236,14 @@ def _label(results: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
     method = results["method"].astype(str)
     label = method if "method" in columns else pd.Series("", index=results.index)
     for name in (name for name in columns if name != "method"):
-        label = label + results[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {_number(value)}")
+        label = label + results[name].map(lambda value, name=name: "" if _missing(value) else f", {name} {number_text(value)}")
     label = label.str.removeprefix(", ").where(label != "", method)
     kind = results.groupby(["method", *(name for name in columns if name != "method")], sort=False, dropna=False).ngroup()
     alike = kind.groupby(label, sort=False).transform(lambda kinds: pd.factorize(kinds)[0])
     return label.where(alike == 0, label + " (" + (alike + 1).astype(str) + ")")
 
 
-def _number(value: Any) -> str:
+def number_text(value: Any) -> str:
     """``1,000`` also where the column is of floats, since other methods have no such parameter."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -309,7 +309,7 @@ def _fit(ax: Axes, values: npt.NDArray[np.float64], *, log: bool) -> None:
 def _title(columns: Sequence[str], key: tuple[Any, ...]) -> str:
     return _plain(
         ", ".join(
-            str(value) if name in ("design", "method") else f"{name} {_number(value)}"
+            str(value) if name in ("design", "method") else f"{name} {number_text(value)}"
             for name, value in zip(columns, key, strict=True)
             if not _missing(value)
         )

@@ -98,6 +98,10 @@ def test_the_figure_of_coverage_has_the_shares_of_the_table(tmp_path: Path) -> N
     (mark,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
     assert list(mark.get_xdata()) == [0.6, 0.9] == report.table("band")["coverage"].tolist()
     assert (tmp_path / "coverage.png") in report.write(tmp_path)
+    # A column of floats, since other cells have none of it.
+    wide = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows).assign(design="e", strength=2.0)])
+    (ax,) = Report(wide, "s", ["design", "n", "strength", "method"], ["band"]).coverage().axes
+    assert [text.get_text() for text in ax.get_yticklabels()][1:3] == ["d, n 1,000", "e, n 100, strength 2"]
     bare = Report(pd.DataFrame(rows).drop(columns=["band_lower", "band_upper"]), "s", ["design", "n", "method"], ["band"])
     with pytest.raises(StudyError, match="nothing that was measured has intervals"):
         bare.coverage()
