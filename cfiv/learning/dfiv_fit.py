@@ -159,17 +159,16 @@ class DFIVSteps:
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Stage 1 and stage 2 on the next batches."""
-        training, learning, layers = self._problem.training, self._problem.learning_steps, self._problem.layers
-        options = self._options
+        training, learning = self._problem.training, self._problem.learning_steps
         if number <= learning:
             for learner in self._state.learners():
                 learner.set_rate(training.rate_factor(number - 1, learning))
-            layers = layers.scheduled(training.lambda_factor(number - 1, learning))
+            options = replace(self._options, pull=training.lambda_factor(number - 1, learning))
         else:
             # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory
             # now; large proximal penalties would only keep directions of little variance from settling.
-            options, layers = self._resting, layers.scheduled(training.lambda_start).settling(2.0 / (number - learning + 1))
-        self._state, losses = step(next(self.batches), self._state, layers=layers, options=options)
+            options = replace(self._resting, pull=training.lambda_start, gain=2.0 / (number - learning + 1))
+        self._state, losses = step(next(self.batches), self._state, layers=self._problem.layers, options=options)
         return losses.stage1, losses.stage2
 
     def settle(self, place: int, number: int) -> None:

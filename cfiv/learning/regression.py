@@ -28,7 +28,7 @@ from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
 from cfiv.learning.shared_network import shared_network
-from cfiv.learning.solving import Solving, scheduled
+from cfiv.learning.solving import Solving
 from cfiv.learning.training import Training
 from cfiv.learning.whole_sample import chunk_rows, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss
@@ -212,7 +212,6 @@ class RegressionSteps:
         """Solve W on the batch, pulled to the last one, and take a gradient step of the features at that W."""
         problem, training, (learner,) = self._problem, self._problem.training, self.learners
         learner.set_rate(training.rate_factor(number - 1, problem.steps))
-        layer = scheduled(problem.layer, training.lambda_factor(number - 1, problem.steps))
         rows = next(self.batches)
         outcome, weights = (
             problem.sample.outcome[rows],
@@ -221,7 +220,8 @@ class RegressionSteps:
         inputs = problem.features.inputs(problem.sample, rows)
         passes = [network.learn(x) for network, x in zip(self.networks, inputs, strict=True)]
         features = problem.features.join([one.features for one in passes])
-        solve = Solving(layer, self.memories[0])
+        pull = training.lambda_factor(number - 1, problem.steps)
+        solve = Solving(problem.layer, self.memories[0], pull=pull)
         loss, _ = last_layer_loss(features=features, targets=outcome, solve=solve, weights=weights)
         learner.descend(loss, *([one] for one in passes))
         self.memories = [solve.memory]
