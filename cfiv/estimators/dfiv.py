@@ -97,8 +97,8 @@ class DFIV(StructuralEstimator):
     last_layer : None, a last layer or three of them
         How V in stage 1, V in stage 2 and u are solved on every batch: one layer for all or a tuple of three, from
         :mod:`cfiv.learning.last_layer` or any class with such an ``update``. None is ``Proximal`` with the penalties above;
-        with another, ``lambda1``, ``lambda2`` and ``lambda12`` have no say. The pull of a ``Proximal``, or of any layer that goes
-        by ``memory.pull``, rises to its value.
+        with another, ``lambda1``, ``lambda2`` and ``lambda12`` have no say. The pull of a ``Proximal``, or of any layer
+        that goes by ``memory.pull``, rises to its value.
     unpredicted_penalty : float or "auto"
         ``gamma`` >= 0, the weight of the variance of ``h(T, X)`` that instruments and covariates leave unpredicted, against the
         squared error of stage 2; without unit. "auto" is 1 for images, in which much varies that no instrument moves and of
