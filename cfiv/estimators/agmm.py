@@ -15,7 +15,7 @@ from cfiv.errors import DivergenceError
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.gradient_training import TrainedFunction, check_trainable, estimate_by_gradients
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, instrument_network, structural_networks
+from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning.adversarial import CriticObjective, Explained
@@ -172,17 +172,17 @@ class AGMM(StructuralEstimator):
 
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, psi, xi, u]``."""
-        structural = structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+        structural = build_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
         layer = structural_layer(structural, problem.sample, structure=self.structure)
-        return [instrument_network(problem, instrument=self.instrument_network), *structural, layer]
+        return [*build_networks(problem, instrument=self.instrument_network), *structural, layer]
 
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
         sample, ridge = problem.sample, float(self.critic_ridge)
         rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
@@ -190,23 +190,23 @@ class AGMM(StructuralEstimator):
         places = (1, 0, 2, 0) if sample.covariates is not None else (1, 0, 0)
         asked = GradientProblem(
             sample=sample,
-            splits=tuple(member.split for member in members),
+            splits=tuple(member.split for member in together),
             objective=CriticObjective(sample, ridge, self.structure),
             steps=int(self.steps),
-            batch_size=members[0].batch_size,
+            batch_size=together[0].batch_size,
             learning_rates=tuple(rates[place] for place in places),
             weight_decays=tuple(decays[place] for place in places),
             training=Training(),
         )
         fitted = fit_gradient(
             asked,
-            [member.networks for member in members],
-            generators=[member.batches for member in members],
+            [member.networks for member in together],
+            generators=[member.batches for member in together],
             on_step=on_step,
-            file=file(""),
+            file=file(),
         )
         trained: list[TrainedFunction | DivergenceError] = []
-        for member, one in zip(members, fitted, strict=True):
+        for member, one in zip(together, fitted, strict=True):
             if isinstance(one, DivergenceError):
                 trained.append(one)
                 continue

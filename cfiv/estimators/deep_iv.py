@@ -17,7 +17,7 @@ from cfiv.errors import DataError, DivergenceError
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.gradient_training import TrainedFunction, check_trainable, estimate_by_gradients
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, instrument_network, structural_networks
+from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning.build import NetworkSpec
@@ -188,19 +188,20 @@ class DeepIV(StructuralEstimator):
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, V, psi, xi, u]``."""
         sample = problem.sample
-        phi = cast(instrument_network(problem, instrument=self.instrument_network), sample.outcome.dtype, device=problem.device)
+        (phi,) = build_networks(problem, instrument=self.instrument_network)
+        cast(phi, sample.outcome.dtype, device=problem.device)
         features = with_intercept(evaluate(phi, sample.instruments[:1])).shape[1]
         layer = nn.Linear(features, mixture_width(self.components, columns=sample.treatment.shape[1]), bias=False)
-        structural = structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+        structural = build_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
         return [phi, layer, *structural, structural_layer(structural, sample, structure=self.structure)]
 
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
         rates, decays = learning_rates(self.learning_rate, images=False), per_network("weight_decay", self.weight_decay)
         sample = problem.sample
@@ -226,10 +227,10 @@ class DeepIV(StructuralEstimator):
                 file=file(f"-stage{number}"),
             )
 
-        densities = stage(1, members, DensityObjective(sample), slice(2), (1, 1))
+        densities = stage(1, together, DensityObjective(sample), slice(2), (1, 1))
         if any(isinstance(density, GradientFit) and density.ended == "interrupted" for density in densities):
             raise KeyboardInterrupt  # there is no structural function yet
-        usable = [(member, one) for member, one in zip(members, densities, strict=True) if isinstance(one, GradientFit)]
+        usable = [(member, one) for member, one in zip(together, densities, strict=True) if isinstance(one, GradientFit)]
         if not usable:
             return [one for one in densities if isinstance(one, DivergenceError)]
         parameters = torch.stack([mixture_parameters(density.networks, sample.instruments) for _, density in usable])

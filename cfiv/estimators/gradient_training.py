@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,20 +16,20 @@ from cfiv.checks import check_choice, check_flag, check_number, check_random_sta
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError
 from cfiv.estimators.estimator import Estimate, warn_of_learned_constant
+from cfiv.estimators.fit_members import fit_members
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, fit_members, plan_member
+from cfiv.estimators.planned_members import PlannedMember, in_all_rows, plan_member
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import ReducedFormFit, StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.loop import Ended
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import check_batch_size
+from cfiv.learning.samples import batch_rows, check_batch_size
 from cfiv.learning.structural_networks import structural_weights
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
-from cfiv.runtime.threads import suitable_threads
 from cfiv.terminal import progress_bar
 
 
@@ -77,12 +78,12 @@ class Trainable(Protocol):
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
-        """Train members side by side; ``file`` gives the run file of a stage of a name."""
+        """See :class:`cfiv.estimators.fit_members.Train`."""
         ...
 
 
@@ -137,10 +138,9 @@ def estimate_by_gradients(
             problem,
             number,
             generator,
-            holdout=estimator.holdout,
-            batch_size=estimator.batch_size,
+            rows=in_all_rows(problem, holdout=estimator.holdout),
+            batch=partial(batch_rows, estimator.batch_size, auto=auto_batch),
             networks=lambda: estimator._networks(problem),
-            auto=auto_batch,
         )
         for number, generator in enumerate(np.random.default_rng(estimator.random_state).spawn(estimator.fits))
     ]
@@ -148,19 +148,8 @@ def estimate_by_gradients(
     with progress_bar(
         total, description=type(estimator).__name__, unit="step", shown=estimator.progress and here().first
     ) as bar:
-
-        def fit(together: list[PlannedMember], name: str) -> list[TrainedFunction | DivergenceError]:
-            networks = together[0].networks
-
-            def file(stage: str) -> RunFile | None:
-                if runs is None:
-                    return None
-                return runs.file(f"{name}{stage}", sample=problem.sample, networks=networks, clusters=problem.clusters)
-
-            with together[0].draws.here(*networks), suitable_threads(networks):
-                return estimator._train(problem, together, on_step=lambda: bar.update(len(together)), file=file)
-
-        fitted, interrupted = fit_members(members, fit)
+        train = partial(estimator._train, problem)
+        fitted, interrupted = fit_members(problem, members, train, runs=runs, on_step=bar.update)
     functions = [one for _, one in fitted]
     history = [{"fit": member.fit, **record} for member, one in fitted for record in one.history]
     components = tuple(
