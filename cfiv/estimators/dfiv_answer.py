@@ -9,7 +9,7 @@ import pandas as pd
 
 from cfiv.data import IVData
 from cfiv.estimators.components import NetworkComponent
-from cfiv.estimators.dfiv_learning import Learned
+from cfiv.estimators.dfiv_learning import LearnedPart
 from cfiv.estimators.dfiv_settings import last_layers, training_options, unpredicted_penalty
 from cfiv.estimators.estimator import Estimate
 from cfiv.estimators.nesting import LearnedFunction, Nest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cfiv.estimators.dfiv import DFIV
 
 
-def answer(model: DFIV, data: IVData, learned: Learned) -> Estimate:
+def answer(model: DFIV, data: IVData, learned: LearnedPart) -> Estimate:
     """The answer among the nested models, with its history and facts."""
     functions = tuple(_component(learned.problem, one) for one in learned.fits)
     data = data if learned.part is None else data.take(learned.part)
@@ -46,7 +46,7 @@ def answer(model: DFIV, data: IVData, learned: Learned) -> Estimate:
     )
 
 
-def _nest(model: DFIV, data: IVData, learned: Learned, functions: tuple[NetworkComponent, ...]) -> Nest:
+def _nest(model: DFIV, data: IVData, learned: LearnedPart, functions: tuple[NetworkComponent, ...]) -> Nest:
     """The learned functions and the smooth model that they are weighed against."""
     problem, part = learned.problem, learned.part
     together = problem.reduced_form(learned.fits)
@@ -84,7 +84,7 @@ def _chosen(model: DFIV, fits: list[TwoStageFit]) -> dict[str, tuple[float, ...]
     }
 
 
-def _facts(model: DFIV, learned: Learned, chosen: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+def _facts(model: DFIV, learned: LearnedPart, chosen: dict[str, tuple[float, ...]]) -> dict[str, Any]:
     heldout = [fitted.heldout_loss for fitted in learned.fits]
     ends = sorted({str(fitted.ended) for fitted in learned.fits} | ({"interrupted"} if learned.interrupted else set()))
     unpredicted = unpredicted_penalty(model, images=learned.problem.sample.treatment.ndim > 2)

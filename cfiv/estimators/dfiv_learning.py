@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class LearnedPart:
     """What was learned of a part of the rows.
 
     Parameters
@@ -73,7 +73,7 @@ def learn_parts(
     fits: int,
     intercept: bool,
     runs: SavedRuns | None = None,
-) -> list[Learned]:
+) -> list[LearnedPart]:
     """Learn so many splits of each part of the rows (None: all), each from its seed, all of them side by side."""
     check_units(data)
     if not intercept:
@@ -101,7 +101,7 @@ def learn_parts(
                 "interrupted, or its time was over; give more max_seconds, or a lower learning_rate"
             )
         there, found = map(list, zip(*own_fits, strict=True))
-        learned.append(Learned(problem, part, there, found, steps, interrupted, generator))
+        learned.append(LearnedPart(problem, part, there, found, steps, interrupted, generator))
     return learned
 
 

@@ -26,10 +26,12 @@ from cfiv.estimators.units import check_units
 from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.gradient_steps import GradientProblem, fit_gradient
 from cfiv.learning.last_layer import ClosedForm, Proximal
-from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
+from cfiv.learning.regression import Features, RegressionFit, RegressionObjective, Role, solve_regression
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size
+from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
@@ -213,7 +215,7 @@ class NetworkRegression(StructuralEstimator):
         ) as bar:
             train = partial(self._train, problem.sample, deadline=deadline)
             fitted, interrupted = fit_members(problem, members, train, runs=runs, on_step=bar.update, deadline=deadline)
-            self.fits_, cut = [_on_cpu(one) for _, one in fitted], interrupted or deadline.passed()
+            self.fits_, cut = [one.cpu() for _, one in fitted], interrupted or deadline.passed()
             explained = self._explain(
                 problem.sample, explaining, bar.update, deadline, runs=None if cut else runs, train=not cut
             )
@@ -268,26 +270,37 @@ class NetworkRegression(StructuralEstimator):
         places = (0, 2)[: len(roles)]
         if explains:
             roles, places = ("instruments",), (1,)
-        problem = RegressionProblem(
+        options = Training()
+        objective = RegressionObjective(
             sample=sample,
-            splits=tuple(member.split for member in together),
             features=Features(roles, self.structure),
             layer=Proximal(self.proximal, beta=self.ridge) if self.last_layer is None else self.last_layer,
             ridge=float(self.ridge),
+            ridges=options.refit_ridges,
+        )
+        problem = GradientProblem(
+            sample=sample,
+            splits=tuple(member.split for member in together),
+            objective=objective,
             steps=int(self.steps) if steps is None else steps,
             batch_size=together[0].batch_size,
             learning_rates=tuple(rates[place] for place in places),
             weight_decays=tuple(decays[place] for place in places),
-            training=Training(),
+            training=options,
         )
-        return fit_regression(
+        fitted = fit_gradient(
             problem,
             [member.networks for member in together],
             generators=[member.batches for member in together],
             on_step=on_step,
             deadline=deadline,
             file=file(),
+            network=shared_network,
         )
+        return [
+            one if isinstance(one, DivergenceError) else solve_regression(objective, one, member.split)
+            for one, member in zip(fitted, together, strict=True)
+        ]
 
     def _explain(
         self,
@@ -321,7 +334,7 @@ class NetworkRegression(StructuralEstimator):
             warn(f"the features for score are left untrained: {fitted}", TrainingWarning)
             fitted = fit(None, 0)
             assert isinstance(fitted, RegressionFit)
-        return _on_cpu(fitted)
+        return fitted.cpu()
 
     def _facts(self) -> dict[str, Any]:
         heldout = [fitted.heldout_loss for fitted in self.fits_]
@@ -345,10 +358,3 @@ class _Explained:
         """``E[h | Z, X]`` in standard units, shape (n, 1)."""
         nothing = instruments.new_zeros(len(instruments), 1)
         return self.fitted.predict(Sample(nothing, nothing, instruments, covariates))
-
-
-def _on_cpu(fitted: RegressionFit) -> RegressionFit:
-    """The fit on the cpu, where results live, and its networks frozen."""
-    for network in fitted.networks:
-        network.cpu().requires_grad_(False)
-    return replace(fitted, weights=fitted.weights.cpu())

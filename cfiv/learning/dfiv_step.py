@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
+from cfiv.learning.dfiv_batches import Stage1Rows, TwoStageBatch
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.member_networks import MemberNetwork, Pass
@@ -96,34 +97,6 @@ class DFIVState:
 
 
 @dataclass(frozen=True)
-class Stage1Rows:
-    """Rows of sample 1, (members, rows, ...): what stage 1 looks at, and the covariates that gamma needs."""
-
-    treatment: Tensor
-    instruments: Tensor
-    covariates: Tensor | None
-    weights: Tensor | None
-
-
-@dataclass(frozen=True)
-class Stage2Rows:
-    """Rows of sample 2, (members, rows, ...)."""
-
-    outcome: Tensor
-    instruments: Tensor
-    covariates: Tensor | None
-    weights: Tensor | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One minibatch of each sample."""
-
-    stage1: Stage1Rows
-    stage2: Stage2Rows
-
-
-@dataclass(frozen=True)
 class StepOptions:
     """How a step is taken.
 
@@ -154,7 +127,7 @@ class Losses:
     stage2: Tensor
 
 
-def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOptions) -> tuple[DFIVState, Losses]:
+def step(batch: TwoStageBatch, state: DFIVState, *, layers: LastLayers, options: StepOptions) -> tuple[DFIVState, Losses]:
     """Stage 1, covariate features, stage 2 on one pair of minibatches.
 
     1. ``stage1_steps`` times: V solved with lambda1, psi fixed; a gradient step of phi.
@@ -219,7 +192,7 @@ def learn_instrument_features(
     return loss
 
 
-def _instrument_features(batch: Batch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
+def _instrument_features(batch: TwoStageBatch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
     """``phi(Z_1)`` and ``phi(Z_2)``, fixed."""
     instruments = [batch.stage1.instruments, batch.stage2.instruments]
     phi = network.features(torch.cat(instruments, dim=1))
@@ -233,13 +206,13 @@ class SecondStage:
 
     Parameters
     ----------
-    batch : Batch
+    batch : TwoStageBatch
     phi : (Tensor, Tensor)
         ``phi(Z_1)`` and ``phi(Z_2)``.
     state, layers, options
     """
 
-    batch: Batch
+    batch: TwoStageBatch
     phi: tuple[Tensor, Tensor]
     state: DFIVState
     layers: LastLayers
