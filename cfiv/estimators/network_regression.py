@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
+from cfiv.checks import check_number
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
 from cfiv.estimators.fit_members import fit_members
-from cfiv.estimators.parameters import learning_rates, per_network
+from cfiv.estimators.gradient_training import check_descending, train_members, training_facts
 from cfiv.estimators.planned_members import PlannedMember, build_networks, in_all_rows, plan_member
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
@@ -26,11 +26,10 @@ from cfiv.estimators.units import check_units
 from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_step import PerNetwork
-from cfiv.learning.gradient_steps import GradientProblem, fit_gradient
 from cfiv.learning.last_layer import ClosedForm, Proximal
 from cfiv.learning.regression import Features, RegressionFit, RegressionObjective, Role, solve_regression
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, batch_rows, check_batch_size
+from cfiv.learning.samples import Sample, batch_rows
 from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
@@ -174,22 +173,12 @@ class NetworkRegression(StructuralEstimator):
     fits_: list[RegressionFit]
 
     def _check_parameters(self) -> None:
-        check_whole("steps", self.steps, least=0)
+        check_descending(self)
         check_max_seconds(self.max_seconds)
-        check_whole("fits", self.fits, least=1)
-        check_choice("structure", self.structure, ("product", "additive"))
         check_number("proximal", self.proximal, least=0.0)
         check_number("ridge", self.ridge, least=0.0)
         if self.last_layer is not None:
             check_last_layer(self.last_layer)
-        check_number("holdout", self.holdout, least=0.0, most=0.9)
-        for flag in ("standardise", "progress"):
-            check_flag(flag, getattr(self, flag))
-        check_random_state(self.random_state)
-        learning_rates(self.learning_rate, images=False)
-        per_network("weight_decay", self.weight_decay)
-        resolve_device(self.device)
-        check_batch_size(self.batch_size)
 
     def fit(
         self,
@@ -264,37 +253,27 @@ class NetworkRegression(StructuralEstimator):
         explains: bool = False,
     ) -> list[RegressionFit | DivergenceError]:
         """Regressions of a sample's outcome; ``steps`` other than the estimator's where given."""
-        rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
-        decays = per_network("weight_decay", self.weight_decay)
         roles: tuple[Role, ...] = ("treatment",) if len(together[0].networks) == 1 else ("treatment", "covariates")
-        places = (0, 2)[: len(roles)]
+        rates_of: tuple[int, ...] = (0, 2)[: len(roles)]
         if explains:
-            roles, places = ("instruments",), (1,)
-        options = Training()
+            roles, rates_of = ("instruments",), (1,)
         objective = RegressionObjective(
             sample=sample,
             features=Features(roles, self.structure),
             layer=Proximal(self.proximal, beta=self.ridge) if self.last_layer is None else self.last_layer,
             ridge=float(self.ridge),
-            ridges=options.refit_ridges,
+            ridges=Training().refit_ridges,
         )
-        problem = GradientProblem(
-            sample=sample,
-            splits=tuple(member.split for member in together),
-            objective=objective,
-            steps=int(self.steps) if steps is None else steps,
-            batch_size=together[0].batch_size,
-            learning_rates=tuple(rates[place] for place in places),
-            weight_decays=tuple(decays[place] for place in places),
-            training=options,
-        )
-        fitted = fit_gradient(
-            problem,
-            [member.networks for member in together],
-            generators=[member.batches for member in together],
+        fitted = train_members(
+            self,
+            sample,
+            together,
+            objective,
+            rates_of=rates_of,
             on_step=on_step,
-            deadline=deadline,
             file=file(),
+            steps=steps,
+            deadline=deadline,
             network=shared_network,
         )
         return [
@@ -337,12 +316,8 @@ class NetworkRegression(StructuralEstimator):
         return fitted.cpu()
 
     def _facts(self) -> dict[str, Any]:
-        heldout = [fitted.heldout_loss for fitted in self.fits_]
-        unit = " of the outcome variance" if self.standardise else ""
         return {
-            "Functions averaged": len(self.fits_),
-            "Held-out loss": f"{float(np.mean(heldout)):.4g}{unit}" if np.isfinite(heldout).all() else "not held out",
-            "Training": f"{self.steps} steps, {' and '.join(sorted({fitted.ended for fitted in self.fits_}))}",
+            **training_facts(self, self.fits_),
             "Penalties": f"proximal {self.proximal:g}, ridge {self.ridge:g}",
             "Confounding": "ignored: the instruments are not used",
         }

@@ -16,7 +16,7 @@ from torch import nn
 import cfiv
 from cfiv import DivergenceError, LeastSquares, NetworkRegression, ParameterError, TrainingWarning
 from cfiv.datasets import demand
-from cfiv.estimators import network_regression
+from cfiv.estimators import gradient_training
 from cfiv.learning.gradient_steps import GradientFit, GradientProblem, GradientSteps, fit_gradient
 from cfiv.learning.last_layer import Memory, Proximal
 from cfiv.learning.regression import Features, RegressionObjective
@@ -181,7 +181,7 @@ def test_what_was_fitted_before_is_kept(monkeypatch: pytest.MonkeyPatch, error: 
             raise error
         return fit_gradient(*arguments, **options)
 
-    monkeypatch.setattr(network_regression, "fit_gradient", failing_once)
+    monkeypatch.setattr(gradient_training, "fit_gradient", failing_once)
     frame = demand.simulate(n=200, seed=0)[0].frame
     model = NetworkRegression(demand.FORMULA, treatment_network=drawing, steps=5, progress=False, random_state=0)
     left_out = "left out of the average" if isinstance(error, DivergenceError) else "before the first step of fit 2"
