@@ -13,18 +13,15 @@ from cfiv.checks import check_number, check_whole
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.gradient_training import TrainedFunction, check_trainable, estimate_by_gradients
-from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, instrument_network, structural_networks
+from cfiv.estimators.gradient_training import TrainedFunction, check_descending, estimate_by_gradients, train_members
+from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning.adversarial import CriticObjective, Explained
 from cfiv.learning.build import NetworkSpec
 from cfiv.learning.dfiv_step import PerNetwork
-from cfiv.learning.gradient_steps import GradientProblem, fit_gradient
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.structural_networks import structural_layer
-from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
@@ -150,7 +147,7 @@ class AGMM(StructuralEstimator):
         self.random_state = random_state
 
     def _check_parameters(self) -> None:
-        check_trainable(self)
+        check_descending(self)
         check_number("critic_ridge", self.critic_ridge, above=0.0)
         if self.batch_size is not None and self.batch_size != "auto":
             check_whole("batch_size", self.batch_size, least=2, alternative="'auto', or None for full batches")
@@ -172,41 +169,24 @@ class AGMM(StructuralEstimator):
 
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, psi, xi, u]``."""
-        structural = structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+        structural = build_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
         layer = structural_layer(structural, problem.sample, structure=self.structure)
-        return [instrument_network(problem, instrument=self.instrument_network), *structural, layer]
+        return [*build_networks(problem, instrument=self.instrument_network), *structural, layer]
 
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
         sample, ridge = problem.sample, float(self.critic_ridge)
-        rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
-        decays = per_network("weight_decay", self.weight_decay)
-        places = (1, 0, 2, 0) if sample.covariates is not None else (1, 0, 0)
-        asked = GradientProblem(
-            sample=sample,
-            splits=tuple(member.split for member in members),
-            objective=CriticObjective(sample, ridge, self.structure),
-            steps=int(self.steps),
-            batch_size=members[0].batch_size,
-            learning_rates=tuple(rates[place] for place in places),
-            weight_decays=tuple(decays[place] for place in places),
-            training=Training(),
-        )
-        fitted = fit_gradient(
-            asked,
-            [member.networks for member in members],
-            generators=[member.batches for member in members],
-            on_step=on_step,
-            file=file(""),
-        )
+        rates_of = (1, 0, 2, 0) if sample.covariates is not None else (1, 0, 0)
+        objective = CriticObjective(sample, ridge, self.structure)
+        fitted = train_members(self, sample, together, objective, rates_of=rates_of, on_step=on_step, file=file())
         trained: list[TrainedFunction | DivergenceError] = []
-        for member, one in zip(members, fitted, strict=True):
+        for member, one in zip(together, fitted, strict=True):
             if isinstance(one, DivergenceError):
                 trained.append(one)
                 continue

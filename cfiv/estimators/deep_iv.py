@@ -15,19 +15,17 @@ from cfiv.checks import check_whole
 from cfiv.data import IVData
 from cfiv.errors import DataError, DivergenceError
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
-from cfiv.estimators.gradient_training import TrainedFunction, check_trainable, estimate_by_gradients
-from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, instrument_network, structural_networks
+from cfiv.estimators.gradient_training import TrainedFunction, check_descending, estimate_by_gradients, train_members
+from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deep_iv import DensityObjective, SampledObjective, conditional_mean, mixture_parameters
 from cfiv.learning.dfiv_step import PerNetwork
-from cfiv.learning.gradient_steps import GradientFit, GradientProblem, Objective, fit_gradient
+from cfiv.learning.gradient_steps import GradientFit, Objective
 from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.structural_networks import structural_layer
-from cfiv.learning.training import Training
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.mixture_density import mixture_width
 from cfiv.numerics.two_stage import Structure
@@ -161,7 +159,7 @@ class DeepIV(StructuralEstimator):
         self.random_state = random_state
 
     def _check_parameters(self) -> None:
-        check_trainable(self)
+        check_descending(self)
         check_whole("components", self.components, least=1)
         check_whole("draws", self.draws, least=1)
 
@@ -188,48 +186,35 @@ class DeepIV(StructuralEstimator):
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """``[phi, V, psi, xi, u]``."""
         sample = problem.sample
-        phi = cast(instrument_network(problem, instrument=self.instrument_network), sample.outcome.dtype, device=problem.device)
+        (phi,) = build_networks(problem, instrument=self.instrument_network)
+        cast(phi, sample.outcome.dtype, device=problem.device)
         features = with_intercept(evaluate(phi, sample.instruments[:1])).shape[1]
         layer = nn.Linear(features, mixture_width(self.components, columns=sample.treatment.shape[1]), bias=False)
-        structural = structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+        structural = build_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
         return [phi, layer, *structural, structural_layer(structural, sample, structure=self.structure)]
 
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
-        rates, decays = learning_rates(self.learning_rate, images=False), per_network("weight_decay", self.weight_decay)
         sample = problem.sample
 
         def stage(
-            number: int, there: Sequence[PlannedMember], objective: Objective, networks: slice, places: tuple[int, ...]
+            number: int, there: Sequence[PlannedMember], objective: Objective, networks: slice, rates_of: tuple[int, ...]
         ) -> list[GradientFit | DivergenceError]:
-            asked = GradientProblem(
-                sample=sample,
-                splits=tuple(member.split for member in there),
-                objective=objective,
-                steps=int(self.steps),
-                batch_size=there[0].batch_size,
-                learning_rates=tuple(rates[place] for place in places),
-                weight_decays=tuple(decays[place] for place in places),
-                training=Training(),
-            )
-            return fit_gradient(
-                asked,
-                [member.networks[networks] for member in there],
-                generators=[member.batches for member in there],
-                on_step=on_step,
-                file=file(f"-stage{number}"),
+            its = file(f"-stage{number}")
+            return train_members(
+                self, sample, there, objective, networks=networks, rates_of=rates_of, on_step=on_step, file=its
             )
 
-        densities = stage(1, members, DensityObjective(sample), slice(2), (1, 1))
+        densities = stage(1, together, DensityObjective(sample), slice(2), (1, 1))
         if any(isinstance(density, GradientFit) and density.ended == "interrupted" for density in densities):
             raise KeyboardInterrupt  # there is no structural function yet
-        usable = [(member, one) for member, one in zip(members, densities, strict=True) if isinstance(one, GradientFit)]
+        usable = [(member, one) for member, one in zip(together, densities, strict=True) if isinstance(one, GradientFit)]
         if not usable:
             return [one for one in densities if isinstance(one, DivergenceError)]
         parameters = torch.stack([mixture_parameters(density.networks, sample.instruments) for _, density in usable])

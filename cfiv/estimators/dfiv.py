@@ -3,54 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import NoneType
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from cfiv.checks import check_choice, check_flag, check_instance, check_number, check_random_state, refusal
 from cfiv.data import Array, IVData
-from cfiv.errors import DivergenceError, WeakIdentificationWarning, warn
-from cfiv.estimators.budget import check_fits, check_training_steps, number_of_fits, training_batch, training_steps
-from cfiv.estimators.components import NetworkComponent
-from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
-from cfiv.estimators.nesting import LearnedFunction, Nest
-from cfiv.estimators.parameters import learning_rates, per_network, several
-from cfiv.estimators.planned_members import PlannedMember, fit_members
+from cfiv.estimators.budget import number_of_fits
+from cfiv.estimators.dfiv_answer import answer
+from cfiv.estimators.dfiv_learning import learn_parts
+from cfiv.estimators.dfiv_settings import check_dfiv
+from cfiv.estimators.estimator import Estimate, StructuralEstimator
 from cfiv.estimators.saved_runs import SavedRuns
-from cfiv.estimators.smooth_model import SmoothModel
-from cfiv.estimators.standardised import StandardisedData, count_distinct
-from cfiv.estimators.units import check_units
-from cfiv.learning import networks as nets
-from cfiv.learning import original_networks
-from cfiv.learning.build import NetworkSpec, build
-from cfiv.learning.deadline import Deadline, check_max_seconds
-from cfiv.learning.dfiv_fit import fit_dfiv, refit_elsewhere
-from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import LastLayers, PerNetwork
-from cfiv.learning.last_layer import ClosedForm, Proximal
-from cfiv.learning.networks import Networks
-from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, check_batch_size, hold_out, in_place, split_rows
-from cfiv.learning.solving import check_last_layer
+from cfiv.learning.build import NetworkSpec
+from cfiv.learning.dfiv_problem import TwoStageFit
+from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.original_networks import ORIGINAL, ORIGINAL_IMAGE
 from cfiv.learning.training import Report, Training
 from cfiv.numerics.two_stage import Structure
-from cfiv.runtime.devices import resolve_device
-from cfiv.runtime.draws import Draws
-from cfiv.runtime.module_state import cast
-from cfiv.runtime.processes import here
-from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
-from cfiv.terminal import progress_bar
-
-#: What "auto" stands for on images.
-IMAGE_UNPREDICTED_PENALTY = 1.0
 
 
 class DFIV(StructuralEstimator):
@@ -97,7 +70,8 @@ class DFIV(StructuralEstimator):
     last_layer : None, a last layer or three of them
         How V in stage 1, V in stage 2 and u are solved on every batch: one layer for all or a tuple of three, from
         :mod:`cfiv.learning.last_layer` or any class with such an ``update``. None is ``Proximal`` with the penalties above;
-        with another, ``lambda1``, ``lambda2`` and ``lambda12`` have no say. The pull of a ``Proximal`` rises to its value.
+        with another, ``lambda1``, ``lambda2`` and ``lambda12`` have no say. The pull of a ``Proximal``, or of any layer
+        that goes by ``memory.pull``, rises to its value.
     unpredicted_penalty : float or "auto"
         ``gamma`` >= 0, the weight of the variance of ``h(T, X)`` that instruments and covariates leave unpredicted, against the
         squared error of stage 2; without unit. "auto" is 1 for images, in which much varies that no instrument moves and of
@@ -279,35 +253,7 @@ class DFIV(StructuralEstimator):
         normalisation, nothing standardised. Its weight decay of 0.1 sits beside a loss that is *summed* over the rows; beside
         our mean that is 0.1 / 2500 for the 5000 rows of the demand design.
         """
-        arguments: dict[str, Any] = {
-            "treatment_network": original_networks.original_treatment_network,
-            "instrument_network": original_networks.original_instrument_network,
-            "covariate_network": original_networks.original_covariate_network,
-            "lambda1": 0.0,
-            "lambda2": 0.0,
-            "lambda12": 0.0,
-            "ridge1": 0.1,
-            "ridge2": 0.1,
-            "unpredicted_penalty": 0.0,
-            "batch_size": None,
-            "steps": 100,
-            "learning_rate": 1e-3,
-            "weight_decay": (0.0, 0.0, 4e-5),
-            "standardise": False,
-            "swap": False,
-            "fits": 1,
-            "nested": False,
-            "training": Training(
-                stage1_steps=20,
-                covariate_steps=20,
-                learning_rate_schedule="constant",
-                decoupled_weight_decay=False,
-                rest=0.0,
-                holdout=0.0,
-                refit_ridges=(),
-            ),
-        }
-        return cls(formula, **{**arguments, **overrides})
+        return cls(formula, **{**ORIGINAL, **overrides})
 
     @classmethod
     def original_image(cls, **overrides: Any) -> Self:
@@ -324,31 +270,10 @@ class DFIV(StructuralEstimator):
         ----------
         Xu et al. 2021, section 5.2 and the authors' program for the layers and penalties.
         """
-        arguments: dict[str, Any] = {
-            "treatment_network": original_networks.original_image_treatment_network,
-            "instrument_network": original_networks.original_image_instrument_network,
-            "weight_decay": (4e-5, 4e-5, 0.0),
-        }
-        return cls.original(**{**arguments, **overrides})
+        return cls(**{**ORIGINAL_IMAGE, **overrides})
 
     def _check_parameters(self) -> None:
-        check_training_steps(self.steps)
-        check_max_seconds(self.max_seconds)
-        check_fits(self.fits)
-        check_choice("structure", self.structure, ("product", "additive"))
-        check_choice("report", self.report, ("refit", "current"))
-        for flag in ("standardise", "swap", "nested", "progress"):
-            check_flag(flag, getattr(self, flag))
-        check_instance("training", self.training, (Training, NoneType), "a cfiv.Training or None")
-        check_random_state(self.random_state)
-        for name in ("lambda1", "lambda2", "lambda12", "ridge1", "ridge2"):
-            check_number(name, getattr(self, name), least=0.0)
-        self._last_layers()
-        self._unpredicted_penalty()
-        self._learning_rate()
-        self._weight_decay()
-        resolve_device(self.device)
-        check_batch_size(self.batch_size)
+        check_dfiv(self)
 
     def fit(
         self,
@@ -393,319 +318,15 @@ class DFIV(StructuralEstimator):
 
     def _estimate(self, data: IVData, *, intercept: bool, runs: SavedRuns | None = None) -> Estimate:
         fits = number_of_fits(self.fits, rows=len(data), images=data.treatment.ndim > 2)
-        (estimate,) = self._train(data, [None], [self.random_state], fits=fits, intercept=intercept, runs=runs)
-        return estimate
+        (learned,) = learn_parts(self, data, [None], [self.random_state], fits=fits, intercept=intercept, runs=runs)
+        self.fits_ = learned.fits
+        return answer(self, data, learned)
 
     def _estimate_parts(
         self, data: IVData, parts: Sequence[Array], seeds: Sequence[int], *, intercept: bool
     ) -> Sequence[Estimate]:
         """All side by side, one split each where the data may say how many; standardised with the rows of all of them."""
         fits = 1 if self.fits == "auto" else int(self.fits)
-        return self._train(data, parts, seeds, fits=fits, intercept=intercept)
-
-    def _train(
-        self,
-        data: IVData,
-        parts: Sequence[Array | None],
-        seeds: Sequence[Any],
-        *,
-        fits: int,
-        intercept: bool,
-        runs: SavedRuns | None = None,
-    ) -> list[Estimate]:
-        """One estimate of each part of the rows (None: all), averaged over so many splits."""
-        check_units(data)
-        if not intercept:
-            warn_of_learned_constant(self)
-        problem = StandardisedData.prepare(
-            data, device=resolve_device(self.device), double=self._options().double, standardise=self.standardise
-        )
-        members, generators = [], []
-        for number, (part, seed) in enumerate(zip(parts, seeds, strict=True)):
-            *own, last = np.random.default_rng(seed).spawn(fits * len(self._swaps()) + 1)
-            members += self._members(problem, own[:fits], part=part, number=number)
-            generators.append(last)
-        _warn_if_weak(problem, members[0].networks[0])
-        rows = max(len(data) if part is None else len(part) for part in parts)
-        steps, deadline = training_steps(self.steps, rows=rows), Deadline.after(self.max_seconds)
-        with progress_bar(steps * len(members), description="DFIV", unit="step", shown=self.progress and here().first) as bar:
-
-            def fit(together: list[PlannedMember], name: str) -> list[TwoStageFit | DivergenceError]:
-                sample, networks = problem.sample, together[0].networks
-                file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
-                return self._fit_members(problem, together, steps, bar.update, deadline, file)
-
-            fitted, interrupted = fit_members(members, fit, deadline)
-        problem.release()
-        estimates = []
-        for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
-            own_fits = [(member, one) for member, one in fitted if member.part == number]
-            if not own_fits:
-                raise DivergenceError(
-                    f"nothing was learned of part {number + 1} of {len(parts)} of the rows: training diverged, was "
-                    "interrupted, or its time was over; give more max_seconds, or a lower learning_rate"
-                )
-            estimates.append(self._answer(data, problem, own_fits, generator, part=part, steps=steps, interrupted=interrupted))
-        return estimates
-
-    def _answer(
-        self,
-        data: IVData,
-        problem: StandardisedData,
-        fitted: Sequence[tuple[PlannedMember, TwoStageFit]],
-        generator: np.random.Generator,
-        *,
-        part: Array | None,
-        steps: int,
-        interrupted: bool,
-    ) -> Estimate:
-        """What was learned of a part of the rows, among the nested models."""
-        self.fits_ = [_on_cpu(one) for _, one in fitted]
-        history = [{"fit": member.fit, "swapped": member.swapped, **record} for member, one in fitted for record in one.history]
-        learned = tuple(_component(problem, one) for one in self.fits_)
-        facts = self._facts(problem.sample, steps=steps, interrupted=interrupted)
-        data = data if part is None else data.take(part)
-        nest = self._nest(data, problem, learned, [member.split for member, _ in fitted], generator, part=part)
-        return Estimate(
-            nest.components,
-            nest.reduced_form,
-            {**facts, **nest.facts()},
-            pd.DataFrame(history),
-            self._chosen(),
-            interrupted,
-            nest.shares,
-            nest.trust(data, learned),
-        )
-
-    def _nest(
-        self,
-        data: IVData,
-        problem: StandardisedData,
-        learned: tuple[NetworkComponent, ...],
-        splits: Sequence[Split],
-        generator: np.random.Generator,
-        *,
-        part: Array | None,
-    ) -> Nest:
-        """The learned functions and the smooth model that they are weighed against."""
-        together = problem.reduced_form(self.fits_)
-        smooth = SmoothModel.fit(data, generator, products=self.structure == "product")
-        if smooth is None or not self.nested or self._options().split is None:
-            return Nest.alone(learned, together, smooth)
-        functions, penalty = [], self._unpredicted_penalty(problem.sample)
-        for fitted, split in zip(self.fits_, splits, strict=True):
-            elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)
-            unseen = split.stage1.cpu().numpy()
-            unseen = unseen if part is None else np.searchsorted(part, unseen)
-            functions.append(LearnedFunction(_component(problem, elsewhere), problem.reduced_form([elsewhere]), unseen))
-            problem.release()
-        return Nest.of(data, smooth, functions, learned=learned, reduced_form=together)
-
-    def _swaps(self) -> tuple[bool, ...]:
-        """Whether the samples have swapped roles, of the functions of one split."""
-        return (False, True) if self.swap and self._options().split is not None else (False,)
-
-    def _members(
-        self, problem: StandardisedData, generators: Sequence[np.random.Generator], *, part: Array | None, number: int
-    ) -> list[PlannedMember]:
-        """Every function to be averaged of a part: its rows, networks and random numbers; of each split a generator."""
-        members, options, swaps = [], self._options(), self._swaps()
-        rows, images = len(problem.sample) if part is None else len(part), problem.sample.treatment.ndim > 2
-        for fit, generator in enumerate(generators):
-            split_generator, *own = generator.spawn(1 + len(swaps))
-            first, second = self._split(problem, split_generator, part)
-            for swapped, fit_generator in zip(swaps, own, strict=True):
-                holdout_generator, batch_generator, network_generator = fit_generator.spawn(3)
-                stage1, sample2 = (second, first) if swapped else (first, second)
-                share, clusters = options.holdout, problem.clusters
-                split = hold_out(stage1, sample2, share=share, generator=holdout_generator, clusters=clusters)
-                draws = Draws(int(network_generator.integers(2**62)), problem.device)
-                with draws.here(other_code=True):
-                    networks = self._networks(problem)
-                size = training_batch(
-                    self.batch_size,
-                    rows=rows,
-                    fits=number_of_fits(self.fits, rows=rows, images=images),
-                    smallest_sample=min(len(split.stage1), len(split.stage2)),
-                    images=images,
-                )
-                members.append(PlannedMember(fit, swapped, split, size, networks, batch_generator, draws, number))
-        return members
-
-    def _fit_members(
-        self,
-        problem: StandardisedData,
-        members: list[PlannedMember],
-        steps: int,
-        on_step: Callable[..., object],
-        deadline: Deadline,
-        file: RunFile | None,
-    ) -> list[TwoStageFit | DivergenceError]:
-        task = DFIVProblem(
-            sample=problem.sample,
-            splits=tuple(member.split for member in members),
-            structure=self.structure,
-            layers=self._last_layers(),
-            ridge1=float(self.ridge1),
-            ridge2=float(self.ridge2),
-            unpredicted_penalty=self._unpredicted_penalty(problem.sample),
-            steps=steps,
-            batch_size=members[0].batch_size,
-            learning_rate=self._learning_rate(problem.sample),
-            weight_decay=self._weight_decay(),
-            report=self.report,
-            training=self._options(),
-        )
-        modules = members[0].networks
-        with members[0].draws.here(*modules), suitable_threads(modules):
-            return fit_dfiv(
-                task,
-                [Networks.of(member.networks) for member in members],
-                generators=[member.batches for member in members],
-                on_step=lambda: on_step(len(members)),
-                deadline=deadline,
-                file=file,
-            )
-
-    def _networks(self, problem: StandardisedData) -> list[nn.Module]:
-        sample = problem.sample
-        treatment = build(
-            self.treatment_network, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment"
-        )
-        instrument = build(
-            self.instrument_network, shape=sample.instruments.shape[1:], default=nets.instrument_network, role="instrument"
-        )
-        covariate = None
-        if sample.covariates is not None:
-            covariate = build(
-                self.covariate_network, shape=sample.covariates.shape[1:], default=nets.covariate_network, role="covariate"
-            )
-        networks = [problem.on_stored(treatment), instrument, *([] if covariate is None else [covariate])]
-        return [cast(network, sample.outcome.dtype, device=problem.device) for network in networks]
-
-    def _split(self, problem: StandardisedData, generator: np.random.Generator, part: Array | None) -> tuple[Tensor, Tensor]:
-        """Row numbers of both samples, among those of a part."""
-        share, clusters = self._options().split, problem.clusters
-        rows = len(problem.sample) if part is None else len(part)
-        if share is None:
-            # Not as they lie, since checks look at the first rows of a large sample.
-            everything = in_place(torch.from_numpy(generator.permutation(rows)))
-            samples = everything, everything
-        else:
-            clusters = clusters if part is None or clusters is None else clusters[part]
-            samples = split_rows(rows, share=share, generator=generator, clusters=clusters)
-        if part is None:
-            return samples
-        first, second = (torch.from_numpy(part)[sample] for sample in samples)
-        return first, second
-
-    def _options(self) -> Training:
-        return Training() if self.training is None else self.training
-
-    def _last_layers(self) -> LastLayers:
-        """V in both stages and u as they stand at the end of training."""
-        given = self.last_layer
-        if given is None:
-            return LastLayers(
-                v1=Proximal(self.lambda1, beta=self.ridge1),
-                v12=Proximal(self.lambda12, beta=self.ridge1),
-                u=Proximal(self.lambda2, beta=self.ridge2),
-            )
-        layers = tuple(given) if isinstance(given, tuple | list) else (given, given, given)
-        if len(layers) != 3:
-            raise refusal("last_layer", "one layer, or three: of V in stage 1, of V in stage 2, and of u", given)
-        for layer in layers:
-            check_last_layer(layer)
-        return LastLayers(*layers)
-
-    def _unpredicted_penalty(self, sample: Sample | None = None) -> float:
-        """``gamma``; ``sample`` shows what "auto" has to look at."""
-        given = self.unpredicted_penalty
-        if isinstance(given, str) and given == "auto":
-            return IMAGE_UNPREDICTED_PENALTY if sample is not None and sample.treatment.ndim > 2 else 0.0
-        return check_number("unpredicted_penalty", given, least=0.0, alternative="or 'auto'")
-
-    def _learning_rate(self, sample: Sample | None = None) -> PerNetwork:
-        """Peak rates; ``sample`` shows what "auto" has to look at."""
-        return learning_rates(self.learning_rate, images=sample is not None and sample.treatment.ndim > 2)
-
-    def _weight_decay(self) -> PerNetwork:
-        return per_network("weight_decay", self.weight_decay)
-
-    def _chosen(self) -> dict[str, tuple[float, ...]]:
-        """The ridges of the final V and u, where held-out losses chose them."""
-        options = self._options()
-        if self.report == "current" or not options.refit_ridges or not options.holdout:
-            return {}
-        return {
-            "ridge1": tuple(fitted.first_stage_ridge for fitted in self.fits_),
-            "ridge2": tuple(fitted.refit_ridge for fitted in self.fits_),
-        }
-
-    def _facts(self, sample: Sample, *, steps: int, interrupted: bool) -> dict[str, Any]:
-        heldout = [fitted.heldout_loss for fitted in self.fits_]
-        ends = sorted({str(fitted.ended) for fitted in self.fits_} | ({"interrupted"} if interrupted else set()))
-        unpredicted = self._unpredicted_penalty(sample)
-        layers = {"Last layers in training": ", ".join(map(repr, vars(self._last_layers()).values()))}
-        if self.last_layer is None:
-            layers = {
-                "Proximal penalties": _listed(self, "lambda1", "lambda2", "lambda12"),
-                "Ridge penalties": _listed(self, "ridge1", "ridge2"),
-            }
-        return {
-            "Functions averaged": len(self.fits_),
-            "Held-out stage-2 loss": f"{float(np.mean(heldout)):.4g}{' of the outcome variance' if self.standardise else ''}"
-            if np.isfinite(heldout).all()
-            else "not held out",
-            "Training": f"{steps} steps, {' and '.join(ends)}",
-            **layers,
-            **({"Unpredicted penalty": f"{unpredicted:g}"} if unpredicted else {}),
-            **{f"Final {name}": f"{several(values)} (by held-out loss)" for name, values in self._chosen().items()},
-            "Last layers": "refitted on whole samples"
-            if self.report == "refit" or self.steps == 0
-            else "as training left them",
-        }
-
-
-def _component(problem: StandardisedData, fitted: TwoStageFit) -> NetworkComponent:
-    """``h`` of one fit, in the user's units."""
-    return problem.component(
-        treatment=fitted.networks.treatment,
-        covariate=fitted.networks.covariate,
-        structural=fitted.structural,
-        structure=fitted.structure,
-    )
-
-
-def _on_cpu(fitted: TwoStageFit) -> TwoStageFit:
-    """The fit on the cpu, where results live, and its networks frozen."""
-    for module in fitted.networks.modules():
-        module.cpu().requires_grad_(False)
-    return replace(fitted, first_stage=fitted.first_stage.cpu(), structural=fitted.structural.cpu())
-
-
-def _listed(model: DFIV, *names: str) -> str:
-    return ", ".join(f"{name} {getattr(model, name):g}" for name in names)
-
-
-def _warn_if_weak(problem: StandardisedData, treatment: nn.Module) -> None:
-    """Warn where the instruments take too few values for the features, and for the values of the treatment as well."""
-    features = nets.evaluate(treatment, problem.sample.treatment[:2]).shape[1]
-    instruments = count_distinct(problem.excluded, most=features + 1)
-    if instruments > features:
-        return
-    treatments = count_distinct(problem.sample.treatment, most=features + 1)
-    # A function on two values has two numbers, however many features it is written in.
-    if instruments >= treatments:
-        return
-    needs = (
-        f"{features} treatment features and a constant need at least {features + 1}"
-        if treatments > features
-        else f"the treatment takes {treatments}"
-    )
-    warn(
-        f"the instruments take {instruments} distinct values, but {needs}: without strong covariates the data identify only "
-        "part of the curve, and its shape between is a guess; use a simpler treatment_network (torch.nn.Identity() is linear) "
-        "or richer instruments",
-        WeakIdentificationWarning,
-    )
+        learned = learn_parts(self, data, parts, seeds, fits=fits, intercept=intercept)
+        self.fits_ = learned[-1].fits
+        return [answer(self, data, each) for each in learned]

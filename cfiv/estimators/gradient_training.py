@@ -1,10 +1,11 @@
-"""What estimators whose layers all take gradient steps have in common: members planned, trained, and put together."""
+"""What estimators that descend an objective have in common: hyper-parameters, members trained, functions put together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,20 +16,26 @@ from cfiv.checks import check_choice, check_flag, check_number, check_random_sta
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError
 from cfiv.estimators.estimator import Estimate, warn_of_learned_constant
+from cfiv.estimators.fit_members import fit_members
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, fit_members, plan_member
+from cfiv.estimators.planned_members import PlannedMember, in_all_rows, plan_member
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import ReducedFormFit, StandardisedData
 from cfiv.estimators.units import check_units
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.learning.gradient_steps import GradientFit, GradientProblem, Objective, fit_gradient
 from cfiv.learning.loop import Ended
+from cfiv.learning.member_networks import MemberNetwork
+from cfiv.learning.regression import RegressionFit
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import check_batch_size
+from cfiv.learning.samples import Sample, batch_rows, check_batch_size
+from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.structural_networks import structural_weights
+from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
-from cfiv.runtime.threads import suitable_threads
 from cfiv.terminal import progress_bar
 
 
@@ -55,8 +62,8 @@ class TrainedFunction:
     ended: Ended
 
 
-class Trainable(Protocol):
-    """An estimator with the hyper-parameters that these have in common, and what it does with planned members."""
+class Descending(Protocol):
+    """The hyper-parameters that these have in common."""
 
     structure: Structure
     batch_size: int | str | None
@@ -70,6 +77,10 @@ class Trainable(Protocol):
     progress: bool
     random_state: int | np.random.Generator | None
 
+
+class Trainable(Descending, Protocol):
+    """An estimator all of whose layers take gradient steps, with what it does with planned members."""
+
     def _networks(self, problem: StandardisedData) -> list[nn.Module]:
         """Those of a member, freshly drawn."""
         ...
@@ -77,16 +88,16 @@ class Trainable(Protocol):
     def _train(
         self,
         problem: StandardisedData,
-        members: Sequence[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
         on_step: Callable[[], object],
-        file: Callable[[str], RunFile | None],
+        file: Callable[..., RunFile | None],
     ) -> list[TrainedFunction | DivergenceError]:
-        """Train members side by side; ``file`` gives the run file of a stage of a name."""
+        """See :class:`cfiv.estimators.fit_members.Train`."""
         ...
 
 
-def check_trainable(estimator: Trainable) -> None:
+def check_descending(estimator: Descending) -> None:
     """Raise a ParameterError for hyper-parameters out of range."""
     check_whole("steps", estimator.steps, least=0)
     check_whole("fits", estimator.fits, least=1)
@@ -99,6 +110,48 @@ def check_trainable(estimator: Trainable) -> None:
     per_network("weight_decay", estimator.weight_decay)
     resolve_device(estimator.device)
     check_batch_size(estimator.batch_size)
+
+
+def train_members(
+    estimator: Descending,
+    sample: Sample,
+    together: Sequence[PlannedMember],
+    objective: Objective,
+    *,
+    rates_of: Sequence[int],
+    on_step: Callable[[], object],
+    file: RunFile | None,
+    networks: slice = slice(None),
+    steps: int | None = None,
+    deadline: Deadline = NEVER,
+    network: Callable[[Sequence[nn.Module]], MemberNetwork] = member_network,
+) -> list[GradientFit | DivergenceError]:
+    """Train some networks of members down an objective; ``steps`` other than the estimator's where given.
+
+    ``rates_of`` says whose rate and decay each of the networks has: 0 for the treatment's, 1 the instruments', 2 the
+    covariates'. The rest is as for :func:`cfiv.learning.gradient_steps.fit_gradient`.
+    """
+    rates = learning_rates(estimator.learning_rate, images=sample.treatment.ndim > 2)
+    decays = per_network("weight_decay", estimator.weight_decay)
+    problem = GradientProblem(
+        sample=sample,
+        splits=tuple(member.split for member in together),
+        objective=objective,
+        steps=int(estimator.steps) if steps is None else steps,
+        batch_size=together[0].batch_size,
+        learning_rates=tuple(rates[place] for place in rates_of),
+        weight_decays=tuple(decays[place] for place in rates_of),
+        training=Training(),
+    )
+    return fit_gradient(
+        problem,
+        [member.networks[networks] for member in together],
+        generators=[member.batches for member in together],
+        on_step=on_step,
+        deadline=deadline,
+        file=file,
+        network=network,
+    )
 
 
 def estimate_by_gradients(
@@ -137,10 +190,9 @@ def estimate_by_gradients(
             problem,
             number,
             generator,
-            holdout=estimator.holdout,
-            batch_size=estimator.batch_size,
+            rows=in_all_rows(problem, holdout=estimator.holdout),
+            batch=partial(batch_rows, estimator.batch_size, auto=auto_batch),
             networks=lambda: estimator._networks(problem),
-            auto=auto_batch,
         )
         for number, generator in enumerate(np.random.default_rng(estimator.random_state).spawn(estimator.fits))
     ]
@@ -148,19 +200,8 @@ def estimate_by_gradients(
     with progress_bar(
         total, description=type(estimator).__name__, unit="step", shown=estimator.progress and here().first
     ) as bar:
-
-        def fit(together: list[PlannedMember], name: str) -> list[TrainedFunction | DivergenceError]:
-            networks = together[0].networks
-
-            def file(stage: str) -> RunFile | None:
-                if runs is None:
-                    return None
-                return runs.file(f"{name}{stage}", sample=problem.sample, networks=networks, clusters=problem.clusters)
-
-            with together[0].draws.here(*networks), suitable_threads(networks):
-                return estimator._train(problem, together, on_step=lambda: bar.update(len(together)), file=file)
-
-        fitted, interrupted = fit_members(members, fit)
+        train = partial(estimator._train, problem)
+        fitted, interrupted = fit_members(problem, members, train, runs=runs, on_step=bar.update)
     functions = [one for _, one in fitted]
     history = [{"fit": member.fit, **record} for member, one in fitted for record in one.history]
     components = tuple(
@@ -175,13 +216,14 @@ def estimate_by_gradients(
     return Estimate(
         components,
         problem.reduced_form([one.reduced_form for one in functions]),
-        {**_facts(estimator, functions), **facts},
+        {**training_facts(estimator, functions), **facts},
         pd.DataFrame(history),
         interrupted=interrupted,
     )
 
 
-def _facts(estimator: Trainable, functions: Sequence[TrainedFunction]) -> dict[str, str | int]:
+def training_facts(estimator: Descending, functions: Sequence[TrainedFunction | RegressionFit]) -> dict[str, str | int]:
+    """For the summary."""
     heldout = float(np.mean([one.heldout_loss for one in functions]))
     unit = " of the outcome variance" if estimator.standardise else ""
     ended = " and ".join(sorted({one.ended for one in functions}))

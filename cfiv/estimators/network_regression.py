@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
@@ -13,18 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cfiv.checks import check_choice, check_flag, check_number, check_random_state, check_whole
+from cfiv.checks import check_number
 from cfiv.data import IVData
 from cfiv.errors import DivergenceError, TrainingWarning, warn
 from cfiv.estimators.estimator import Estimate, StructuralEstimator, warn_of_learned_constant
-from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import (
-    PlannedMember,
-    fit_members,
-    instrument_network,
-    plan_member,
-    structural_networks,
-)
+from cfiv.estimators.fit_members import fit_members
+from cfiv.estimators.gradient_training import check_descending, train_members, training_facts
+from cfiv.estimators.planned_members import PlannedMember, build_networks, in_all_rows, plan_member
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
@@ -32,15 +27,15 @@ from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
-from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, Role, fit_regression
+from cfiv.learning.regression import Features, RegressionFit, RegressionObjective, Role, solve_regression
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, check_batch_size
+from cfiv.learning.samples import Sample, batch_rows
+from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import Structure
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
-from cfiv.runtime.threads import suitable_threads
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 from cfiv.terminal import progress_bar
@@ -178,22 +173,12 @@ class NetworkRegression(StructuralEstimator):
     fits_: list[RegressionFit]
 
     def _check_parameters(self) -> None:
-        check_whole("steps", self.steps, least=0)
+        check_descending(self)
         check_max_seconds(self.max_seconds)
-        check_whole("fits", self.fits, least=1)
-        check_choice("structure", self.structure, ("product", "additive"))
         check_number("proximal", self.proximal, least=0.0)
         check_number("ridge", self.ridge, least=0.0)
         if self.last_layer is not None:
             check_last_layer(self.last_layer)
-        check_number("holdout", self.holdout, least=0.0, most=0.9)
-        for flag in ("standardise", "progress"):
-            check_flag(flag, getattr(self, flag))
-        check_random_state(self.random_state)
-        learning_rates(self.learning_rate, images=False)
-        per_network("weight_decay", self.weight_decay)
-        resolve_device(self.device)
-        check_batch_size(self.batch_size)
 
     def fit(
         self,
@@ -217,14 +202,9 @@ class NetworkRegression(StructuralEstimator):
         with progress_bar(
             self.steps * (self.fits + 1), description="Network", unit="step", shown=self.progress and here().first
         ) as bar:
-
-            def fit(together: list[PlannedMember], name: str) -> list[RegressionFit | DivergenceError]:
-                sample, networks = problem.sample, together[0].networks
-                file = None if runs is None else runs.file(name, sample=sample, networks=networks, clusters=problem.clusters)
-                return self._fit_members(problem.sample, together, on_step=bar.update, deadline=deadline, file=file)
-
-            fitted, interrupted = fit_members(members, fit, deadline)
-            self.fits_, cut = [_on_cpu(one) for _, one in fitted], interrupted or deadline.passed()
+            train = partial(self._train, problem.sample, deadline=deadline)
+            fitted, interrupted = fit_members(problem, members, train, runs=runs, on_step=bar.update, deadline=deadline)
+            self.fits_, cut = [one.cpu() for _, one in fitted], interrupted or deadline.passed()
             explained = self._explain(
                 problem.sample, explaining, bar.update, deadline, runs=None if cut else runs, train=not cut
             )
@@ -255,51 +235,51 @@ class NetworkRegression(StructuralEstimator):
 
         def networks() -> list[nn.Module]:
             if explains:
-                return [instrument_network(problem, instrument=self.instrument_network)]
-            return structural_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
+                return build_networks(problem, instrument=self.instrument_network)
+            return build_networks(problem, treatment=self.treatment_network, covariate=self.covariate_network)
 
-        return plan_member(problem, number, generator, holdout=self.holdout, batch_size=self.batch_size, networks=networks)
+        rows, batch = in_all_rows(problem, holdout=self.holdout), partial(batch_rows, self.batch_size)
+        return plan_member(problem, number, generator, rows=rows, batch=batch, networks=networks)
 
-    def _fit_members(
+    def _train(
         self,
         sample: Sample,
-        members: list[PlannedMember],
+        together: Sequence[PlannedMember],
         *,
-        on_step: Callable[..., object],
+        on_step: Callable[[], object],
+        file: Callable[..., RunFile | None],
         deadline: Deadline,
-        file: RunFile | None,
         steps: int | None = None,
         explains: bool = False,
     ) -> list[RegressionFit | DivergenceError]:
         """Regressions of a sample's outcome; ``steps`` other than the estimator's where given."""
-        rates = learning_rates(self.learning_rate, images=sample.treatment.ndim > 2)
-        decays = per_network("weight_decay", self.weight_decay)
-        roles: tuple[Role, ...] = ("treatment",) if len(members[0].networks) == 1 else ("treatment", "covariates")
-        places = (0, 2)[: len(roles)]
+        roles: tuple[Role, ...] = ("treatment",) if len(together[0].networks) == 1 else ("treatment", "covariates")
+        rates_of: tuple[int, ...] = (0, 2)[: len(roles)]
         if explains:
-            roles, places = ("instruments",), (1,)
-        problem = RegressionProblem(
+            roles, rates_of = ("instruments",), (1,)
+        objective = RegressionObjective(
             sample=sample,
-            splits=tuple(member.split for member in members),
             features=Features(roles, self.structure),
             layer=Proximal(self.proximal, beta=self.ridge) if self.last_layer is None else self.last_layer,
             ridge=float(self.ridge),
-            steps=int(self.steps) if steps is None else steps,
-            batch_size=members[0].batch_size,
-            learning_rates=tuple(rates[place] for place in places),
-            weight_decays=tuple(decays[place] for place in places),
-            training=Training(),
+            ridges=Training().refit_ridges,
         )
-        networks = members[0].networks
-        with members[0].draws.here(*networks), suitable_threads(networks):
-            return fit_regression(
-                problem,
-                [member.networks for member in members],
-                generators=[member.batches for member in members],
-                on_step=lambda: on_step(len(members)),
-                deadline=deadline,
-                file=file,
-            )
+        fitted = train_members(
+            self,
+            sample,
+            together,
+            objective,
+            rates_of=rates_of,
+            on_step=on_step,
+            file=file(),
+            steps=steps,
+            deadline=deadline,
+            network=shared_network,
+        )
+        return [
+            one if isinstance(one, DivergenceError) else solve_regression(objective, one, member.split)
+            for one, member in zip(fitted, together, strict=True)
+        ]
 
     def _explain(
         self,
@@ -312,31 +292,32 @@ class NetworkRegression(StructuralEstimator):
         train: bool,
     ) -> RegressionFit:
         """What instruments and covariates explain of the functions fitted."""
-        predicted = torch.stack([one.predict(_sample_on_cpu(sample)) for one in self.fits_]).mean(dim=0)
+        predicted = torch.stack([one.predict(sample.cpu()) for one in self.fits_]).mean(dim=0)
         outcome = predicted.to(sample.outcome)
         explained = replace(sample, outcome=outcome, treatment=outcome)  # in place of images, which would be copied
         file = None if runs is None else runs.file("explained", sample=explained, networks=member.networks)
-        fit = partial(self._fit_members, explained, [member], on_step=on_step, deadline=deadline, explains=True)
+        train_one = partial(self._train, explained, [member], on_step=lambda: on_step(1), deadline=deadline, explains=True)
+
+        def fit(file: RunFile | None, steps: int | None) -> RegressionFit | DivergenceError:
+            with member.drawing():
+                return train_one(file=lambda: file, steps=steps)[0]
+
         try:
-            (fitted,) = fit(file=file, steps=None if train else 0)
+            fitted = fit(file, None if train else 0)
         except KeyboardInterrupt:
             warn("the features for score are left untrained: training was interrupted", TrainingWarning)
-            (fitted,) = fit(file=None, steps=0)
+            fitted = fit(None, 0)
             assert isinstance(fitted, RegressionFit)
             fitted = replace(fitted, ended="interrupted")
         if isinstance(fitted, DivergenceError):
             warn(f"the features for score are left untrained: {fitted}", TrainingWarning)
-            (fitted,) = fit(file=None, steps=0)
+            fitted = fit(None, 0)
             assert isinstance(fitted, RegressionFit)
-        return _on_cpu(fitted)
+        return fitted.cpu()
 
     def _facts(self) -> dict[str, Any]:
-        heldout = [fitted.heldout_loss for fitted in self.fits_]
-        unit = " of the outcome variance" if self.standardise else ""
         return {
-            "Functions averaged": len(self.fits_),
-            "Held-out loss": f"{float(np.mean(heldout)):.4g}{unit}" if np.isfinite(heldout).all() else "not held out",
-            "Training": f"{self.steps} steps, {' and '.join(sorted({fitted.ended for fitted in self.fits_}))}",
+            **training_facts(self, self.fits_),
             "Penalties": f"proximal {self.proximal:g}, ridge {self.ridge:g}",
             "Confounding": "ignored: the instruments are not used",
         }
@@ -352,14 +333,3 @@ class _Explained:
         """``E[h | Z, X]`` in standard units, shape (n, 1)."""
         nothing = instruments.new_zeros(len(instruments), 1)
         return self.fitted.predict(Sample(nothing, nothing, instruments, covariates))
-
-
-def _on_cpu(fitted: RegressionFit) -> RegressionFit:
-    """The fit on the cpu, where results live, and its networks frozen."""
-    for network in fitted.networks:
-        network.cpu().requires_grad_(False)
-    return replace(fitted, weights=fitted.weights.cpu())
-
-
-def _sample_on_cpu(sample: Sample) -> Sample:
-    return Sample(*(None if part is None else part.cpu() for part in vars(sample).values()))  # type: ignore[arg-type]

@@ -1,29 +1,31 @@
-"""Functions that are fitted and averaged: the rows, networks and random numbers of each, and which of them train together."""
+"""Functions that are fitted and averaged: the rows, the networks and the random numbers of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from cfiv.errors import DivergenceError, TrainingWarning, warn
+from cfiv.data import Array
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning import networks as nets
 from cfiv.learning.build import NetworkSpec, build
-from cfiv.learning.deadline import NEVER, Deadline
-from cfiv.learning.member_networks import can_be_stacked
-from cfiv.learning.samples import Split, batch_rows, split_rows
+from cfiv.learning.samples import Split, hold_out, in_place, split_rows
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
-from cfiv.runtime.processes import here
+from cfiv.runtime.threads import suitable_threads
 
-#: Members that train side by side at most: more take as long as one after another.
-TOGETHER = 16
-F = TypeVar("F")
+#: Where the user has given none.
+DEFAULT_NETWORKS: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+    "treatment": nets.treatment_network,
+    "instrument": nets.instrument_network,
+    "covariate": nets.covariate_network,
+}
 
 
 @dataclass(frozen=True)
@@ -55,125 +57,98 @@ class PlannedMember:
     draws: Draws
     part: int = 0
 
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside, its networks draw from its own numbers, on as many threads as suit them."""
+        with self.draws.here(*self.networks), suitable_threads(self.networks):
+            yield
+
 
 def plan_member(
     problem: StandardisedData,
-    number: int,
+    fit: int,
     generator: np.random.Generator,
     *,
-    holdout: float,
-    batch_size: int | str | None,
+    rows: Callable[..., Split],
+    batch: Callable[..., int | None],
     networks: Callable[[], list[nn.Module]],
-    auto: int = 128,
+    swapped: bool = False,
+    part: int = 0,
 ) -> PlannedMember:
-    """A member that trains on all rows but those held out, for an estimator that splits no samples.
+    """Draw the rows of a member, then its networks.
 
     Parameters
     ----------
     problem : StandardisedData
-    number : int
+    fit : int
     generator : Generator
         Of the held-out rows, the batches, and what ``networks`` draws.
-    holdout : float
-        Share of the rows; none are held out where that leaves fewer than two on either side.
-    batch_size : int, "auto" or None
+    rows : callable
+        From ``generator=`` to a Split, see :func:`in_all_rows` and :func:`in_two_samples`.
+    batch : callable
+        From ``smallest_sample=`` to the rows of a batch.
     networks : callable
-        Makes the networks, freshly drawn.
-    auto : int
-        Rows of a batch that "auto" stands for.
+        Makes the networks, freshly drawn, such as by :func:`build_networks`.
+    swapped, part
+        See :class:`PlannedMember`.
     """
-    split_generator, batches, network_generator = generator.spawn(3)
-    rows = len(problem.sample)
-    heldout, train = None, torch.arange(rows)
-    if min(round(holdout * rows), rows - round(holdout * rows)) >= 2:
-        heldout, train = split_rows(rows, share=float(holdout), generator=split_generator, clusters=problem.clusters)
-    draws = Draws(int(network_generator.integers(2**62)), problem.device)
+    of_rows, batches, of_networks = generator.spawn(3)
+    split, draws = rows(generator=of_rows), Draws(int(of_networks.integers(2**62)), problem.device)
     with draws.here(other_code=True):
-        made = networks()
-    for network in made:
-        cast(network, problem.sample.outcome.dtype, device=problem.device)
-    size = batch_rows(batch_size, smallest_sample=len(train), auto=auto)
-    return PlannedMember(number, False, Split(train, train, heldout), size, made, batches, draws)
+        made = [cast(network, problem.sample.outcome.dtype, device=problem.device) for network in networks()]
+    size = batch(smallest_sample=min(len(split.stage1), len(split.stage2)))
+    return PlannedMember(fit, swapped, split, size, made, batches, draws, part)
 
 
-def structural_networks(problem: StandardisedData, *, treatment: NetworkSpec, covariate: NetworkSpec) -> list[nn.Module]:
-    """``psi`` and, with covariates, ``xi``, of such a problem."""
-    sample = problem.sample
-    psi = build(treatment, shape=sample.treatment.shape[1:], default=nets.treatment_network, role="treatment")
-    made = [problem.on_stored(psi)]
-    if sample.covariates is not None:
-        shape = sample.covariates.shape[1:]
-        made.append(build(covariate, shape=shape, default=nets.covariate_network, role="covariate"))
-    return made
+def in_all_rows(problem: StandardisedData, *, holdout: float) -> Callable[..., Split]:
+    """For an estimator that splits no samples: all rows train, but those held out."""
+    everything = torch.arange(len(problem.sample))
+    return partial(hold_out, None, everything, share=float(holdout), clusters=problem.clusters)
 
 
-def instrument_network(problem: StandardisedData, *, instrument: NetworkSpec) -> nn.Module:
-    """``phi`` of such a problem."""
-    shape = problem.sample.instruments.shape[1:]
-    return build(instrument, shape=shape, default=nets.instrument_network, role="instrument")
-
-
-def group_members(members: Sequence[PlannedMember]) -> Iterator[list[PlannedMember]]:
-    """Members that train together: all with plain networks and equal batches, at most ``TOGETHER``; others one by one."""
-    sizes = {(len(m.split.stage1), len(m.split.stage2)) if m.batch_size is None else m.batch_size for m in members}
-    alike = zip(*(member.networks for member in members), strict=True)
-    together = len(sizes) == 1 and all(can_be_stacked(networks) for networks in alike)
-    size = TOGETHER if together else 1
-    for start in range(0, len(members), size):
-        yield list(members[start : start + size])
-
-
-def fit_members(
-    members: Sequence[PlannedMember],
-    fit: Callable[[list[PlannedMember], str], Sequence[F | DivergenceError]],
-    deadline: Deadline = NEVER,
-) -> tuple[list[tuple[PlannedMember, F]], bool]:
-    """Fit all members, group by group, until one is interrupted or the time is over; those that diverged are left out.
+def in_two_samples(
+    problem: StandardisedData,
+    generator: np.random.Generator,
+    *,
+    share: float | None,
+    holdout: float,
+    part: Array | None,
+) -> list[Callable[..., Split]]:
+    """For two stages: the rows, or those of a part, in two samples; and with the samples swapped.
 
     Parameters
     ----------
-    members : sequence of PlannedMember
-    fit : callable
-        From members that train together, and the name of their run file, to what comes of each.
-    deadline : Deadline, optional
-        No group but the first is begun after it.
-
-    Returns
-    -------
-    fitted : list of (PlannedMember, fit)
-        At least one.
-    interrupted : bool
-
-    Raises
-    ------
-    DivergenceError
-        If the first diverged before any usable state.
-    KeyboardInterrupt
-        If training was interrupted before the first step.
-
-    Warns
-    -----
-    TrainingWarning
-        Where one is left out.
+    problem : StandardisedData
+    generator : Generator
+    share : float or None
+        Of the rows that go to sample 1; None puts all of them in both samples.
+    holdout : float
+        Share of sample 2 that is held out.
+    part : array of int or None
+        Row numbers.
     """
-    outcomes: list[F | DivergenceError] = []
-    interrupted = False
-    for number, together in enumerate(group_members(members), start=1):
-        try:
-            outcomes += fit(together, f"fits-{number}")
-        except KeyboardInterrupt:
-            if not outcomes or here().count > 1:
-                raise
-            interrupted = True
-            what = f"training was interrupted before the first step of fit {len(outcomes) + 1}"
-            warn(f"{what}; what was fitted before is kept and usable", TrainingWarning)
-        interrupted = interrupted or any(getattr(outcome, "ended", None) == "interrupted" for outcome in outcomes)
-        if interrupted or deadline.passed():
-            break
-    if isinstance(outcomes[0], DivergenceError):
-        raise outcomes[0]
-    for outcome in outcomes:
-        if isinstance(outcome, DivergenceError):
-            warn(f"a fit is left out of the average: {outcome}", TrainingWarning)
-    pairs = zip(members, outcomes, strict=False)
-    return [(member, outcome) for member, outcome in pairs if not isinstance(outcome, DivergenceError)], interrupted
+    rows, clusters = len(problem.sample) if part is None else len(part), problem.clusters
+    if share is None:
+        # Not as they lie, since checks look at the first rows of a large sample.
+        first = second = in_place(torch.from_numpy(generator.permutation(rows)))
+    else:
+        groups = clusters if part is None or clusters is None else clusters[part]
+        first, second = split_rows(rows, share=share, generator=generator, clusters=groups)
+    if part is not None:
+        first, second = (torch.from_numpy(part)[sample] for sample in (first, second))
+    return [partial(hold_out, *pair, share=holdout, clusters=clusters) for pair in ((first, second), (second, first))]
+
+
+def build_networks(problem: StandardisedData, **specs: NetworkSpec) -> list[nn.Module]:
+    """The networks of ``treatment``, ``instrument`` and ``covariate`` that are asked for, drawn in the order of the request.
+
+    There is no covariate network where there are no covariates.
+    """
+    sample, made = problem.sample, []
+    inputs = {"treatment": sample.treatment, "instrument": sample.instruments, "covariate": sample.covariates}
+    for role, spec in specs.items():
+        given = inputs[role]
+        if given is not None:
+            network = build(spec, shape=given.shape[1:], default=DEFAULT_NETWORKS[role], role=role)
+            made.append(problem.on_stored(network) if role == "treatment" else network)
+    return made

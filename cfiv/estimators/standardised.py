@@ -18,7 +18,6 @@ from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
-from cfiv.learning.whole_sample import chunk_rows
 from cfiv.mapped import BLOCK_ROWS, array_on_disk, is_mapped, release
 from cfiv.numerics.two_stage import Structure
 
@@ -125,17 +124,6 @@ class StandardisedData:
     def reduced_form(self, fits: Sequence[ReducedFormFit]) -> ReducedForm:
         """``E[h | Z, X]`` in the user's units, averaged over fits."""
         return ReducedForm(tuple(fits), self.outcome_scale, self.instrument_scale, self.covariate_scale, self.double)
-
-
-def count_distinct(values: Tensor, *, most: int) -> int:
-    """How many different values (n, ...) there are, rows (images) as wholes, counted up to ``most``."""
-    rows, seen = chunk_rows(values.shape[1:]), np.zeros((0, values[0].numel()))
-    for start in range(0, len(values), rows):
-        block = values[start : start + rows].cpu().flatten(start_dim=1).numpy()
-        seen = np.unique(np.concatenate([seen, block]), axis=0)
-        if len(seen) >= most:
-            return most
-    return len(seen)
 
 
 class ReducedFormFit(Protocol):

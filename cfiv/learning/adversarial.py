@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.gradient_steps import Batch
-from cfiv.learning.member_networks import MemberNetwork, Pass
+from cfiv.learning.gradient_steps import Batch, Judged, Learned
+from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.member_networks import MemberNetwork, member_modules
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.structural_networks import learn_structural, structural_values
@@ -59,7 +60,11 @@ class CriticObjective:
         """None."""
         return ()
 
-    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> tuple[Tensor, list[Pass]]:
+    def solved(self, networks: Sequence[MemberNetwork]) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """None that remembers: the critic's ``w`` is the batch's own."""
+        return []
+
+    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> Learned:
         """The values of the game; their gradients are those of ``h`` down, and of the critic's features up."""
         rows = batch.sample
         phi = networks[0].learn(rows.instruments)
@@ -74,7 +79,7 @@ class CriticObjective:
         game = weighted_mean(critic * (2 * residual - critic), weights=rows.weights)
         # What is unexplained falls where the game rises: its own value is taken off, and its gradient left.
         left = (unexplained[0] + unexplained[1]) / 2
-        return game + (left - left.detach()), [phi, *passes]
+        return Learned(game + (left - left.detach()), [phi, *passes])
 
     def _solve(self, features: Tensor, residual: Tensor, weights: Tensor | None, half: slice) -> tuple[Tensor, Tensor]:
         """What the critic leaves unexplained of the residuals of half of a batch, and its ``w``."""
@@ -85,12 +90,13 @@ class CriticObjective:
             weights=None if weights is None else weights[:, half],
         )
 
-    def heldout_losses(self, networks: Sequence[nn.Module], place: int, *, seen: Tensor, heldout: Tensor) -> Tensor:
+    def judge(self, networks: Sequence[MemberNetwork], place: int, *, seen: Tensor, heldout: Tensor) -> Judged:
         """``(Y - E[h | Z, X])^2`` of each row, the mean as the critic's features explain it."""
         rows = self.sample.rows(heldout)
-        explained = Explained.of(networks, self.sample.rows(seen), ridge=self.ridge, structure=self.structure)
-        mean = explained.predicted_outcome(instruments=rows.instruments, covariates=rows.covariates)
-        return (rows.outcome.double() - mean)[:, 0].square()
+        with member_modules(networks, place) as modules:
+            explained = Explained.of(modules, self.sample.rows(seen), ridge=self.ridge, structure=self.structure)
+            mean = explained.predicted_outcome(instruments=rows.instruments, covariates=rows.covariates)
+        return Judged((rows.outcome.double() - mean)[:, 0].square()[None])
 
 
 @dataclass(frozen=True)

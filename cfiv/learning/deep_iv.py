@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfiv.learning.gradient_steps import Batch
-from cfiv.learning.member_networks import MemberNetwork, Pass
+from cfiv.learning.gradient_steps import Batch, Judged, Learned
+from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.member_networks import MemberNetwork, member_modules
 from cfiv.learning.networks import evaluate
 from cfiv.learning.samples import Sample
 from cfiv.learning.structural_networks import learn_structural, learn_weights, structural_values
@@ -56,20 +57,26 @@ class DensityObjective:
         """None."""
         return ()
 
-    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> tuple[Tensor, list[Pass]]:
+    def solved(self, networks: Sequence[MemberNetwork]) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """None."""
+        return []
+
+    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> Learned:
         """Minus the mean log densities."""
         phi = networks[0].learn(batch.sample.instruments)
         features = with_intercept(phi.features)
         layer = learn_weights(networks[1], features=features)
         treatment = batch.sample.treatment
         density = Mixture.of(features @ layer.features, columns=treatment.shape[-1]).log_density(treatment)
-        return -weighted_mean(density, weights=batch.sample.weights), [phi, layer]
+        return Learned(-weighted_mean(density, weights=batch.sample.weights), [phi, layer])
 
-    def heldout_losses(self, networks: Sequence[nn.Module], place: int, *, seen: Tensor, heldout: Tensor) -> Tensor:
+    def judge(self, networks: Sequence[MemberNetwork], place: int, *, seen: Tensor, heldout: Tensor) -> Judged:
         """Minus the log density of each row."""
         rows = self.sample.rows(heldout)
-        parameters = mixture_parameters(networks, rows.instruments).double()
-        return -Mixture.of(parameters, columns=rows.treatment.shape[1]).log_density(rows.treatment.double())
+        with member_modules(networks, place) as modules:
+            parameters = mixture_parameters(modules, rows.instruments).double()
+        density = Mixture.of(parameters, columns=rows.treatment.shape[1]).log_density(rows.treatment.double())
+        return Judged(-density[None])
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,11 @@ class SampledObjective:
         uniforms, normals = generator.random(shape), generator.standard_normal((*shape, columns))
         return torch.from_numpy(uniforms).to(dtype), torch.from_numpy(normals).to(dtype)
 
-    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> tuple[Tensor, list[Pass]]:
+    def solved(self, networks: Sequence[MemberNetwork]) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """None."""
+        return []
+
+    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> Learned:
         """The means of products of two residuals."""
         members = torch.arange(len(batch.rows), device=batch.rows.device)[:, None]
         mixture = Mixture.of(self.parameters[members, batch.rows], columns=self.sample.treatment.shape[1])
@@ -111,19 +122,20 @@ class SampledObjective:
             structure=self.structure,
         )
         residuals = batch.sample.outcome[..., 0][:, None] - h
-        return weighted_mean(residuals.prod(dim=1), weights=batch.sample.weights), passes
+        return Learned(weighted_mean(residuals.prod(dim=1), weights=batch.sample.weights), passes)
 
-    def heldout_losses(self, networks: Sequence[nn.Module], place: int, *, seen: Tensor, heldout: Tensor) -> Tensor:
+    def judge(self, networks: Sequence[MemberNetwork], place: int, *, seen: Tensor, heldout: Tensor) -> Judged:
         """``(Y - E[h | Z, X])^2`` of each row."""
         rows = self.sample.rows(heldout)
-        mean = conditional_mean(
-            networks,
-            self.parameters[place, heldout],
-            columns=rows.treatment.shape[1],
-            covariates=rows.covariates,
-            structure=self.structure,
-        )
-        return (rows.outcome.double() - mean)[:, 0].square()
+        with member_modules(networks, place) as modules:
+            mean = conditional_mean(
+                modules,
+                self.parameters[place, heldout],
+                columns=rows.treatment.shape[1],
+                covariates=rows.covariates,
+                structure=self.structure,
+            )
+        return Judged((rows.outcome.double() - mean)[:, 0].square()[None])
 
 
 def mixture_parameters(networks: Sequence[nn.Module], instruments: Tensor) -> Tensor:

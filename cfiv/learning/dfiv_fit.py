@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cfiv.errors import DivergenceError
 from cfiv.file_values import fields, number
 from cfiv.learning.deadline import NEVER, Deadline
+from cfiv.learning.dfiv_batches import draw_batches
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import Batch, DFIVState, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
+from cfiv.learning.dfiv_step import DFIVState, MemberNetworks, StepOptions, step
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DivergedError, check_steps, drive
+from cfiv.learning.member import Member
 from cfiv.learning.member_networks import MemberNetwork
-from cfiv.learning.members import Member, MembersRun
+from cfiv.learning.members import MembersRun
 from cfiv.learning.networks import Networks
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.samples import Sample, Split
 from cfiv.learning.shared_network import shared_network
 from cfiv.learning.whole_sample import refit_last_layers
 from cfiv.numerics.two_stage import structural_features
@@ -131,7 +131,13 @@ class DFIVSteps:
         self._options = StepOptions(training, problem.structure, problem.unpredicted_penalty)
         resting = replace(training, stage1_steps=0, stage2_steps=0, covariate_steps=0)
         self._resting = replace(self._options, training=resting)
-        self.batches: Iterator[Any] = draw_batches(problem, generators)
+        self.batches: Iterator[Any] = draw_batches(
+            problem.sample,
+            problem.splits,
+            generators,
+            size=problem.batch_size,
+            covariates_stage1=problem.unpredicted_penalty > 0,
+        )
         places = range(len(problem.splits))
         self._judges = [Judge(problem, self._networks, place) for place in places]
         self._stage1_heldout_losses = [math.nan for _ in places]
@@ -159,17 +165,16 @@ class DFIVSteps:
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Stage 1 and stage 2 on the next batches."""
-        training, learning, layers = self._problem.training, self._problem.learning_steps, self._problem.layers
-        options = self._options
+        training, learning = self._problem.training, self._problem.learning_steps
         if number <= learning:
             for learner in self._state.learners():
                 learner.set_rate(training.rate_factor(number - 1, learning))
-            layers = layers.scheduled(training.lambda_factor(number - 1, learning))
+            options = replace(self._options, pull=training.lambda_factor(number - 1, learning))
         else:
             # The k-th step of rest: with these gains the k-th batch weighs k times as much as the first. They are the memory
             # now; large proximal penalties would only keep directions of little variance from settling.
-            options, layers = self._resting, layers.scheduled(training.lambda_start).settling(2.0 / (number - learning + 1))
-        self._state, losses = step(next(self.batches), self._state, layers=layers, options=options)
+            options = replace(self._resting, pull=training.lambda_start, gain=2.0 / (number - learning + 1))
+        self._state, losses = step(next(self.batches), self._state, layers=self._problem.layers, options=options)
         return losses.stage1, losses.stage2
 
     def settle(self, place: int, number: int) -> None:
@@ -270,34 +275,3 @@ class DFIVSteps:
         assert v is not None, "after the first step"
         assert u is not None, "after the first step"
         return v.weights, u.weights
-
-
-def draw_batches(problem: DFIVProblem, generators: Sequence[np.random.Generator]) -> Iterator[Batch]:
-    """Minibatches of both samples without end, of every member side by side; of what the stages look at, and no more."""
-    size, streams = problem.batch_size, []
-    for split, generator in zip(problem.splits, generators, strict=True):
-        of_stage1, of_stage2 = generator.spawn(2)
-        both = batches(split.stage1, size=size, generator=of_stage1), batches(split.stage2, size=size, generator=of_stage2)
-        streams.append(both)
-    sample, drawn = problem.sample, list[Tensor]()
-    covariates, w, gamma = sample.covariates, sample.weights, problem.unpredicted_penalty
-    batch: Batch | None = None
-    while True:
-        rows = [next(stream) for both in streams for stream in both]
-        if batch is None or not all(map(operator.is_, rows, drawn)):  # a full batch is the one before
-            drawn, stage1, stage2 = rows, torch.stack(rows[0::2]), torch.stack(rows[1::2])
-            batch = Batch(
-                Stage1Rows(
-                    sample.treatment[stage1],
-                    sample.instruments[stage1],
-                    covariates[stage1] if covariates is not None and gamma else None,
-                    None if w is None else w[stage1],
-                ),
-                Stage2Rows(
-                    sample.outcome[stage2],
-                    sample.instruments[stage2],
-                    None if covariates is None else covariates[stage2],
-                    None if w is None else w[stage2],
-                ),
-            )
-        yield batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -108,6 +108,12 @@ class TwoStageFit:
     refit_ridge: float
     history: list[dict[str, Any]]
     ended: Ended
+
+    def cpu(self) -> TwoStageFit:
+        """The fit in the processor's memory, where results live, its networks frozen."""
+        for module in self.networks.modules():
+            module.cpu().requires_grad_(False)
+        return replace(self, first_stage=self.first_stage.cpu(), structural=self.structural.cpu())
 
     def predicted_outcome(self, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
         """``E[h(T, X) | Z, X]``, shape (n, 1), float64; see :func:`~cfiv.learning.whole_sample.predicted_outcome`."""

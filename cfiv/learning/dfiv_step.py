@@ -7,16 +7,17 @@ state. The networks and their optimisers are objects that the state carries alon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cfiv.errors import ParameterError
+from cfiv.learning.dfiv_batches import Stage1Rows, TwoStageBatch
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.member_networks import MemberNetwork, Pass
-from cfiv.learning.solving import Settling, Solving, scheduled
+from cfiv.learning.solving import Solving
 from cfiv.learning.training import Training
 from cfiv.numerics.two_stage import (
     Structure,
@@ -51,14 +52,6 @@ class LastLayers:
     v1: ClosedForm
     v12: ClosedForm
     u: ClosedForm
-
-    def scheduled(self, factor: float) -> LastLayers:
-        """With their pulls to previous weights at a factor of what they are at the end of training."""
-        return LastLayers(*(scheduled(layer, factor) for layer in (self.v1, self.v12, self.u)))
-
-    def settling(self, gain: float) -> LastLayers:
-        """That go only a share of the way, when features rest."""
-        return LastLayers(self.v1, Settling(self.v12, gain), Settling(self.u, gain))
 
 
 @dataclass(frozen=True)
@@ -104,36 +97,8 @@ class DFIVState:
 
 
 @dataclass(frozen=True)
-class Stage1Rows:
-    """Rows of sample 1, (members, rows, ...): what stage 1 looks at, and the covariates that gamma needs."""
-
-    treatment: Tensor
-    instruments: Tensor
-    covariates: Tensor | None
-    weights: Tensor | None
-
-
-@dataclass(frozen=True)
-class Stage2Rows:
-    """Rows of sample 2, (members, rows, ...)."""
-
-    outcome: Tensor
-    instruments: Tensor
-    covariates: Tensor | None
-    weights: Tensor | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One minibatch of each sample."""
-
-    stage1: Stage1Rows
-    stage2: Stage2Rows
-
-
-@dataclass(frozen=True)
 class StepOptions:
-    """What stays the same from step to step.
+    """How a step is taken.
 
     Parameters
     ----------
@@ -142,11 +107,16 @@ class StepOptions:
     structure : {"product", "additive"}
     unpredicted_penalty : float
         ``gamma``.
+    pull, gain : float
+        How strongly last layers are held where they were, and how far they go; see :class:`cfiv.learning.solving.Solving`.
     """
 
     training: Training
     structure: Structure
     unpredicted_penalty: float
+    _: KW_ONLY
+    pull: float = 1.0
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +127,7 @@ class Losses:
     stage2: Tensor
 
 
-def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOptions) -> tuple[DFIVState, Losses]:
+def step(batch: TwoStageBatch, state: DFIVState, *, layers: LastLayers, options: StepOptions) -> tuple[DFIVState, Losses]:
     """Stage 1, covariate features, stage 2 on one pair of minibatches.
 
     1. ``stage1_steps`` times: V solved with lambda1, psi fixed; a gradient step of phi.
@@ -176,7 +146,7 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
     # Where training mode makes no difference, one pass serves stage 1 and stage 2.
     shared = psi.learn(batch.stage1.treatment) if psi.steady and learns else None
     fixed = psi.features(batch.stage1.treatment) if shared is None else shared.features.detach()
-    loss1 = learn_instrument_features(batch.stage1, fixed, state, layers.v1, training)
+    loss1 = learn_instrument_features(batch.stage1, fixed, state, layers.v1, options)
     second = SecondStage(batch, _instrument_features(batch, state.networks.instrument), state, layers, options)
     solved: tuple[Tensor, Memory, Memory] | None = None
     for _ in range(training.covariate_steps if apart else 0):
@@ -200,20 +170,21 @@ def step(batch: Batch, state: DFIVState, *, layers: LastLayers, options: StepOpt
 
 
 def learn_instrument_features(
-    stage1: Stage1Rows, psi: Tensor, state: DFIVState, layer: ClosedForm, training: Training
+    stage1: Stage1Rows, psi: Tensor, state: DFIVState, layer: ClosedForm, options: StepOptions
 ) -> Tensor:
     """Stage 1, ``mean_1 |psi(T) - V' [phi, 1]|^2`` with psi fixed: gradient steps of phi at V held fixed; the last loss.
 
     V minimises this loss with penalties that do not depend on phi, so by the envelope theorem the gradient is exact.
     """
-    network, loss, learning = state.networks.instrument, psi.new_zeros(()), training.stage1_steps > 0
+    training, network, loss = options.training, state.networks.instrument, psi.new_zeros(())
+    learning = training.stage1_steps > 0
     held = training.order == "backbone-first" or not learning
     for _ in range(max(1, training.stage1_steps)):  # where nothing learns from it, the history shows it
         forward = network.learn(stage1.instruments) if learning else None
         loss, gradient = first_stage_loss(
             instrument_features_stage1=network.features(stage1.instruments) if forward is None else forward.features.detach(),
             treatment_features_stage1=psi,
-            solve=Solving(layer, state.v, held=held),
+            solve=Solving(layer, state.v, held=held, pull=options.pull),
             weights_stage1=stage1.weights,
         )
         if forward is not None:
@@ -221,7 +192,7 @@ def learn_instrument_features(
     return loss
 
 
-def _instrument_features(batch: Batch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
+def _instrument_features(batch: TwoStageBatch, network: MemberNetwork) -> tuple[Tensor, Tensor]:
     """``phi(Z_1)`` and ``phi(Z_2)``, fixed."""
     instruments = [batch.stage1.instruments, batch.stage2.instruments]
     phi = network.features(torch.cat(instruments, dim=1))
@@ -235,13 +206,13 @@ class SecondStage:
 
     Parameters
     ----------
-    batch : Batch
+    batch : TwoStageBatch
     phi : (Tensor, Tensor)
         ``phi(Z_1)`` and ``phi(Z_2)``.
     state, layers, options
     """
 
-    batch: Batch
+    batch: TwoStageBatch
     phi: tuple[Tensor, Tensor]
     state: DFIVState
     layers: LastLayers
@@ -268,7 +239,8 @@ class SecondStage:
         stage1, stage2, options = self.batch.stage1, self.batch.stage2, self.options
         phi_stage1, phi_stage2 = self.phi
         xi_stage2, xi_stage1 = (*xi, None, None)[:2]
-        v12, u = Solving(self.layers.v12, self.state.v), Solving(self.layers.u, self.state.u, held=hold_u)
+        v12 = Solving(self.layers.v12, self.state.v, pull=options.pull, gain=options.gain)
+        u = Solving(self.layers.u, self.state.u, held=hold_u, pull=options.pull, gain=options.gain)
         predicted_stage1, predicted_stage2, _ = predicted_treatment_features(
             instrument_features_stage1=phi_stage1,
             treatment_features_stage1=psi,

@@ -1,25 +1,28 @@
-"""Members all of whose layers take gradient steps, down an objective that is passed in."""
+"""Members whose networks take gradient steps down an objective that is passed in, which may solve a last layer besides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cfiv.errors import DivergenceError
+from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.early_stopping import Checkpoint
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import Ended, drive
-from cfiv.learning.member_networks import MemberNetwork, Pass, member_network
-from cfiv.learning.members import Member, MembersRun
+from cfiv.learning.member import Member
+from cfiv.learning.member_networks import MemberNetwork, Pass
+from cfiv.learning.members import MembersRun
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
+from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Training
 
 
@@ -35,11 +38,42 @@ class Batch:
         With the axis of the members in front.
     noise : tuple of Tensor (members, b, ...)
         What the objective draws.
+    memory : Memory or None
+        What its last layer remembers, where it has one.
+    pull : float
+        See :class:`cfiv.learning.solving.Solving`.
     """
 
     rows: Tensor
     sample: Sample
     noise: tuple[Tensor, ...]
+    memory: Memory | None = None
+    pull: float = 1.0
+
+
+class Learned(NamedTuple):
+    """Of a batch: the losses (members,), the passes through all networks that they depend on, and what is remembered."""
+
+    losses: Tensor
+    passes: list[Pass]
+    memory: Memory | None = None
+
+
+class Judged(NamedTuple):
+    """One or several last layers on held-out rows.
+
+    Parameters
+    ----------
+    losses : Tensor (candidates, rows), float64
+        Row weights are not yet in them.
+    weights : Tensor (candidates, d, k), float64, optional
+    ridges : tuple of float
+        One a candidate.
+    """
+
+    losses: Tensor
+    weights: Tensor | None = None
+    ridges: tuple[float, ...] = ()
 
 
 class Objective(Protocol):
@@ -49,12 +83,16 @@ class Objective(Protocol):
         """What a step of one member draws, (rows, ...)."""
         ...
 
-    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> tuple[Tensor, list[Pass]]:
-        """The losses (members,), and the passes through all networks that they depend on."""
+    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> Learned:
+        """What a batch says."""
         ...
 
-    def heldout_losses(self, networks: Sequence[nn.Module], place: int, *, seen: Tensor, heldout: Tensor) -> Tensor:
-        """The loss of each held-out row, (rows,), float64, by a member's networks; rows ``seen`` may be fitted to."""
+    def judge(self, networks: Sequence[MemberNetwork], place: int, *, seen: Tensor, heldout: Tensor) -> Judged:
+        """A member by each held-out row, of which there may be none for one that solves; rows ``seen`` may be fitted to."""
+        ...
+
+    def solved(self, networks: Sequence[MemberNetwork]) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """The last layer that is solved on every batch, where there is one, with the shape of its weights."""
         ...
 
 
@@ -98,13 +136,16 @@ class GradientFit:
         In evaluation mode.
     heldout_loss : float
         nan without held-out rows.
+    ridge : float
+        Of the last layer that was best there; nan where there is none.
     history : list of dict
         One record a check.
-    ended : {"finished", "stopped early", "interrupted", "diverged"}
+    ended : {"finished", "stopped early", "diverged", "interrupted", "out of time"}
     """
 
     networks: list[nn.Module]
     heldout_loss: float
+    ridge: float
     history: list[dict[str, Any]]
     ended: Ended
 
@@ -119,7 +160,9 @@ def fit_gradient(
     *,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[], object],
+    deadline: Deadline = NEVER,
     file: RunFile | None = None,
+    network: Callable[[Sequence[nn.Module]], MemberNetwork] = member_network,
 ) -> list[GradientFit | DivergenceError]:
     """Train members side by side, and choose a state of each by held-out loss.
 
@@ -132,8 +175,12 @@ def fit_gradient(
         Sources of the members' batches and of their noise.
     on_step : callable
         Called after every step, for progress.
+    deadline : Deadline, optional
+        After which no further step is taken.
     file : RunFile, optional
         Where the run is saved on its way, and continued from.
+    network : callable
+        Makes one network of those of all members.
 
     Returns
     -------
@@ -145,69 +192,73 @@ def fit_gradient(
     KeyboardInterrupt, ModelFileError, OutputError
         As :func:`cfiv.learning.dfiv_fit.fit_dfiv`.
     """
-    steps = GradientSteps(problem, networks, generators)
+    steps = GradientSteps(problem, [network(same) for same in zip(*networks, strict=True)], generators)
     run = MembersRun(steps, count=problem.steps, training=problem.training, sample=problem.sample, splits=problem.splits)
-    drive(run, steps=problem.steps, on_step=on_step, file=file)
+    drive(run, steps=problem.steps, on_step=on_step, file=file, deadline=deadline)
     return run.conclude()
 
 
 class GradientSteps:
-    """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`. No last layer is solved."""
+    """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
 
     losses: ClassVar[tuple[str, ...]] = ("loss",)
-    notes: ClassVar[tuple[str, ...]] = ("heldout_loss",)
-    advice: ClassVar[str] = "lower learning_rate"
-    refits: ClassVar[bool] = False
 
     def __init__(
-        self, problem: GradientProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
+        self, problem: GradientProblem, networks: Sequence[MemberNetwork], generators: Sequence[np.random.Generator]
     ) -> None:
-        self._problem = problem
-        self.networks: list[MemberNetwork] = [member_network(same) for same in zip(*networks, strict=True)]
+        self._problem, self.networks = problem, list(networks)
         rates = zip(self.networks, problem.learning_rates, problem.weight_decays, strict=True)
         self.learners = [Learner.of(rates, decoupled=True)]
-        self.memories: list[Memory | None] = []
+        self.refits = bool(self.solved())
+        self.memories: list[Memory | None] = [None] if self.refits else []
+        self.notes = ("heldout_loss", "refit_ridge") if self.refits else ("heldout_loss",)
+        self.advice = "lower learning_rate, or raise the penalties" if self.refits else "lower learning_rate"
         self.batches: Iterator[Batch] = self._draw(generators)
 
     def step(self, number: int) -> tuple[Tensor]:
         """Take a gradient step of all networks at once."""
         (learner,), problem = self.learners, self._problem
         learner.set_rate(problem.training.rate_factor(number - 1, problem.steps))
-        losses, passes = problem.objective.learn(self.networks, next(self.batches))
-        learner.descend(losses, *([one] for one in passes))
-        return (losses.detach(),)
+        batch = next(self.batches)
+        if self.refits:
+            batch = replace(batch, memory=self.memories[0], pull=problem.training.lambda_factor(number - 1, problem.steps))
+        learned = problem.objective.learn(self.networks, batch)
+        learner.descend(learned.losses, *([one] for one in learned.passes))
+        if self.refits:
+            self.memories = [learned.memory]
+        return (learned.losses.detach(),)
 
     def settle(self, place: int, number: int) -> None:
         """Nothing."""
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float]]:
-        """The state as it would be reported now."""
+    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
+        """The state as it would be reported now, with the last layer that has the lowest held-out loss."""
         split, parameters = self._problem.splits[place], [network.state(place) for network in self.networks]
-        losses = torch.zeros(0, dtype=torch.float64, device=self._problem.sample.outcome.device)
-        if split.heldout is not None:
-            seen, heldout = split.stage2[:CHECK_ROWS], split.heldout[:CHECK_ROWS]
-            modules = [network.module(place) for network in self.networks]
-            losses = self._problem.objective.heldout_losses(modules, place, seen=seen, heldout=heldout)
-            weights = self._problem.sample.weights
-            if weights is not None:
-                losses = losses * (weights[heldout] / weights[heldout].mean())
-            for module in modules:
-                module.train()
-        now = Checkpoint(number, parameters, (), (), losses)
-        return now, (now.loss,)
+        heldout = split.stage2[:0] if split.heldout is None else split.heldout[:CHECK_ROWS]
+        judged = Judged(torch.zeros(1, 0, dtype=torch.float64, device=self._problem.sample.outcome.device))
+        if self.refits or len(heldout):
+            judged = self._problem.objective.judge(self.networks, place, seen=split.stage2[:CHECK_ROWS], heldout=heldout)
+        losses, weights = judged.losses, self._problem.sample.weights
+        if weights is not None:
+            losses = losses * (weights[heldout] / weights[heldout].mean())
+        best = int(losses.mean(dim=1).argmin())
+        solved = () if judged.weights is None else (judged.weights[best],)
+        now = Checkpoint(number, parameters, solved, judged.ridges[best : best + 1], losses[best])
+        return now, (now.loss, *now.ridges)
 
     def report(self, place: int, member: Member) -> GradientFit:
         """The state that is kept of a member (none where there were no steps)."""
-        if member.kept is not None:
-            for network, state in zip(self.networks, member.kept.parameters, strict=True):
+        kept = member.kept
+        if kept is not None:
+            for network, state in zip(self.networks, kept.parameters, strict=True):
                 network.put(place, state)
-        loss = math.nan if member.kept is None else member.kept.loss
-        modules = [network.module(place) for network in self.networks]
-        return GradientFit(modules, loss, member.history, member.ended or "finished")
+        (ridge,) = (kept.ridges if kept is not None else ()) or (math.nan,)
+        loss, modules = math.nan if kept is None else kept.loss, [network.module(place) for network in self.networks]
+        return GradientFit(modules, loss, ridge, member.history, member.ended or "finished")
 
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
-        """None."""
-        return []
+        """That of the objective."""
+        return self._problem.objective.solved(self.networks)
 
     def saved(self, place: int) -> None:
         """Nothing else is remembered."""

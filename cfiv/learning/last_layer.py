@@ -32,10 +32,14 @@ class Memory:
         W; the last row belongs to the constant where there is one.
     more : tuple of Tensor
         What else the layer remembers; empty before its first solve.
+    pull : float
+        The share of its final pull to these weights that a layer is to have at its next solve, by the schedule of the run;
+        without unit. A layer that has no such penalty passes it over.
     """
 
     weights: Tensor
     more: tuple[Tensor, ...] = ()
+    pull: float = 1.0
 
     def detached(self) -> Memory:
         """Without the graph of what it was solved from."""
@@ -55,8 +59,8 @@ class ClosedForm(Protocol):
         Parameters
         ----------
         memory : Memory or None
-            What it gave for the batch before, or, before the first one, the module's own last layer; None where there is none
-            (DFIV and NetworkRegression begin without).
+            What it gave for the batch before, with the present ``pull``; or, before the first one, the module's own last layer,
+            and None where there is none (DFIV and NetworkRegression begin without).
         features : Tensor (n, d)
             Without a graph; the last column is the constant.
         targets : Tensor (n, k)
@@ -118,8 +122,7 @@ class Proximal:
 
     def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
         """Solve with the pull to the weights remembered."""
-        previous = None if memory is None else memory.weights
-        pull = 0.0 if memory is None else self.lam
+        previous, pull = (None, 0.0) if memory is None else (memory.weights, self.lam * memory.pull)
         solution = solve_step(
             features=features, targets=targets, ridge=self.beta, proximal=pull, previous=previous, weights=weights
         )

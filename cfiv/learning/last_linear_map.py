@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import permutations
 from math import prod
@@ -91,7 +90,7 @@ class LastLinearMap:
         seen: list[Tensor] = []
         processes, examples = self.processes.sharing(len(inputs)), len(inputs)
         inputs = processes.own(inputs)
-        with _hook(self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))), processes.undrawn():
+        with self.layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])), processes.undrawn():
             output = output_of(self.module, inputs)
         features = seen[-1]
         if len(inputs) == 1:  # a module that squeezes loses the axis of the examples where there is one of them
@@ -175,8 +174,7 @@ def find_last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None =
     names = {part: called for called, part in module.named_modules()}
     with ExitStack() as hooks:
         for part in names:
-            handle = part.register_forward_pre_hook(lambda part, _: ran.append(names[part]))
-            hooks.callback(handle.remove)
+            hooks.enter_context(part.register_forward_pre_hook(lambda part, _: ran.append(names[part])))
         _probe(module, two)
     parts = dict(module.named_modules())
     linear = [called for called in dict.fromkeys(ran) if _is_linear(parts[called])]
@@ -243,7 +241,7 @@ def _axes(
         marks.append((torch.arange(count, device=output.device) - count // 2 + 0.25).to(output.dtype).reshape(output.shape))
         return marks[0]
 
-    with _hook(layer.register_forward_hook(mark)):
+    with layer.register_forward_hook(mark):
         output = _probe(module, probe)
     if not isinstance(output, Tensor):
         raise ParameterError(f"{found}, but the module returns a {type(output).__name__}: return that layer's output alone")
@@ -291,14 +289,6 @@ def _probe(module: nn.Module, probe: Tensor) -> Any:
     """The module's output in evaluation mode, without gradients; its mode is left as it was."""
     with torch.no_grad(), in_mode(module, training=False):
         return output_of(module, probe)
-
-
-@contextmanager
-def _hook(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _of(module: nn.Module) -> str:

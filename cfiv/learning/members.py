@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from cfiv.errors import DataError, DivergenceError, SingularError, TrainingWarning, warn
-from cfiv.file_values import choice, fields, listed, number, tensor_of, texts, whole
+from cfiv.errors import DivergenceError, TrainingWarning, warn
+from cfiv.file_values import fields, listed, number, tensor_of
 from cfiv.learning.early_stopping import Checkpoint, EarlyStopping
 from cfiv.learning.last_layer import ClosedForm, Memory, remembered_shapes
 from cfiv.learning.learner import Learner
-from cfiv.learning.loop import DIVERGED, Cut, DivergedError, Ended, check_steps
+from cfiv.learning.loop import DIVERGED, Cut, DivergedError, check_steps
+from cfiv.learning.member import FAILURES, Member
 from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.run_file import draws_of, restore_draws
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split
@@ -24,13 +23,9 @@ from cfiv.learning.saved_state import check_draws, check_optimiser
 from cfiv.learning.training import Training
 from cfiv.runtime.digest import digest
 from cfiv.runtime.processes import here
-from cfiv.tensor_file import short
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-#: Rows were finite when training began, so what these say of them is about features that no longer are.
-FAILURES = (SingularError, DataError, DivergedError)
 
 
 class MemberSteps(Protocol[R_co]):
@@ -44,17 +39,23 @@ class MemberSteps(Protocol[R_co]):
         Those of all members, one a step, without end.
     memories : list of Memory or None
         What the last layers remember, (members, ...).
-    losses, notes : tuple of str
-        Names of the training losses, and of what the history notes of a check.
-    advice : str
-        What to do where a member diverges.
+    losses : tuple of str
+        Names of the training losses.
     """
 
     batches: Iterator[Any]
     memories: list[Memory | None]
     losses: ClassVar[tuple[str, ...]]
-    notes: ClassVar[tuple[str, ...]]
-    advice: ClassVar[str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Names of what the history notes of a check."""
+        ...
+
+    @property
+    def advice(self) -> str:
+        """What to do where a member diverges."""
+        ...
 
     @property
     def refits(self) -> bool:
@@ -100,56 +101,6 @@ class MemberSteps(Protocol[R_co]):
         ...
 
 
-class Member:
-    """What is kept of one member, and why it trains no longer.
-
-    Parameters
-    ----------
-    stopping : EarlyStopping
-    limit : float
-        Above which the last of its training losses has diverged.
-    """
-
-    def __init__(self, stopping: EarlyStopping, *, limit: float) -> None:
-        self.stopping, self._limit = stopping, limit
-        self._history: list[dict[str, Any]] = []
-        self.ended: Ended | None = None
-        self.reason = self.why = ""
-
-    @property
-    def kept(self) -> Checkpoint | None:
-        """The state to report; None where there was no check."""
-        return self.stopping.kept
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """One record a check: ``step``, mean training losses since the last one, what was noted, and ``kept``."""
-        return [record | {"kept": self.kept is not None and record["step"] == self.kept.step} for record in self._history]
-
-    def look(
-        self, step: int, *, losses: Mapping[str, Tensor], judge: Callable[[], tuple[Checkpoint, dict[str, float]]]
-    ) -> None:
-        """Take the state after a step into account, by the training losses (k,) since the last look and a judgement."""
-        means = _mean_losses(losses, limit=self._limit, last=step)
-        now, notes = judge()
-        self.stopping.add(now)
-        self._history.append({"step": step, **means, **notes})
-        if self.stopping.exhausted:
-            self.ended = "stopped early"
-
-    @contextmanager
-    def surviving(self, step: int, steps: int) -> Iterator[None]:
-        """Failures inside end this member alone."""
-        try:
-            yield
-        except FAILURES as error:
-            self.diverge(step, steps, error)
-
-    def diverge(self, step: int, steps: int, error: Exception) -> None:
-        """End, with what is kept."""
-        self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
-
-
 class MembersRun(Generic[R]):
     """A run of members, for :func:`cfiv.learning.loop.drive`.
 
@@ -170,7 +121,7 @@ class MembersRun(Generic[R]):
         self, steps: MemberSteps[R], *, count: int, training: Training, sample: Sample, splits: Sequence[Split]
     ) -> None:
         self._steps, self._count, self._device = steps, count, sample.outcome.device
-        self._checks, self._patience = check_steps(count, checks=training.checks), training.patience
+        self._checks = check_steps(count, checks=training.checks)
         self.members = [
             Member(
                 EarlyStopping(tolerance=training.tolerance, patience=training.patience),
@@ -259,7 +210,7 @@ class MembersRun(Generic[R]):
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers()],
             "memories": [None if memory is None else [memory.weights, *memory.more] for memory in steps.memories],
             "losses": [list(losses) for losses in self._losses],
-            "members": [self._saved(place) for place in places],
+            "members": [member.saved() | {"more": steps.saved(place)} for place, member in enumerate(self.members)],
             "draws": draws_of(self._device),
         }
 
@@ -284,7 +235,11 @@ class MembersRun(Generic[R]):
         steps.memories = memories
         looks = sorted(at for at in self._checks if 0 < at <= done)
         for place, kept in enumerate(listed(values["members"], count=count)):
-            self._restore(place, kept, looks)
+            rest = dict(kept)
+            steps.restore(place, rest.pop("more"))
+            self.members[place].restore(
+                rest, looks=looks, losses=steps.losses, notes=steps.notes, check=partial(self._check, place)
+            )
         for record in listed(values["losses"], count=done - max(looks, default=0)):
             parts = listed(record, count=len(steps.losses))
             self._losses.append(tuple(tensor_of(part, (count,), part.dtype, finite=False).to(device) for part in parts))
@@ -298,53 +253,9 @@ class MembersRun(Generic[R]):
         now, notes = self._steps.checkpoint(place, number)
         return now, dict(zip(self._steps.notes, notes, strict=True))
 
-    def _saved(self, place: int) -> dict[str, Any]:
-        member = self.members[place]
-        return {
-            "ended": member.ended,
-            "reason": [member.reason, member.why],
-            "history": member._history,
-            "best": self._packed(member.stopping.best),
-            "kept": self._packed(member.stopping.kept),
-            "risen": member.stopping.risen,
-            "more": self._steps.saved(place),
-        }
-
-    def _restore(self, place: int, values: Any, looks: list[int]) -> None:
-        """Be as saved after looks at these steps."""
-        fields(values, "ended", "reason", "history", "best", "kept", "risen", "more")
-        member, losses, notes = self.members[place], self._steps.losses, self._steps.notes
-        ended, (reason, why), history = values["ended"], texts(values["reason"]), listed(values["history"])
-        member.ended = None if ended is None else choice(ended, ("stopped early", "diverged"))
-        if (reason != "") != (ended == "diverged"):
-            raise ValueError(f"a member that is {short(ended)} for the reason {short(reason)}")
-        if len(history) > len(looks) or (ended is None and len(history) < len(looks)):
-            raise ValueError(f"{len(history)} records of {len(looks)} checks")
-        for at, record in zip(looks, history, strict=False):
-            fields(record, "step", *losses, *notes)
-            whole(record["step"], at, at)
-            for name in (*losses, *notes):
-                number(record[name], finite=name in losses)
-        member.reason, member.why, member._history = reason, why, history
-        steps = [record["step"] for record in history]
-        best, kept = (self._unpacked(place, values[name], steps) for name in ("best", "kept"))
-        member.stopping.best, member.stopping.kept = best, kept
-        member.stopping.risen = whole(values["risen"], 0, self._patience)
-        self._steps.restore(place, values["more"])
-
-    def _packed(self, checkpoint: Checkpoint | None) -> list[Any] | None:
-        if checkpoint is None:
-            return None
-        return [checkpoint.step, checkpoint.parameters, [*checkpoint.weights, *checkpoint.ridges], checkpoint.losses]
-
-    def _unpacked(self, place: int, values: Any, steps: list[int]) -> Checkpoint | None:
-        if (values is None) != (not steps):
-            raise ValueError("a state is kept from the first check on")
-        if values is None:
-            return None
+    def _check(self, place: int, values: Any) -> Checkpoint:
+        """A member's state from a file, if it can be one of these networks and last layers."""
         step, parameters, last_layers, losses = listed(values, count=4)
-        if step not in steps:
-            raise ValueError(f"a state after step {short(step)}")
         states = [network.check(state) for network, state in zip(self._steps.networks, listed(parameters), strict=True)]
         shapes = [shape for _, shape in self._steps.solved()]
         layers, rows = listed(last_layers, count=2 * len(shapes)), (self._held_out[place],)
@@ -358,16 +269,3 @@ class MembersRun(Generic[R]):
 
     def _active(self) -> list[tuple[int, Member]]:
         return [(place, member) for place, member in enumerate(self.members) if member.ended is None]
-
-
-def _mean_losses(losses: Mapping[str, Tensor], *, limit: float, last: int) -> dict[str, float]:
-    """Of the steps (k,) up to the last one; raises where they are not finite, or the last kind is enormous."""
-    *_, bounded = losses
-    bad = torch.stack([~loss.isfinite() | ((loss > limit) & (name == bounded)) for name, loss in losses.items()]).any(dim=0)
-    if bool(bad.any()):
-        at = int(bad.int().argmax())
-        which = " and ".join(f"{name.replace('_', ' ')} was {float(loss[at]):.3g}" for name, loss in losses.items())
-        finite = all(math.isfinite(float(loss[at])) for loss in losses.values())
-        why = "" if finite else ", by a singular system or features that are not finite"
-        raise DivergedError(f"{which} at step {last - len(bad) + at + 1}{why}")
-    return {name: float(loss.mean()) for name, loss in losses.items()}

@@ -1,11 +1,14 @@
-"""The networks of Xu et al. (2021), on the demand design and on dSprites."""
+"""The networks of Xu et al. (2021), on the demand design and on dSprites, and the other arguments that go with them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
+
+from cfiv.learning.training import Training
 
 
 def original_treatment_network(inputs: int) -> nn.Module:
@@ -41,3 +44,41 @@ def original_image_instrument_network(inputs: int) -> nn.Module:
 def _spectral(inputs: int, outputs: int) -> nn.Module:
     """A linear layer whose weights are divided by their largest singular value."""
     return nn.utils.parametrizations.spectral_norm(nn.Linear(inputs, outputs))
+
+
+#: Arguments of :meth:`cfiv.DFIV.original`.
+ORIGINAL: Mapping[str, Any] = {
+    "treatment_network": original_treatment_network,
+    "instrument_network": original_instrument_network,
+    "covariate_network": original_covariate_network,
+    "lambda1": 0.0,
+    "lambda2": 0.0,
+    "lambda12": 0.0,
+    "ridge1": 0.1,
+    "ridge2": 0.1,
+    "unpredicted_penalty": 0.0,
+    "batch_size": None,
+    "steps": 100,
+    "learning_rate": 1e-3,
+    "weight_decay": (0.0, 0.0, 4e-5),
+    "standardise": False,
+    "swap": False,
+    "fits": 1,
+    "nested": False,
+    "training": Training(
+        stage1_steps=20,
+        covariate_steps=20,
+        learning_rate_schedule="constant",
+        decoupled_weight_decay=False,
+        rest=0.0,
+        holdout=0.0,
+        refit_ridges=(),
+    ),
+}
+#: Of :meth:`cfiv.DFIV.original_image`.
+ORIGINAL_IMAGE: Mapping[str, Any] = {
+    **ORIGINAL,
+    "treatment_network": original_image_treatment_network,
+    "instrument_network": original_image_instrument_network,
+    "weight_decay": (4e-5, 4e-5, 0.0),
+}

@@ -3,33 +3,30 @@
     W = argmin_W  mean |Y - W' f|^2 + ridge |W|^2 + lambda |W - W_prev|^2,      f the features of a row,
 
 solved on every minibatch; only the features take gradient steps.
+
+References
+----------
+Galashov et al., arXiv 2510.04606, equation 9, with the proximal penalty.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfiv.errors import DivergenceError
-from cfiv.learning.deadline import NEVER, Deadline
-from cfiv.learning.early_stopping import Checkpoint
-from cfiv.learning.last_layer import ClosedForm, Memory
-from cfiv.learning.learner import Learner
-from cfiv.learning.loop import Ended, drive
+from cfiv.learning.gradient_steps import Batch, GradientFit, Judged, Learned
+from cfiv.learning.last_layer import ClosedForm
+from cfiv.learning.loop import Ended
 from cfiv.learning.member_networks import MemberNetwork
-from cfiv.learning.members import Member, MembersRun
 from cfiv.learning.networks import evaluate
-from cfiv.learning.run_file import RunFile
-from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
-from cfiv.learning.shared_network import shared_network
-from cfiv.learning.solving import Solving, scheduled
-from cfiv.learning.training import Training
+from cfiv.learning.samples import Sample, Split
+from cfiv.learning.solving import Solving
 from cfiv.learning.whole_sample import chunk_rows, chunks, refit
 from cfiv.numerics.last_layer import last_layer_loss
 from cfiv.numerics.least_squares import with_intercept
@@ -55,9 +52,9 @@ class Features:
     roles: tuple[Role, ...]
     structure: Structure
 
-    def inputs(self, sample: Sample, rows: Tensor | slice) -> list[Tensor]:
-        """Of the networks, at some rows."""
-        return [getattr(sample, role)[rows] for role in self.roles]
+    def inputs(self, sample: Sample) -> list[Tensor]:
+        """Of the networks."""
+        return [getattr(sample, role) for role in self.roles]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Features (..., n, d), the constant last, from those of the networks (..., n, m)."""
@@ -69,44 +66,62 @@ class Features:
 
 
 @dataclass(frozen=True)
-class RegressionProblem:
-    """What members that train side by side are asked to do.
+class RegressionObjective:
+    """The squared error at the W solved on the batch; see :class:`cfiv.learning.gradient_steps.Objective`.
 
     Parameters
     ----------
     sample : Sample
         All rows.
-    splits : tuple of Split
-        One a member, of which the rows of stage 2 train, and those held out serve early stopping and the choice of the ridge.
     features : Features
     layer : ClosedForm
         The last layer as it stands at the end of training.
     ridge : float
         Of the final last layer where nothing is held out.
-    steps : int
-    batch_size : int or None
-        None for full batches.
-    learning_rates, weight_decays : tuple of float
-        One for each of the networks.
-    training : Training
-        Its schedules, checks, tolerance, patience and refit ridges; what concerns two stages is not used.
+    ridges : tuple of float
+        Candidates for it where rows are.
     """
 
     sample: Sample
-    splits: tuple[Split, ...]
     features: Features
     layer: ClosedForm
     ridge: float
-    steps: int
-    batch_size: int | None
-    learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...]
-    training: Training
+    ridges: tuple[float, ...]
 
-    @property
-    def ridges(self) -> tuple[float, ...]:
-        """Candidates for the ridge of the final last layer."""
-        return self.training.refit_ridges or (self.ridge,)
+    def noise(self, generator: np.random.Generator, rows: int) -> tuple[Tensor, ...]:
+        """None."""
+        return ()
+
+    def solved(self, networks: Sequence[MemberNetwork]) -> list[tuple[ClosedForm, tuple[int, int]]]:
+        """W, with these networks' features."""
+        return [(self.layer, (self._join(networks, 0, self.sample.rows(slice(0, 1))).shape[1], 1))]
+
+    def learn(self, networks: Sequence[MemberNetwork], batch: Batch) -> Learned:
+        """The mean squared errors at W, which is solved on the batch and pulled to the last one."""
+        rows = batch.sample
+        passes = [network.learn(x) for network, x in zip(networks, self.features.inputs(rows), strict=True)]
+        features = self.features.join([one.features for one in passes])
+        solve = Solving(self.layer, batch.memory, pull=batch.pull)
+        losses, _ = last_layer_loss(features=features, targets=rows.outcome, solve=solve, weights=rows.weights)
+        return Learned(losses, passes, solve.memory)
+
+    def judge(self, networks: Sequence[MemberNetwork], place: int, *, seen: Tensor, heldout: Tensor) -> Judged:
+        """W at each candidate ridge, and its squared errors."""
+        ridges = self.ridges if len(heldout) else (self.ridge,)
+        parts = (self.sample.rows(part) for part in torch.split(seen, chunk_rows(self.sample.treatment.shape[1:])))
+        total = accumulate(
+            moments(features=self._join(networks, place, rows), targets=rows.outcome, weights=rows.weights) for rows in parts
+        )
+        candidates, errors = ridge_path(total, ridges), [total.gram.new_zeros(len(ridges), 0)]
+        for rows in chunks(self.sample, heldout):
+            predicted = predict_with_each(candidates, features=self._join(networks, place, rows).double())
+            errors.append((rows.outcome - predicted)[..., 0].square())
+        return Judged(torch.cat(errors, dim=1), candidates, ridges)
+
+    def _join(self, networks: Sequence[MemberNetwork], place: int, rows: Sample) -> Tensor:
+        """A member's features at some rows."""
+        inputs = zip(networks, self.features.inputs(rows), strict=True)
+        return self.features.join([network.evaluate(place, x) for network, x in inputs])
 
 
 @dataclass(frozen=True)
@@ -141,167 +156,19 @@ class RegressionFit:
 
     def evaluate(self, sample: Sample) -> Tensor:
         """``f`` at each row."""
-        inputs = self.features.inputs(sample, slice(None))
+        inputs = self.features.inputs(sample)
         return self.features.join([evaluate(network, x) for network, x in zip(self.networks, inputs, strict=True)])
 
-
-def fit_regression(
-    problem: RegressionProblem,
-    networks: Sequence[Sequence[nn.Module]],
-    *,
-    generators: Sequence[np.random.Generator],
-    on_step: Callable[[], object],
-    deadline: Deadline = NEVER,
-    file: RunFile | None = None,
-) -> list[RegressionFit | DivergenceError]:
-    """Train members side by side, choose a state of each by held-out loss, and solve its last layer on all rows.
-
-    Parameters
-    ----------
-    problem : RegressionProblem
-    networks : sequence of sequences of Module
-        Those of every member, in the order of the features' roles; trained in place.
-    generators : sequence of Generator
-        Sources of the members' batches.
-    on_step : callable
-        Called after every step, for progress.
-    deadline : Deadline, optional
-        After which no further step is taken.
-    file : RunFile, optional
-        Where the run is saved on its way, and continued from.
-
-    Returns
-    -------
-    list of RegressionFit or DivergenceError
-        One a member; the latter where it diverged before any check.
-
-    Raises
-    ------
-    KeyboardInterrupt, ModelFileError, OutputError
-        As :func:`cfiv.learning.dfiv_fit.fit_dfiv`.
-
-    References
-    ----------
-    Galashov et al., arXiv 2510.04606, equation 9, with the proximal penalty.
-    """
-    steps = RegressionSteps(problem, networks, generators)
-    run = MembersRun(steps, count=problem.steps, training=problem.training, sample=problem.sample, splits=problem.splits)
-    drive(run, steps=problem.steps, on_step=on_step, file=file, deadline=deadline)
-    return run.conclude()
+    def cpu(self) -> RegressionFit:
+        """The fit in the processor's memory, where results live, its networks frozen."""
+        networks = [network.cpu().requires_grad_(False) for network in self.networks]
+        return replace(self, networks=networks, weights=self.weights.cpu())
 
 
-class RegressionSteps:
-    """The steps of all members of a problem; see :class:`cfiv.learning.members.MemberSteps`."""
-
-    losses: ClassVar[tuple[str, ...]] = ("loss",)
-    notes: ClassVar[tuple[str, ...]] = ("heldout_loss", "refit_ridge")
-    advice: ClassVar[str] = "lower learning_rate, or raise the penalties"
-    refits: ClassVar[bool] = True
-
-    def __init__(
-        self, problem: RegressionProblem, networks: Sequence[Sequence[nn.Module]], generators: Sequence[np.random.Generator]
-    ) -> None:
-        self._problem = problem
-        self.networks: list[MemberNetwork] = [shared_network(same) for same in zip(*networks, strict=True)]
-        rates = zip(self.networks, problem.learning_rates, problem.weight_decays, strict=True)
-        self.learners = [Learner.of(rates, decoupled=True)]
-        self.memories: list[Memory | None] = [None]
-        self.batches: Iterator[Any] = self._draw(generators)
-
-    def step(self, number: int) -> tuple[Tensor]:
-        """Solve W on the batch, pulled to the last one, and take a gradient step of the features at that W."""
-        problem, training, (learner,) = self._problem, self._problem.training, self.learners
-        learner.set_rate(training.rate_factor(number - 1, problem.steps))
-        layer = scheduled(problem.layer, training.lambda_factor(number - 1, problem.steps))
-        rows = next(self.batches)
-        outcome, weights = (
-            problem.sample.outcome[rows],
-            None if problem.sample.weights is None else problem.sample.weights[rows],
-        )
-        inputs = problem.features.inputs(problem.sample, rows)
-        passes = [network.learn(x) for network, x in zip(self.networks, inputs, strict=True)]
-        features = problem.features.join([one.features for one in passes])
-        solve = Solving(layer, self.memories[0])
-        loss, _ = last_layer_loss(features=features, targets=outcome, solve=solve, weights=weights)
-        learner.descend(loss, *([one] for one in passes))
-        self.memories = [solve.memory]
-        return (loss.detach(),)
-
-    def settle(self, place: int, number: int) -> None:
-        """Nothing."""
-
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, float]]:
-        """The state as it would be reported now, its ridge the one with the lowest held-out loss."""
-        problem, split = self._problem, self._problem.splits[place]
-        seen = (problem.sample.rows(part) for part in torch.split(split.stage2[:CHECK_ROWS], self._size))
-        total = accumulate(
-            moments(features=self._features(place, rows), targets=rows.outcome, weights=rows.weights) for rows in seen
-        )
-        parameters = [network.state(place) for network in self.networks]
-        if split.heldout is None:
-            (weights,) = ridge_path(total, (problem.ridge,))
-            now = Checkpoint(number, parameters, (weights,), (problem.ridge,), weights.new_zeros(0))
-            return now, (now.loss, problem.ridge)
-        candidates = ridge_path(total, problem.ridges)
-        looked_at = split.heldout[:CHECK_ROWS]
-        heldout = replace(problem.sample, treatment=problem.sample.outcome).rows(looked_at)
-        parts = chunks(problem.sample, looked_at)
-        predicted = torch.cat(
-            [predict_with_each(candidates, features=self._features(place, chunk).double()) for chunk in parts], dim=1
-        )
-        losses = (heldout.outcome - predicted)[..., 0].square()
-        if heldout.weights is not None:
-            losses = losses * (heldout.weights / heldout.weights.mean())
-        best = int(losses.mean(dim=1).argmin())
-        now = Checkpoint(number, parameters, (candidates[best],), (problem.ridges[best],), losses[best])
-        return now, (now.loss, problem.ridges[best])
-
-    def report(self, place: int, member: Member) -> RegressionFit:
-        """The state that is kept of a member (none where there were no steps), with W solved on all rows."""
-        kept, problem, split = member.kept, self._problem, self._problem.splits[place]
-        if kept is not None:
-            for network, state in zip(self.networks, kept.parameters, strict=True):
-                network.put(place, state)
-        ridge = problem.ridge if kept is None else kept.ridges[0]
-        fitted = RegressionFit(
-            features=problem.features,
-            networks=[network.module(place) for network in self.networks],
-            weights=problem.sample.outcome.new_zeros(0),
-            heldout_loss=math.nan if kept is None else kept.loss,
-            refit_ridge=ridge,
-            history=member.history,
-            ended=member.ended or "finished",
-        )
-        weights = refit(problem.sample, fitted.evaluate, lambda chunk: chunk.outcome, ridge, index=split.sample2)
-        return replace(fitted, weights=weights)
-
-    def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
-        """W, with these networks' features."""
-        return [(self._problem.layer, (self._features(0, self._problem.sample.rows(slice(0, 1))).shape[1], 1))]
-
-    def saved(self, place: int) -> None:
-        """Nothing else is remembered."""
-
-    def restore(self, place: int, values: Any) -> None:
-        """Nothing else is remembered."""
-        if values is not None:
-            raise ValueError("more is remembered of a member than there is")
-
-    @property
-    def _size(self) -> int:
-        return chunk_rows(self._problem.sample.treatment.shape[1:])
-
-    def _features(self, place: int, rows: Sample) -> Tensor:
-        inputs = self._problem.features.inputs(rows, slice(None))
-        return self._problem.features.join(
-            [network.evaluate(place, x) for network, x in zip(self.networks, inputs, strict=True)]
-        )
-
-    def _draw(self, generators: Sequence[np.random.Generator]) -> Iterator[Tensor]:
-        """Rows of a batch of every member, (members, rows), without end."""
-        streams = [
-            batches(split.stage2, size=self._problem.batch_size, generator=generator)
-            for split, generator in zip(self._problem.splits, generators, strict=True)
-        ]
-        while True:
-            yield torch.stack([next(stream) for stream in streams])
+def solve_regression(objective: RegressionObjective, fit: GradientFit, split: Split) -> RegressionFit:
+    """The state that was kept of a member, with W solved on all rows of its split."""
+    ridge = objective.ridge if math.isnan(fit.ridge) else fit.ridge
+    nothing = objective.sample.outcome.new_zeros(0)
+    fitted = RegressionFit(objective.features, fit.networks, nothing, fit.heldout_loss, ridge, fit.history, fit.ended)
+    weights = refit(objective.sample, fitted.evaluate, lambda chunk: chunk.outcome, ridge, index=split.sample2)
+    return replace(fitted, weights=weights)

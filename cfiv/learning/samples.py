@@ -115,13 +115,15 @@ def in_place(rows: Tensor) -> Tensor:
 
 
 def hold_out(
-    stage1: Tensor, sample2: Tensor, *, share: float, generator: np.random.Generator, clusters: Array | None = None
+    stage1: Tensor | None, sample2: Tensor, *, share: float, generator: np.random.Generator, clusters: Array | None = None
 ) -> Split:
     """Set a share of sample 2 aside; none where the share is 0 or sample 2 is too small to spare two rows.
 
     Parameters
     ----------
-    stage1, sample2 : Tensor
+    stage1 : Tensor or None
+        Numbers of rows; None for those of sample 2 that train.
+    sample2 : Tensor
         Numbers of rows.
     share : float
     generator : Generator
@@ -135,13 +137,15 @@ def hold_out(
     """
     held = int(share * len(sample2))
     if held < 2 or len(sample2) - held < 2:
-        return Split(stage1, sample2, None)
-    if clusters is not None:
+        return Split(sample2 if stage1 is None else stage1, sample2, None)
+    if clusters is None:
+        order = torch.from_numpy(generator.permutation(len(sample2)))
+        heldout, others = order[:held], order[held:]
+    else:
         labels = clusters[sample2.numpy()]
         heldout, others = _split_groups(labels, share=share, generator=generator, purpose="holding out rows of a sample")
-        return Split(stage1, in_place(sample2[others]), in_place(sample2[heldout]))
-    order = torch.from_numpy(generator.permutation(len(sample2)))
-    return Split(stage1, in_place(sample2[order[held:]]), in_place(sample2[order[:held]]))
+    train = in_place(sample2[others])
+    return Split(train if stage1 is None else stage1, train, in_place(sample2[heldout]))
 
 
 def fold_groups(clusters: Array, *, folds: int, generator: np.random.Generator) -> tuple[Tensor, ...]:

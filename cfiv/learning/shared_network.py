@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cfiv.learning.member_networks import MemberNetwork, Pass, member_network
+from cfiv.learning.member_networks import MemberNetwork, Pass
+from cfiv.learning.stacked_networks import member_network
 from cfiv.runtime.processes import Processes, check_shareable, here
 
 

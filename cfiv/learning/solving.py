@@ -1,49 +1,20 @@
-"""Last layers in a run: what they are checked for, their schedule, and members side by side.
+"""Last layers in a run: what they are checked for, members side by side, and how far a solve may go.
 
 The layers themselves are in :mod:`cfiv.learning.last_layer`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cfiv.checks import check_instance, refusal
 from cfiv.errors import ParameterError, SingularError
-from cfiv.learning.last_layer import ClosedForm, Memory, Proximal
+from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.run_file import without_addresses
 from cfiv.runtime.draws import watched
-
-
-@dataclass(frozen=True)
-class Settling:
-    """Another layer, of whose way from the previous weights to the new ones only a share is gone.
-
-    Gains that fall like 1/t let the weights settle at the mean of what all batches say. Ours.
-
-    Parameters
-    ----------
-    layer : ClosedForm
-    gain : float
-        In (0, 1].
-    """
-
-    layer: ClosedForm
-    gain: float
-
-    @property
-    def side_by_side(self) -> bool:
-        """As the layer."""
-        return getattr(self.layer, "side_by_side", False)
-
-    def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
-        """Part of the way."""
-        new = self.layer.update(memory, features=features, targets=targets, weights=weights)
-        if memory is None:
-            return new
-        return Memory(memory.weights + self.gain * (new.weights - memory.weights), new.more)
 
 
 def check_last_layer(layer: object) -> None:
@@ -69,9 +40,13 @@ def check_memory(memory: object, *, shape: tuple[int, int]) -> Memory:
     return memory
 
 
-def scheduled(layer: ClosedForm, factor: float) -> ClosedForm:
-    """The layer with its pull to the previous weights, where it has one, at a factor of what it is at the end of training."""
-    return replace(layer, lam=layer.lam * factor) if isinstance(layer, Proximal) else layer
+def update_layer(
+    layer: ClosedForm, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None
+) -> Memory:
+    """A layer's update, which may be a user's: it draws from the run, and what it gives is looked at."""
+    with watched(layer):
+        after = layer.update(memory, features=features, targets=targets, weights=weights)
+    return check_memory(after, shape=(features.shape[1], targets.shape[1]))
 
 
 def update_members(
@@ -86,15 +61,14 @@ def update_members(
     solved: dict[int, Memory] = {}
     singular: SingularError | None = None
     for place in range(len(features)):
-        before = None if memory is None else Memory(memory.weights[place], tuple(part[place] for part in memory.more))
+        before = None
+        if memory is not None:
+            before = Memory(memory.weights[place], tuple(part[place] for part in memory.more), memory.pull)
         w = None if weights is None else weights[place]
         try:
-            with watched(layer):
-                after = layer.update(before, features=features[place], targets=targets[place], weights=w)
+            solved[place] = update_layer(layer, before, features=features[place], targets=targets[place], weights=w)
         except SingularError as error:
             singular = error
-        else:
-            solved[place] = check_memory(after, shape=(features.shape[-1], targets.shape[-1]))
     if singular is not None and not solved:
         raise singular
     like = next(iter(solved.values()))
@@ -116,16 +90,28 @@ class Solving:
         Of the batch before.
     held : bool
         Whether the weights of the memory are taken as they are, where there are any.
+    pull : float
+        See :class:`~cfiv.learning.last_layer.Memory`.
+    gain : float, optional
+        The share of the way from the weights remembered to those solved that is gone, in (0, 1]; all of it by default. Gains
+        that fall like 1/t let the weights settle at the mean of what all batches say. Ours.
     """
 
-    def __init__(self, layer: ClosedForm, memory: Memory | None, *, held: bool = False) -> None:
-        self._layer, self._memory = layer, memory
+    def __init__(
+        self, layer: ClosedForm, memory: Memory | None, *, held: bool = False, pull: float = 1.0, gain: float | None = None
+    ) -> None:
+        self._layer, self._gain = layer, gain
+        self._before = None if memory is None else replace(memory, pull=pull)
         self._after = memory if held else None
 
     def __call__(self, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """The weights (members, d, k)."""
         if self._after is None:
-            self._after = update_members(self._layer, self._memory, features=features, targets=targets, weights=weights)
+            before = self._before
+            new = update_members(self._layer, before, features=features, targets=targets, weights=weights)
+            if before is not None and self._gain is not None:
+                new = replace(new, weights=before.weights + self._gain * (new.weights - before.weights))
+            self._after = new
         return self._after.weights
 
     @property

@@ -20,7 +20,7 @@ from cfiv.learning.examples import Examples
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
 from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
-from cfiv.learning.solving import check_memory, scheduled
+from cfiv.learning.solving import update_layer
 from cfiv.learning.tasks import Classification, Task
 from cfiv.learning.training import Order
 from cfiv.numerics.last_layer import last_layer_loss, mean_square
@@ -33,7 +33,7 @@ Loss = Literal["squared", "cross-entropy"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What stays the same from step to step, but for the schedule of the last layer's penalty."""
+    """What stays the same from step to step."""
 
     last_layer: ClosedForm | Gradient
     order: Order
@@ -55,11 +55,6 @@ class Recipe:
                 "loss='cross-entropy' has no closed form: use last_layer=Gradient() and task='classification', or another loss"
             )
 
-    def schedule(self, factor: float) -> Recipe:
-        """With so much of Proximal's penalty; other layers have none."""
-        layer = self.last_layer
-        return self if isinstance(layer, Gradient) else replace(self, last_layer=scheduled(layer, factor))
-
 
 @dataclass(frozen=True)
 class TrainerState:
@@ -79,8 +74,8 @@ class TrainerState:
         return cls(head, made_optimiser(optimizer, parameters) if parameters else None, Memory(head.weights))
 
 
-def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[TrainerState, float]:
-    """One gradient step of the backbone and one solve of the last layer, on one batch.
+def step(batch: Examples, state: TrainerState, *, recipe: Recipe, pull: float = 1.0) -> tuple[TrainerState, float]:
+    """One gradient step of the backbone and one solve of the last layer, on one batch; ``pull`` is the schedule's.
 
     With W the weights of the last layer, theta those of the backbone, and the loss a mean over rows,
 
@@ -122,10 +117,8 @@ def step(batch: Examples, state: TrainerState, *, recipe: Recipe) -> tuple[Train
     def update(features: Tensor) -> Memory:
         if not (is_finite(features) and is_finite(targets)):
             raise DivergenceError("features or targets are not finite")
-        with watched(layer):
-            memory = layer.update(state.memory, features=features, targets=targets, weights=weights)
-        rows, columns = state.memory.weights.shape
-        return check_memory(memory, shape=(rows, columns))
+        before = replace(state.memory, pull=pull)
+        return update_layer(layer, before, features=features, targets=targets, weights=weights)
 
     def solve(*, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if recipe.order == "solve-first":

@@ -114,9 +114,9 @@ class SupervisedRun:
         self._position, batch = next(self._batches)
         with self._last_finite.keep():
             self._set_rates(plan.schedules.rate(number - 1, steps=plan.steps))
-            recipe = plan.recipe.schedule(plan.schedules.penalty(number - 1, steps=plan.steps))
+            pull = plan.schedules.penalty(number - 1, steps=plan.steps)
             try:
-                self._state, loss = step(place(batch, self._state.head.module), self._state, recipe=recipe)
+                self._state, loss = step(place(batch, self._state.head.module), self._state, recipe=plan.recipe, pull=pull)
             except (DivergenceError, SingularError) as error:
                 raise DivergedError(str(error)) from error
             self.history.append((self._position.epoch, loss))

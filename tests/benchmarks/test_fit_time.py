@@ -4,7 +4,7 @@ import time
 
 from cfiv import DFIV
 from cfiv.datasets import demand, dsprites
-from cfiv.estimators import planned_members
+from cfiv.estimators import fit_members
 
 BOUND = 0.5
 #: Measured: 0.56.
@@ -32,7 +32,7 @@ def test_eight_functions_side_by_side_take_at_most_two_thirds_of_the_time_of_one
     model = DFIV(demand.FORMULA, fits=4, steps=200, progress=False, random_state=0)
     seconds(DFIV(demand.FORMULA, steps=20, progress=False, random_state=0), data.frame)
     with monkeypatch.context() as patch:
-        patch.setattr(planned_members, "TOGETHER", 1)
+        patch.setattr(fit_members, "TOGETHER", 1)
         alone = seconds(model, data.frame)
     together = benchmark.pedantic(seconds, args=(model, data.frame), rounds=3)
     times = benchmark.stats.stats.data if benchmark.stats is not None else [together]

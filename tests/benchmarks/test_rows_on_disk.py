@@ -104,7 +104,7 @@ LEARNING = """
     estimator.encode = timed(estimator.encode)
     StandardisedData.prepare = timed(StandardisedData.prepare)
     draw = dfiv_fit.draw_batches
-    dfiv_fit.draw_batches = lambda *given: iter(timed(draw(*given).__next__), None)
+    dfiv_fit.draw_batches = lambda *given, **how: iter(timed(draw(*given, **how).__next__), None)
     model = cfiv.{kind}("y ~ x + w + [t ~ z]", steps={steps}, progress=False, random_state=0, device="cpu")
     started = time.process_time()
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from torch import nn
 import cfiv
 from cfiv import DFIV, DivergenceError, IVData, ParameterError, Training, TrainingWarning, TwoStageLeastSquares
 from cfiv.errors import WeakIdentificationWarning
-from cfiv.estimators import dfiv
+from cfiv.estimators import dfiv_learning
 from cfiv.learning import dfiv_fit
 from cfiv.learning.networks import FeatureNetwork
 
@@ -691,13 +691,13 @@ def test_a_fit_on_a_gpu_gives_results_on_the_cpu(tmp_path: Any) -> None:
 
 
 def test_a_later_fit_that_diverges_at_once_is_left_out_of_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = dfiv.fit_dfiv
+    real = dfiv_learning.fit_dfiv
 
     def second_diverges(*arguments: Any, **options: Any) -> Any:
         first, _, *others = real(*arguments, **options)
         return [first, DivergenceError("training diverged at step 1"), *others]
 
-    monkeypatch.setattr(dfiv, "fit_dfiv", second_diverges)
+    monkeypatch.setattr(dfiv_learning, "fit_dfiv", second_diverges)
     with pytest.warns(TrainingWarning, match=r"a fit is left out of the average: training diverged at step 1"):
         model = quick(steps=5, fits=2).fit(curve())
     assert len(model.structural_function_.components) == 3

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import cfiv
-from cfiv import DFIV, Gradient, Kalman, ParameterError, Proximal, Ridge
+from cfiv import DFIV, Gradient, Kalman, ParameterError, Proximal, Ridge, Training
 from cfiv.errors import ModelFileError
 from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.run_file import RunFile
@@ -84,6 +84,21 @@ def test_a_layer_of_ones_own_is_asked_for_all_three_solves_of_every_member_and_g
     assert kinds == {(width, False): 2 * 2 * STEPS, (width, True): 2 * STEPS, (1, False): 2 * STEPS}
     same = dfiv(last_layer=Ridge(0.1)).fit(table())
     np.testing.assert_allclose(own.predict(table()), same.predict(table()), rtol=1e-3, atol=1e-3)  # float32 features
+
+
+@pytest.mark.contract
+def test_a_layer_of_ones_own_is_told_how_strong_its_pull_is_to_be() -> None:
+    class Pulled(Own):
+        pulls: list[float] = []  # noqa: RUF012
+
+        def update(self, memory: Memory | None, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
+            if memory is not None:
+                self.pulls.append(memory.pull)
+            return super().update(memory, features=features, targets=targets, weights=weights)
+
+    training = Training(lambda_start=0.2)
+    dfiv(last_layer=Pulled(0.1), training=training).fit(table())
+    assert list(dict.fromkeys(Pulled.pulls)) == [training.lambda_factor(step, STEPS) for step in range(1, STEPS)]
 
 
 @pytest.mark.contract

@@ -16,11 +16,13 @@ from torch import nn
 import cfiv
 from cfiv import DivergenceError, LeastSquares, NetworkRegression, ParameterError, TrainingWarning
 from cfiv.datasets import demand
-from cfiv.estimators import network_regression
+from cfiv.estimators import gradient_training
+from cfiv.learning.gradient_steps import GradientFit, GradientProblem, GradientSteps, fit_gradient
 from cfiv.learning.last_layer import Memory, Proximal
-from cfiv.learning.regression import Features, RegressionFit, RegressionProblem, RegressionSteps, fit_regression
+from cfiv.learning.regression import Features, RegressionObjective
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split
+from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Training
 
 #: float32 features, float64 solves.
@@ -61,19 +63,17 @@ def test_a_step_solves_the_last_layer_and_moves_the_features_along_the_gradient_
         network = nn.Linear(2, 3, dtype=torch.float64)
     weight, bias = network.weight.detach().clone(), network.bias.detach().clone()
     everything = torch.arange(50)
-    problem = RegressionProblem(
+    problem = GradientProblem(
         sample=rows,
         splits=(Split(everything, everything, None),),
-        features=Features(("treatment",), "product"),
-        layer=Proximal(0.3, beta=0.1),
-        ridge=0.1,
+        objective=RegressionObjective(rows, Features(("treatment",), "product"), Proximal(0.3, beta=0.1), 0.1, ()),
         steps=10,
         batch_size=None,
         learning_rates=(0.1,),
         weight_decays=(0.0,),
         training=Training(learning_rate_schedule="constant", lambda_start=1.0),
     )
-    steps = RegressionSteps(problem, [[network]], [np.random.default_rng(0)])
+    steps = GradientSteps(problem, [member_network([network])], [np.random.default_rng(0)])
     previous = torch.ones(4, 1, dtype=torch.float64)
     steps.memories = [Memory(previous[None])]
     plain = torch.optim.SGD([{"params": steps.networks[0].parameters, "peak": 0.1}], lr=0.1)
@@ -172,16 +172,16 @@ def drawing(width: int) -> nn.Module:
 def test_what_was_fitted_before_is_kept(monkeypatch: pytest.MonkeyPatch, error: BaseException, failing: int) -> None:
     calls = 0
 
-    def failing_once(*arguments: Any, **options: Any) -> list[RegressionFit | DivergenceError]:
+    def failing_once(*arguments: Any, **options: Any) -> list[GradientFit | DivergenceError]:
         nonlocal calls
         calls += 1
         if calls == failing and isinstance(error, DivergenceError):
             return [error]
         if calls == failing:
             raise error
-        return fit_regression(*arguments, **options)
+        return fit_gradient(*arguments, **options)
 
-    monkeypatch.setattr(network_regression, "fit_regression", failing_once)
+    monkeypatch.setattr(gradient_training, "fit_gradient", failing_once)
     frame = demand.simulate(n=200, seed=0)[0].frame
     model = NetworkRegression(demand.FORMULA, treatment_network=drawing, steps=5, progress=False, random_state=0)
     left_out = "left out of the average" if isinstance(error, DivergenceError) else "before the first step of fit 2"

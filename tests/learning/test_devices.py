@@ -17,10 +17,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, Proximal, Ridge, Training
-from cfiv.learning.dfiv_step import Batch, DFIVState, LastLayers, MemberNetworks, Stage1Rows, Stage2Rows, StepOptions, step
+from cfiv.learning.dfiv_batches import Stage1Rows, Stage2Rows, TwoStageBatch
+from cfiv.learning.dfiv_step import DFIVState, LastLayers, MemberNetworks, StepOptions, step
 from cfiv.learning.last_layer import ClosedForm
 from cfiv.learning.learner import Learner
-from cfiv.learning.member_networks import member_network
+from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Order
 
 MEMBERS, META = 2, torch.device("meta")
@@ -53,7 +54,7 @@ def test_a_step_of_dfiv_reads_nothing_and_leaves_nothing_elsewhere(
         weight_decay=(0.0, 0.0, 0.0),
     )
     state = DFIVState(state.networks, *(descending(learner) for learner in (state.phi, state.psi, state.xi)))
-    batch = Batch(
+    batch = TwoStageBatch(
         Stage1Rows(rows(MEMBERS, 50, 1), rows(MEMBERS, 50, 3), rows(MEMBERS, 50, 2), None),
         Stage2Rows(rows(MEMBERS, 40, 1), rows(MEMBERS, 40, 3), rows(MEMBERS, 40, 2), None),
     )

@@ -13,25 +13,16 @@ from torch import nn
 from cfiv.errors import DivergenceError, ParameterError, TrainingWarning
 from cfiv.learning import networks as nets
 from cfiv.learning import whole_sample
+from cfiv.learning.dfiv_batches import Stage1Rows, Stage2Rows, TwoStageBatch
 from cfiv.learning.dfiv_fit import fit_dfiv
 from cfiv.learning.dfiv_judge import Judge
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.dfiv_step import (
-    Batch,
-    DFIVState,
-    LastLayers,
-    Losses,
-    MemberNetworks,
-    Stage1Rows,
-    Stage2Rows,
-    StepOptions,
-    step,
-)
+from cfiv.learning.dfiv_step import DFIVState, LastLayers, Losses, MemberNetworks, StepOptions, step
 from cfiv.learning.last_layer import Memory, Proximal
 from cfiv.learning.learner import Learner
-from cfiv.learning.member_networks import member_network
 from cfiv.learning.networks import Networks
 from cfiv.learning.samples import Sample, Split, hold_out
+from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Report, Training
 from cfiv.learning.whole_sample import refit_last_layers
 from cfiv.numerics.two_stage import Structure
@@ -69,7 +60,7 @@ def state(*members: Networks, training: Training, rate: float = 1e-2) -> DFIVSta
     return DFIVState.begin(side_by_side(*members), training=training, learning_rate=(rate,) * 3, weight_decay=NONE)
 
 
-def batch(stage1: list[Sample], stage2: list[Sample]) -> Batch:
+def batch(stage1: list[Sample], stage2: list[Sample]) -> TwoStageBatch:
     """Rows of both samples of every member, side by side."""
 
     def stacked(samples: list[Sample], role: str) -> Any:
@@ -78,7 +69,7 @@ def batch(stage1: list[Sample], stage2: list[Sample]) -> Batch:
 
     first = ("treatment", "instruments", "covariates", "weights")
     second = ("outcome", "instruments", "covariates", "weights")
-    return Batch(
+    return TwoStageBatch(
         Stage1Rows(*(stacked(stage1, role) for role in first)), Stage2Rows(*(stacked(stage2, role) for role in second))
     )
 

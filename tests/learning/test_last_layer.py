@@ -1,14 +1,14 @@
 """Last layers as pieces: what the proximal memory remembers."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from cfiv.errors import ParameterError
 from cfiv.learning.last_layer import Adaptive, ClosedForm, Gradient, Kalman, Memory, MovingAverage, Proximal, Ridge
-from cfiv.learning.solving import Settling, check_last_layer, scheduled, update_members
+from cfiv.learning.solving import Solving, check_last_layer, update_members
 from cfiv.numerics.least_squares import solve_step
 
 #: Float64 solves of well-conditioned systems of a few columns.
@@ -19,6 +19,13 @@ def batch(seed: int, rows: int = 40) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
     return {"features": features, "targets": features @ torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64) + 0.1}
+
+
+def solved(layer: ClosedForm, memory: Memory | None, *, gain: float | None, given: dict[str, torch.Tensor]) -> Memory:
+    """What one member remembers after a batch."""
+    solve = Solving(layer, None if memory is None else Memory(memory.weights[None]), gain=gain)
+    solve(features=given["features"][None], targets=given["targets"][None], weights=None)
+    return Memory(solve.memory.weights[0])
 
 
 @pytest.mark.law
@@ -51,9 +58,9 @@ def test_solving_one_batch_again_against_its_own_answer_weakens_the_memory() -> 
 def test_a_gain_goes_that_share_of_the_way_from_the_previous_weights() -> None:
     previous = Memory(torch.ones(3, 1, dtype=torch.float64))
     whole = Proximal(lam=1.0, beta=0.1).update(previous, **batch(0), weights=None).weights
-    part = Settling(Proximal(lam=1.0, beta=0.1), 0.25).update(previous, **batch(0), weights=None).weights
+    part = solved(Proximal(lam=1.0, beta=0.1), previous, gain=0.25, given=batch(0)).weights
     torch.testing.assert_close(part, 1.0 + 0.25 * (whole - 1.0), rtol=SAME, atol=SAME)
-    first = Settling(Proximal(lam=1.0), 0.25).update(None, **batch(0), weights=None).weights
+    first = solved(Proximal(lam=1.0), None, gain=0.25, given=batch(0)).weights
     torch.testing.assert_close(first, solve_step(**batch(0)), rtol=SAME, atol=SAME)
 
 
@@ -61,21 +68,24 @@ LAYERS = [Ridge(0.1), Proximal(2.0, beta=0.1), Kalman(0.5, observation_noise=1.0
 
 
 @pytest.mark.law
-@pytest.mark.parametrize(
-    "layer",
-    [Adaptive(), *LAYERS, Settling(LAYERS[1], 0.5), Settling(LAYERS[2], 0.5), Settling(Adaptive(), 0.5)],
-    ids=lambda layer: repr(layer)[:20],
-)
-def test_layers_of_members_remember_each_their_own(layer: ClosedForm) -> None:
+@pytest.mark.parametrize("gain", [None, 0.5])
+@pytest.mark.parametrize("layer", [Adaptive(), *LAYERS], ids=lambda layer: type(layer).__name__)
+def test_layers_of_members_remember_each_their_own(layer: ClosedForm, gain: float | None) -> None:
     memory: Memory | None = None
     alone: list[Memory | None] = [None, None, None]
     for number in range(3):
         batches = [batch(10 * number + member) for member in range(3)]
         features, targets = (torch.stack([each[name] for each in batches]) for name in ("features", "targets"))
         weights = torch.rand(3, 40, generator=torch.Generator().manual_seed(number), dtype=torch.float64) + 0.5
-        memory = update_members(layer, memory, features=features, targets=targets, weights=weights)
+        solve = Solving(layer, memory, pull=0.3, gain=gain)
+        solve(features=features, targets=targets, weights=weights)
+        memory = solve.memory
         for member, given in enumerate(batches):
-            own = alone[member] = layer.update(alone[member], **given, weights=weights[member])
+            before = alone[member] = None if alone[member] is None else replace(alone[member], pull=0.3)
+            own = layer.update(before, **given, weights=weights[member])
+            if gain is not None and before is not None:
+                own = replace(own, weights=before.weights + gain * (own.weights - before.weights))
+            alone[member] = own
             torch.testing.assert_close(memory.weights[member], own.weights, rtol=SAME, atol=SAME)
             assert len(memory.more) == len(own.more)
 
@@ -124,9 +134,15 @@ def test_what_a_layer_of_ones_own_gives_is_looked_at() -> None:
 
 @pytest.mark.law
 def test_a_schedule_concerns_the_pull_to_previous_weights_alone() -> None:
-    assert scheduled(Proximal(2.0, beta=0.1), 0.25) == Proximal(0.5, beta=0.1)
+    previous = torch.ones(3, 1, dtype=torch.float64)
+    pulled, weaker = (
+        layer.update(Memory(previous, pull=pull), **batch(0), weights=None).weights
+        for layer, pull in ((Proximal(2.0, beta=0.1), 0.25), (Proximal(0.5, beta=0.1), 1.0))
+    )
+    assert torch.equal(pulled, weaker)
     for layer in (Adaptive(), LAYERS[0], LAYERS[2], LAYERS[3]):
-        assert scheduled(layer, 0.25) is layer
+        once, again = (layer.update(Memory(previous, pull=pull), **batch(0), weights=None).weights for pull in (0.25, 1.0))
+        assert torch.equal(once, again)
 
 
 @pytest.mark.law
@@ -138,8 +154,8 @@ def test_falling_gains_settle_at_the_weights_of_all_batches_together() -> None:
     def distance(gain: Callable[[int], float]) -> float:
         memory: Memory | None = None
         for k, rows in enumerate(torch.arange(4000).split(20), start=1):
-            layer = Settling(Proximal(lam=1.0), gain(k))
-            memory = layer.update(memory, features=features[rows], targets=targets[rows], weights=None)
+            given = {"features": features[rows], "targets": targets[rows]}
+            memory = solved(Proximal(lam=1.0), memory, gain=gain(k), given=given)
         assert memory is not None
         return float((memory.weights - everything).norm())
 

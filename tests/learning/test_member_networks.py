@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from cfiv.learning.member_networks import ELEMENTWISE, Single, Stacked, can_be_stacked, member_network
+from cfiv.learning.member_networks import Single
 from cfiv.learning.networks import FeatureNetwork, instrument_network, seeded
+from cfiv.learning.stacked_networks import ELEMENTWISE, Stacked, can_be_stacked, member_network
 
 #: Two float64 routes to one product.
 SAME = 1e-12

@@ -207,7 +207,7 @@ def test_lambda_rises_from_its_start_or_follows_a_function() -> None:
         lams: list[float] = []  # noqa: RUF012
 
         def update(self, memory: Memory, *, features: Tensor, targets: Tensor, weights: Tensor | None) -> Memory:
-            self.lams.append(self.lam)
+            self.lams.append(self.lam * memory.pull)
             return super().update(memory, features=features, targets=targets, weights=weights)
 
     for schedule in (0.5, lambda share: 0.5 + 0.5 * share):
