@@ -54,6 +54,38 @@ def test_effect_prints_and_writes_the_average_and_the_spread_of_the_library(mode
     assert f"{expected.mean():.4g}" in answer.out
 
 
+@pytest.fixture
+def inference(model: cfiv.TwoStageLeastSquares, run: Run) -> cfiv.Inference:
+    """What ``inference.st`` holds, which the shell has written; of the model in ``curve.st``."""
+    table().to_csv("train.csv", index=False)
+    answer = run("infer", "train.csv", CURVE, "--save", "inference.st")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.endswith("\n\nWritten: inference.st\n")
+    return cfiv.infer(table(), model)
+
+
+@pytest.mark.contract
+def test_effects_of_an_inference_file_have_the_errors_of_the_library(inference: cfiv.Inference, run: Run) -> None:
+    for rows, averaged in (((), None), (("--rows", "rows.csv"), pd.read_csv("rows.csv"))):
+        answer = run("effect", "inference.st", "--from", -1, "--to", 1, *rows, "--out", "effect.csv")
+        assert (answer.code, answer.err) == (0, "")
+        expected = inference.effect(treatment_from=-1.0, treatment_to=1.0, rows=averaged)
+        assert answer.out == f"{expected}\n\nWritten: effect.csv\n"
+        pd.testing.assert_frame_equal(pd.read_csv("effect.csv"), expected.table, rtol=1e-9)  # text of the table, and back
+
+
+@pytest.mark.contract
+def test_curves_of_an_inference_file_have_its_band(inference: cfiv.Inference, run: Run) -> None:
+    answer = run("dose-response", "inference.st", "0:1:3")
+    assert answer == Answer(0, f"{inference.dose_response([0.0, 0.5, 1.0])}\n", "")
+    assert run("plot", "inference.st", "0:1:5", "--out", "band.png") == Answer(0, "Written: band.png\n", "")
+    assert run("plot", "curve.st", "0:1:5", "--out", "curve.png").code == 0
+    assert Path("band.png").read_bytes() != Path("curve.png").read_bytes()
+    assert_refused(
+        run("plot", "inference.st", "curve.st", "0:1:5", "--out", "both.png"), "drawn by itself", "one inference file"
+    )
+
+
 @pytest.mark.contract
 def test_without_rows_the_effect_is_over_those_that_the_model_kept(model: cfiv.TwoStageLeastSquares, run: Run) -> None:
     run("effect", "curve.st", "--from", "0", "--to", "0.5", "--out", "effect.csv")
