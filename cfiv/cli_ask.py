@@ -40,20 +40,24 @@ def predict(model: Path, grid: Path, out: Path) -> None:
 
     GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
     the structural function in estimate, and in supported whether training has seen such treatments at such covariates (there
-    is no such column for model files that do not know).
+    is no such column for model files that do not know). Of an inference file, MODEL of cfiv infer --save, also std_error, lower
+    and upper.
     """
-    import cfiv
-
     check_distinct(out, model, grid)
     check_table_place(out)
-    function = cfiv.load(model)
+    function, inference = _load(model)
     frame = _rows(grid, function)
-    taken = [name for name in ("estimate", "supported") if name in frame.columns]
+    names = ("estimate", "supported") if inference is None else ("estimate", "std_error", "lower", "upper", "supported")
+    taken = [name for name in names if name in frame.columns]
     if taken:
         raise DataError(f"'{grid}' already has a column {taken[0]!r}, which the output would overwrite: rename or drop it")
-    columns = {"estimate": function.predict(frame)}
-    if function.support is not None:
-        columns["supported"] = function.supported(frame)
+    if inference is not None:
+        found = inference.predict(frame).table
+        columns = {name: found[name].to_numpy() for name in names}
+    else:
+        columns = {"estimate": function.predict(frame)}
+        if function.support is not None:
+            columns["supported"] = function.supported(frame)
     if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
         frame = read_table_file(grid, dtype=str, na_filter=False)
     write_table_file(frame.assign(**columns), out)

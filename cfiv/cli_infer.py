@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @SEED
 @click.option("--out", type=OUTPUT, help=f"All estimates; {ENDINGS}.")
 @click.option("--plot", type=OUTPUT, help="Picture of the dose response with its band.")
-@click.option("--save", type=OUTPUT, help="Inference file, of which effect, dose-response and plot have errors without TRAIN.")
+@click.option("--save", type=OUTPUT, help="Inference file: of it predict, effect, dose-response and plot have errors.")
 def infer(
     train: Path,
     formula: str,

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import cfiv
+from cfiv.errors import ModelFileError
 from tests.command_line import Answer, Run, runner
 from tests.inference.problems import CURVE, LINE, table
 from tests.latex import assert_compilable
@@ -84,6 +85,23 @@ def test_curves_of_an_inference_file_have_its_band(inference: cfiv.Inference, ru
     assert_refused(
         run("plot", "inference.st", "curve.st", "0:1:5", "--out", "both.png"), "drawn by itself", "one inference file"
     )
+
+
+@pytest.mark.contract
+def test_predictions_of_an_inference_file_have_errors(inference: cfiv.Inference, run: Run) -> None:
+    answer = run("predict", "inference.st", "rows.csv", "--out", "predictions.csv")
+    assert answer == Answer(0, "Written: predictions.csv (40 rows)\n", "")
+    expected = inference.predict(pd.read_csv("rows.csv")).table
+    names = ["estimate", "std_error", "lower", "upper", "supported"]
+    pd.testing.assert_frame_equal(pd.read_csv("predictions.csv")[names], expected[names], rtol=1e-9)
+    pd.read_csv("rows.csv").assign(lower=0.0).to_csv("taken.csv", index=False)
+    assert_refused(run("predict", "inference.st", "taken.csv", "--out", "p.csv"), "already has a column 'lower'")
+
+
+@pytest.mark.contract
+def test_an_inference_file_is_not_called_a_damaged_model(inference: cfiv.Inference) -> None:
+    with pytest.raises(ModelFileError, match=r"'inference.st' is no model file, but another file of cfiv \(cfiv-inference\)"):
+        cfiv.load("inference.st")
 
 
 @pytest.mark.contract
