@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``cfiv predict | effect | dose-response | plot``."""
+"""Commands that ask a fitted model, or an inference on one: ``cfiv predict | effect | dose-response | plot``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from cfiv.cli_outputs import (
     write_picture,
     write_result,
 )
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, ModelFileError, ParameterError
 from cfiv.files import check_table_place, read_table_file, table_kind, write_table_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from cfiv.estimators.structural import StructuralFunction
+    from cfiv.inference.inference import Inference
 
 ROWS = click.option("--rows", type=INPUT, help="Table of covariates to average over; by default rows that the model kept.")
 #: Shares of the rows below an effect.
@@ -39,20 +40,24 @@ def predict(model: Path, grid: Path, out: Path) -> None:
 
     GRID needs the treatment and covariate columns, neither instruments nor an outcome. The output has its columns, unchanged,
     the structural function in estimate, and in supported whether training has seen such treatments at such covariates (there
-    is no such column for model files that do not know).
+    is no such column for model files that do not know). Of an inference file, MODEL of cfiv infer --save, also std_error, lower
+    and upper.
     """
-    import cfiv
-
     check_distinct(out, model, grid)
     check_table_place(out)
-    function = cfiv.load(model)
+    function, inference = _load(model)
     frame = _rows(grid, function)
-    taken = [name for name in ("estimate", "supported") if name in frame.columns]
+    names = ("estimate", "supported") if inference is None else ("estimate", "std_error", "lower", "upper", "supported")
+    taken = [name for name in names if name in frame.columns]
     if taken:
         raise DataError(f"'{grid}' already has a column {taken[0]!r}, which the output would overwrite: rename or drop it")
-    columns = {"estimate": function.predict(frame)}
-    if function.support is not None:
-        columns["supported"] = function.supported(frame)
+    if inference is not None:
+        found = inference.predict(frame).table
+        columns = {name: found[name].to_numpy() for name in names}
+    else:
+        columns = {"estimate": function.predict(frame)}
+        if function.support is not None:
+            columns["supported"] = function.supported(frame)
     if table_kind(grid) == table_kind(out) == "csv":  # as text, so that codes such as 007 stay as they are
         frame = read_table_file(grid, dtype=str, na_filter=False)
     write_table_file(frame.assign(**columns), out)
@@ -69,18 +74,23 @@ def effect(model: Path, start: str, end: str, rows: Path | None, out: Path | Non
     """Average effect of a change of the treatment.
 
     And how it varies with the covariates: the shares of the rows whose effect is lower. A model file knows no standard
-    errors, which need the rows of the fit: the last line is the command that has them.
+    errors, which need the rows of the fit: the last line is the command that has them. Of an inference file, MODEL
+    of cfiv infer --save, they are printed here.
     """
     import numpy as np
     import pandas as pd
 
-    import cfiv
     from cfiv.rendering import Grid
 
     check_result_place(out, model, *([] if rows is None else [rows]))
-    function = cfiv.load(model)
-    asked = function.encoder.reference_rows if rows is None else _rows(rows, function)
-    values = function.effect(asked, treatment_from=read_treatment(start), treatment_to=read_treatment(end))
+    change = {"treatment_from": read_treatment(start), "treatment_to": read_treatment(end)}
+    function, inference = _load(model)
+    averaged = None if rows is None else _rows(rows, function)
+    if inference is not None:
+        found = inference.effect(**change, rows=averaged)
+        _report(found.table, found, out)
+        return
+    values = function.effect(function.encoder.reference_rows if averaged is None else averaged, **change)
     quantiles = np.quantile(values, SHARES)
     record = {"from": start, "to": end, "rows": len(values), "average": values.mean(), "lowest": values.min()}
     record |= {f"{100 * share:g} %": value for share, value in zip(SHARES, quantiles, strict=True)}
@@ -99,15 +109,19 @@ def dose_response(model: Path, grid: str, rows: Path | None, out: Path | None) -
 
     Averaged over covariates, at the treatments GRID: FROM:TO:POINTS, evenly spaced such as 10:25:16, or values between
     commas. A model file knows no standard errors, which need the rows of the fit: the last line
-    is the command that has them, and a band.
+    is the command that has them, and a band. Of an inference file, MODEL of cfiv infer --save, they are printed here.
     """
-    import cfiv
     from cfiv.rendering import Grid
 
     check_result_place(out, model, *([] if rows is None else [rows]))
     points = read_grid(grid)
-    function = cfiv.load(model)
-    table = function.dose_response(points, None if rows is None else _rows(rows, function))
+    function, inference = _load(model)
+    averaged = None if rows is None else _rows(rows, function)
+    if inference is not None:
+        found = inference.dose_response(points, averaged)
+        _report(found.table, found, out)
+        return
+    table = function.dose_response(points, averaged)
     _report(table, Grid.of(table, index=False, title=f"Dose response of {function.outcome}, {function.estimator}"), out)
     _say_errors(function, f"--dose-response {grid}")
 
@@ -118,19 +132,28 @@ def dose_response(model: Path, grid: str, rows: Path | None, out: Path | None) -
 @ROWS
 @click.option("--out", type=OUTPUT, required=True, help="Picture, a .png, .pdf or .svg file.")
 def plot(models: Sequence[Path], grid: str, rows: Path | None, out: Path) -> None:
-    """Draw the dose response of model files.
+    """Draw the dose response of model files, or of one inference file with its band.
 
     At the treatments GRID: FROM:TO:POINTS, evenly spaced such as 10:25:61. Curves are thin and dashed where training saw no
-    such treatments. cfiv infer --plot draws one with its band.
+    such treatments. Inference files are of cfiv infer --save.
     """
-    import cfiv
     from cfiv.plots import new_figure, structural_curves
 
     check_picture_place(out, *models, *([] if rows is None else [rows]))
     points = read_grid(grid)
     figure = new_figure((6.4, 4.0))
-    functions = {name: cfiv.load(path) for name, path in zip(_names(models), models, strict=True)}
+    loaded = [_load(path) for path in models]
+    functions = {name: function for name, (function, _) in zip(_names(models), loaded, strict=True)}
     treatment = _one_treatment(functions, points)
+    inference = next((found for _, found in loaded if found is not None), None)
+    if inference is not None:
+        if len(models) > 1:
+            raise ParameterError("a curve with its band is drawn by itself: give one inference file, or model files alone")
+        averaged = None if rows is None else _rows(rows, inference.function)
+        inference.dose_response(points, averaged).plot(figure.subplots())
+        write_picture(figure, out)
+        click.echo(f"Written: {out}")
+        return
     tables = []
     for name, function in functions.items():
         tables.append(function.dose_response(points, None if rows is None else _rows(rows, function)).assign(model=name))
@@ -140,6 +163,20 @@ def plot(models: Sequence[Path], grid: str, rows: Path | None, out: Path) -> Non
     axes.set_ylabel(outcome)
     write_picture(figure, out)
     click.echo(f"Written: {out}")
+
+
+def _load(path: Path) -> tuple[StructuralFunction, Inference | None]:
+    """The function of a model file; of an inference file its function and the inference."""
+    import cfiv
+
+    try:
+        return cfiv.load(path), None
+    except ModelFileError as error:
+        try:
+            inference = cfiv.Inference.load(path)
+        except ModelFileError:
+            raise error from None
+    return inference.function, inference
 
 
 def _rows(path: Path, function: StructuralFunction) -> pd.DataFrame:

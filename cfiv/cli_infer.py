@@ -23,9 +23,10 @@ from cfiv.cli_inputs import (
     read_treatment,
     training_data,
 )
-from cfiv.cli_outputs import ENDINGS, check_picture_place, check_result_place, write_picture, write_result
+from cfiv.cli_outputs import ENDINGS, check_distinct, check_picture_place, check_result_place, write_picture, write_result
 from cfiv.errors import ParameterError
 from cfiv.estimators import registry
+from cfiv.files import check_place
 
 if TYPE_CHECKING:
     from cfiv.inference.estimates import Estimates
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @SEED
 @click.option("--out", type=OUTPUT, help=f"All estimates; {ENDINGS}.")
 @click.option("--plot", type=OUTPUT, help="Picture of the dose response with its band.")
+@click.option("--save", type=OUTPUT, help="Inference file: of it predict, effect, dose-response and plot have errors.")
 def infer(
     train: Path,
     formula: str,
@@ -74,6 +76,7 @@ def infer(
     seed: int,
     out: Path | None,
     plot: Path | None,
+    save: Path | None,
 ) -> None:
     """Intervals and bands for what FORMULA estimates from the table TRAIN, or a folder of Parquet files.
 
@@ -85,10 +88,12 @@ def infer(
     from cfiv.inference.estimates import table_of
     from cfiv.inference.infer import check_estimator
 
-    if not (effect or grid or derivative):
-        raise ParameterError("nothing is asked: give --effect FROM TO, --dose-response FROM:TO:POINTS or --derivative")
+    if not (effect or grid or derivative or save):
+        raise ParameterError(
+            "nothing is asked: give --effect FROM TO, --dose-response FROM:TO:POINTS, --derivative, or --save FILE to ask later"
+        )
     points = None if grid is None else read_grid(grid)
-    _check_outputs(train, out, plot, grid)
+    _check_outputs(train, out, plot, save, grid=grid, asked=bool(effect or grid or derivative))
     registered = registry.estimator(estimator)
     check_estimator(registered.kind)
     groups = read_columns(clusters)
@@ -106,6 +111,9 @@ def infer(
     )
     answers = _answers(inference, effect, points, derivative=derivative)
     click.echo("\n\n".join(map(str, (inference, *answers))))
+    if save is not None:
+        inference.save(save)
+        click.echo(f"\nWritten: {save}")
     if out is not None:
         write_result(out, table_of(answers), *answers)
         click.echo(f"\nWritten: {out}")
@@ -133,11 +141,17 @@ def _draw(answer: Estimates, plot: Path) -> None:
     write_picture(figure, plot)
 
 
-def _check_outputs(train: Path, out: Path | None, plot: Path | None, grid: str | None) -> None:
-    """Raise before any work for places that cannot be written to, and a picture of nothing."""
+def _check_outputs(
+    train: Path, out: Path | None, plot: Path | None, save: Path | None, *, grid: str | None, asked: bool
+) -> None:
+    """Raise before any work for places that cannot be written to, and a table or a picture of nothing."""
     check_result_place(out, train)
-    if plot is None:
-        return
-    if grid is None:
-        raise ParameterError("--plot draws the dose response, and none is asked: give --dose-response FROM:TO:POINTS")
-    check_picture_place(plot, train, *([] if out is None else [out]))
+    if out is not None and not asked:
+        raise ParameterError("--out has the answers, and nothing is asked: give --effect, --dose-response or --derivative")
+    if plot is not None:
+        if grid is None:
+            raise ParameterError("--plot draws the dose response, and none is asked: give --dose-response FROM:TO:POINTS")
+        check_picture_place(plot, train, *([] if out is None else [out]))
+    if save is not None:
+        check_distinct(save, train, *(place for place in (out, plot) if place is not None))
+        check_place(save)

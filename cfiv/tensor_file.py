@@ -120,7 +120,11 @@ class TensorFile:
             content = _content(name)
             tensors = load(content)  # looks first whether sizes and offsets are those of the file
             start = 8 + int.from_bytes(content[:8], "little")
-            header: dict[str, Any] = json.loads(json.loads(content[8:start])["__metadata__"][self.key])
+            metadata = json.loads(content[8:start])["__metadata__"]
+            others = [key for key in metadata if key.startswith("cfiv")]
+            if self.key not in metadata and others:
+                raise ModelFileError(f"{name!r} is no {self.noun}, but another file of cfiv ({others[0]}): give a {self.noun}")
+            header: dict[str, Any] = json.loads(metadata[self.key])
             version = header["format"]
             if type(version) is not int or version < 1:
                 raise TypeError(f"format {short(version)}")

@@ -1,7 +1,7 @@
 """Designs with a known truth and pairs of functions (``simulate``), and real data sets (``load``), one module each.
 
-Installed as ``cfiv.datasets``. Modules are imported when they are first used: for ``cfiv.datasets.demand`` it takes
-``import cfiv`` alone.
+In the package as ``cfiv.datasets``, by a link. Modules are imported when they are first used: for ``cfiv.datasets.demand`` it
+takes ``import cfiv`` alone.
 """
 
 from importlib import import_module

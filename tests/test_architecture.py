@@ -46,7 +46,7 @@ MAY_USE = {
     "cli_outputs": {"errors", "files", "rendering"},
     "cli_ask": {"errors", "files", "rendering", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_compare": {"errors", "files", "terminal", "estimators", "inference", "cli_inputs", "cli_outputs"},
-    "cli_infer": {"errors", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
+    "cli_infer": {"errors", "files", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
     "cli": {
         "errors",

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import cfiv
+from cfiv.errors import ModelFileError
 from tests.command_line import Answer, Run, runner
 from tests.inference.problems import CURVE, LINE, table
 from tests.latex import assert_compilable
@@ -52,6 +53,55 @@ def test_effect_prints_and_writes_the_average_and_the_spread_of_the_library(mode
     assert [written["lowest"], written["highest"]] == [expected.min(), expected.max()]
     assert [written[f"{share} %"] for share in (10, 50, 90)] == list(np.quantile(expected, [0.1, 0.5, 0.9]))
     assert f"{expected.mean():.4g}" in answer.out
+
+
+@pytest.fixture
+def inference(model: cfiv.TwoStageLeastSquares, run: Run) -> cfiv.Inference:
+    """What ``inference.st`` holds, which the shell has written; of the model in ``curve.st``."""
+    table().to_csv("train.csv", index=False)
+    answer = run("infer", "train.csv", CURVE, "--save", "inference.st")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.endswith("\n\nWritten: inference.st\n")
+    return cfiv.infer(table(), model)
+
+
+@pytest.mark.contract
+def test_effects_of_an_inference_file_have_the_errors_of_the_library(inference: cfiv.Inference, run: Run) -> None:
+    for rows, averaged in (((), None), (("--rows", "rows.csv"), pd.read_csv("rows.csv"))):
+        answer = run("effect", "inference.st", "--from", -1, "--to", 1, *rows, "--out", "effect.csv")
+        assert (answer.code, answer.err) == (0, "")
+        expected = inference.effect(treatment_from=-1.0, treatment_to=1.0, rows=averaged)
+        assert answer.out == f"{expected}\n\nWritten: effect.csv\n"
+        pd.testing.assert_frame_equal(pd.read_csv("effect.csv"), expected.table, rtol=1e-9)  # text of the table, and back
+
+
+@pytest.mark.contract
+def test_curves_of_an_inference_file_have_its_band(inference: cfiv.Inference, run: Run) -> None:
+    answer = run("dose-response", "inference.st", "0:1:3")
+    assert answer == Answer(0, f"{inference.dose_response([0.0, 0.5, 1.0])}\n", "")
+    assert run("plot", "inference.st", "0:1:5", "--out", "band.png") == Answer(0, "Written: band.png\n", "")
+    assert run("plot", "curve.st", "0:1:5", "--out", "curve.png").code == 0
+    assert Path("band.png").read_bytes() != Path("curve.png").read_bytes()
+    assert_refused(
+        run("plot", "inference.st", "curve.st", "0:1:5", "--out", "both.png"), "drawn by itself", "one inference file"
+    )
+
+
+@pytest.mark.contract
+def test_predictions_of_an_inference_file_have_errors(inference: cfiv.Inference, run: Run) -> None:
+    answer = run("predict", "inference.st", "rows.csv", "--out", "predictions.csv")
+    assert answer == Answer(0, "Written: predictions.csv (40 rows)\n", "")
+    expected = inference.predict(pd.read_csv("rows.csv")).table
+    names = ["estimate", "std_error", "lower", "upper", "supported"]
+    pd.testing.assert_frame_equal(pd.read_csv("predictions.csv")[names], expected[names], rtol=1e-9)
+    pd.read_csv("rows.csv").assign(lower=0.0).to_csv("taken.csv", index=False)
+    assert_refused(run("predict", "inference.st", "taken.csv", "--out", "p.csv"), "already has a column 'lower'")
+
+
+@pytest.mark.contract
+def test_an_inference_file_is_not_called_a_damaged_model(inference: cfiv.Inference) -> None:
+    with pytest.raises(ModelFileError, match=r"'inference.st' is no model file, but another file of cfiv \(cfiv-inference\)"):
+        cfiv.load("inference.st")
 
 
 @pytest.mark.contract

@@ -84,6 +84,9 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
         (["--dose-response", "1:2:3", "--plot", "band.gif"], [".png, .pdf, .svg", "band.gif"]),
         (["--dose-response", "1:2:3", "--plot", "a.csv", "--out", "a.csv"], ["named twice"]),
         (["--derivative", "--out", "train.csv"], ["named twice"]),
+        (["--save", "train.csv"], ["named twice"]),
+        (["--save", "no/where.st"], ["cannot be written"]),
+        (["--save", "saved.st", "--out", "table.csv"], ["--out has the answers, and nothing is asked"]),
         (["--derivative", "--out", "table.txt"], [".csv, .parquet, .tex, .md, .html"]),
         (
             ["--derivative", "--debiased", "--estimator", "sieve-iv"],

@@ -35,8 +35,10 @@ UNASKED = ("seconds", "penalties")
 #: What abbreviations stand for, where a row with one is there.
 MEANINGS = {
     "j": "J: Hansen's, where errors are unadjusted Sargan's.",
-    "ar_set": "AR set: Anderson and Rubin's, valid however weak the instruments.",
+    "ar_set": "AR set: Anderson and Rubin's{which}, valid however weak the instruments.",
 }
+#: Which set that is, where the table shows effects of other changes and not the coefficient.
+WHICH = ", of the treatment's coefficient"
 #: Levels of one, two and three stars, as most journals have them that print any.
 STARS = (0.1, 0.05, 0.01)
 #: Decimals beyond which numbers are written with an exponent.
@@ -89,7 +91,8 @@ def regression_table(table: pd.DataFrame, estimates: pd.DataFrame, layout: Layou
     names = [name for name in names if name != "outcome" or not notes]
     foot = [(FOOT[name], *(_fact(name, facts.loc[model]) for model in table.index)) for name in names]
     notes = [" ".join([*notes, *_legend(seen)]), _stars(layout) if len(seen) else ""]
-    notes += [" ".join(MEANINGS[name] for name in names if name in MEANINGS), *_reasons(layout, models)]
+    which = "" if (seen["role"] == "treatment").any() else WHICH
+    notes += [" ".join(MEANINGS[name].format(which=which) for name in names if name in MEANINGS), *_reasons(layout, models)]
     blocks = tuple(tuple(block) for block in (body, foot) if block)
     return Grid(("", *models), blocks, "l" + "c" * len(models), notes=tuple(note for note in notes if note))
 

@@ -213,6 +213,11 @@ def _why_not(problem: LinearProblem) -> str:
     assert data.names is not None
     if k > 1:
         return "there are several treatments, and no single kind of complier"
+    if problem.absorbed is not None:
+        return (
+            "fixed effects have been taken out of treatment and instruments, so that neither has two values; the effect is an "
+            "average over those whom the instruments move within their groups, with more weight where they move more"
+        )
     if len(np.unique(data.treatment)) > 2:
         return (
             f"{data.names['treatment'][0]} has more than two values; the effect is an average over rows and over steps of the "

@@ -41,7 +41,8 @@ class Trust:
         F of the excluded instruments for the treatment that they move least.
     noise : float
         Of what the treatment does to ``h`` over the rows, the share that is sampling noise: from the covariance of the smooth
-        model's coefficients, or from how far functions that were learned from swapped samples differ.
+        model's coefficients, or from how far functions that were learned from swapped samples differ. Of a line that is one
+        number, ``1 / t^2``; of a curve it is about its bends and what differs between rows, and not about the average effect.
     left : float
         How large, over the rows, the line in the treatment is that two-stage least squares finds in ``Y - h(T, X)``, less
         three standard errors and at least 0, in units of what the treatment does to ``h``. Of the truth it is 0.
@@ -70,9 +71,14 @@ class Trust:
         if self.strength < WEAK:
             found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
         if self.noise > NOISY:
+            share = f"{min(self.noise, 9.99):.0%}"
             found.append(
-                f"what the treatment does is not told from nothing ({min(self.noise, 9.99):.0%} of its variation over the rows "
-                f"may be sampling noise, more than {NOISY:.0%})"
+                f"the line in the treatment is not told from a flat one ({share} of its square may be sampling noise, more "
+                f"than {NOISY:.0%})"
+                if self.line
+                else f"the shape of what the treatment does, its bends and differences between rows, may be sampling noise "
+                f"({share} of its variation over the rows, more than {NOISY:.0%}); the average effect may be known far better: "
+                "cfiv.infer"
             )
         if self.left > LEFT:
             found.append(

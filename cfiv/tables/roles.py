@@ -197,6 +197,9 @@ class Roles:
                 )
             named[role] = names
         _check_distinct(named["treatment"], [name for name in named["treatment"] if name in named["covariates"]])
+        absorbed = column_names("fixed_effects", fixed_effects)
+        if len(set(absorbed)) < len(absorbed):
+            raise FormulaError(f"fixed_effects={shortened(absorbed)} names a column twice: name each once")
         parts = {role: " + ".join(f"`{name}`" for name in names) for role, names in named.items()}
         return cls(
             outcome=parts["outcome"],
@@ -205,7 +208,7 @@ class Roles:
             covariates=parts["covariates"] or None,
             weights=weights,
             clusters=clusters,
-            fixed_effects=tuple(column_names("fixed_effects", fixed_effects)),
+            fixed_effects=tuple(absorbed),
         )
 
 

@@ -198,6 +198,14 @@ def test_blanks_have_their_reason(four: dict[str, Any]) -> None:
 
 
 @pytest.mark.law
+def test_a_set_of_the_coefficient_says_so_beside_effects_of_other_changes(four: dict[str, Any]) -> None:
+    told = "AR set: Anderson and Rubin's, of the treatment's coefficient, valid however weak the instruments."
+    assert told in " ".join(str(cfiv.compare({"(2)": four["(2)"]}, effects=[(0, 3)])).split())
+    beside = " ".join(str(cfiv.compare({"(2)": four["(2)"]}, effects=[(0, 3)], terms=["t"])).split())
+    assert "AR set: Anderson and Rubin's, valid" in beside
+
+
+@pytest.mark.law
 def test_a_hac_fit_has_the_tests_of_diagnose_under_its_covariance(frame: pd.DataFrame) -> None:
     model = fitted(frame, covariance="kernel", bandwidth=3)
     comparison, told = cfiv.compare({"it": model}), cfiv.diagnose(frame, model)

@@ -165,6 +165,7 @@ def test_diagnose_says_whose_effect_it_is() -> None:
         ("y ~ [d ~ z + b]", "the instruments have more than two values together"),
         ("y ~ [d + x ~ z + b + group]", "several treatments"),
         ("y ~ told + [d ~ z]", "the covariates tell the instrument of some rows for sure"),
+        ("y ~ x + [d ~ z] | group", "fixed effects have been taken out of treatment and instruments, so that neither has two"),
     ],
 )
 def test_where_there_are_no_compliers_it_says_why(formula: str, reason: str) -> None:

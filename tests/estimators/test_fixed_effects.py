@@ -191,6 +191,14 @@ def test_what_cannot_be_absorbed_is_refused(formula: str, message: str) -> None:
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("estimator", [TwoStageLeastSquares, LeastSquares])
+def test_fixed_effects_named_twice_in_a_list_are_refused(estimator: type) -> None:
+    model = estimator(outcome="y", treatment="t", instruments="z", fixed_effects=["firm", "year", "firm"])
+    with pytest.raises(FormulaError, match="names a column twice: name each once"):
+        model.fit(panel())
+
+
+@pytest.mark.contract
 def test_columns_that_fixed_effects_determine_are_refused_by_name() -> None:
     frame = panel().assign(size=lambda rows: np.sqrt(rows["firm"]))
     with pytest.raises(DataError, match=r"'size' does not vary within the fixed effects 'firm'.*drop it"):

@@ -246,13 +246,14 @@ def test_a_worthless_fit_warns_with_its_reasons() -> None:
     ("found", "words"),
     [
         ({"strength": 3.0}, "hardly move"),
-        ({"noise": 0.5}, "not told from nothing"),
+        ({"noise": 0.5}, "the average effect may be known far better"),
+        ({"noise": 0.5, "line": True}, "not told from a flat one"),
         ({"above_constant": 3.0}, "worse than a constant"),
         ({"above_line": 3.0}, "worse than a line"),
         ({"left": 2.0}, "moves with the instruments"),
     ],
 )
-def test_each_reason_has_its_words_and_no_number_none(found: dict[str, float], words: str) -> None:
+def test_each_reason_has_its_words_and_no_number_none(found: dict[str, Any], words: str) -> None:
     assert words in str(Trust(**found))
     assert Trust().trusted
     assert str(Trust()) == "nothing speaks against it"
