@@ -219,7 +219,7 @@ class SmoothModel:
     def reduced_form(self) -> SmoothReducedForm:
         """``E[h(T, X) | Z, X]`` in the user's units."""
         _, coefficients = self._coefficients()
-        # Not by V, which is shrunk: that costs stage 2 nothing but precision, and a prediction its size.
+        # Not by V: instruments that are shrunk, or left out, cost stage 2 nothing but precision, and a prediction its size.
         return SmoothReducedForm(self.basis, self.penalties.projected(self.moments, coefficients), self.outcome_scale)
 
     def _coefficients(self) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_both_stages_solve_their_equations() -> None:
     np.testing.assert_allclose((own * mean[:, None]).T @ predictions, 0, atol=1e-8)
     residual = data.outcome - data.structural @ u
     np.testing.assert_allclose(((data.instruments @ v) * mean[:, None]).T @ residual, given.diagonal * u, atol=1e-7)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("second", [math.inf, 0.01])
+def test_what_is_expected_of_h_is_its_own_exogenous_part_and_a_ridge_regression_of_the_rest(second: float) -> None:
+    data, basis = rows()
+    given = replace(penalties(basis, first=0.1, second=second), projection=0.1)
+    moments = data.moments(np.arange(len(data.outcome)))
+    u = given.second_stage(moments, given.first_stage(moments))
+    found = data.instruments @ given.projected(moments, u)
+    moved, root = basis.moved, np.sqrt(data.weights / data.weights.sum())[:, None]
+    phi = np.concatenate([data.instruments * root, np.sqrt(0.1) * np.diag(basis.instrument_parts != Part.LINE)])
+    target = np.concatenate([(data.structural[:, moved] @ u[moved]) * root[:, 0], np.zeros(len(basis.instrument_parts))])
+    expected = data.instruments @ np.linalg.lstsq(phi, target)[0] + data.structural[:, ~moved] @ u[~moved]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.law
