@@ -138,8 +138,7 @@ class SmoothModel:
 
     def line(self) -> SmoothModel:
         """The same without anything that departs from the line."""
-        none = dict.fromkeys(self.penalties.second, math.inf)
-        return replace(self, penalties=replace(self.penalties, second=none))
+        return replace(self, penalties=self.penalties.line())
 
     def strength(self) -> float:
         """Cragg and Donald's F: of the excluded instruments, for the direction of the treatments that they move least.

@@ -124,8 +124,8 @@ class Penalties:
         ``K`` of each structural column, on all instrument columns but lines; nan where it instruments itself.
     second : mapping from Part to float
         ``L``.
-    projection : float
-        Of all that departs from lines among instrument columns, where ``u' F`` is predicted from them.
+    projection, line_projection : float
+        Of all that departs from lines among instrument columns, where ``u' F`` is predicted from them; of the line beside it.
     """
 
     instrument_parts: Array
@@ -134,6 +134,7 @@ class Penalties:
     first: Array
     second: Mapping[Part, float]
     projection: float = math.inf
+    line_projection: float = math.inf
 
     @classmethod
     def of_line(cls, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
@@ -150,6 +151,10 @@ class Penalties:
     def is_line(self) -> bool:
         """Whether nothing but the line is left."""
         return all(math.isinf(value) for value in self.second.values())
+
+    def line(self) -> Penalties:
+        """The same without anything that departs from the line."""
+        return replace(self, second=dict.fromkeys(self.second, math.inf), projection=self.line_projection)
 
     def having(self, part: Part, penalty: float) -> Penalties:
         """With another ``L`` of a part."""
@@ -262,7 +267,8 @@ def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
         for part in parts:
             if part is not curves or math.isfinite(penalties.second[part]):
                 penalties = penalties.having(part, choice.best(penalties.second, part, finite=part is curves))
-    return replace(penalties, projection=_projection(penalties, seen=seen, held=held))
+    of_line, own = (_projection(each, seen=seen, held=held) for each in (penalties.line(), penalties))
+    return replace(penalties, projection=own, line_projection=of_line)
 
 
 def _projection(penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments]) -> float:

@@ -146,6 +146,18 @@ def test_a_line_stays_a_line_and_a_curve_becomes_one(design: str) -> None:
     assert sum(chosen) >= 7 if design == "line" else sum(chosen) <= 3
 
 
+@pytest.mark.law
+def test_the_line_beside_a_curve_has_a_projection_of_its_own_and_a_line_that_of_itself() -> None:
+    given = replace(penalties(rows()[1], second=0.01), projection=0.1, line_projection=10.0)
+    assert given.line().is_line
+    assert given.line().projection == 10.0
+    assert given.line().line().projection == 10.0
+    data, basis = rows()
+    found = choose_penalties(data, penalties(basis))
+    assert found.is_line
+    assert found.projection == found.line_projection
+
+
 @pytest.mark.statistical
 def test_a_slope_that_weak_instruments_leave_to_chance_is_no_evidence_of_a_curve() -> None:
     """Any departure moves such a slope, and half of those moves go towards the confounder, where the loss is lower."""
