@@ -140,7 +140,8 @@ class Nest:
 
     def trust(self, data: IVData, learned: Sequence[Component]) -> Trust:
         """What is known of the answer's worth."""
-        noise = disagreement(data, learned) if self.weight else 0.0
+        base = None if self.smooth is None else self.smooth.component()
+        noise = disagreement(data, learned, base=base, weight=self.weight) if self.weight else 0.0
         if self.smooth is None:
             return Trust(learned_share=1.0, noise=noise, identified=data.treatment.ndim > 2)
         losses: dict[str, Any] = {} if self.evidence is None else self.evidence.losses
@@ -209,15 +210,18 @@ def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction])
     )
 
 
-def disagreement(data: IVData, functions: Sequence[Component]) -> float:
-    """Of what treatments do to the mean of several functions, the share that is noise, by how far these differ.
+def disagreement(data: IVData, functions: Sequence[Component], *, base: Component | None = None, weight: float = 1.0) -> float:
+    """Of what treatments do to ``(1 - w) base + w mean_k f_k``, the share that is noise, by how far the ``f_k`` differ.
 
-    With ``a_k`` as :func:`treatment_parts` has them and ``a`` their mean over functions, ``mean (a_k - a)^2 / mean a^2``: all
-    functions are of the same rows, so that many of them count as two. nan of one function.
+    With ``a_k`` as :func:`treatment_parts` has them of ``(1 - w) base + w f_k`` and ``a`` their mean over k,
+    ``mean (a_k - a)^2 / mean a^2``: all functions are of the same rows, so that many of them count as two. nan of one function.
+    Only the ``f_k`` count where ``w`` is 1.
     """
     if len(functions) < 2:
         return math.nan
     centred = treatment_parts(data, functions)
+    if base is not None and weight < 1.0:
+        centred = weight * centred + (1.0 - weight) * treatment_parts(data, [base])
     mean = centred.mean(axis=0)
     unit = float(np.abs(centred).max()) or 1.0  # in which no square vanishes or overflows
     centred, mean = centred / unit, mean / unit

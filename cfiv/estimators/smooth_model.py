@@ -138,8 +138,7 @@ class SmoothModel:
 
     def line(self) -> SmoothModel:
         """The same without anything that departs from the line."""
-        none = dict.fromkeys(self.penalties.second, math.inf)
-        return replace(self, penalties=replace(self.penalties, second=none))
+        return replace(self, penalties=self.penalties.line())
 
     def strength(self) -> float:
         """Cragg and Donald's F: of the excluded instruments, for the direction of the treatments that they move least.
@@ -219,7 +218,7 @@ class SmoothModel:
     def reduced_form(self) -> SmoothReducedForm:
         """``E[h(T, X) | Z, X]`` in the user's units."""
         _, coefficients = self._coefficients()
-        # Not by V, which is shrunk: that costs stage 2 nothing but precision, and a prediction its size.
+        # Not by V: instruments that are shrunk, or left out, cost stage 2 nothing but precision, and a prediction its size.
         return SmoothReducedForm(self.basis, self.penalties.projected(self.moments, coefficients), self.outcome_scale)
 
     def _coefficients(self) -> tuple[Array, Array]:

@@ -20,6 +20,10 @@ is predicted from instruments alone. Both leave the line, for which nothing is p
 more than ``CLEARLY`` standard errors of the paired difference. In stage 2 it must be lower, too, once lines are taken out of
 the errors: a slope that chance moves towards the confounder is no evidence of a curve.
 
+What is expected of ``u' F`` given all of ``Phi`` is a regression of its own, :meth:`Penalties.projected`, with a penalty that
+minimises its error on other folds: answers are judged by it. Curves of many covariates, for which stage 1 has no penalty, would
+otherwise make good ones look worthless.
+
 References
 ----------
 Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019, for the two held-out losses. Eilers and Marx,
@@ -120,6 +124,8 @@ class Penalties:
         ``K`` of each structural column, on all instrument columns but lines; nan where it instruments itself.
     second : mapping from Part to float
         ``L``.
+    projection, line_projection : float
+        Of all that departs from lines among instrument columns, where ``u' F`` is predicted from them; of the line beside it.
     """
 
     instrument_parts: Array
@@ -127,6 +133,8 @@ class Penalties:
     shared: int
     first: Array
     second: Mapping[Part, float]
+    projection: float = math.inf
+    line_projection: float = math.inf
 
     @classmethod
     def of_line(cls, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
@@ -144,6 +152,10 @@ class Penalties:
         """Whether nothing but the line is left."""
         return all(math.isinf(value) for value in self.second.values())
 
+    def line(self) -> Penalties:
+        """The same without anything that departs from the line."""
+        return replace(self, second=dict.fromkeys(self.second, math.inf), projection=self.line_projection)
+
     def having(self, part: Part, penalty: float) -> Penalties:
         """With another ``L`` of a part."""
         return replace(self, second={**self.second, part: penalty})
@@ -160,17 +172,16 @@ class Penalties:
         return weights
 
     def projected(self, moments: Moments, coefficients: Array) -> Array:
-        """Of ``E[u' F | Phi]``, shape (q,): by stage 1's predictions, given back the size that penalties took of them.
+        """Of ``E[u' F | Phi]``, shape (q,).
 
-        What exogenous columns explain is regressed on them; what instruments add goes by the penalised predictions, times one
-        number for all of it.
+        Columns that instrument themselves are taken as they are. Of the others ``u' F`` is predicted as one, from all
+        instrument columns: what stage 1 may not use is no instrument, but part of what is expected.
         """
         moved, own = ~np.isnan(self.first), np.where(self.exogenous, 0.0, math.inf)
-        shared = _solved(moments.gram, (moments.cross @ coefficients)[:, None], own)[:, 0]
-        added = self.first_stage(moments)[:, moved] @ coefficients[moved]
-        size = float(added @ moments.gram @ added)
-        stretch = float(added @ moments.cross[:, moved] @ coefficients[moved]) / size if size > 0 else 0.0
-        return np.asarray(shared + stretch * added)
+        shared = _solved(moments.gram, (moments.cross[:, ~moved] @ coefficients[~moved])[:, None], own)
+        departures = np.where(self.instrument_parts == Part.LINE, 0.0, self.projection)
+        added = _solved(moments.gram, (moments.cross[:, moved] @ coefficients[moved])[:, None], departures)
+        return np.asarray(shared + added)[:, 0]
 
     def second_stage(self, moments: Moments, first_stage: Array) -> Array:
         """u, shape (p,); zero where columns are left out."""
@@ -256,7 +267,19 @@ def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
         for part in parts:
             if part is not curves or math.isfinite(penalties.second[part]):
                 penalties = penalties.having(part, choice.best(penalties.second, part, finite=part is curves))
-    return penalties
+    of_line, own = (_projection(each, seen=seen, held=held) for each in (penalties.line(), penalties))
+    return replace(penalties, projection=own, line_projection=of_line)
+
+
+def _projection(penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments]) -> float:
+    """The penalty by which what treatments add to ``h`` is predicted best on other folds."""
+    losses, moved = np.zeros(len(FIRST_STAGE)), ~np.isnan(penalties.first)
+    for others, own in zip(seen, held, strict=True):
+        coefficients = np.where(moved, penalties.second_stage(others, penalties.first_stage(others)), 0.0)
+        for number, penalty in enumerate(FIRST_STAGE):
+            weights = replace(penalties, projection=penalty).projected(others, coefficients)
+            losses[number] += own.weight * float(weights @ (own.gram @ weights - 2.0 * own.cross @ coefficients))
+    return FIRST_STAGE[int(losses.argmin())]
 
 
 def _first_penalties(

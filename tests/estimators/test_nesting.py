@@ -106,6 +106,17 @@ def test_functions_that_agree_are_without_noise_and_opposite_ones_are_nothing_el
     assert math.isnan(disagreement(data, [model.component()]))
 
 
+@pytest.mark.law
+def test_functions_that_count_for_little_bring_little_noise() -> None:
+    data = straight(500, seed=0)
+    model = smooth(data)
+    base, learned = model.component(), [Shifted(model, 5.0), Shifted(model, -5.0)]
+    alone = disagreement(data, learned)
+    assert disagreement(data, learned, base=base, weight=1.0) == alone
+    # The mean of both is the base, whatever they count for: a tenth of them has a hundredth of the noise.
+    assert disagreement(data, learned, base=base, weight=0.1) == pytest.approx(alone / 100)
+
+
 # The smooth model
 
 
@@ -233,6 +244,21 @@ def test_worthless_fits_are_flagged(case: str) -> None:
 @pytest.mark.statistical
 def test_good_fits_are_not() -> None:
     assert all(quick(random_state=seed).fit(straight(500, seed=seed)).trust_.trusted for seed in range(6))
+
+
+@pytest.mark.statistical
+def test_a_good_fit_with_many_covariates_is_not_flagged_and_predicts_better_than_the_line() -> None:
+    """Three of 20 matter. By regressions on all columns without a penalty such fits predict no better than the line."""
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        z, u, e = generator.normal(size=(3, 800))
+        x = generator.normal(size=(800, 20))
+        outcome = z + 2 * u + np.sin(2 * x[:, 0]) + x[:, 1] ** 2 / 2 + np.abs(x[:, 2]) + e
+        data = IVData(outcome=outcome, treatment=z + u, instruments=z, covariates=x)
+        trust = quick(random_state=seed).fit(data).trust_
+        assert trust.trusted
+        assert not trust.line
+        assert trust.above_line < -2.0
 
 
 def test_a_worthless_fit_warns_with_its_reasons() -> None:

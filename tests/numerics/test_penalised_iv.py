@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,21 @@ def test_both_stages_solve_their_equations() -> None:
     np.testing.assert_allclose(((data.instruments @ v) * mean[:, None]).T @ residual, given.diagonal * u, atol=1e-7)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("second", [math.inf, 0.01])
+def test_what_is_expected_of_h_is_its_own_exogenous_part_and_a_ridge_regression_of_the_rest(second: float) -> None:
+    data, basis = rows()
+    given = replace(penalties(basis, first=0.1, second=second), projection=0.1)
+    moments = data.moments(np.arange(len(data.outcome)))
+    u = given.second_stage(moments, given.first_stage(moments))
+    found = data.instruments @ given.projected(moments, u)
+    moved, root = basis.moved, np.sqrt(data.weights / data.weights.sum())[:, None]
+    phi = np.concatenate([data.instruments * root, np.sqrt(0.1) * np.diag(basis.instrument_parts != Part.LINE)])
+    target = np.concatenate([(data.structural[:, moved] @ u[moved]) * root[:, 0], np.zeros(len(basis.instrument_parts))])
+    expected = data.instruments @ np.linalg.lstsq(phi, target)[0] + data.structural[:, ~moved] @ u[~moved]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.law
 def test_moments_of_parts_add_up_and_can_be_taken_away() -> None:
     data, _ = rows()
@@ -128,6 +144,18 @@ def test_a_line_stays_a_line_and_a_curve_becomes_one(design: str) -> None:
         parts = {"instrument_parts": basis.instrument_parts, "structural_parts": basis.structural_parts}
         chosen.append(choose_penalties(data, Penalties.of_line(moved=basis.moved, shared=basis.shared, **parts)).is_line)
     assert sum(chosen) >= 7 if design == "line" else sum(chosen) <= 3
+
+
+@pytest.mark.law
+def test_the_line_beside_a_curve_has_a_projection_of_its_own_and_a_line_that_of_itself() -> None:
+    given = replace(penalties(rows()[1], second=0.01), projection=0.1, line_projection=10.0)
+    assert given.line().is_line
+    assert given.line().projection == 10.0
+    assert given.line().line().projection == 10.0
+    data, basis = rows()
+    found = choose_penalties(data, penalties(basis))
+    assert found.is_line
+    assert found.projection == found.line_projection
 
 
 @pytest.mark.statistical
