@@ -123,7 +123,9 @@ class TensorFile:
             metadata = json.loads(content[8:start])["__metadata__"]
             others = [key for key in metadata if key.startswith("cfiv")]
             if self.key not in metadata and others:
-                raise ModelFileError(f"{name!r} is no {self.noun}, but another file of cfiv ({others[0]}): give a {self.noun}")
+                raise ModelFileError(
+                    f"{name!r} is no {self.noun}, but another file of cfiv ({others[0]!r}): name the {self.noun}"
+                )
             header: dict[str, Any] = json.loads(metadata[self.key])
             version = header["format"]
             if type(version) is not int or version < 1:

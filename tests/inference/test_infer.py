@@ -360,7 +360,11 @@ def test_saved_and_loaded_it_answers_bit_for_bit_without_data(frame: pd.DataFram
     place = whole.index(b"multipliers")
     (tmp_path / "damaged").write_bytes(whole[:place] + b"M" + whole[place + 1 :])
     made["table"].function.save(tmp_path / "model")
-    for path, words in (("damaged", "changed since"), ("model", "not written by cfiv"), ("none", "there is no inference file")):
+    for path, words in (
+        ("damaged", "changed since"),
+        ("model", "is no inference file, but another file of cfiv"),
+        ("none", "there is no inference file"),
+    ):
         with pytest.raises(ModelFileError, match=words):
             Inference.load(tmp_path / path)
     with pytest.raises(ModelFileError):
