@@ -79,7 +79,7 @@ def read_stored(
     if rows == 0:
         raise DataError(f"{source.said} has no rows: give at least one")
     stored = _Stored.of(source.schema, names, labels=labels, rows=rows)
-    gaps, start = dict.fromkeys(names, 0), 0
+    gaps, incomplete, start = dict.fromkeys(names, 0), 0, 0
     for batch in source.batches():
         kept, found = _without_gaps(batch)
         for name, count in found.items():
@@ -89,10 +89,11 @@ def read_stored(
                 stored.append(kept)
             except DataError as error:
                 raise DataError(f"{error} (rows are counted from row {start} of {source.said})") from error
+        incomplete += batch.num_rows - kept.num_rows
         start += batch.num_rows
     pa.default_memory_pool().release_unused()
     if any(gaps.values()):
-        report_gaps(gaps, dropped=rows - stored.filled, rows=rows, missing=missing)
+        report_gaps(gaps, dropped=incomplete, rows=rows, missing=missing)
     return stored.frame(gaps)
 
 

@@ -132,8 +132,11 @@ def test_rows_with_gaps_are_dropped_and_counted_as_those_of_a_table(tmp_path: Pa
     assert str(said[0].message) == str(expected[0].message)
     np.testing.assert_array_equal(found.covariates, ours.covariates)
     np.testing.assert_array_equal(found.outcome, ours.outcome)
-    with pytest.raises(DataError, match=r"rows have gaps .*fill them, or use missing='drop'"):
+    with pytest.raises(DataError, match=r"rows have gaps .*fill them, or use missing='drop'") as refused:
         encoded(tmp_path / "t.parquet", formula, missing="raise")
+    with pytest.raises(DataError) as in_memory:
+        encoded(pd.read_parquet(tmp_path / "t.parquet"), formula, missing="raise", **named)
+    assert str(refused.value).partition(" rows have gaps")[0] == str(in_memory.value).partition(" rows have gaps")[0]
 
 
 @pytest.mark.law
