@@ -28,7 +28,7 @@ estimation of triangular simultaneous equations models", Econometrica 67, 1999. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -82,9 +82,11 @@ def fit_across_folds(
     each pair of folds: O(K^2 (p^3 + q^3)).
     """
     first = FirstStage.choose(folds, stage1_penalties, layout)
-    first_stages = [first.of_fold(k) for k in range(len(folds))]
-    everything = _stage2(folds, range(len(folds)), first_stages)
-    search = _Search(everything, [_held_out(first, k) for k in range(len(folds))], layout)
+    outside = [first.outside(k) for k in range(len(folds))]
+    first_stages = [first.lined(v) for v in outside]
+    everything = _mean(reduce(add, (fold.reduced_form.through(v) for fold, v in zip(folds, first_stages, strict=True))))
+    fits = _fits_without(first)
+    search = _Search(everything, [_held_out(first, k, fits[k], outside=v) for k, v in enumerate(outside)], layout)
     if not layout.treatments:
         families = ("curve",)
     best = min((search.candidate(family, stage2_penalties) for family in families), key=lambda found: found.loss)
@@ -127,16 +129,23 @@ class _HeldOut:
     controls: Tensor
 
 
-def _held_out(first: FirstStage, k: int) -> _HeldOut:
-    """Fold k, and stage 2 on the others with predictions that have not seen it."""
-    folds = first.folds
-    rest = [j for j in range(len(folds)) if j != k]
-    fit = _stage2(folds, rest, (first.of_fold(j, held_out=k) for j in rest))
-    fold, v = folds[k], first.of_fold(k, held_out=k)
+def _fits_without(first: FirstStage) -> list[SquaredError]:
+    """Stage 2 on all folds but each, with predictions that have not seen it."""
+    sums: dict[int, SquaredError] = {}
+    for j, k, v in first.pairs():
+        part = first.folds[j].reduced_form.through(v)
+        sums[k] = sums[k] + part if k in sums else part
+    return [_mean(sums[k]) for k in range(len(first.folds))]
+
+
+def _held_out(first: FirstStage, k: int, fit: SquaredError, *, outside: Tensor) -> _HeldOut:
+    """Fold k beside the fit to the others, and V of the rows outside it with its controls."""
+    fold, v = first.folds[k], first.lined(outside, held_out=k)
     if fold.structural is None:
         none = v.new_zeros(v.shape[1] + 1, 0)
         return _HeldOut(first_stage=v, fit=fit, fold=fold.reduced_form.through(v), on_controls=none, controls=none[:0])
-    width, w = v.shape[1], first.of_controls(k)
+    width = v.shape[1]
+    w = outside[:, width:]
     psi, outcome, cross = fold.structural.gram, fold.structural.right, fold.first_stage.right
     leaning = w.mT @ cross
     on_controls = torch.cat(
@@ -147,10 +156,9 @@ def _held_out(first: FirstStage, k: int) -> _HeldOut:
     return _HeldOut(first_stage=v, fit=fit, fold=psi_on_outcome, on_controls=on_controls, controls=among)
 
 
-def _stage2(folds: Sequence[Moments], which: Iterable[int], first_stages: Iterable[Tensor]) -> SquaredError:
-    """Of Y on ``V_j' phi`` on some folds, as a sum: beside it a penalty weighs as it does beside the mean over all rows."""
-    parts = (folds[j].reduced_form.through(v) for j, v in zip(which, first_stages, strict=True))
-    return replace(reduce(add, parts), weight=1.0)
+def _mean(some: SquaredError) -> SquaredError:
+    """A sum over some folds, to be taken as a mean: beside it a penalty weighs as it does beside the mean over all rows."""
+    return replace(some, weight=1.0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -182,7 +190,7 @@ class _Search:
         losses = torch.zeros_like(penalties)
         paths = [self._path(part.fit, columns) for part in self.held_out]
         for part, path in zip(self.held_out, paths, strict=True):
-            losses += path.losses(part.fold.columns(columns), penalties)
+            losses += path.losses(part.fold.columns(columns).through(path.basis), penalties)
             # Of the residuals Y - h(X) on the controls. Each fold has a slope of its own: so has each h.
             on_controls = part.on_controls[-1:] - path.paths(penalties).mT @ part.on_controls[columns]
             controls = part.controls.clone()

@@ -14,9 +14,10 @@ The predictions of a kernel's features are left as they are. Their noise pulls t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import combinations
 from operator import add
 
 import torch
@@ -88,10 +89,11 @@ class FirstStage:
         losses, losses_of_line, of_straight = torch.zeros_like(penalties), torch.zeros_like(penalties), torch.zeros(1).double()
         for k, fold in enumerate(folds):
             path = RidgePath.factor(_outside(folds, k), leading=layout.instruments, own=layout.penalty)
-            losses += path.of(kernel).losses(fold.first_stage.of(kernel, square=fold.first_stage.square), penalties)
+            seen = fold.first_stage.through(path.basis)
+            losses += path.of(kernel).losses(seen.of(kernel, square=seen.square), penalties)
             if layout.treatments:
                 # Standardised columns: each has a mean square of one.
-                of_line = fold.first_stage.of(others, square=fold.first_stage.weight * len(others))
+                of_line = seen.of(others, square=seen.weight * len(others))
                 losses_of_line += path.of(others).losses(of_line, penalties)
                 of_straight += path.of(others).losses(of_line, straight)
         choice = PenaltyChoice(penalties=penalties, losses=losses)
@@ -107,29 +109,8 @@ class FirstStage:
             return replace(first, calibration=first._calibrated())
         return replace(first, of_line=math.inf)
 
-    def of_fold(self, j: int, *, held_out: int | None = None) -> Tensor:
-        """V (p, q) that predicts fold j while another, or itself, is held out.
-
-        From the rows outside both (of two folds, from the other one); of straight lines from all rows that are not held out.
-        """
-        without = {j} if held_out is None or len(self.folds) == 2 else {j, held_out}
-        v = self._outside(*without)
-        at, end = self.layout.treatments, v.shape[1] - self.layout.controls
-        if math.isinf(self.of_line):
-            sample = _outside(self.folds, *(() if held_out is None else (held_out,)))
-            line = self._lines(sample, torch.arange(at))
-        else:
-            line = v[:, :at] @ self.calibration
-        return torch.cat([line, v[:, at:end]], dim=1)
-
-    def of_controls(self, k: int) -> Tensor:
-        """V (p, c) that predicts the controls of fold k from the others."""
-        sample = _outside(self.folds, k)
-        targets = torch.arange(sample.right.shape[1])[sample.right.shape[1] - self.layout.controls :]
-        return self._minimiser(sample, targets, self.of_line)
-
-    def _outside(self, *without: int) -> Tensor:
-        """V of the rows outside some folds, controls included; (p, q + c)."""
+    def outside(self, *without: int) -> Tensor:
+        """V of the rows outside some folds, by curves, controls included; (p, q + c)."""
         sample = _outside(self.folds, *without)
         if not self.layout.treatments:
             return sample.minimiser(self.choice.chosen)
@@ -138,6 +119,26 @@ class FirstStage:
         v[:, kernel] = self._minimiser(sample, kernel, self.choice.chosen)
         v[:, others] = self._minimiser(sample, others, self.of_line)
         return v
+
+    def lined(self, v: Tensor, *, held_out: int | None = None) -> Tensor:
+        """V (p, q) without its controls, its line by straight lines of all rows that are not held out, or calibrated."""
+        at, end = self.layout.treatments, v.shape[1] - self.layout.controls
+        if math.isinf(self.of_line):
+            sample = _outside(self.folds, *(() if held_out is None else (held_out,)))
+            line = self._lines(sample, torch.arange(at))
+        else:
+            line = v[:, :at] @ self.calibration
+        return torch.cat([line, v[:, at:end]], dim=1)
+
+    def pairs(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Of all j and k: V (p, q) that predicts fold j while k is held out, from the rows outside both.
+
+        That of (j, k) and of (k, j) is the same but for its line. Of two folds each predicts the other.
+        """
+        for pair in combinations(range(len(self.folds)), 2):
+            both = self.outside(*pair) if len(self.folds) > 2 else None
+            for j, k in (pair, pair[::-1]):
+                yield j, k, self.lined(self.outside(j) if both is None else both, held_out=k)
 
     def _minimiser(self, sample: SquaredError, targets: Tensor, penalty: float) -> Tensor:
         if math.isinf(penalty):

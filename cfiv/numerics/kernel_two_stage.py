@@ -183,8 +183,12 @@ def fit_two_samples(
     """
     assert sample1.structural is not None
     first = RidgePath.factor(sample1.first_stage)
-    stage1 = PenaltyChoice(penalties=stage1_penalties, losses=first.losses(sample2.first_stage, stage1_penalties))
+    stage1 = PenaltyChoice(
+        penalties=stage1_penalties, losses=first.losses(sample2.first_stage.through(first.basis), stage1_penalties)
+    )
     v = first.weights(stage1.chosen)
     second = RidgePath.factor(sample2.reduced_form.through(v))
-    stage2 = PenaltyChoice(penalties=stage2_penalties, losses=second.losses(sample1.structural, stage2_penalties))
+    stage2 = PenaltyChoice(
+        penalties=stage2_penalties, losses=second.losses(sample1.structural.through(second.basis), stage2_penalties)
+    )
     return KernelTwoStage(first_stage=v, structural=second.weights(stage2.chosen)[:, 0], stage1=stage1, stage2=stage2)

@@ -136,12 +136,12 @@ class RidgePath:
         """The squared error of ``W(mu)`` on another sample, for all penalties at once.
 
         With ``rho = 1 / (s + mu)``, ``A = M' R``, ``B = M' R_other`` and ``C = M' G_other M`` it is
-        ``square - 2 sum_k rho_k <A_k, B_k> + sum_kl rho_k rho_l C_kl <A_k, A_l>``: O(d^3 + d^2 k) once, then O(d^2) a penalty.
+        ``square - 2 sum_k rho_k <A_k, B_k> + sum_kl rho_k rho_l C_kl <A_k, A_l>``: O(d^2 k) once, then O(d^2) a penalty.
 
         Parameters
         ----------
         other : SquaredError
-            Of the other rows, a sum with their weight (not divided by it).
+            Of the other rows in this basis, ``sample.through(path.basis)``: a sum with their weight, not divided by it.
         penalties : Tensor (m,)
             Each > 0.
 
@@ -150,8 +150,8 @@ class RidgePath:
         Tensor (m,)
         """
         shares = self.shares(penalties)
-        linear = (self.rotated * (self.basis.mT @ other.right)).sum(dim=1)
-        quadratic = (self.basis.mT @ other.gram @ self.basis).mul_(self.rotated @ self.rotated.mT)
+        linear = (self.rotated * other.right).sum(dim=1)
+        quadratic = other.gram * (self.rotated @ self.rotated.mT)
         return other.square - 2.0 * (linear @ shares) + (shares * (quadratic @ shares)).sum(dim=0)
 
     def evidence(self, *, square: Tensor, rows: float, penalties: Tensor) -> Tensor:

@@ -83,8 +83,24 @@ def test_a_line_is_predicted_by_two_stage_least_squares_or_by_curves_regressed_o
         expected = predicted @ torch.linalg.lstsq(predicted, line).solution
     found = torch.zeros_like(line)
     for k, part in enumerate(problem.parts):
-        found[part] = problem.phi[part] @ first.of_fold(k)[:, :3]
+        found[part] = problem.phi[part] @ first.lined(first.outside(k))[:, :3]
     torch.testing.assert_close(found, expected, rtol=0, atol=SOLVED * float(expected.abs().max()))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_fold_is_predicted_by_the_rows_outside_it_and_outside_the_one_that_is_held_out(curved: bool) -> None:
+    problem = Problem(curved=curved)
+    first, n = problem.first(), len(problem.y)
+    seen = []
+    for j, k, v in first.pairs():
+        rest = torch.tensor(sorted(set(range(n)) - set(problem.parts[j].tolist()) - set(problem.parts[k].tolist())))
+        each = torch.full((problem.phi.shape[1],), first.choice.chosen * len(rest), dtype=torch.float64)
+        each[:3] = len(rest) / n
+        expected = ridge(problem.phi[rest], problem.psi[rest][:, 3:], each)
+        torch.testing.assert_close(v[:, 3:], expected, rtol=0, atol=SOLVED * float(expected.abs().max()))
+        seen.append((j, k))
+    assert sorted(seen) == [(j, k) for j in range(FOLDS) for k in range(FOLDS) if j != k]
 
 
 @pytest.mark.oracle
@@ -99,12 +115,13 @@ def test_the_loss_with_controls_is_that_of_held_out_residuals_beside_what_stage_
         families=["line and curve"],
     )
     first, n = problem.first(), len(problem.y)
+    of_pairs = {(j, k): v for j, k, v in first.pairs()}
     losses = torch.zeros_like(PENALTIES)
     for k, part in enumerate(problem.parts):
         rest = [j for j in range(FOLDS) if j != k]
-        predicted = torch.cat([problem.phi[problem.parts[j]] @ first.of_fold(j, held_out=k) for j in rest])
+        predicted = torch.cat([problem.phi[problem.parts[j]] @ of_pairs[j, k] for j in rest])
         outcome = torch.cat([problem.y[problem.parts[j]] for j in rest])
-        v = problem.controls[part] - problem.phi[part] @ first.of_controls(k)
+        v = problem.controls[part] - problem.phi[part] @ first.outside(k)[:, -problem.controls.shape[1] :]
         for i, xi in enumerate(PENALTIES.tolist()):
             each = torch.full((predicted.shape[1],), n * xi, dtype=torch.float64)
             each[:3] = 1.0

@@ -264,7 +264,7 @@ def test_a_ridge_path_solves_the_penalised_normal_equations_and_has_the_losses_o
     other = SquaredError(
         gram=others.mT @ others / 20, right=others.mT @ answers / 20, square=float(answers.square().sum() / 20)
     )
-    for penalty, loss in zip(penalties.tolist(), path.losses(other, penalties).tolist(), strict=True):
+    for penalty, loss in zip(penalties.tolist(), path.losses(other.through(path.basis), penalties).tolist(), strict=True):
         w = path.weights(penalty)
         torch.testing.assert_close(features.mT @ (targets - features @ w) / 30, penalty * w, rtol=0, atol=ROUNDING)
         torch.testing.assert_close(half.minimiser(penalty), w, rtol=1e-10, atol=ROUNDING)
