@@ -43,9 +43,11 @@ from cfiv.estimators.sieve_columns import SieveColumns, SplineOptions
 from cfiv.estimators.units import Standardiser
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.fitted_rows import FittedRows
+from cfiv.inference.joint_fit import joint_fit
+from cfiv.inference.overidentification import SpareMoments
 from cfiv.inference.row_blocks import RowBlocks, blocks_of
 from cfiv.inference.scaling import Scaling
-from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
+from cfiv.inference.two_stage import Outcome, TwoStage
 from cfiv.numerics.sieve_basis import SieveBasis
 from cfiv.numerics.sieve_choice import ROWS_A_COLUMN, choose_size, noisier
 from cfiv.numerics.sieve_iv import SieveFit, fit_basis
@@ -76,12 +78,15 @@ class CorrectedFit:
         Of the splines.
     leverage : float
         The largest of a row, in the splines.
+    spare : SpareMoments
+        Of the instruments of the splines.
     """
 
     component: CorrectedComponent
     fit: BasisFit
     stage: TwoStage
     leverage: float
+    spare: SpareMoments
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +156,7 @@ def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis) -> Corr
     stage = TwoStage.of(block, outcome)
     rows.check_groups(len(stage.coordinates))
     learned = _scaled(crossed.values, outcome)
-    projections = _solved(stage, block, learned)
+    projections = stage.spread @ _products(stage.predictor, block, learned)  # (F' P F)^-1 F' P h_k
     left = replace(outcome, values=outcome.values - _beyond(stage, block, crossed, learned, projections))
     stage = TwoStage.of(block, left)
     joint = joint_fit(
@@ -163,9 +168,12 @@ def _corrected(rows: FittedRows, crossed: CrossFit, splines: SieveBasis) -> Corr
         small=rows.small_sample(None, coefficients=len(stage.coordinates)),
     )
     weights = np.bincount(crossed.folds, weights=block.root**2, minlength=len(crossed.functions)) / len(data)
-    fit = _with_learned(joint.fits[0], projections, weights, outcome)
+    apart = np.sqrt((FOLDS - 1) / FOLDS) * (np.eye(FOLDS) - weights[:, None])
+    fit = _with_learned(joint.fits[0], projections, apart, weights, outcome)
     component = CorrectedComponent(CorrectedBasis(splines, crossed.functions), fit.estimate(np.eye(fit.size)))
-    return CorrectedFit(component, fit, stage, joint.leverage)
+    between = _products(stage.spare, block, learned) @ apart
+    spare = replace(joint.spare, covariance=joint.spare.covariance + between @ between.T)
+    return CorrectedFit(component, fit, stage, joint.leverage, spare)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,13 +274,13 @@ def _scaled(values: Array, outcome: Outcome) -> Array:
     return np.asarray((np.ldexp(values, -int(exponent)) - centre) / scale)
 
 
-def _solved(stage: TwoStage, block: RowBlocks, columns: Array) -> Array:
-    """``(F' P F)^-1 F' P g`` of columns (n, K) at the rows, (p, K), in columns of length one."""
-    products = np.zeros((len(stage.coordinates), columns.shape[1]))
+def _products(predictor: Array, block: RowBlocks, columns: Array) -> Array:
+    """Sums over rows of ``(Phi predictor)' g`` (m, K), of instrument columns and columns g (n, K) at the rows."""
+    products = np.zeros((predictor.shape[1], columns.shape[1]))
     for rows in block.slices():
-        instruments = block.scaled("instruments", rows) @ stage.predictor
+        instruments = block.scaled("instruments", rows) @ predictor
         products += instruments.T @ (block.root[rows, None] * columns[rows])
-    return np.asarray(stage.spread @ products)
+    return products
 
 
 def _beyond(stage: TwoStage, block: RowBlocks, crossed: CrossFit, learned: Array, projections: Array) -> Array:
@@ -284,7 +292,7 @@ def _beyond(stage: TwoStage, block: RowBlocks, crossed: CrossFit, learned: Array
     return own
 
 
-def _with_learned(fit: BasisFit, projections: Array, weights: Array, outcome: Outcome) -> BasisFit:
+def _with_learned(fit: BasisFit, projections: Array, apart: Array, weights: Array, outcome: Outcome) -> BasisFit:
     """The fit of the splines beside the learned functions, which are known up to what they differ by between folds."""
     folds = len(weights)
     centre, scale, exponent = outcome.units
@@ -295,7 +303,6 @@ def _with_learned(fit: BasisFit, projections: Array, weights: Array, outcome: Ou
         np.concatenate([own.scales, scale * ones]),
         np.concatenate([own.constant, np.zeros(folds)]),
     )
-    apart = np.sqrt((folds - 1) / folds) * (np.eye(folds) - weights[:, None])
     root = np.block([[fit.root, -projections @ apart], [np.zeros((folds, fit.root.shape[1])), apart]])
     coefficients = np.concatenate([fit.coefficients - projections @ weights, weights])
     return BasisFit(scaling, coefficients, root, fit.triangle, fit.outcome)

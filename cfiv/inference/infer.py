@@ -26,12 +26,14 @@ from cfiv.inference.estimates import Averages, Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
+from cfiv.inference.joint_fit import joint_fit
 from cfiv.inference.linear_in_basis import SizeChoice, bases_of, choice_of, undersmoothed
+from cfiv.inference.overidentification import Overidentification, SpareMoments
 from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_level
 from cfiv.inference.strength import Strength
-from cfiv.inference.two_stage import Outcome, TwoStage, joint_fit
+from cfiv.inference.two_stage import Outcome, TwoStage
 from cfiv.memory import within_memory
 from cfiv.runtime.surroundings import ordinary_torch
 
@@ -181,7 +183,8 @@ def infer(
         df=small.t_dof,
         allowance=answer.allowance,
     )
-    doubts = (*_weakness(model, strength), *answer.doubts)
+    overidentification = Overidentification.of(answer.spare)
+    doubts = (*_weakness(model, strength), *_contradiction(overidentification), *answer.doubts)
     return Inference(
         function=function,
         law=Law(answer.fits, multipliers, bool(doubts)),
@@ -189,6 +192,7 @@ def infer(
         average=average,
         seen=seen,
         strength=strength,
+        overidentification=overidentification,
         covariance=rows.describe(small),
         rows=len(rows),
         notes=(*[ABSORBED] * (rows.absorbed is not None), *answer.notes, *_outside(model.structural_function_), *doubts),
@@ -208,6 +212,8 @@ class _Answer:
     small : SmallSample
     leverage : float
         The largest of a row in it.
+    spare : SpareMoments
+        Of its instruments.
     notes, doubts : tuple of str
     allowance : float
         That a band owes to a size which the data chose.
@@ -220,6 +226,7 @@ class _Answer:
     stage: TwoStage
     small: SmallSample
     leverage: float
+    spare: SpareMoments
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
     allowance: float = 0.0
@@ -259,6 +266,7 @@ def _in_fixed_basis(data: Any, rows: FittedRows, model: StructuralEstimator, *, 
         stage=stages[0],
         small=small,
         leverage=leverage,
+        spare=joint.spare,
         notes=_notes(model, choice_of(fitted), undersmooth=undersmooth),
         doubts=(TOO_SMALL,) if too_small else (),
         allowance=0.0 if choice is None else choice.allowance,
@@ -282,6 +290,7 @@ def _learned(data: Any, rows: FittedRows, model: StructuralEstimator, *, undersm
         stage=found.average.stage,
         small=rows.small_sample(None, coefficients=found.curve.fit.size),
         leverage=found.curve.leverage,
+        spare=found.curve.spare,
         notes=(
             f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, "
             f"{widths[1]} for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
@@ -371,4 +380,14 @@ def _weakness(model: StructuralEstimator, strength: Strength | None) -> tuple[st
     return (
         f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
         "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
+    )
+
+
+def _contradiction(test: Overidentification | None) -> tuple[str, ...]:
+    """What it means that instruments contradict one another."""
+    if test is None or not test.is_contradicted:
+        return ()
+    return (
+        f"the instruments contradict one another ({test}): one of them is invalid, or the effect is not of the form that the "
+        "formula says, or differs between those whom they move",
     )

@@ -20,6 +20,7 @@ from cfiv.inference.estimates import Averages, Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
 from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, read_inference
 from cfiv.inference.linear_in_basis import bases_of
+from cfiv.inference.overidentification import Overidentification
 from cfiv.inference.seen import Seen
 from cfiv.inference.strength import Strength
 from cfiv.tables.groups import Groups
@@ -52,6 +53,8 @@ class Inference:
         What to know before relying on it.
     averages : Averages or None
         What effects, average derivatives and functionals are of; None where it is ``function``.
+    overidentification : Overidentification or None
+        Whether instruments contradict one another; None where there are no more of them than the basis needs.
     """
 
     function: StructuralFunction
@@ -63,6 +66,7 @@ class Inference:
     rows: int
     notes: tuple[str, ...]
     averages: Averages | None = None
+    overidentification: Overidentification | None = None
 
     def effect(self, *, treatment_from: Any, treatment_to: Any, rows: Any = None, by: Any = None) -> Estimates:
         """``mean_i [h(treatment_to, X_i) - h(treatment_from, X_i)]`` over rows.
@@ -254,6 +258,7 @@ class Inference:
             ("Basis", f"{self.law.fits[0].size} functions"),
             ("Covariance", self.covariance),
             *([] if self.strength is None else [("Instruments", str(self.strength))]),
+            *([] if self.overidentification is None else [("Overidentification", str(self.overidentification))]),
             *((f"Seen {name}", "{:.4g} to {:.4g}".format(*self.seen.span(name))) for name in self.seen.columns),
             ("Level", f"{100 * multipliers.level:g} %, bands from {multipliers.draws:,} draws"),
             *(("Note", note) for note in self.notes),

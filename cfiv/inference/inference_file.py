@@ -14,6 +14,7 @@ from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.estimates import Averages, Law
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.linear_in_basis import bases_of
+from cfiv.inference.overidentification import Overidentification
 from cfiv.inference.seen import Seen
 from cfiv.inference.simultaneous import Multipliers
 from cfiv.inference.strength import Strength
@@ -51,6 +52,7 @@ def inference_to_values(inference: Inference) -> dict[str, Any]:
         "average": {"values": list(inference.average.values), "supported": inference.average.supported.tolist()},
         "seen": inference.seen.to_values(),
         "strength": None if inference.strength is None else inference.strength.to_values(),
+        "overidentification": None if inference.overidentification is None else inference.overidentification.to_values(),
         **{name: getattr(inference, name) for name in FACTS},
     }
 
@@ -70,8 +72,9 @@ def read_inference(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _parts(values: Any) -> dict[str, Any]:
-    parts = ("function", "fits", "averages", "multipliers", "doubtful", "average", "seen", "strength")
-    values = {"averages": None, **values}  # not in files of before there were learned functions
+    parts = ("function", "fits", "averages", "multipliers", "doubtful", "average", "seen", "strength", "overidentification")
+    # Of files of before there were learned functions, and the test.
+    values = {"averages": None, "overidentification": None, **values}
     fields(values, *parts, *FACTS)
     multipliers, doubtful = Multipliers.from_values(values["multipliers"]), flag(values["doubtful"])
     function, fits = _function_and_fits(values)
@@ -84,6 +87,7 @@ def _parts(values: Any) -> dict[str, Any]:
     supported = [flag(one) for one in listed(average["supported"], count=len(seen.columns))]
     sizes = [fit.size for fit in (fits if averages is None else averages.law.fits)]
     means = listed(average["values"], count=len(sizes))
+    test = values["overidentification"]
     strength = None if values["strength"] is None else Strength.from_values(values["strength"])
     return {
         "function": function,
@@ -95,6 +99,7 @@ def _parts(values: Any) -> dict[str, Any]:
         ),
         "seen": seen,
         "strength": strength,
+        "overidentification": None if test is None else Overidentification.from_values(test),
         "covariance": text(values["covariance"]),
         "rows": whole(values["rows"], 1, 2**62),
         "notes": texts(values["notes"]),

@@ -1,8 +1,7 @@
-"""Two-stage least squares and LIML in given bases over blocks of rows, and the joint covariance of all coefficients."""
+"""Two-stage least squares and LIML in a given basis over blocks of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,14 +11,10 @@ from scipy import linalg
 from cfiv.data import Array
 from cfiv.errors import DataError
 from cfiv.estimators.linear_columns import IRRELEVANT
-from cfiv.estimators.small_sample import SmallSample
-from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.row_blocks import RowBlocks
 from cfiv.inference.scaling import Scaling
 from cfiv.numerics.dependence import Dependence, dependences
-from cfiv.numerics.linear_iv import covariance_root
 from cfiv.numerics.scaled_columns import plain_numbers
-from cfiv.numerics.score_covariance import clustered_ways
 from cfiv.numerics.triangle import triangle_of
 
 
@@ -73,6 +68,9 @@ class TwoStage:
     predictor : array (q, p)
         ``R_Phi^-1 U``: ``P`` is the instrument columns, as ``blocks`` scales them, times it; ``R_F^-1`` for the structural
         columns where there are no instruments.
+    spare : array (q, r - p)
+        ``R_Phi^-1 U_2``, with ``U_2`` orthogonal to ``U``: of the r independent instrument columns what no coefficient is
+        needed for. It is orthogonal to ``F``, so that its products with residuals are those with the errors.
     correlations : array (p,)
         Descending; ones without instruments.
     instruments : int
@@ -85,6 +83,7 @@ class TwoStage:
     spread: Array
     homoskedastic: Array | None
     predictor: Array
+    spare: Array
     correlations: Array
     instruments: int
 
@@ -126,7 +125,8 @@ class TwoStage:
             )
         back = linalg.solve_triangular(own, np.eye(p))
         if not q:
-            return cls(structural, own, basis.T @ stacked[:, -1], back, None, back / lengths[:p, None], np.ones(p), p)
+            predictor = back / lengths[:p, None]
+            return cls(structural, own, basis.T @ stacked[:, -1], back, None, predictor, predictor[:, :0], np.ones(p), p)
         first = stacked[:, :q] / lengths[:q]
         found = _dependent(
             np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
@@ -141,7 +141,8 @@ class TwoStage:
                 f"the instruments move {moved} of the {p} functions of the basis, as where they take few values: the curve is "
                 "not identified, and a band would mean nothing; use a smaller basis, or instruments with more values"
             )
-        directions, mixed = np.linalg.qr(shared)
+        all_directions, mixed = np.linalg.qr(shared, mode="complete")
+        directions, mixed = all_directions[:, :p], mixed[:p]
         scores, weight, inverse = directions.T @ (left.T @ stacked[:, -1]), None, linalg.solve_triangular(mixed, np.eye(p))
         spread = back @ inverse
         if excess:
@@ -149,112 +150,20 @@ class TwoStage:
             scores = (1 + excess) * scores - excess * (inverse.T @ (basis.T @ stacked[:, -1]))
             scores, spread = np.linalg.solve(weight, scores), np.linalg.solve(weight, spread.T).T
         coordinates = linalg.solve_triangular(mixed, scores)
-        predictor = np.zeros((q, p))
-        predictor[kept] = linalg.solve_triangular(right, directions) / lengths[kept, None]
-        return cls(structural, own, coordinates, spread, weight, predictor, correlations, len(kept))
+        predictor = np.zeros((q, len(kept)))
+        predictor[kept] = linalg.solve_triangular(right, all_directions) / lengths[kept, None]
+        used, spare = np.split(predictor, [p], axis=1)
+        return cls(structural, own, coordinates, spread, weight, used, spare, correlations, len(kept))
+
+    def orthonormal(self, block: RowBlocks, structural: Array) -> Array:
+        """``Q_F`` at rows, from columns that the block has scaled."""
+        unit = structural * (block.structural.scales / self.structural.scales)
+        return np.asarray(linalg.solve_triangular(self.triangle, unit.T, trans="T").T)
 
     @property
     def coefficients(self) -> Array:
         """``b``, of columns of length one."""
         return np.asarray(linalg.solve_triangular(self.triangle, self.coordinates))
-
-
-@dataclass(frozen=True, eq=False)
-class JointFit:
-    """Fits of one outcome in several bases.
-
-    Parameters
-    ----------
-    fits : tuple of BasisFit
-    leverage : float
-        The largest of a row in the first.
-    """
-
-    fits: tuple[BasisFit, ...]
-    leverage: float
-
-
-def joint_fit(
-    stages: Sequence[TwoStage],
-    blocks: Sequence[RowBlocks],
-    outcome: Outcome,
-    *,
-    covariance: str,
-    clusters: Sequence[Array],
-    small: SmallSample,
-    known_constant: bool = False,
-) -> JointFit:
-    """Numbers of fits with their joint covariance ``H S H'``, ``S`` that of all scores ``P_i e_i``.
-
-    Parameters
-    ----------
-    stages : sequence of TwoStage
-        The one that is asked first.
-    blocks : sequence of RowBlocks
-        Of their bases.
-    outcome : Outcome
-    covariance : {"robust", "unadjusted", "clustered"}
-    clusters : sequence of arrays (n,)
-        Codes of one or two kinds of groups, for "clustered".
-    small : SmallSample
-        Of the first.
-    known_constant : bool
-        Whether the constant of the only basis counts as known: where fixed effects were taken out, sums of residuals within
-        groups are zero, and with two kinds of clusters its variance would be less.
-
-    Notes
-    -----
-    Of two kinds of groups: the sum of both covariances less that of their intersections, of which directions with a negative
-    variance, as few groups may have, get none.
-
-    References
-    ----------
-    Cameron, Gelbach and Miller, "Robust inference with multiway clustering", *Journal of Business & Economic Statistics* 29,
-    2011.
-    """
-    sizes = [len(stage.coordinates) for stage in stages]
-    n, width = len(outcome.values), sum(sizes)
-    smallest, cells = _intersections(clusters)
-    sums = np.zeros((len(cells[0]) if clusters else 0, width))
-    total, gram, squares = np.zeros((width, width)), np.zeros((width, width)), np.zeros((len(sizes),) * 2)
-    constant, leverage = np.zeros(width), 0.0
-    for rows in blocks[0].slices():
-        basis, residuals = [], []
-        for stage, block in zip(stages, blocks, strict=True):
-            structural = block.scaled("structural", rows)
-            own = _orthonormal(stage, block, structural)
-            values = own @ stage.coordinates
-            if stage is stages[0]:
-                leverage = max(leverage, float((np.square(own).sum(axis=1) / block.root[rows] ** 2).max()))
-            residuals.append(outcome.values[rows] - values)
-            basis.append((block.scaled("instruments", rows) if block.instrumented else structural) @ stage.predictor)
-        joined, errors = np.concatenate(basis, axis=1), np.stack(residuals, axis=1)
-        constant += joined.T @ blocks[0].root[rows]
-        scores = joined * np.repeat(errors, sizes, axis=1)
-        if covariance == "clustered":
-            np.add.at(sums, smallest[rows], scores)
-        elif covariance == "robust":
-            total += scores.T @ scores
-        else:
-            gram += joined.T @ joined
-            squares += errors.T @ errors
-    if covariance == "clustered":
-        total = clustered_ways(sums, cells, small.of_groups)
-    elif covariance == "unadjusted":
-        if stages[0].homoskedastic is not None:  # of LIML, which has but one basis
-            gram = stages[0].homoskedastic
-        total = gram * np.repeat(np.repeat(squares / n, sizes, axis=0), sizes, axis=1)
-    total = small.factor * total
-    if known_constant:
-        others = np.eye(width) - np.outer(constant, constant) / n  # the roots' squares sum to n
-        total = others @ total @ others
-    root = covariance_root(linalg.block_diag(*(stage.spread for stage in stages)), total)
-    parts = np.split(root, np.cumsum(sizes)[:-1])
-    fits = tuple(
-        BasisFit(stage.structural, stage.coefficients, part, stage.triangle, outcome.units)
-        for stage, part in zip(stages, parts, strict=True)
-    )
-    return JointFit(fits, n * leverage)
 
 
 def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
@@ -267,20 +176,6 @@ def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
     return triangle_of(map(columns, blocks.slices()))
 
 
-def _orthonormal(stage: TwoStage, block: RowBlocks, structural: Array) -> Array:
-    """``Q_F`` at rows, from columns that the block has scaled."""
-    unit = structural * (block.structural.scales / stage.structural.scales)
-    return np.asarray(linalg.solve_triangular(stage.triangle, unit.T, trans="T").T)
-
-
 def _dependent(triangle: Array, scaling: Scaling, *, rows: int) -> tuple[Dependence, ...]:
     """Columns of length one that depend on those before them."""
     return dependences(triangle, np.sqrt(1 + rows * (scaling.centres / scaling.scales) ** 2))
-
-
-def _intersections(clusters: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """Codes (n,) of the groups that all kinds make together, and of each kind those of these groups."""
-    if not clusters:
-        return np.zeros(0, dtype=np.int64), []
-    _, first, codes = np.unique(np.stack(clusters, axis=1), axis=0, return_index=True, return_inverse=True)
-    return np.asarray(codes).ravel(), [kind[first] for kind in clusters]
