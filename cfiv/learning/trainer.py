@@ -10,7 +10,6 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from cfiv.checks import (
@@ -25,6 +24,7 @@ from cfiv.checks import (
 )
 from cfiv.errors import ParameterError
 from cfiv.files import check_place
+from cfiv.learning.adam import Adam
 from cfiv.learning.build import check_kept
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.evaluation import check_width, place
@@ -51,7 +51,7 @@ from cfiv.runtime.processes import check_shareable, here
 if TYPE_CHECKING:
     import pandas as pd
 
-ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
+ADAM: OptimizerFactory = partial(Adam, lr=1e-3)
 
 
 class LastLayerTrainer(TrainedModule):
