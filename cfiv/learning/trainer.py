@@ -76,8 +76,9 @@ class LastLayerTrainer(TrainedModule):
     last_module : str, optional
         Dotted name of the last linear map, where the last one that runs is not meant.
     optimizer : callable, optional
-        From parameters to an optimiser of the backbone, of all of them and no others; ``partial(torch.optim.Adam, lr=1e-3)`` by
-        default. One that needs a closure, such as LBFGS, is refused: a step has one loss.
+        From parameters to an optimiser of the backbone, of all of them and no others; by default one with the numbers of
+        ``partial(torch.optim.Adam, lr=1e-3, fused=True)``. One that needs a closure, such as LBFGS, is refused: a step has one
+        loss.
     order : {"solve-first", "backbone-first"}
         Whether the backbone steps at the weights solved on its own batch, or at the previous ones with the solve after it.
     task : {"regression", "classification"}
