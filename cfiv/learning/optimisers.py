@@ -12,8 +12,8 @@ from cfiv.checks import check_callable, check_instance
 from cfiv.errors import ParameterError
 from cfiv.learning.adam import Adam
 
-#: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
 Optimiser = torch.optim.Optimizer | Adam
+#: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimiser]
 
 
