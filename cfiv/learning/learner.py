@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cfiv.learning.adam import Adam
 from cfiv.learning.member_networks import MemberNetwork, Pass
-from cfiv.learning.optimisers import adam
+from cfiv.learning.optimisers import Optimiser
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Learner:
     """Networks that take their gradient steps together, and their optimiser; None where none of them has parameters."""
 
     networks: tuple[MemberNetwork, ...]
-    optimiser: torch.optim.Optimizer | None
+    optimiser: Optimiser | None
 
     @classmethod
     def of(cls, networks: Iterable[tuple[MemberNetwork | None, float, float]], *, decoupled: bool) -> Learner:
@@ -28,8 +29,7 @@ class Learner:
             for network, rate, decay in there
             if network.parameters
         ]
-        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-        return cls(tuple(network for network, *_ in there), adam(kind, groups) if groups else None)
+        return cls(tuple(network for network, *_ in there), Adam(groups, decoupled=decoupled) if groups else None)
 
     def set_rate(self, factor: float) -> None:
         """Set every learning rate to a fraction of its peak."""

@@ -17,6 +17,7 @@ from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DIVERGED, Cut, DivergedError, check_steps
 from cfiv.learning.member import FAILURES, Member
 from cfiv.learning.member_networks import MemberNetwork
+from cfiv.learning.optimisers import Optimiser
 from cfiv.learning.run_file import draws_of, restore_draws
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split
 from cfiv.learning.saved_state import check_draws, check_optimiser
@@ -264,7 +265,7 @@ class MembersRun(Generic[R]):
         heldout = tensor_of(losses, rows, torch.float64).to(self._device)
         return Checkpoint(step, states, tuple(weights), tuple(ridges), heldout)
 
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
+    def _optimisers(self) -> list[Optimiser]:
         return [learner.optimiser for learner in self._steps.learners if learner.optimiser is not None]
 
     def _active(self) -> list[tuple[int, Member]]:

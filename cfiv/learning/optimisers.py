@@ -1,25 +1,20 @@
-"""Optimisers: Adam in the form that fits its parameters, and those that a user's callable makes."""
+"""Optimisers of what is trained: our own, and those that a user's callable makes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
 from cfiv.checks import check_callable, check_instance
 from cfiv.errors import ParameterError
+from cfiv.learning.adam import Adam
 
+Optimiser = torch.optim.Optimizer | Adam
 #: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-def adam(kind: type[torch.optim.Adam], groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """Fused, at a fraction of the time, unless there are complex parameters, which torch's fused ones do not take."""
-    fused = not any(parameter.is_complex() for group in groups for parameter in group["params"])
-    return kind(groups, fused=fused or None, **options)
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimiser]
 
 
 def check_optimizer(factory: object) -> None:
@@ -29,7 +24,7 @@ def check_optimizer(factory: object) -> None:
     check_callable("optimizer", factory, what, why=why)
 
 
-def made_optimiser(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def made_optimiser(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> Optimiser:
     """The optimiser that a factory makes for parameters, of all of them and of no others.
 
     Raises
@@ -41,7 +36,7 @@ def made_optimiser(factory: OptimizerFactory, parameters: list[nn.Parameter]) ->
         made = factory(list(parameters))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ParameterError(f"optimizer could not be called with the parameters to learn: {error}") from error
-    check_instance("what optimizer makes", made, torch.optim.Optimizer, "a torch optimizer")
+    check_instance("what optimizer makes", made, (torch.optim.Optimizer, Adam), "a torch optimizer")
     name = type(made).__name__
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

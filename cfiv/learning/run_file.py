@@ -23,7 +23,7 @@ from cfiv.runtime.processes import here
 from cfiv.tensor_file import TensorFile, nested, short
 
 #: Runs of another version are not continued.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RUN_FILE = TensorFile(
     key="cfiv-run",
     version=FORMAT_VERSION,

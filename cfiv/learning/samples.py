@@ -202,8 +202,7 @@ def batches(rows: Tensor, *, size: int | None, generator: np.random.Generator) -
         for window in _windows(len(rows), generator):
             order = torch.from_numpy(np.concatenate([left, window]))
             whole = len(order) - len(order) % size
-            for start in range(0, whole, size):
-                yield rows[order[start : start + size]]
+            yield from rows[order[:whole]].view(-1, size)
             left = order[whole:].numpy()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cfiv.file_values import fields, like, listed, tensor_of
+from cfiv.learning.optimisers import Optimiser
 from cfiv.runtime.module_state import ModuleState, extra_of, tensors_of
 
 #: A generator of the processor: its seed, the words left, whether it is seeded, the next word, and all words.
@@ -76,14 +77,14 @@ def check_module(values: Any, module: nn.Module, *, finite: bool = False) -> Mod
     return found
 
 
-def check_optimiser(values: Any, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def check_optimiser(values: Any, optimiser: Optimiser) -> dict[str, Any]:
     """The state of an optimiser of the same making, its options those that it has now, but for the rates.
 
-    What torch's own optimisers keep of a parameter has the shapes and types of what they keep of it after a first step. Others
-    may change their options and keep more with time: of theirs the kinds are compared.
+    What torch's own optimisers and ours keep of a parameter has the shapes and types of what they keep of it after a first
+    step. Others may change their options and keep more with time: of theirs the kinds are compared.
     """
     fields(values, "state", "param_groups")
-    own = f"{type(optimiser).__module__}.".startswith("torch.optim.")
+    own = f"{type(optimiser).__module__}.".startswith(("torch.optim.", "cfiv."))
     present = optimiser.state_dict()["param_groups"]
     groups = []
     for group, options in zip(listed(values["param_groups"], count=len(present)), present, strict=True):
@@ -102,7 +103,7 @@ def check_optimiser(values: Any, optimiser: torch.optim.Optimizer) -> dict[str, 
     return {"state": values["state"], "param_groups": groups}
 
 
-def _kept_after_a_step(optimiser: torch.optim.Optimizer) -> dict[int, Any] | None:
+def _kept_after_a_step(optimiser: Optimiser) -> dict[int, Any] | None:
     """What it keeps of every parameter after a step: that of a copy, on parameters and gradients of zero.
 
     None where it takes no such gradients, as SparseAdam.

@@ -19,7 +19,7 @@ from cfiv.errors import DivergenceError, ParameterError
 from cfiv.learning.examples import Examples
 from cfiv.learning.last_layer import ClosedForm, Gradient, Memory
 from cfiv.learning.last_linear_map import Captured, LastLinearMap
-from cfiv.learning.optimisers import OptimizerFactory, made_optimiser
+from cfiv.learning.optimisers import Optimiser, OptimizerFactory, made_optimiser
 from cfiv.learning.solving import update_layer
 from cfiv.learning.tasks import Classification, Task
 from cfiv.learning.training import Order
@@ -61,7 +61,7 @@ class TrainerState:
     """What a step hands to the next: module and optimiser (changed in place; None where nothing learns), and the memory."""
 
     head: LastLinearMap
-    optimiser: torch.optim.Optimizer | None
+    optimiser: Optimiser | None
     memory: Memory
 
     @classmethod
@@ -150,7 +150,7 @@ def row_weights_of(batch: Examples, captured: Captured, head: LastLinearMap) -> 
     return None if batch.weights is None else head.repeat(batch.weights, captured)
 
 
-def descend(loss: Tensor, optimiser: torch.optim.Optimizer | None, processes: Processes) -> None:
+def descend(loss: Tensor, optimiser: Optimiser | None, processes: Processes) -> None:
     """One step of the optimiser, unless the loss is not finite, along the gradients of all processes that share the rows."""
     if not bool(torch.isfinite(loss.detach())):
         raise DivergenceError(f"the loss is {float(loss.detach())}")

@@ -10,7 +10,6 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from cfiv.checks import (
@@ -25,6 +24,7 @@ from cfiv.checks import (
 )
 from cfiv.errors import ParameterError
 from cfiv.files import check_place
+from cfiv.learning.adam import Adam
 from cfiv.learning.build import check_kept
 from cfiv.learning.deadline import Deadline, check_max_seconds
 from cfiv.learning.evaluation import check_width, place
@@ -51,7 +51,7 @@ from cfiv.runtime.processes import check_shareable, here
 if TYPE_CHECKING:
     import pandas as pd
 
-ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
+ADAM: OptimizerFactory = partial(Adam, lr=1e-3)
 
 
 class LastLayerTrainer(TrainedModule):
@@ -76,8 +76,9 @@ class LastLayerTrainer(TrainedModule):
     last_module : str, optional
         Dotted name of the last linear map, where the last one that runs is not meant.
     optimizer : callable, optional
-        From parameters to an optimiser of the backbone, of all of them and no others; ``partial(torch.optim.Adam, lr=1e-3)`` by
-        default. One that needs a closure, such as LBFGS, is refused: a step has one loss.
+        From parameters to an optimiser of the backbone, of all of them and no others; by default one with the numbers of
+        ``partial(torch.optim.Adam, lr=1e-3, fused=True)``. One that needs a closure, such as LBFGS, is refused: a step has one
+        loss.
     order : {"solve-first", "backbone-first"}
         Whether the backbone steps at the weights solved on its own batch, or at the previous ones with the solve after it.
     task : {"regression", "classification"}

@@ -178,6 +178,11 @@ class _OwnGenerator(TorchFunctionMode):
 class _HandOver(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives the thread's generator to every operation that would take the global one."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to keep this out of compiled code torch imports its compiler, 1.5 s, and compiled code is borrowed for anyway."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

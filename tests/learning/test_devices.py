@@ -86,7 +86,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.contract
 @pytest.mark.parametrize(
     ("layer", "numbers"),
-    [(Proximal(0.1), 11), (Ridge(0.1), 11), (Kalman(0.1, observation_noise=1.0), 12), (Adaptive(), 12), (Gradient(), 8)],
+    [(Proximal(0.1), 9), (Ridge(0.1), 9), (Kalman(0.1, observation_noise=1.0), 10), (Adaptive(), 10), (Gradient(), 4)],
     ids=repr,
 )
 def test_a_step_of_the_trainer_reads_so_many_numbers_and_no_more(layer: Any, numbers: int) -> None:
