@@ -107,6 +107,15 @@ def test_functions_that_agree_are_without_noise_and_opposite_ones_are_nothing_el
 
 
 @pytest.mark.law
+def test_of_functions_of_the_same_rows_many_that_vary_as_two_do_have_their_noise() -> None:
+    data = straight(500, seed=0)
+    model = smooth(data)
+    two = [Shifted(model, slope) for slope in (5.0, -5.0)]
+    eight = [Shifted(model, math.sqrt(7 / 4) * slope) for slope in (5.0, -5.0) * 4]  # of the same variance, by n - 1
+    assert disagreement(data, eight) == pytest.approx(disagreement(data, two))
+
+
+@pytest.mark.law
 def test_functions_that_count_for_little_bring_little_noise() -> None:
     data = straight(500, seed=0)
     model = smooth(data)
