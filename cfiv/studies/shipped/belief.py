@@ -24,19 +24,19 @@ LETTERS = {"sales": "y", "price": "t", "fuel": "z", "time": "x1", "emotion": "x2
 CROSSED = 100
 
 
-def _curve(curve: str) -> Callable[[int, int], tuple[Any, Any]]:
+def _curve(curve: str) -> Callable[..., tuple[Any, Any]]:
     return lambda n, seed: one_treatment(n=n, curve=curve, seed=seed)
 
 
-def _straight(strength: float) -> Callable[[int, int], tuple[Any, Any]]:
+def _straight(strength: float) -> Callable[..., tuple[Any, Any]]:
     return lambda n, seed: straight(n=n, strength=strength, seed=seed)
 
 
-def _demand(error_scale: float) -> Callable[[int, int], tuple[Any, Any]]:
+def _demand(error_scale: float) -> Callable[..., tuple[Any, Any]]:
     return lambda n, seed: demand.simulate(n, error_scale=error_scale, seed=seed)
 
 
-def _noise(n: int, seed: int) -> tuple[pd.DataFrame, Rows]:
+def _noise(*, n: int, seed: int) -> tuple[pd.DataFrame, Rows]:
     """An outcome that has to do with nothing."""
     data, _ = straight(n=n, strength=1.0, seed=seed)
     table = data.frame
@@ -44,8 +44,8 @@ def _noise(n: int, seed: int) -> tuple[pd.DataFrame, Rows]:
     return table.assign(y=np.random.default_rng([seed, 1]).normal(size=n)), lambda rows: np.zeros(len(rows))
 
 
-#: Samples by the names of :func:`sample`; ``(n, seed) -> data, truth``.
-CASES: Mapping[str, Callable[[int, int], tuple[Any, Any]]] = {
+#: Samples by the names of :func:`sample`; ``(n=, seed=) -> data, truth``.
+CASES: Mapping[str, Callable[..., tuple[Any, Any]]] = {
     "line": _straight(1.0),
     "line, weaker instrument": _straight(0.25),
     "irrelevant instrument": _straight(0.0),
@@ -74,7 +74,7 @@ def sample(*, n: int, case: str, seed: int) -> tuple[pd.DataFrame, Rows]:
     """
     check_whole("n", n, least=1)
     check_choice("case", case, tuple(CASES))
-    data, truth = CASES[case](n, seed)
+    data, truth = CASES[case](n=n, seed=seed)
     table: pd.DataFrame = data if isinstance(data, pd.DataFrame) else data.frame
     names = {letter: name for name, letter in LETTERS.items()} if "sales" in table else {}
     return table.rename(columns=LETTERS), lambda rows: np.asarray(truth(rows.rename(columns=names)))
