@@ -337,7 +337,7 @@ weakened.pivot(index="strength", columns="estimate", values="mean effect")[list(
 
 # %% [markdown]
 # Kernel IV and DFIV drift from the truth towards the confounded answer, which is where 2SLS with many weak instruments goes,
-# too: by their account a higher price in the end raises sales. From 0.1 on DFIV warns, by its record of what speaks against
+# too: by their account a higher price in the end raises sales. From 0.3 on DFIV warns, by its record of what speaks against
 # the fit:
 
 # %%

@@ -27,6 +27,7 @@ from cfiv.estimators.kernel_bandwidths import (
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
 from cfiv.estimators.kernel_plan import FAMILIES, KernelPlan, automatic_landmarks
+from cfiv.estimators.nesting import LearnedFunction
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import fold_groups, split_rows
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Validation
@@ -253,12 +254,17 @@ class KernelIV(StructuralEstimator):
             "Held-out stage-2 loss": f"{float(stages.stage2.losses.min()):.4g} of the outcome variance",
             "Bandwidths": bandwidth_records(self.bandwidths_, data.names),
         }
-        component = KernelComponent(psi.expansion(stages.structural), inputs.outcome_scale)
-        reduced_form, *of_folds = (
+        component, *components = (
+            KernelComponent(psi.expansion(u), inputs.outcome_scale) for u in (stages.structural, *stages.without)
+        )
+        reduced_form, *reduced_forms = (
             KernelReducedForm(phi.expansion(weights), inputs.outcome_scale)
             for weights in (stages.first_stage @ stages.structural, *stages.unseen)
         )
-        unseen = [(rows.numpy(), predict) for rows, predict in zip(plan.parts, of_folds, strict=False)]
+        unseen = [
+            LearnedFunction(h, predict, rows.numpy())
+            for h, predict, rows in zip(components, reduced_forms, plan.parts, strict=False)
+        ]
         trust = closed_form_trust(data, component, is_line=stages.family == "line", unseen=unseen)
         searched = {name: (chosen[name],) for name, choice in choices.items() if len(choice.penalties) > 1}
         return Estimate((component,), reduced_form, facts, pd.DataFrame(), searched, trust=trust)

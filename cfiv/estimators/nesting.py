@@ -25,7 +25,7 @@ CLEARLY = 3.0
 
 @dataclass(frozen=True, eq=False)
 class LearnedFunction:
-    """One function of learned features, solved on some rows, and other rows, which only its features have seen.
+    """A function of some rows, and other rows, which it has not seen; of learned features, which only the features have seen.
 
     Parameters
     ----------
@@ -213,20 +213,24 @@ def weigh(data: IVData, smooth: SmoothModel, learned: Sequence[LearnedFunction])
 def disagreement(data: IVData, functions: Sequence[Component], *, base: Component | None = None, weight: float = 1.0) -> float:
     """Of what treatments do to ``(1 - w) base + w mean_k f_k``, the share that is noise, by how far the ``f_k`` differ.
 
-    With ``a_k`` as :func:`treatment_parts` has them of ``(1 - w) base + w f_k`` and ``a`` their mean over k,
-    ``mean (a_k - a)^2 / mean a^2``: all functions are of the same rows, so that many of them count as two. nan of one function.
-    Only the ``f_k`` count where ``w`` is 1.
+    :func:`spread` of ``(1 - w) base + w f_k``, as half of the variance of one of them: all functions are of the same rows, so
+    that many of them count as two. nan of one function. Only the ``f_k`` count where ``w`` is 1.
     """
     if len(functions) < 2:
         return math.nan
     centred = treatment_parts(data, functions)
     if base is not None and weight < 1.0:
         centred = weight * centred + (1.0 - weight) * treatment_parts(data, [base])
-    mean = centred.mean(axis=0)
-    unit = float(np.abs(centred).max()) or 1.0  # in which no square vanishes or overflows
-    centred, mean = centred / unit, mean / unit
+    return spread(centred, times=1 / (2 * (len(functions) - 1)))
+
+
+def spread(parts: Array, *, times: float) -> float:
+    """``times sum_k mean (a_k - a)^2 / mean a^2`` for the rows ``a_k`` of ``parts`` and their mean ``a``."""
+    unit = float(np.abs(parts).max()) or 1.0  # in which no square vanishes or overflows
+    parts = parts / unit
+    mean = parts.mean(axis=0)
     signal = float((mean**2).mean())
-    return float(((centred - mean) ** 2).mean()) / signal if signal else math.inf
+    return times * float(((parts - mean) ** 2).mean(axis=1).sum()) / signal if signal else math.inf
 
 
 def treatment_parts(data: IVData, functions: Sequence[Component]) -> Array:

@@ -12,8 +12,8 @@ from cfiv.numerics.penalised_iv import standard_errors
 
 #: F of the excluded instruments below which they are weak.
 WEAK = 10.0
-#: Share of the treatment's part of ``h`` that may be sampling noise.
-NOISY = 0.2
+#: Share of the treatment's part of ``h`` that may be sampling noise: a slope of 2.6 standard errors.
+NOISY = 0.15
 #: What a line finds in what the function leaves, in units of what the treatment does to it.
 LEFT = 0.5
 #: Standard errors by which a held-out loss must lie above another's.
@@ -41,9 +41,9 @@ class Trust:
         F of the excluded instruments for the treatment that they move least.
     noise : float
         Of what the treatment does to ``h`` over the rows, the share that is sampling noise: from the covariance of the smooth
-        model's coefficients, or from how far answers differ with functions that were learned from swapped samples. Of a line
-        that is one number, ``1 / t^2``; of a curve it is about its bends and what differs between rows, and not about the
-        average effect.
+        model's coefficients, or from how far functions differ that were learned from swapped samples, or without each fold. Of
+        a line that is one number, ``1 / t^2``; of a curve it is about its bends and what differs between rows, and not about
+        the average effect.
     left : float
         How large, over the rows, the line in the treatment is that two-stage least squares finds in ``Y - h(T, X)``, less
         three standard errors and at least 0, in units of what the treatment does to ``h``. Of the truth it is 0.

@@ -101,6 +101,7 @@ def fit_across_folds(
         stage2=best.choice,
         family=best.family,
         unseen=tuple(part.first_stage @ u for part, u in zip(search.held_out, best.held_out, strict=True)),
+        without=best.held_out,
     )
 
 

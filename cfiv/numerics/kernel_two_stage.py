@@ -151,8 +151,8 @@ class KernelTwoStage:
         The losses of the penalties that were tried, means over the rows that they were taken on.
     family : {"curve", "line and curve", "line"}
         What ``h`` is a sum of: see :mod:`cfiv.numerics.kernel_cross_fitting`.
-    unseen : tuple of Tensor (p,)
-        ``V u`` of each fold, by rows outside it alone, at the penalties chosen; none of two samples.
+    unseen, without : tuple of Tensor (p,), of Tensor (q,)
+        ``V u`` and ``u`` of each fold, by rows outside it alone, at the penalties chosen; none of two samples.
     """
 
     first_stage: Tensor
@@ -161,6 +161,7 @@ class KernelTwoStage:
     stage2: PenaltyChoice
     family: str = "curve"
     unseen: tuple[Tensor, ...] = ()
+    without: tuple[Tensor, ...] = ()
 
 
 def fit_two_samples(

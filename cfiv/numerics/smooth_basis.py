@@ -45,9 +45,10 @@ class SmoothBasis:
         """For treatments (n, d), covariates (n, c) and instruments (n, k): as many knots as n can bear.
 
         Curves of covariates are left out where there would be more columns of them than a fifth of the rows, products where
-        there would be more than a tenth.
+        there would be more than a twentieth: one penalty is for all that departs from lines in stage 1, and beside so many
+        products, most of them noise, it does not suit the curves of instruments.
         """
-        rows, room = len(treatments), len(treatments) / 10
+        rows = len(treatments)
         segments = int(np.clip(round(1.2 * np.cbrt(rows)), 3, 20))
         few = max(3, segments // 3)
 
@@ -56,9 +57,9 @@ class SmoothBasis:
 
         return cls(
             curves(treatments, segments),
-            curves(covariates, few if covariates.shape[1] * few < 2 * room else 0),
+            curves(covariates, few if covariates.shape[1] * few < rows / 5 else 0),
             curves(instruments, max(3, 2 * segments // 3)),
-            products and 0 < covariates.shape[1] * max(treatments.shape[1], instruments.shape[1]) < room,
+            products and 0 < covariates.shape[1] * max(treatments.shape[1], instruments.shape[1]) < rows / 20,
         )
 
     def structural_columns(self, treatments: Array, covariates: Array | None) -> Array:

@@ -14,6 +14,8 @@ import cfiv
 from cfiv import IVData, KernelIV, TwoStageLeastSquares
 from cfiv.datasets import demand
 from cfiv.errors import WorthlessFitWarning
+from cfiv.estimators.closed_form_trust import closed_form_trust
+from cfiv.estimators.nesting import LearnedFunction
 from cfiv.estimators.smooth_model import SmoothModel
 
 FORMULA = "y ~ x + [t ~ z]"
@@ -27,7 +29,7 @@ def straight(n: int, *, seed: int, strength: float = 1.0, effect: float = 1.0) -
 
 
 def quick(**changes: Any) -> KernelIV:
-    return KernelIV(FORMULA, **({"random_state": 0, "landmarks": 60} | changes))
+    return KernelIV(**({"formula": FORMULA, "random_state": 0, "landmarks": 60} | changes))
 
 
 def line_of(frame: pd.DataFrame) -> SmoothModel:
@@ -74,6 +76,33 @@ def test_irrelevant_instruments_are_flagged_and_strong_ones_are_not() -> None:
     for seed in range(3):
         assert not quick().fit(straight(300, seed=seed, strength=0.0)).trust_.trusted
         assert quick().fit(straight(300, seed=seed)).trust_.trusted
+
+
+@pytest.mark.oracle
+def test_fits_without_each_of_many_folds_tell_the_noise_that_a_covariance_tells() -> None:
+    frame = straight(400, seed=2, strength=0.5)
+    line, rows = line_of(frame), np.arange(400).reshape(80, 5)
+    data = IVData(outcome=frame["y"], treatment=frame["t"], instruments=frame["z"], covariates=frame["x"])
+    unseen = [
+        LearnedFunction(others.component(), others.reduced_form(), fold) for fold in rows for others in [line.without(fold)]
+    ]
+    found = closed_form_trust(data, line.component(), unseen=unseen)
+    assert found.noise == pytest.approx(line.noise(), rel=0.25)  # the noise of a variance of 80 folds
+    assert math.isnan(closed_form_trust(data, line.component()).noise)
+
+
+@pytest.mark.statistical
+def test_curves_in_noise_are_flagged_and_curves_that_are_there_are_not() -> None:
+    curves, flagged = 0, 0
+    for seed in range(12):
+        z, u, e = np.random.default_rng(seed).normal(size=(3, 300))
+        t = z + u / 2
+        rows, model = pd.DataFrame({"t": t, "z": z}), quick(formula="y ~ [t ~ z]")
+        noise = model.fit(rows.assign(y=e)).trust_
+        curves, flagged = curves + (not noise.line), flagged + (not noise.trusted)
+        assert model.fit(rows.assign(y=np.sin(1.5 * t) + u / 2 + e / 3)).trust_.trusted
+    assert curves >= 3
+    assert flagged >= 11
 
 
 @pytest.mark.law

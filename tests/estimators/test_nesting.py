@@ -23,6 +23,7 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.trust import Trust
 from cfiv.learning.dfiv_fit import refit_elsewhere
 from cfiv.learning.samples import Split
+from cfiv.studies.shipped.many_covariates import many_covariates
 
 
 def straight(n: int, *, seed: int, strength: float = 1.0, effect: float = 1.0, covariates: int = 1) -> IVData:
@@ -107,6 +108,15 @@ def test_functions_that_agree_are_without_noise_and_opposite_ones_are_nothing_el
 
 
 @pytest.mark.law
+def test_of_functions_of_the_same_rows_many_that_vary_as_two_do_have_their_noise() -> None:
+    data = straight(500, seed=0)
+    model = smooth(data)
+    two = [Shifted(model, slope) for slope in (5.0, -5.0)]
+    eight = [Shifted(model, math.sqrt(7 / 4) * slope) for slope in (5.0, -5.0) * 4]  # of the same variance, by n - 1
+    assert disagreement(data, eight) == pytest.approx(disagreement(data, two))
+
+
+@pytest.mark.law
 def test_functions_that_count_for_little_bring_little_noise() -> None:
     data = straight(500, seed=0)
     model = smooth(data)
@@ -151,6 +161,20 @@ def test_crossing_treatments_with_covariates_evaluates_every_pair() -> None:
     crossed = component.cross(data.treatment[:7], data.covariates)
     for t, values in zip(data.treatment[:7], crossed, strict=True):
         np.testing.assert_allclose(values, component.evaluate(np.tile(t, (200, 1)), data.covariates), atol=1e-9)
+
+
+@pytest.mark.statistical
+def test_a_curve_is_found_beside_many_covariates_whatever_the_folds() -> None:
+    """With as many products among the instruments of stage 1 it was lost with some folds and kept with others."""
+    rows, truth = many_covariates(n=3000, covariates=200, truth="sine", seed=0)
+    x = rows[[f"x{j}" for j in range(1, 201)]].to_numpy()
+    data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
+    data.check_fittable()
+    for folds in range(2):
+        model = SmoothModel.fit(data, np.random.default_rng([0, folds]), products=True)
+        assert model is not None
+        errors = [one.component().evaluate(data.treatment, x) - truth(rows) for one in (model, model.line())]
+        assert np.mean(errors[0] ** 2) < 0.5 * np.mean(errors[1] ** 2)
 
 
 def test_images_and_instruments_that_move_nothing_have_no_smooth_model() -> None:

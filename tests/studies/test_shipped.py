@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import cfiv
-from cfiv.errors import ParameterError
+from cfiv.errors import NotApplicableError, ParameterError
+from cfiv.estimators.trust import Trust
 from cfiv.studies import Fit
-from cfiv.studies.shipped import functionals, last_layers, learning_problems, many_covariates
+from cfiv.studies.shipped import belief, functionals, last_layers, learning_problems, many_covariates
 from cfiv.studies.shipped.columns_by_letter import columns_by_letter
 from cfiv.studies.study_file import read_study, shipped
 
@@ -148,3 +149,35 @@ def test_the_letter_of_a_column_is_its_role() -> None:
     table, _ = functionals.two_treatments(n=300, covariates=0, correlation=0.0, seed=5)
     own = cfiv.TwoStageLeastSquares("y ~ x1 + [t1 + t2 ~ z1 + z2]").fit(table)
     np.testing.assert_array_equal(columns_by_letter(name="2sls", seed=0).fit(table).predict(table), own.predict(table))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("case", [case for case in belief.CASES if case != "noise"])
+def test_the_truth_misses_nothing_and_a_flat_line_all_that_the_treatment_does(case: str) -> None:
+    table, truth = belief.sample(n=150, case=case, seed=1)
+    assert {"y", "t", "z"} <= set(table.columns) <= {"y", "t", "z", "x", "x1", "x2"}
+
+    class Estimate:
+        def __init__(self, h: object) -> None:
+            self.predict = h
+
+    def missed(h: object) -> float:
+        return belief.missed(Fit(Estimate(h), table, truth, lambda: (table, truth)))
+
+    assert missed(truth) == 0.0
+    assert missed(lambda rows: truth(rows.assign(t=table["t"].mean()))) == pytest.approx(1.0)
+    assert missed(lambda rows: truth(rows.assign(t=table["t"].mean())) * 0.5) == pytest.approx(1.0)
+
+
+@pytest.mark.law
+def test_a_fit_is_flagged_where_its_record_has_reasons_and_noise_has_nothing_to_miss() -> None:
+    table, truth = belief.sample(n=150, case="noise", seed=1)
+    assert not truth(table).any()
+    for strength, expected in ((3.0, 1.0), (300.0, 0.0)):
+        model = type("Model", (), {"trust_": Trust(strength=strength), "predict": truth})
+        fit = Fit(model, table, truth, lambda: (table, truth))
+        assert belief.flagged(fit) == expected
+        with pytest.raises(NotApplicableError, match="the treatment does nothing"):
+            belief.missed(fit)
+    with pytest.raises(NotApplicableError, match="says nothing of its worth"):
+        belief.flagged(Fit(object(), table, truth, lambda: (table, truth)))
