@@ -91,9 +91,10 @@ def convergence(
 ) -> Figure:
     """Median (line) and quartiles (band) of a metric against ``along``; the legend has slopes against n.
 
-    Axes are logarithmic where all values are positive. A median that is then far above all others is a number at the top.
+    Designs that do not vary ``along`` are left out. Axes are logarithmic where all values are positive. A median that is then far above all others is a number at the top.
     Methods with so many settings that their lines would not be told apart have a panel each.
     """
+    results = results[results[along].notna()]
     log = _positive(results, metric)
     panels, lines = _split(results, [name for name in axes if name != along])
     label = _label(results, lines)
@@ -110,7 +111,7 @@ def convergence(
     for ax, (key, cell), names in zip(grid.flat, cells, legends, strict=False):
         handles, said = [], []
         for i, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
-            here = cell[(label[cell.index] == name) & cell[along].notna()]
+            here = cell[label[cell.index] == name]
             if here.empty:
                 continue
             table = summary.distribution(here, metric, [along], failed_as=failed_as).sort_index()
@@ -125,7 +126,7 @@ def convergence(
             style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "linewidth": 1.8}
             handles.extend(ax.plot(finite.index, finite["median"], **style))
             ax.fill_between(finite.index, low, high, color=colour, alpha=0.15, linewidth=0)
-        values = sorted(cell[along].dropna().unique())
+        values = sorted(cell[along].unique())
         ax.set(
             xscale="log" if values[0] > 0 else "linear",
             yscale="log" if log else "linear",

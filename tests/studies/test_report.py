@@ -216,6 +216,16 @@ def test_no_two_lines_of_a_panel_look_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.law
+def test_designs_without_an_axis_have_no_panel_of_figures_along_it(tmp_path: Path) -> None:
+    designs = {"line": Design(problems.line, n=[10, 100]), "one size": Design(problems.line, n=50)}
+    report = study(tmp_path / "s.sqlite", power, designs=designs).report()
+    (ax,) = report.convergence().axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "100"]
+    assert len(report.box_plot().axes) == 3
+    assert (tmp_path / "out" / "error_against_n.png") in report.write(tmp_path / "out")
+
+
+@pytest.mark.law
 def test_methods_with_many_settings_have_a_panel_each_whose_legend_names_the_settings(tmp_path: Path) -> None:
     methods = {
         "one": Method(problems.Slope(), ridge=[0.5 * i for i in range(8)]),
