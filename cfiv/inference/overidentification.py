@@ -13,7 +13,7 @@ from cfiv.file_values import fields, number, whole
 
 #: Level of the test from which on instruments are said to contradict one another.
 CONTRADICTED = 0.01
-#: Least eigenvalue of a correlation matrix of moments, as of fewer groups than moments.
+#: Eigenvalue of a correlation matrix of moments below which it counts as singular, as of fewer groups than moments.
 SINGULAR = 1e-10
 
 
@@ -58,15 +58,16 @@ class Overidentification:
 
     @classmethod
     def of(cls, spare: SpareMoments) -> Self | None:
-        """None without spare columns, and where their covariance is singular.
+        """None without spare columns, and where their covariance is not positive definite, as of few groups or of two kinds.
 
         Parameters
         ----------
         spare : SpareMoments
         """
-        scales = np.sqrt(spare.covariance.diagonal())
-        if not len(scales) or not bool((scales > 0).all()):
+        variances = spare.covariance.diagonal()
+        if not len(variances) or not bool((variances > 0).all()):
             return None
+        scales = np.sqrt(variances)
         values, vectors = np.linalg.eigh(spare.covariance / scales / scales[:, None])
         if values[0] < SINGULAR:
             return None

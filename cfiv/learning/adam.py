@@ -95,7 +95,7 @@ class Adam:
     def _move(self, parameters: list[nn.Parameter], group: Mapping[str, Any]) -> None:
         """Those of one device and type; torch pairs numbers as they lie in memory, so all have to lie alike."""
         kept = [self._kept(parameter) for parameter in parameters]
-        moved = [parameter.contiguous() for parameter in parameters]
+        moved = [parameter.contiguous().resolve_conj() for parameter in parameters]
         columns = [moved, [parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None]]
         columns += [[each[name] for each in kept] for name in ("exp_avg", "exp_avg_sq")]
         steps = [each["step"] for each in kept]
@@ -118,7 +118,7 @@ class Adam:
             maximize=False,
         )
         for parameter, new in zip(parameters, moved, strict=True):
-            if not parameter.is_contiguous():
+            if new is not parameter:
                 parameter.copy_(new)
 
     def _kept(self, parameter: nn.Parameter) -> dict[str, Tensor]:

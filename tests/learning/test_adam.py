@@ -94,6 +94,20 @@ def test_numbers_are_paired_by_their_place_however_they_lie_in_memory() -> None:
 
 
 @pytest.mark.law
+def test_a_parameter_that_is_the_conjugate_of_its_memory_moves_as_any_other() -> None:
+    values = torch.randn(5, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    lazy, plain = nn.Parameter(values.clone().conj()), nn.Parameter(values.conj().resolve_conj())
+    assert lazy.is_conj()
+    for parameter in (lazy, plain):
+        optimiser = Adam([parameter], lr=0.1)
+        for step in range(3):
+            gradients([parameter], step)
+            optimiser.step()
+    assert torch.equal(lazy, plain)
+    assert not torch.equal(plain, values.conj())
+
+
+@pytest.mark.law
 def test_a_saved_one_goes_on_as_if_it_had_never_stopped() -> None:
     moved = parameters(torch.float32)
     optimiser = Adam(moved, lr=0.1, weight_decay=0.1, decoupled=True)
