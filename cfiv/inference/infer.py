@@ -6,28 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from cfiv.checks import check_choice, check_flag, check_whole, shown
-from cfiv.data import Array
 from cfiv.errors import NotFittedError, ParameterError
 from cfiv.estimators.dfiv import DFIV
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.liml import LIML
-from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.small_sample import SmallSample
-from cfiv.estimators.structural import OUTSIDE, StructuralFunction
-from cfiv.estimators.trust import Trust
+from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.basis_fit import BasisFit
-from cfiv.inference.corrected import FOLDS, Corrected, correct
+from cfiv.inference.corrected import FOLDS, correct
+from cfiv.inference.doubts import (
+    ABSORBED,
+    TOO_SMALL,
+    doubts_of_agreement,
+    doubts_of_learned,
+    doubts_of_strength,
+    is_too_small,
+    notes_of_outcome,
+    notes_of_size,
+)
 from cfiv.inference.estimates import Averages, Law
 from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.functionals import Asker
 from cfiv.inference.inference import Inference
 from cfiv.inference.joint_fit import joint_fit
-from cfiv.inference.linear_in_basis import SizeChoice, bases_of, choice_of, undersmoothed
+from cfiv.inference.linear_in_basis import bases_of, choice_of, undersmoothed
 from cfiv.inference.overidentification import Overidentification, SpareMoments
 from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.seen import Seen
@@ -39,10 +44,6 @@ from cfiv.runtime.surroundings import ordinary_torch
 
 #: Estimators whose function the outcomes make: intervals are of it corrected.
 LEARNED = (DFIV, KernelIV)
-TOO_SMALL = (
-    "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold less often "
-    "than they say"
-)
 #: Why some estimators have no intervals, and what to use.
 WITHOUT = {
     "NetworkRegression": (
@@ -53,8 +54,6 @@ WITHOUT = {
         ("DeepIV", "AGMM"), "it is here to be compared with: use SieveIV, or DFIV, which is corrected before it has bands"
     ),
 }
-
-ABSORBED = "levels are at the average fixed effect, which counts as known; effects and derivatives do not depend on it"
 
 
 def infer(
@@ -184,7 +183,7 @@ def infer(
         allowance=answer.allowance,
     )
     overidentification = Overidentification.of(answer.spare)
-    doubts = (*_weakness(model, strength), *_contradiction(overidentification), *answer.doubts)
+    doubts = (*doubts_of_strength(model, strength), *doubts_of_agreement(overidentification), *answer.doubts)
     return Inference(
         function=function,
         law=Law(answer.fits, multipliers, bool(doubts)),
@@ -195,7 +194,12 @@ def infer(
         overidentification=overidentification,
         covariance=rows.describe(small),
         rows=len(rows),
-        notes=(*[ABSORBED] * (rows.absorbed is not None), *answer.notes, *_outside(model.structural_function_), *doubts),
+        notes=(
+            *[ABSORBED] * (rows.absorbed is not None),
+            *answer.notes,
+            *notes_of_outcome(model.structural_function_),
+            *doubts,
+        ),
     )
 
 
@@ -259,7 +263,7 @@ def _in_fixed_basis(data: Any, rows: FittedRows, model: StructuralEstimator, *, 
         asked = blocks[0].basis.structural_columns(*function.encoder.inputs(rows.raw))
         leverage = float(joint.fits[0].leverage(asked, rows=len(rows)).max())
     choice = choice_of(function)
-    too_small = _is_contradicted(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
+    too_small = is_too_small(model, choice_of(fitted), data, undersmooth=undersmooth, seed=seed)
     return _Answer(
         function=function,
         fits=joint.fits,
@@ -267,7 +271,7 @@ def _in_fixed_basis(data: Any, rows: FittedRows, model: StructuralEstimator, *, 
         small=small,
         leverage=leverage,
         spare=joint.spare,
-        notes=_notes(model, choice_of(fitted), undersmooth=undersmooth),
+        notes=notes_of_size(model, choice_of(fitted), undersmooth=undersmooth),
         doubts=(TOO_SMALL,) if too_small else (),
         allowance=0.0 if choice is None else choice.allowance,
     )
@@ -295,21 +299,9 @@ def _learned(data: Any, rows: FittedRows, model: StructuralEstimator, *, undersm
             f"estimates are {name} corrected by two-stage least squares in splines ({widths[0]} columns for curves, "
             f"{widths[1]} for averages), cross-fitted in {FOLDS} folds; the model's own curve has no intervals",
         ),
-        doubts=_doubts_of_learned(model, found, rows.data.treatment),
+        doubts=doubts_of_learned(model, found, rows.data.treatment),
         averages=None if found.average is found.curve else (average, (found.average.fit,)),
     )
-
-
-def _doubts_of_learned(model: StructuralEstimator, found: Corrected, treatments: Array) -> tuple[str, ...]:
-    trust: Trust | None = getattr(model, "trust_", None)
-    doubts = [] if trust is None or trust.trusted else [f"the model's own estimate is {trust}"]
-    if found.straight and any(len(np.unique(column)) > 2 for column in treatments.T):  # of two values there is no more
-        doubts.append(
-            "the instruments tell no more than straight lines apart: whatever bends is as it was learned, and not in the errors"
-        )
-    if found.contradicted:
-        doubts.append(TOO_SMALL)
-    return tuple(doubts)
 
 
 def check_estimator(kind: type) -> None:
@@ -341,53 +333,3 @@ def _fitted(model: Any) -> StructuralFunction:
     if model.interrupted_:
         raise ParameterError(f"this {type(model).__name__} was interrupted, and half a fit has no law: fit it to its end")
     return function
-
-
-def _notes(model: StructuralEstimator, choice: SizeChoice | None, *, undersmooth: bool) -> tuple[str, ...]:
-    """What the estimates are of, where that is not what the estimator's name says."""
-    if isinstance(model, LeastSquares):
-        return ("least squares takes treatments for exogenous: its intervals are not of the structural function",)
-    if choice is None:
-        return ()
-    chosen, larger = choice.sizes[choice.chosen], choice.sizes[choice.larger]
-    if not undersmooth:
-        return (f"of the {chosen} functions that the data chose, whose bias may be larger than the band allows for",)
-    if choice.larger == choice.chosen:
-        return (f"of {chosen} functions, and these rows do not bear more: the bias of the curve may not be small",)
-    few = "" if choice.small_bias else "; these rows do not bear more, so its bias may not be small"
-    return (f"estimates are of {larger} functions of the treatment, for small bias; the curve of {chosen} is the model's{few}",)
-
-
-def _outside(function: StructuralFunction) -> tuple[str, ...]:
-    """What is said of an outcome with two values."""
-    return (f"predicted outside: {function.facts[OUTSIDE]}",) if OUTSIDE in function.facts else ()
-
-
-def _is_contradicted(model: StructuralEstimator, choice: SizeChoice | None, data: Any, *, undersmooth: bool, seed: int) -> bool:
-    """Whether larger bases have another curve than that of the estimates, by more than noise."""
-    if choice is not None:
-        return choice.contradicted(choice.larger if undersmooth else choice.chosen)
-    if not isinstance(model, SieveIV):
-        return False
-    compared = model.compare_larger(data, np.random.default_rng(seed))
-    return compared is not None and compared.contradicted(0)
-
-
-def _weakness(model: StructuralEstimator, strength: Strength | None) -> tuple[str, ...]:
-    """What weak instruments do to intervals."""
-    if isinstance(model, LeastSquares) or strength is None or not strength.is_weak:
-        return ()
-    return (
-        f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
-        "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
-    )
-
-
-def _contradiction(test: Overidentification | None) -> tuple[str, ...]:
-    """What it means that instruments contradict one another."""
-    if test is None or not test.is_contradicted:
-        return ()
-    return (
-        f"the instruments contradict one another ({test}): one of them is invalid, or the effect is not of the form that the "
-        "formula says, or differs between those whom they move",
-    )

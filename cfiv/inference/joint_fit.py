@@ -82,21 +82,16 @@ def joint_fit(
     total, gram, squares = np.zeros((width, width)), np.zeros((width, width)), np.zeros((len(sizes),) * 2)
     constant, spare, leverage = np.zeros(width), np.zeros(sizes[-1]), 0.0
     for rows in blocks[0].slices():
-        basis, residuals = [], []
-        for stage, block in zip(stages, blocks, strict=True):
-            structural = block.scaled("structural", rows)
-            own = stage.orthonormal(block, structural)
-            values = own @ stage.coordinates
-            if stage is first:
-                leverage = max(leverage, float((np.square(own).sum(axis=1) / block.root[rows] ** 2).max()))
-            residuals.append(outcome.values[rows] - values)
-            basis.append((block.scaled("instruments", rows) if block.instrumented else structural) @ stage.predictor)
-        if sizes[-1]:
-            basis.append(blocks[0].scaled("instruments", rows) @ first.spare)
-            spare += basis[-1].T @ residuals[0]
-        else:
-            basis.append(residuals[0][:, None][:, :0])
-        joined, errors = np.concatenate(basis, axis=1), np.stack([*residuals, residuals[0]], axis=1)
+        structural = [block.scaled("structural", rows) for block in blocks]
+        # Of least squares, which has no instruments, the basis itself.
+        columns = [blocks[i].scaled("instruments", rows) if blocks[i].instrumented else own for i, own in enumerate(structural)]
+        fitted = [stage.orthonormal(block, own) for stage, block, own in zip(stages, blocks, structural, strict=True)]
+        residuals = [outcome.values[rows] - own @ stage.coordinates for stage, own in zip(stages, fitted, strict=True)]
+        leverage = max(leverage, float((np.square(fitted[0]).sum(axis=1) / blocks[0].root[rows] ** 2).max()))
+        unused = columns[0] @ first.spare
+        spare += unused.T @ residuals[0]
+        joined = np.concatenate([*(own @ stage.predictor for stage, own in zip(stages, columns, strict=True)), unused], axis=1)
+        errors = np.stack([*residuals, residuals[0]], axis=1)
         constant += joined.T @ blocks[0].root[rows]
         scores = joined * np.repeat(errors, sizes, axis=1)
         if covariance == "clustered":
@@ -123,7 +118,11 @@ def joint_fit(
         BasisFit(stage.structural, stage.coefficients, part, stage.triangle, outcome.units)
         for stage, part in zip(stages, parts, strict=True)
     )
-    return JointFit(fits, n * leverage, SpareMoments(spare, total[own:, own:]))
+    return JointFit(
+        fits,
+        n * leverage,
+        SpareMoments(spare, total[own:, own:], groups=min([n, *(len(np.unique(kind)) for kind in clusters)])),
+    )
 
 
 def _intersections(clusters: Sequence[Array]) -> tuple[Array, list[Array]]:

@@ -26,10 +26,13 @@ class SpareMoments:
     values : array (d,)
         At the residuals, of which it is what it is of the errors, whatever the coefficients.
     covariance : array (d, d)
+    groups : int
+        Rows, or groups of the fewer kind, whose products add up to it.
     """
 
     values: Array
     covariance: Array
+    groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,9 @@ class Overidentification:
 
     @classmethod
     def of(cls, spare: SpareMoments) -> Self | None:
-        """None without spare columns, and where their covariance is not positive definite, as of few groups or of two kinds.
+        """None without spare columns, of few groups, and where their covariance is not positive definite.
+
+        ``J`` is at most the number of groups: where that is no more than the critical value, nothing would be contradicted.
 
         Parameters
         ----------
@@ -66,6 +71,8 @@ class Overidentification:
         """
         variances = spare.covariance.diagonal()
         if not len(variances) or not bool((variances > 0).all()):
+            return None
+        if spare.groups <= stats.chi2.isf(CONTRADICTED, len(variances)):
             return None
         scales = np.sqrt(variances)
         values, vectors = np.linalg.eigh(spare.covariance / scales / scales[:, None])

@@ -70,7 +70,8 @@ class TwoStage:
         columns where there are no instruments.
     spare : array (q, r - p)
         ``R_Phi^-1 U_2``, with ``U_2`` orthogonal to ``U``: of the r independent instrument columns what no coefficient is
-        needed for. It is orthogonal to ``F``, so that its products with residuals are those with the errors.
+        needed for. It is orthogonal to ``F``, so that its products with residuals are those with the errors. None of a k-class
+        estimator, whose residuals may be too large for a covariance of these.
     correlations : array (p,)
         Descending; ones without instruments.
     instruments : int
@@ -152,7 +153,7 @@ class TwoStage:
         coordinates = linalg.solve_triangular(mixed, scores)
         predictor = np.zeros((q, len(kept)))
         predictor[kept] = linalg.solve_triangular(right, all_directions) / lengths[kept, None]
-        used, spare = np.split(predictor, [p], axis=1)
+        used, spare = predictor[:, :p], predictor[:, len(kept) if excess else p :]
         return cls(structural, own, coordinates, spread, weight, used, spare, correlations, len(kept))
 
     def orthonormal(self, block: RowBlocks, structural: Array) -> Array:

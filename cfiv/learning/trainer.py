@@ -118,6 +118,8 @@ class LastLayerTrainer(TrainedModule):
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     >>> y = x.prod(dim=1, keepdim=True)
     >>> module = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 1))

@@ -91,8 +91,9 @@ def convergence(
 ) -> Figure:
     """Median (line) and quartiles (band) of a metric against ``along``; the legend has slopes against n.
 
-    Designs that do not vary ``along`` are left out. Axes are logarithmic where all values are positive. A median that is then far above all others is a number at the top.
-    Methods with so many settings that their lines would not be told apart have a panel each.
+    Designs that do not vary ``along`` are left out. Axes are logarithmic where all values are positive. A median that is then
+    far above all others is a number at the top. Methods with so many settings that their lines would not be told apart have a
+    panel each.
     """
     results = results[results[along].notna()]
     log = _positive(results, metric)

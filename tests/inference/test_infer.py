@@ -509,7 +509,7 @@ def test_rows_without_clusters_are_not_dropped_in_silence(frame: pd.DataFrame) -
 )
 @pytest.mark.contract
 def test_questions_that_have_no_answer_are_refused(frame: pd.DataFrame, ask: Any, words: list[str]) -> None:
-    inference = cfiv.infer(frame, TwoStageLeastSquares("y ~ x + s + [t ~ z + q + r]").fit(frame))
+    inference = cfiv.infer(frame, TwoStageLeastSquares("y ~ x + [t + s ~ z + q + r]").fit(frame))
     with pytest.raises((ParameterError, DataError)) as caught:
         ask(inference, frame)
     for word in words:

@@ -10,6 +10,7 @@ import pytest
 
 import cfiv
 from cfiv import Inference, KernelIV, LeastSquares, SieveIV, TwoStageLeastSquares
+from cfiv.errors import FewClustersWarning
 from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values
 from cfiv.inference.overidentification import CONTRADICTED, Overidentification, SpareMoments
 from tests.inference.problems import CURVE, LINE, SAME, reference, table, two_ways
@@ -60,7 +61,7 @@ def test_the_statistic_is_that_of_any_other_choice_of_the_same_moments() -> None
     generator = np.random.default_rng(0)
     scores = generator.normal(size=(50, 4)) + 0.3
     mixed = scores @ generator.normal(size=(4, 4)) * [1e-6, 1.0, 1.0, 1e6]
-    one, other = (Overidentification.of(SpareMoments(s.sum(axis=0), s.T @ s)) for s in (scores, mixed))
+    one, other = (Overidentification.of(SpareMoments(s.sum(axis=0), s.T @ s, 50)) for s in (scores, mixed))
     assert one is not None
     assert other is not None
     assert one.statistic == pytest.approx(other.statistic, rel=1e-6)
@@ -74,10 +75,23 @@ def test_there_is_none_where_the_basis_needs_all_instruments_or_groups_are_too_f
     assert exact.overidentification is None
     assert "Overidentification" not in str(exact)
     assert cfiv.infer(frame, LeastSquares("y ~ x + [t ~ z]").fit(frame)).overidentification is None
-    few = SpareMoments(np.ones(3), np.ones((3, 3)))
+    few = SpareMoments(np.ones(3), np.ones((3, 3)), 50)
     assert Overidentification.of(few) is None
     for least in (0.0, -1.0):  # of two kinds of groups a variance may be negative
-        assert Overidentification.of(SpareMoments(np.ones(2), np.diag([1.0, least]))) is None
+        assert Overidentification.of(SpareMoments(np.ones(2), np.diag([1.0, least]), 50)) is None
+
+
+@pytest.mark.contract
+def test_there_is_none_of_so_few_groups_that_nothing_would_be_contradicted_nor_of_liml() -> None:
+    frame = table()
+    parts = {groups: frame.assign(part=np.arange(len(frame)) % groups) for groups in (9, 10)}
+    few, enough = (TwoStageLeastSquares(LINE).fit(part) for part in parts.values())
+    with pytest.warns(FewClustersWarning):  # 1 % of chi2(2) is 9.2, and the statistic is at most the number of groups
+        assert cfiv.infer(parts[9], few, clusters="part").overidentification is None
+    found = cfiv.infer(parts[10], enough, clusters="part").overidentification
+    assert found is not None
+    assert found.df == 2
+    assert cfiv.infer(frame, cfiv.LIML(LINE).fit(frame)).overidentification is None
 
 
 @pytest.mark.statistical
