@@ -118,11 +118,8 @@ def joint_fit(
         BasisFit(stage.structural, stage.coefficients, part, stage.triangle, outcome.units)
         for stage, part in zip(stages, parts, strict=True)
     )
-    return JointFit(
-        fits,
-        n * leverage,
-        SpareMoments(spare, total[own:, own:], groups=min([n, *(len(np.unique(kind)) for kind in clusters)])),
-    )
+    groups = min(len(np.unique(kind)) for kind in clusters) if covariance == "clustered" else n
+    return JointFit(fits, n * leverage, SpareMoments(spare, total[own:, own:], groups))
 
 
 def _intersections(clusters: Sequence[Array]) -> tuple[Array, list[Array]]:
