@@ -13,6 +13,7 @@ from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.kernel_iv import KernelIV
 from cfiv.estimators.least_squares import LeastSquares
 from cfiv.estimators.liml import LIML
+from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.small_sample import SmallSample
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.inference.basis_fit import BasisFit
@@ -40,6 +41,7 @@ from cfiv.inference.simultaneous import DRAWS, Multipliers, check_draws, check_l
 from cfiv.inference.strength import Strength
 from cfiv.inference.two_stage import Outcome, TwoStage
 from cfiv.memory import within_memory
+from cfiv.numerics.sieve_iv import RESOLVED
 from cfiv.runtime.surroundings import ordinary_torch
 
 #: Estimators whose function the outcomes make: intervals are of it corrected.
@@ -244,7 +246,8 @@ def _in_fixed_basis(data: Any, rows: FittedRows, model: StructuralEstimator, *, 
     blocks = blocks_of(rows.data, bases_of(function), instrumented=not isinstance(model, LeastSquares))
     outcome = Outcome.of(rows.data.outcome, root=blocks[0].root, centred=bool(blocks[0].structural.constant.any()))
     excess = model.results_.excess if isinstance(model, LIML) else 0.0
-    stages = [TwoStage.of(block, outcome, excess=excess) for block in blocks]
+    resolved = RESOLVED if isinstance(model, SieveIV) else 0.0
+    stages = [TwoStage.of(block, outcome, excess=excess, resolved=resolved) for block in blocks]
     rows.check_groups(len(stages[0].coordinates))
     clustered = list(rows.groups.values())
     small = rows.small_sample(getattr(model, "debiased", None), coefficients=len(stages[0].coordinates))

@@ -89,7 +89,7 @@ class TwoStage:
     instruments: int
 
     @classmethod
-    def of(cls, blocks: RowBlocks, outcome: Outcome, *, excess: float = 0.0) -> Self:
+    def of(cls, blocks: RowBlocks, outcome: Outcome, *, excess: float = 0.0, resolved: float = 0.0) -> Self:
         """From the QR factorisation of ``[Phi, F, y]``.
 
         Parameters
@@ -98,6 +98,8 @@ class TwoStage:
         outcome : Outcome
         excess : float
             ``kappa - 1``, as estimated with the model.
+        resolved : float
+            Variance, of the largest, of a direction of instrument columns from which on it is used: as the model has it.
 
         Raises
         ------
@@ -133,7 +135,9 @@ class TwoStage:
             np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
         )
         kept = np.delete(np.arange(q), [one.column for one in found])
-        left, right = np.linalg.qr(first[:, kept])
+        left, variances, right = np.linalg.svd(first[:, kept], full_matrices=False)
+        told = variances**2 > resolved * variances[0] ** 2
+        left, orthonormal = left[:, told], right[told].T / variances[told]
         shared = left.T @ basis
         correlations = np.minimum(np.linalg.svd(shared, compute_uv=False), 1.0)
         moved = int((correlations > IRRELEVANT).sum())
@@ -151,10 +155,10 @@ class TwoStage:
             scores = (1 + excess) * scores - excess * (inverse.T @ (basis.T @ stacked[:, -1]))
             scores, spread = np.linalg.solve(weight, scores), np.linalg.solve(weight, spread.T).T
         coordinates = linalg.solve_triangular(mixed, scores)
-        predictor = np.zeros((q, len(kept)))
-        predictor[kept] = linalg.solve_triangular(right, all_directions) / lengths[kept, None]
-        used, spare = predictor[:, :p], predictor[:, len(kept) if excess else p :]
-        return cls(structural, own, coordinates, spread, weight, used, spare, correlations, len(kept))
+        predictor = np.zeros((q, left.shape[1]))
+        predictor[kept] = orthonormal @ all_directions / lengths[kept, None]
+        used, spare = predictor[:, :p], predictor[:, left.shape[1] if excess else p :]
+        return cls(structural, own, coordinates, spread, weight, used, spare, correlations, left.shape[1])
 
     def orthonormal(self, block: RowBlocks, structural: Array) -> Array:
         """``Q_F`` at rows, from columns that the block has scaled."""

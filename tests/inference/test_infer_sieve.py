@@ -109,6 +109,19 @@ def test_saved_and_loaded_it_answers_bit_for_bit_without_data(frame: pd.DataFram
     assert same.law.doubtful == inference.law.doubtful
 
 
+@pytest.mark.law
+@pytest.mark.parametrize("seed", [13, 23])
+def test_nearly_empty_intervals_of_the_instrument_are_as_the_fit_has_them(seed: int) -> None:
+    """Of normal instruments splines far out depend on one another up to some 1e-7 of their length."""
+    u, v, e, z = np.random.default_rng(seed).normal(size=(4, 2000))
+    t = 0.8 * z + 0.6 * (u + 0.3 * v) / 1.044
+    for h in (np.abs(t), np.sin(4 * t)):
+        rows = pd.DataFrame({"y": h + u + 0.3 * e, "t": t, "z": z})
+        model = SieveIV("y ~ [t ~ z]").fit(rows)
+        found = cfiv.infer(rows, model, undersmooth=False).predict(rows.head(50)).values
+        np.testing.assert_allclose(found, model.predict(rows.head(50)), rtol=0, atol=1e-6 * float(np.ptp(rows["y"])))
+
+
 @pytest.mark.contract
 def test_what_few_rows_do_not_bear_is_said() -> None:
     few, _ = confounded_curve(40, "sine", seed=0)
