@@ -48,10 +48,10 @@ class Outcome:
 class TwoStage:
     """``b = (F' P F)^-1 F' P y`` in scaled columns, and what its scores are made of.
 
-    With ``F = Q_F R_F`` and ``Phi = Q_Phi R_Phi`` the canonical correlations are the singular values of ``W = Q_Phi' Q_F``, and
-    with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``. Of a k-class estimator, as in
-    :func:`cfiv.numerics.linear_iv.k_class`, ``H = R_F^-1 V^-1 G^-1``, and ``G = kappa I - (kappa - 1) (V V')^-1`` is the
-    covariance of the scores ``P' e`` of errors of variance one.
+    With ``F = Q_F R_F`` and ``Q_Phi = Phi B`` orthonormal the canonical correlations are the singular values of ``W = Q_Phi'
+    Q_F``, and with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``. Of a k-class
+    estimator, as in :func:`cfiv.numerics.linear_iv.k_class`, ``H = R_F^-1 V^-1 G^-1``, and ``G = kappa I - (kappa - 1) (V
+    V')^-1`` is the covariance of the scores ``P' e`` of errors of variance one.
 
     Parameters
     ----------
@@ -66,10 +66,10 @@ class TwoStage:
     homoskedastic : array (p, p) or None
         ``G``; None where it is the identity.
     predictor : array (q, p)
-        ``R_Phi^-1 U``: ``P`` is the instrument columns, as ``blocks`` scales them, times it; ``R_F^-1`` for the structural
+        ``B U``: ``P`` is the instrument columns, as ``blocks`` scales them, times it; ``R_F^-1`` for the structural
         columns where there are no instruments.
     spare : array (q, r - p)
-        ``R_Phi^-1 U_2``, with ``U_2`` orthogonal to ``U``: of the r independent instrument columns what no coefficient is
+        ``B U_2``, with ``U_2`` orthogonal to ``U``: of the r independent instrument columns what no coefficient is
         needed for. It is orthogonal to ``F``, so that its products with residuals are those with the errors. None of a k-class
         estimator, whose residuals may be too large for a covariance of these.
     correlations : array (p,)
@@ -135,9 +135,9 @@ class TwoStage:
             np.asarray(np.linalg.qr(first, mode="r")), blocks.instruments.times(lengths[:q]), rows=len(outcome.values)
         )
         kept = np.delete(np.arange(q), [one.column for one in found])
-        left, variances, right = np.linalg.svd(first[:, kept], full_matrices=False)
-        told = variances**2 > resolved * variances[0] ** 2
-        left, orthonormal = left[:, told], right[told].T / variances[told]
+        left, singular, right = np.linalg.svd(first[:, kept], full_matrices=False)
+        told = np.square(singular) > resolved * np.square(singular).max(initial=0.0)
+        left, orthonormal = left[:, told], right[told].T / singular[told]
         shared = left.T @ basis
         correlations = np.minimum(np.linalg.svd(shared, compute_uv=False), 1.0)
         moved = int((correlations > IRRELEVANT).sum())

@@ -84,7 +84,7 @@ def fit_across_folds(
     first = FirstStage.choose(folds, stage1_penalties, layout)
     outside = [first.outside(k) for k in range(len(folds))]
     first_stages = [first.lined(v) for v in outside]
-    everything = _mean(reduce(add, (fold.reduced_form.through(v) for fold, v in zip(folds, first_stages, strict=True))))
+    everything = _as_mean(reduce(add, (fold.reduced_form.through(v) for fold, v in zip(folds, first_stages, strict=True))))
     fits = _fits_without(first)
     search = _Search(everything, [_held_out(first, k, fits[k], outside=v) for k, v in enumerate(outside)], layout)
     if not layout.treatments:
@@ -136,7 +136,7 @@ def _fits_without(first: FirstStage) -> list[SquaredError]:
     for j, k, v in first.pairs():
         part = first.folds[j].reduced_form.through(v)
         sums[k] = sums[k] + part if k in sums else part
-    return [_mean(sums[k]) for k in range(len(first.folds))]
+    return [_as_mean(sums[k]) for k in range(len(first.folds))]
 
 
 def _held_out(first: FirstStage, k: int, fit: SquaredError, *, outside: Tensor) -> _HeldOut:
@@ -157,8 +157,8 @@ def _held_out(first: FirstStage, k: int, fit: SquaredError, *, outside: Tensor) 
     return _HeldOut(first_stage=v, fit=fit, fold=psi_on_outcome, on_controls=on_controls, controls=among)
 
 
-def _mean(some: SquaredError) -> SquaredError:
-    """A sum over some folds, to be taken as a mean: beside it a penalty weighs as it does beside the mean over all rows."""
+def _as_mean(some: SquaredError) -> SquaredError:
+    """A sum over some folds, taken as a mean: beside it a penalty weighs as it does beside the mean over all rows."""
     return replace(some, weight=1.0)
 
 
