@@ -51,7 +51,7 @@ class TwoStage:
     With ``F = Q_F R_F`` and ``Q_Phi = Phi B`` orthonormal the canonical correlations are the singular values of ``W = Q_Phi'
     Q_F``, and with ``W = U V`` (QR) ``b = H P' y``, ``P = Q_Phi U`` orthonormal and ``H = R_F^-1 V^-1``. Of a k-class
     estimator, as in :func:`cfiv.numerics.linear_iv.k_class`, ``H = R_F^-1 V^-1 G^-1``, and ``G = kappa I - (kappa - 1) (V
-    V')^-1`` is the covariance of the scores ``P' e`` of errors of variance one.
+    V')^-1`` is the covariance of the scores ``P' e`` of errors of variance one. Triangles have positive diagonals.
 
     Parameters
     ----------
@@ -119,7 +119,8 @@ class TwoStage:
         lengths = np.linalg.norm(stacked, axis=0)
         lengths = np.where(lengths > 0, lengths, 1.0)
         structural = blocks.structural.times(lengths[q : q + p])
-        basis, own = np.linalg.qr(stacked[:, q : q + p] / lengths[q : q + p])
+        directions, own = _positive_qr(stacked[:, q : q + p] / lengths[q : q + p])
+        basis = directions[:, :p]
         dependent = _dependent(own, structural, rows=len(outcome.values))
         if dependent:
             raise DataError(
@@ -146,8 +147,8 @@ class TwoStage:
                 f"the instruments move {moved} of the {p} functions of the basis, as where they take few values: the curve is "
                 "not identified, and a band would mean nothing; use a smaller basis, or instruments with more values"
             )
-        all_directions, mixed = np.linalg.qr(shared, mode="complete")
-        directions, mixed = all_directions[:, :p], mixed[:p]
+        all_directions, mixed = _positive_qr(shared)
+        directions = all_directions[:, :p]
         scores, weight, inverse = directions.T @ (left.T @ stacked[:, -1]), None, linalg.solve_triangular(mixed, np.eye(p))
         spread = back @ inverse
         if excess:
@@ -179,6 +180,14 @@ def _triangle(blocks: RowBlocks, outcome: Outcome) -> Array:
         return np.column_stack([*parts, blocks.scaled("structural", rows), outcome.values[rows]])
 
     return triangle_of(map(columns, blocks.slices()))
+
+
+def _positive_qr(columns: Array) -> tuple[Array, Array]:
+    """The complete ``Q`` of columns (m, p), and ``R`` (p, p) with a positive diagonal, so that rounding chooses no sign."""
+    all_directions, triangle = np.linalg.qr(columns, mode="complete")
+    signs = np.where(np.diagonal(triangle) < 0, -1.0, 1.0)
+    all_directions[:, : len(signs)] *= signs
+    return all_directions, triangle[: len(signs)] * signs[:, None]
 
 
 def _dependent(triangle: Array, scaling: Scaling, *, rows: int) -> tuple[Dependence, ...]:

@@ -163,9 +163,10 @@ def liml_excess(outcome: Array, *, regressors: Array, instruments: Array, exogen
 
 
 def covariance_root(spread: Array, scores: Array) -> Array:
-    """``L`` (k, k) with ``H S H' = L L'``, for a positive semidefinite covariance ``S`` (k, k) of the scores.
+    """``L = H S^(1/2)`` (k, k), for a positive semidefinite covariance ``S`` (k, k) of the scores.
 
+    The symmetric root, so that rounding does not choose signs or an order of columns, and with them the draws of a band.
     Directions to which rounding gives a negative variance get none.
     """
     values, vectors = np.linalg.eigh((scores + scores.T) / 2)
-    return np.asarray(spread @ (vectors * np.sqrt(np.maximum(values, 0.0))))
+    return np.asarray(spread @ (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
