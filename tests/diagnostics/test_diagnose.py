@@ -92,7 +92,8 @@ def test_rows_with_gaps_and_rows_without_weight_do_not_count() -> None:
     with pytest.warns(MissingRowsWarning, match="dropped 43 of 300 rows") as caught:
         result = cfiv.diagnose(holed, FORMULA, weights="w")
     assert caught[0].filename == __file__
-    assert shown(result) == shown(cfiv.diagnose(kept, FORMULA, weights="w"))
+    # To rounding, as sums of products may depend on where the rows lie in memory.
+    pd.testing.assert_frame_equal(result.table, cfiv.diagnose(kept, FORMULA, weights="w").table, rtol=1e-9)
     with pytest.raises(DataError, match="43 of 300 rows have gaps"):
         cfiv.diagnose(holed, FORMULA, missing="raise")
 
