@@ -62,7 +62,7 @@ REFERENCE_SEGMENTS = (8, 4, 2, 1)
 #: Multipliers by which sizes are compared.
 DRAWS = 1000
 #: Rows for each spline column of the covariates: of more, covariates are straight lines.
-ROWS_A_COVARIATE_COLUMN = 50
+ROWS_A_COVARIATE_COLUMN = 25
 
 
 @dataclass(frozen=True, eq=False)
