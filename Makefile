@@ -53,24 +53,27 @@ types: $(VENV)/.installed-test ## mypy --strict on the built wheel
 
 # Each tutorial becomes a notebook and is run in build/tutorials, where its files land too: again only after a change of the
 # tutorial, of cfiv or of its data sets. One that fails leaves no notebook, and the next `make` runs it again.
+# One thread each, as many run side by side as there are cores; large ones first.
 SOURCES := $(shell find cfiv datasets -name '*.py' -o -name '*.toml')
-NOTEBOOKS := $(patsubst tutorials/%.py,build/tutorials/%.ipynb,$(wildcard tutorials/*.py))
-tutorials: $(VENV)/.installed-test ## run the tutorials that changed as notebooks, into build/tutorials
+NOTEBOOKS := $(patsubst tutorials/%.py,build/tutorials/%.ipynb,$(shell ls -S tutorials/*.py))
+tutorials: $(VENV)/.installed-test $(if $(SIDE_BY_SIDE),$(NOTEBOOKS)) ## run the tutorials that changed as notebooks, into build/tutorials
+ifndef SIDE_BY_SIDE
 	@+$(MAKE) --no-print-directory --jobs $(JOBS) SIDE_BY_SIDE=1 $(NOTEBOOKS)
+endif
 
 build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) | $(VENV)/.installed-test
 	@mkdir -p $(@D)
 	@echo "$< -> $@"
 	@rm -f $@
 	@$(BIN)/jupytext --quiet --to ipynb --output $(@D)/running-$(@F) $<
-	@IPYTHONDIR=$(abspath build/ipython) $(BIN)/jupyter execute --inplace --kernel_name=python3 --NbClientApp.log_level=30 \
+	@OMP_NUM_THREADS=1 IPYTHONDIR=$(abspath build/ipython) $(BIN)/jupyter execute --inplace --kernel_name=python3 --NbClientApp.log_level=30 \
 	  $(@D)/running-$(@F)
 	@mv $(@D)/running-$(@F) $@
 
 # The Python blocks of the pages and of README are run too, after a change of any page or of cfiv. Sphinx executes nothing.
 # It reads all pages anew (-E): from what it kept, it would not see that docstrings have changed.
 PAGES := README.md $(wildcard docs/*.md docs/*/*.md)
-docs: tutorials build/docs/examples ## build the documentation into build/docs/html; a warning is an error
+docs: build/docs/examples tutorials ## build the documentation into build/docs/html; a warning is an error
 	rm -rf docs/tutorials
 	mkdir -p docs/tutorials
 	cp -p $(NOTEBOOKS) docs/tutorials
@@ -79,7 +82,7 @@ docs: tutorials build/docs/examples ## build the documentation into build/docs/h
 
 build/docs/examples: docs/extensions/run_blocks.py $(PAGES) $(SOURCES) | $(VENV)/.installed-test
 	@mkdir -p $(@D)
-	$(BIN)/python docs/extensions/run_blocks.py --jobs $(JOBS) $(PAGES)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/extensions/run_blocks.py --jobs $(if $(SIDE_BY_SIDE),1,$(JOBS)) $(PAGES)
 	@touch $@
 
 clean: ## remove what was built, keep .venv
@@ -88,17 +91,21 @@ clean: ## remove what was built, keep .venv
 
 # ---- set-up -----------------------------------------------------------------------------------------------------------
 QUIET := --quiet --disable-pip-version-check
-INSTALL := $(BIN)/python -m pip install $(QUIET) --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install $(QUIET) --no-compile --constraint constraints.txt
+# On all cores, where pip would take one, and without the tests of packages. Some files are for other versions of Python.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 
 # Current means: newer than pyproject.toml and constraints.txt. The test extras hold the others.
 $(VENV)/.installed-all: $(VENV)/.place pyproject.toml constraints.txt
 	@echo "Installing cfiv and what it needs into $(VENV): a few minutes the first time, about 2 GB."
 	$(INSTALL) --editable ".[all]"
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.place pyproject.toml constraints.txt
 	@echo "Installing cfiv and what its tests need into $(VENV): a few minutes the first time, about 2 GB."
 	$(INSTALL) --editable ".[all,test]"
+	@$(COMPILE)
 	@touch $(VENV)/.installed-all $@
 
 # An environment is tied to its folder and to its interpreter: made anew if either has gone, taken as it is if it was made by hand.

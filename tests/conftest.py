@@ -24,6 +24,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SEED = 20_261_127
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, dealt to the processes that xdist gives one stretch of the list each: the others end together."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    count, ordered = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), []
+    for i in range(count):
+        stretch = (len(items) - len(ordered)) // (count - i)
+        first = slow[i::count]
+        room = max(0, stretch - len(first))
+        ordered += [*first, *others[:room]]
+        others = others[room:]
+    items[:] = [*ordered, *others]
+
+
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
     """What a test draws from global generators does not depend on the tests before it in its process."""

@@ -5,6 +5,7 @@ Roles, tables and columns are checked before any estimator sees them, so those c
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -353,13 +354,18 @@ ASKING = [
 ]
 
 
+@functools.cache
+def asked(kind: type) -> Any:
+    """A fitted model to ask things of that it refuses."""
+    return make(kind, "sales ~ time + C(region) + [price ~ fuel]").fit(table())
+
+
 @EVERY
 @pytest.mark.parametrize(("ask", "error", "says"), ASKING)
 def test_a_question_that_makes_no_sense_is_refused(
     kind: type, ask: Callable[[Any, pd.DataFrame], Any], error: type[CfivError], says: list[str]
 ) -> None:
-    model = make(kind, "sales ~ time + C(region) + [price ~ fuel]").fit(table())
-    assert absent(refusal(error, ask, model, table()), says) == []
+    assert absent(refusal(error, ask, asked(kind), table()), says) == []
 
 
 ASKING_OF_ARRAYS = [
@@ -422,17 +428,26 @@ ASKING_OF_ARRAYS = [
 ]
 
 
+def arrays() -> IVData:
+    fuel, oil, time, u = np.random.default_rng(0).normal(size=(4, 60))
+    treatment = np.column_stack([fuel + u, oil - u])
+    return IVData(
+        outcome=treatment.sum(axis=1) + u, treatment=treatment, instruments=np.column_stack([fuel, oil]), covariates=time
+    )
+
+
+@functools.cache
+def asked_of_arrays(kind: type) -> Any:
+    """As :func:`asked`."""
+    return make(kind, None).fit(arrays())
+
+
 @EVERY
 @pytest.mark.parametrize(("ask", "error", "says"), ASKING_OF_ARRAYS)
 def test_a_question_of_another_shape_than_the_arrays_of_training_is_refused(
     kind: type, ask: Callable[[Any, IVData], Any], error: type[CfivError], says: list[str]
 ) -> None:
-    fuel, oil, time, u = np.random.default_rng(0).normal(size=(4, 60))
-    treatment = np.column_stack([fuel + u, oil - u])
-    data = IVData(
-        outcome=treatment.sum(axis=1) + u, treatment=treatment, instruments=np.column_stack([fuel, oil]), covariates=time
-    )
-    assert absent(refusal(error, ask, make(kind, None).fit(data), data), says) == []
+    assert absent(refusal(error, ask, asked_of_arrays(kind), arrays()), says) == []
 
 
 # Two-stage least squares
