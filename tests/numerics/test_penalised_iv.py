@@ -228,5 +228,5 @@ def test_each_penalty_of_stage_1_has_the_least_loss_that_of_products_beside_that
 
     for column in np.flatnonzero(moved & (basis.structural_parts != Part.LINE)):
         curves, products = found.first[column]
-        assert loss(column, (curves, math.inf)) == min(loss(column, (each, math.inf)) for each in FIRST_STAGE)
-        assert loss(column, (curves, products)) == min(loss(column, (curves, each)) for each in FIRST_STAGE)
+        assert loss(int(column), (curves, math.inf)) == min(loss(int(column), (each, math.inf)) for each in FIRST_STAGE)
+        assert loss(int(column), (curves, products)) == min(loss(int(column), (curves, each)) for each in FIRST_STAGE)
