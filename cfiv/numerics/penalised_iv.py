@@ -1,7 +1,7 @@
 """Two-stage least squares with penalties in both stages, each chosen by losses on rows that the fit has not seen.
 
 With structural columns ``F`` (n, p), instrument columns ``Phi`` (n, q), mean over rows ``E_n``, and diagonal penalties ``K_j``
-of stage 1 (one a structural column) and ``L`` of stage 2,
+of stage 1 (two a structural column, on curves and on products among the instruments) and ``L`` of stage 2,
 
     V_j = argmin  E_n (F_j - V_j' Phi)^2 + |K_j^(1/2) V_j|^2,
     u   = (V' E_n[Phi F'] + L)^-1 V' E_n[Phi Y].
@@ -14,20 +14,21 @@ Curves of covariates predict treatments only where stage 2 has them as well. Els
 covariate does to the outcome would be taken for an effect of the treatment that bends with it. For the same reason predictions
 are taken without them: what ``L`` shrinks away of such a curve must not be made up for by the treatment.
 
-``K`` minimises the error of stage 1 on other folds. ``L`` minimises ``(Y - u' F)^2`` there: this loss leans towards the
-confounder, but chooses among solutions of stage 2 only, and is told apart from noise far better than one in which the outcome
-is predicted from instruments alone. Both leave the line, for which nothing is penalised, only where that lowers the loss by
-more than ``CLEARLY`` standard errors of the paired difference. In stage 2 it must be lower, too, once lines are taken out of
-the errors: a slope that chance moves towards the confounder is no evidence of a curve.
+``K`` minimises the error of stage 1 on other folds: on curves without products, then on products beside these. With one penalty
+for both, hundreds of products that are noise would flatten the curves of instruments. ``L`` minimises ``(Y - u' F)^2`` there:
+this loss leans towards the confounder, but chooses among solutions of stage 2 only, and is told apart from noise far better
+than one in which the outcome is predicted from instruments alone. Both leave the line, for which nothing is penalised, only
+where that lowers the loss by more than ``CLEARLY`` standard errors of the paired difference. In stage 2 it must be lower, too,
+once lines are taken out of the errors: a slope that chance moves towards the confounder is no evidence of a curve.
 
-What is expected of ``u' F`` given all of ``Phi`` is a regression of its own, :meth:`Penalties.projected`, with a penalty that
-minimises its error on other folds: answers are judged by it. Curves of many covariates, for which stage 1 has no penalty, would
+What is expected of ``u' F`` given all of ``Phi`` is a regression of its own, :meth:`Penalties.projected`, whose two penalties
+minimise its error on other folds: answers are judged by it. Curves of many covariates, for which stage 1 has no penalty, would
 otherwise make good ones look worthless.
 
 References
 ----------
 Singh, Sahani, Gretton, "Kernel Instrumental Variable Regression", NeurIPS 2019, for the two held-out losses. Eilers and Marx,
-"Flexible Smoothing with B-splines and Penalties", Statistical Science 1996. The moments with actual columns, penalties one a
+"Flexible Smoothing with B-splines and Penalties", Statistical Science 1996. The moments with actual columns, penalties two a
 column of stage 1, and the rule that favours the line are ours.
 """
 
@@ -45,6 +46,9 @@ from cfiv.numerics.splines import Array
 #: Candidates, on the mean squared error of standardised columns.
 FIRST_STAGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, math.inf)
 SECOND_STAGE = (*(10.0 ** (k / 2) for k in range(-16, 5)), math.inf)
+#: Penalties on curves and on products, and those that leave lines alone.
+Pair = tuple[float, float]
+LINEAR: Pair = (math.inf, math.inf)
 #: Standard errors by which a departure from the line must lower a loss.
 CLEARLY = 1.5
 #: And besides, once lines are taken out of the errors.
@@ -120,12 +124,12 @@ class Penalties:
         What each column belongs to.
     shared : int
         How many columns come first in both: the constant and the lines of covariates.
-    first : array (p,)
-        ``K`` of each structural column, on all instrument columns but lines; nan where it instruments itself.
+    first : array (p, 2)
+        ``K`` of each structural column: on curves of the instruments, and on their products; nan where it instruments itself.
     second : mapping from Part to float
         ``L``.
-    projection, line_projection : float
-        Of all that departs from lines among instrument columns, where ``u' F`` is predicted from them; of the line beside it.
+    projection, line_projection : pair of float
+        Of curves and of products among instrument columns, where ``u' F`` is predicted from them; of the line beside it.
     """
 
     instrument_parts: Array
@@ -133,8 +137,8 @@ class Penalties:
     shared: int
     first: Array
     second: Mapping[Part, float]
-    projection: float = math.inf
-    line_projection: float = math.inf
+    projection: Pair = LINEAR
+    line_projection: Pair = LINEAR
 
     @classmethod
     def of_line(cls, *, instrument_parts: Array, structural_parts: Array, shared: int, moved: Array) -> Penalties:
@@ -143,7 +147,7 @@ class Penalties:
             instrument_parts=instrument_parts,
             structural_parts=structural_parts,
             shared=shared,
-            first=np.where(moved, math.inf, np.nan),
+            first=np.repeat(np.where(moved, math.inf, np.nan)[:, None], 2, axis=1),
             second={part: math.inf for part in Part if part is not Part.LINE and (structural_parts == part).any()},
         )
 
@@ -163,10 +167,10 @@ class Penalties:
     def first_stage(self, moments: Moments) -> Array:
         """V, shape (q, p), without what exogenous columns explain of predicted ones."""
         weights = _solved(moments.gram, moments.cross, np.zeros(moments.instruments))
-        moved = ~np.isnan(self.first)
-        for penalty in np.unique(self.first[moved]):
-            columns = self.first == penalty
-            weights[:, columns] = self.predicted(moments, columns, float(penalty))
+        moved = self.moved
+        for pair in np.unique(self.first[moved], axis=0):
+            columns = (self.first == pair).all(axis=1)
+            weights[:, columns] = self.predicted(moments, columns, pair)
         own = np.where(self.exogenous, 0.0, math.inf)
         weights[:, moved] -= _solved(moments.gram, moments.gram @ weights[:, moved], own)
         return weights
@@ -177,15 +181,19 @@ class Penalties:
         Columns that instrument themselves are taken as they are. Of the others ``u' F`` is predicted as one, from all
         instrument columns: what stage 1 may not use is no instrument, but part of what is expected.
         """
-        moved, own = ~np.isnan(self.first), np.where(self.exogenous, 0.0, math.inf)
+        moved, own = self.moved, np.where(self.exogenous, 0.0, math.inf)
         shared = _solved(moments.gram, (moments.cross[:, ~moved] @ coefficients[~moved])[:, None], own)
-        departures = np.where(self.instrument_parts == Part.LINE, 0.0, self.projection)
+        departures = self._of_instruments(self.projection)
         added = _solved(moments.gram, (moments.cross[:, moved] @ coefficients[moved])[:, None], departures)
         return np.asarray(shared + added)[:, 0]
 
     def second_stage(self, moments: Moments, first_stage: Array) -> Array:
         """u, shape (p,); zero where columns are left out."""
-        return _solved(first_stage.T @ moments.cross, (first_stage.T @ moments.reduced)[:, None], self.diagonal)[:, 0]
+        return self.solved(first_stage.T @ moments.cross, first_stage.T @ moments.reduced)
+
+    def solved(self, square: Array, right: Array) -> Array:
+        """u, of ``V' E_n[Phi F']`` and ``V' E_n[Phi Y]``."""
+        return _solved(square, right[:, None], self.diagonal)[:, 0]
 
     @property
     def diagonal(self) -> Array:
@@ -196,6 +204,16 @@ class Penalties:
         return diagonal
 
     @property
+    def moved(self) -> Array:
+        """Which structural columns (p,) instruments must predict."""
+        return np.asarray(~np.isnan(self.first[:, 0]))
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of a pair of penalties, those that have instrument columns."""
+        return (0, 1) if (self.instrument_parts == Part.PRODUCTS).any() else (0,)
+
+    @property
     def exogenous(self) -> Array:
         """Which instrument columns (q,) are columns of stage 2: the constant, covariates, and their curves if it has them."""
         own = np.zeros(len(self.instrument_parts), dtype=bool)
@@ -203,13 +221,17 @@ class Penalties:
         curves = self.second.get(Part.COVARIATE_CURVES, math.inf)
         return np.asarray(own | ((self.instrument_parts == Part.COVARIATE_CURVES) & math.isfinite(curves)))
 
-    def predicted(self, moments: Moments, columns: Array, penalty: float) -> Array:
-        """``V_j`` of some structural columns, with one penalty on departures of the instruments and on their products."""
-        parts = self.instrument_parts
-        diagonal = np.where(parts == Part.LINE, 0.0, penalty)
-        diagonal[parts == Part.COVARIATE_CURVES] = math.inf
+    def predicted(self, moments: Moments, columns: Array, pair: Pair | Array) -> Array:
+        """``V_j`` of some structural columns, with penalties on curves of the instruments and on their products."""
+        diagonal = self._of_instruments(pair)
+        diagonal[self.instrument_parts == Part.COVARIATE_CURVES] = math.inf
         diagonal[self.exogenous] = 0.0
         return _solved(moments.gram, moments.cross[:, columns], diagonal)
+
+    def _of_instruments(self, pair: Pair | Array) -> Array:
+        """Of each instrument column (q,), for penalties on curves and on products."""
+        parts, (curves, products) = self.instrument_parts, pair
+        return np.where(parts == Part.LINE, 0.0, np.where(parts == Part.PRODUCTS, products, curves))
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +264,7 @@ class Rows:
 
 
 def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
-    """Whether covariates are curves, for linear instruments; then ``K``, and ``L`` of each part in turn, twice.
+    """Whether covariates are curves, for linear instruments; then ``K`` of each kind, and ``L`` of each part in turn, twice.
 
     Parameters
     ----------
@@ -257,11 +279,11 @@ def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
     held = [rows.moments(fold) for fold in rows.folds]
     total = sum(held[1:], start=held[0])
     seen = [total - one for one in held]
-    parts, penalties, moved = list(line.second), line, ~np.isnan(line.first)
+    parts, penalties = list(line.second), line
     curves = Part.COVARIATE_CURVES
     if curves in parts:
         penalties = penalties.having(curves, _Choice(rows, penalties, seen, held).best(penalties.second, curves))
-    penalties = replace(penalties, first=_first_penalties(rows, penalties, seen=seen, held=held, moved=moved))
+    penalties = replace(penalties, first=_first_penalties(rows, penalties, seen=seen, held=held))
     choice = _Choice(rows, penalties, seen, held)
     for _ in range(2):
         for part in parts:
@@ -271,52 +293,82 @@ def choose_penalties(rows: Rows, line: Penalties) -> Penalties:
     return replace(penalties, projection=own, line_projection=of_line)
 
 
-def _projection(penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments]) -> float:
-    """The penalty by which what treatments add to ``h`` is predicted best on other folds."""
-    losses, moved = np.zeros(len(FIRST_STAGE)), ~np.isnan(penalties.first)
-    for others, own in zip(seen, held, strict=True):
-        coefficients = np.where(moved, penalties.second_stage(others, penalties.first_stage(others)), 0.0)
-        for number, penalty in enumerate(FIRST_STAGE):
-            weights = replace(penalties, projection=penalty).projected(others, coefficients)
-            losses[number] += own.weight * float(weights @ (own.gram @ weights - 2.0 * own.cross @ coefficients))
-    return FIRST_STAGE[int(losses.argmin())]
+def _projection(penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments]) -> Pair:
+    """The penalties by which what treatments add to ``h`` is predicted best on other folds."""
+    coefficients = [
+        np.where(penalties.moved, penalties.second_stage(others, penalties.first_stage(others)), 0.0) for others in seen
+    ]
+
+    def loss(pair: Pair) -> float:
+        given, total = replace(penalties, projection=pair), 0.0
+        for others, own, u in zip(seen, held, coefficients, strict=True):
+            weights = given.projected(others, u)
+            total += own.weight * float(weights @ (own.gram @ weights - 2.0 * own.cross @ u))
+        return total
+
+    chosen = LINEAR
+    for side in penalties.sides:
+        pairs = [_paired(chosen, side, penalty) for penalty in FIRST_STAGE]
+        chosen = pairs[int(np.argmin([loss(pair) for pair in pairs]))]
+    return chosen
 
 
-def _first_penalties(
-    rows: Rows, penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments], moved: Array
+def _first_penalties(rows: Rows, penalties: Penalties, *, seen: Sequence[Moments], held: Sequence[Moments]) -> Array:
+    """A pair for each structural column that instruments must predict: first on curves alone, then on products beside them.
+
+    Lines among the columns leave linear instruments reluctantly.
+    """
+    moved = penalties.moved
+    chosen = np.array(penalties.first)
+    for side in penalties.sides:
+        losses = np.full((len(FIRST_STAGE), len(moved)), math.inf)
+        for pair in np.unique(chosen[moved], axis=0):
+            columns = (chosen == pair).all(axis=1)
+            losses[:, columns] = _first_losses(penalties, columns, pair, side, seen=seen, held=held)
+        before = chosen.copy()
+        chosen[moved, side] = np.array(FIRST_STAGE)[losses.argmin(axis=0)][moved]
+        for column in np.flatnonzero(moved & (penalties.structural_parts == Part.LINE) & np.isfinite(chosen[:, side])):
+            alone = np.arange(len(moved)) == column
+            gain = np.empty(len(rows.outcome))
+            for fold, others in zip(rows.folds, seen, strict=True):
+                without, beside = (penalties.predicted(others, alone, each[column])[:, 0] for each in (before, chosen))
+                target, phi = rows.structural[fold, column], rows.instruments[fold]
+                gain[fold] = (target - phi @ without) ** 2 - (target - phi @ beside) ** 2
+            if standard_errors(gain, rows.weights, rows.groups) <= CLEARLY:
+                chosen[column, side] = math.inf
+    return chosen
+
+
+def _first_losses(
+    penalties: Penalties, columns: Array, pair: Array, side: int, *, seen: Sequence[Moments], held: Sequence[Moments]
 ) -> Array:
-    """One a structural column that instruments must predict; the lines among them leave linear instruments reluctantly."""
-    losses = np.zeros((len(FIRST_STAGE), int(moved.sum())))
+    """Of some columns on other folds (candidates, columns), for each candidate on one side of a pair."""
+    losses = np.zeros((len(FIRST_STAGE), int(columns.sum())))
     for others, own in zip(seen, held, strict=True):
         gram, cross, square = (
             own.gram * own.weight,
-            own.cross[:, moved] * own.weight,
-            np.diag(own.structural)[moved] * own.weight,
+            own.cross[:, columns] * own.weight,
+            np.diag(own.structural)[columns] * own.weight,
         )
         for number, penalty in enumerate(FIRST_STAGE):
-            weights = penalties.predicted(others, moved, penalty)
+            weights = penalties.predicted(others, columns, _paired(pair, side, penalty))
             losses[number] += square + ((gram @ weights - 2.0 * cross) * weights).sum(axis=0)
-    chosen = np.array(FIRST_STAGE)[losses.argmin(axis=0)]
-    first = np.full(len(moved), np.nan)
-    first[moved] = chosen
-    for column in np.flatnonzero(moved & (penalties.structural_parts == Part.LINE) & np.isfinite(first)):
-        alone = np.arange(len(moved)) == column
-        gain = np.empty(len(rows.outcome))
-        for fold, others in zip(rows.folds, seen, strict=True):
-            line, curve = (penalties.predicted(others, alone, penalty)[:, 0] for penalty in (math.inf, first[column]))
-            target, phi = rows.structural[fold, column], rows.instruments[fold]
-            gain[fold] = (target - phi @ line) ** 2 - (target - phi @ curve) ** 2
-        if standard_errors(gain, rows.weights, rows.groups) <= CLEARLY:
-            first[column] = math.inf
-    return first
+    return losses
+
+
+def _paired(pair: Pair | Array, side: int, penalty: float) -> Pair:
+    """With another penalty on one side."""
+    curves, products = pair
+    return (penalty, float(products)) if side == 0 else (float(curves), penalty)
 
 
 class _Choice:
     """The penalties of stage 2, for given ones of stage 1."""
 
     def __init__(self, rows: Rows, penalties: Penalties, seen: Sequence[Moments], held: Sequence[Moments]) -> None:
-        self._rows, self._penalties, self._seen, self._held = rows, penalties, seen, held
-        self._first_stages = [penalties.first_stage(moments) for moments in seen]
+        self._rows, self._penalties, self._held = rows, penalties, held
+        first_stages = [penalties.first_stage(moments) for moments in seen]
+        self._systems = [(v.T @ moments.cross, v.T @ moments.reduced) for v, moments in zip(first_stages, seen, strict=True)]
 
     def best(self, second: Mapping[Part, float], part: Part, *, finite: bool = False) -> float:
         """Of one part, the others being given; infinity unless the loss is clearly lower, or it has to be finite."""
@@ -352,7 +404,7 @@ class _Choice:
 
     def _solutions(self, second: Mapping[Part, float]) -> list[Array]:
         penalties = replace(self._penalties, second=second)
-        return [penalties.second_stage(moments, v) for moments, v in zip(self._seen, self._first_stages, strict=True)]
+        return [penalties.solved(square, right) for square, right in self._systems]
 
     def _loss(self, second: Mapping[Part, float]) -> float:
         """Up to a constant."""

@@ -11,6 +11,9 @@ import numpy as np
 from cfiv.numerics.curves import Curve, lines
 from cfiv.numerics.splines import Array, row_products
 
+#: Columns of products in either stage: time grows with their cube, memory with their square.
+MOST_PRODUCTS = 500
+
 
 class Part(IntEnum):
     """What a column belongs to: the line, which nothing shrinks, or what departs from it."""
@@ -45,8 +48,7 @@ class SmoothBasis:
         """For treatments (n, d), covariates (n, c) and instruments (n, k): as many knots as n can bear.
 
         Curves of covariates are left out where there would be more columns of them than a fifth of the rows, products where
-        there would be more than a twentieth: one penalty is for all that departs from lines in stage 1, and beside so many
-        products, most of them noise, it does not suit the curves of instruments.
+        there would be more than :data:`MOST_PRODUCTS`.
         """
         rows = len(treatments)
         segments = int(np.clip(round(1.2 * np.cbrt(rows)), 3, 20))
@@ -59,7 +61,7 @@ class SmoothBasis:
             curves(treatments, segments),
             curves(covariates, few if covariates.shape[1] * few < rows / 5 else 0),
             curves(instruments, max(3, 2 * segments // 3)),
-            products and 0 < covariates.shape[1] * max(treatments.shape[1], instruments.shape[1]) < rows / 20,
+            products and 0 < covariates.shape[1] * max(treatments.shape[1], instruments.shape[1]) <= MOST_PRODUCTS,
         )
 
     def structural_columns(self, treatments: Array, covariates: Array | None) -> Array:

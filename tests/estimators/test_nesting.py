@@ -23,6 +23,7 @@ from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.trust import Trust
 from cfiv.learning.dfiv_fit import refit_elsewhere
 from cfiv.learning.samples import Split
+from cfiv.numerics.smooth_basis import MOST_PRODUCTS, SmoothBasis
 from cfiv.studies.shipped.many_covariates import many_covariates
 
 
@@ -165,7 +166,7 @@ def test_crossing_treatments_with_covariates_evaluates_every_pair() -> None:
 
 @pytest.mark.statistical
 def test_a_curve_is_found_beside_many_covariates_whatever_the_folds() -> None:
-    """With as many products among the instruments of stage 1 it was lost with some folds and kept with others."""
+    """With one penalty for it and 200 products in stage 1 it was lost with some folds and kept with others."""
     rows, truth = many_covariates(n=3000, covariates=200, truth="sine", seed=0)
     x = rows[[f"x{j}" for j in range(1, 201)]].to_numpy()
     data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
@@ -175,6 +176,25 @@ def test_a_curve_is_found_beside_many_covariates_whatever_the_folds() -> None:
         assert model is not None
         errors = [one.component().evaluate(data.treatment, x) - truth(rows) for one in (model, model.line())]
         assert np.mean(errors[0] ** 2) < 0.5 * np.mean(errors[1] ** 2)
+
+
+@pytest.mark.statistical
+def test_effects_that_vary_are_found_with_as_many_products_as_a_twentieth_of_the_rows() -> None:
+    rows, truth = many_covariates(n=1000, covariates=50, truth="effects vary, curved covariates", seed=1)
+    x = rows[[f"x{j}" for j in range(1, 51)]].to_numpy()
+    data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
+    data.check_fittable()
+    model = smooth(data)
+    errors = [one.component().evaluate(data.treatment, x) - truth(rows) for one in (model, model.line())]
+    assert "products" in model.describe()
+    assert np.mean(errors[0] ** 2) < 0.6 * np.mean(errors[1] ** 2)
+
+
+def test_products_beyond_what_memory_and_time_bear_are_left_out() -> None:
+    generator = np.random.default_rng(0)
+    t, z, x = (generator.normal(size=(20, k)) for k in (1, 1, MOST_PRODUCTS + 1))
+    assert SmoothBasis.of(t, x[:, 1:], z, weights=np.ones(20), products=True).products
+    assert not SmoothBasis.of(t, x, z, weights=np.ones(20), products=True).products
 
 
 def test_images_and_instruments_that_move_nothing_have_no_smooth_model() -> None:

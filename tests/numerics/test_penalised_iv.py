@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate import quad
 
 from cfiv.numerics.curves import Curve
-from cfiv.numerics.penalised_iv import Moments, Penalties, Rows, choose_penalties, standard_errors
+from cfiv.numerics.penalised_iv import FIRST_STAGE, LINEAR, Moments, Pair, Penalties, Rows, choose_penalties, standard_errors
 from cfiv.numerics.smooth_basis import Part, SmoothBasis
 from tests.numerics.sieve_designs import DESIGNS
 
@@ -31,12 +31,12 @@ def rows(n: int = 400, *, seed: int = 0, covariates: int = 2) -> tuple[Rows, Smo
     return Rows(basis.instrument_columns(z, x), basis.structural_columns(t, x), y, weights, folds), basis
 
 
-def penalties(basis: SmoothBasis, *, first: float = math.inf, second: float = math.inf) -> Penalties:
+def penalties(basis: SmoothBasis, *, first: Pair = LINEAR, second: float = math.inf) -> Penalties:
     return Penalties(
         instrument_parts=basis.instrument_parts,
         structural_parts=basis.structural_parts,
         shared=basis.shared,
-        first=np.where(basis.moved, first, np.nan),
+        first=np.where(basis.moved[:, None], first, np.nan),
         second={part: second for part in Part if part is not Part.LINE},
     )
 
@@ -90,14 +90,15 @@ def test_without_anything_but_lines_it_is_two_stage_least_squares() -> None:
 @pytest.mark.oracle
 def test_both_stages_solve_their_equations() -> None:
     data, basis = rows()
-    given, n = penalties(basis, first=0.1, second=0.01), len(data.outcome)
+    given, n = penalties(basis, first=(0.1, 0.5), second=0.01), len(data.outcome)
     moments = data.moments(np.arange(n))
     v = given.first_stage(moments)
     u = given.second_stage(moments, v)
     mean = data.weights / data.weights.sum()
-    shrunk = np.where(given.exogenous | (basis.instrument_parts == Part.LINE), 0.0, 0.1)
+    shrunk = np.where(basis.instrument_parts == Part.PRODUCTS, 0.5, 0.1)
+    shrunk[given.exogenous | (basis.instrument_parts == Part.LINE)] = 0.0
     for column in np.flatnonzero(basis.moved):
-        one = given.predicted(moments, np.arange(len(v.T)) == column, 0.1)[:, 0]
+        one = given.predicted(moments, np.arange(len(v.T)) == column, (0.1, 0.5))[:, 0]
         residual = data.structural[:, column] - data.instruments @ one
         np.testing.assert_allclose((data.instruments * mean[:, None]).T @ residual, shrunk * one, atol=1e-8)
     predictions, own = data.instruments @ v[:, basis.moved], data.instruments[:, given.exogenous]
@@ -110,12 +111,13 @@ def test_both_stages_solve_their_equations() -> None:
 @pytest.mark.parametrize("second", [math.inf, 0.01])
 def test_what_is_expected_of_h_is_its_own_exogenous_part_and_a_ridge_regression_of_the_rest(second: float) -> None:
     data, basis = rows()
-    given = replace(penalties(basis, first=0.1, second=second), projection=0.1)
+    given = replace(penalties(basis, first=(0.1, 0.1), second=second), projection=(0.1, 0.5))
     moments = data.moments(np.arange(len(data.outcome)))
     u = given.second_stage(moments, given.first_stage(moments))
     found = data.instruments @ given.projected(moments, u)
     moved, root = basis.moved, np.sqrt(data.weights / data.weights.sum())[:, None]
-    phi = np.concatenate([data.instruments * root, np.sqrt(0.1) * np.diag(basis.instrument_parts != Part.LINE)])
+    shrunk = np.where(basis.instrument_parts == Part.LINE, 0.0, np.where(basis.instrument_parts == Part.PRODUCTS, 0.5, 0.1))
+    phi = np.concatenate([data.instruments * root, np.diag(np.sqrt(shrunk))])
     target = np.concatenate([(data.structural[:, moved] @ u[moved]) * root[:, 0], np.zeros(len(basis.instrument_parts))])
     expected = data.instruments @ np.linalg.lstsq(phi, target)[0] + data.structural[:, ~moved] @ u[~moved]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
@@ -148,10 +150,10 @@ def test_a_line_stays_a_line_and_a_curve_becomes_one(design: str) -> None:
 
 @pytest.mark.law
 def test_the_line_beside_a_curve_has_a_projection_of_its_own_and_a_line_that_of_itself() -> None:
-    given = replace(penalties(rows()[1], second=0.01), projection=0.1, line_projection=10.0)
+    given = replace(penalties(rows()[1], second=0.01), projection=(0.1, 0.2), line_projection=(10.0, 1.0))
     assert given.line().is_line
-    assert given.line().projection == 10.0
-    assert given.line().line().projection == 10.0
+    assert given.line().projection == (10.0, 1.0)
+    assert given.line().line().projection == (10.0, 1.0)
     data, basis = rows()
     found = choose_penalties(data, penalties(basis))
     assert found.is_line
@@ -208,3 +210,23 @@ def test_a_bend_in_what_a_covariate_does_is_not_taken_for_an_effect_of_the_treat
         u = chosen.second_stage(moments, chosen.first_stage(moments))
         effects.append(u[basis.shared] / t.std())
     assert abs(np.median(effects)) < 0.25, "by the bend it would be one"
+
+
+@pytest.mark.law
+def test_each_penalty_of_stage_1_has_the_least_loss_that_of_products_beside_that_of_curves() -> None:
+    data, basis = rows(seed=3)
+    found, moved = choose_penalties(data, penalties(basis)), basis.moved
+    held = [data.moments(fold) for fold in data.folds]
+    total = sum(held[1:], start=held[0])
+
+    def loss(column: int, pair: Pair) -> float:
+        alone, lost = np.arange(len(moved)) == column, 0.0
+        for own in held:
+            one = found.predicted(total - own, alone, pair)[:, 0]
+            lost += own.weight * float(one @ own.gram @ one - 2 * one @ own.cross[:, column])
+        return lost
+
+    for column in np.flatnonzero(moved & (basis.structural_parts != Part.LINE)):
+        curves, products = found.first[column]
+        assert loss(int(column), (curves, math.inf)) == min(loss(int(column), (each, math.inf)) for each in FIRST_STAGE)
+        assert loss(int(column), (curves, products)) == min(loss(int(column), (curves, each)) for each in FIRST_STAGE)
