@@ -154,7 +154,8 @@ class TwoStage:
         if excess:
             weight = (1 + excess) * np.eye(p) - excess * (inverse.T @ inverse)
             scores = (1 + excess) * scores - excess * (inverse.T @ (basis.T @ stacked[:, -1]))
-            scores, spread = np.linalg.solve(weight, scores), np.linalg.solve(weight, spread.T).T
+            scores = np.asarray(np.linalg.solve(weight, scores), dtype=np.float64)
+            spread = np.linalg.solve(weight, spread.T).T
         coordinates = linalg.solve_triangular(mixed, scores)
         predictor = np.zeros((q, left.shape[1]))
         predictor[kept] = orthonormal @ all_directions / lengths[kept, None]
@@ -187,7 +188,7 @@ def _positive_qr(columns: Array) -> tuple[Array, Array]:
     all_directions, triangle = np.linalg.qr(columns, mode="complete")
     signs = np.where(np.diagonal(triangle) < 0, -1.0, 1.0)
     all_directions[:, : len(signs)] *= signs
-    return all_directions, triangle[: len(signs)] * signs[:, None]
+    return np.asarray(all_directions), np.asarray(triangle[: len(signs)] * signs[:, None])
 
 
 def _dependent(triangle: Array, scaling: Scaling, *, rows: int) -> tuple[Dependence, ...]:
