@@ -155,7 +155,7 @@ class TwoStage:
             weight = (1 + excess) * np.eye(p) - excess * (inverse.T @ inverse)
             scores = (1 + excess) * scores - excess * (inverse.T @ (basis.T @ stacked[:, -1]))
             scores = np.asarray(np.linalg.solve(weight, scores), dtype=np.float64)
-            spread = np.linalg.solve(weight, spread.T).T
+            spread = np.asarray(np.linalg.solve(weight, spread.T).T, dtype=np.float64)
         coordinates = linalg.solve_triangular(mixed, scores)
         predictor = np.zeros((q, left.shape[1]))
         predictor[kept] = orthonormal @ all_directions / lengths[kept, None]
