@@ -36,6 +36,15 @@ def straight(n: int, *, seed: int, strength: float = 1.0, effect: float = 1.0, c
     return IVData(outcome=effect * t + x[:, 0] + u + e, treatment=t[:, None], instruments=z[:, None], covariates=x)
 
 
+def beside_many_covariates(**design: Any) -> tuple[IVData, Any]:
+    """Arrays of the design of many covariates, and ``h`` at its rows."""
+    rows, truth = many_covariates(**design)
+    x = rows[[f"x{j + 1}" for j in range(design["covariates"])]].to_numpy()
+    data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
+    data.check_fittable()
+    return data, truth(rows)
+
+
 def smooth(data: IVData, *, products: bool = True) -> SmoothModel:
     data.check_fittable()
     model = SmoothModel.fit(data, np.random.default_rng(0), products=products)
@@ -167,25 +176,19 @@ def test_crossing_treatments_with_covariates_evaluates_every_pair() -> None:
 @pytest.mark.statistical
 def test_a_curve_is_found_beside_many_covariates_whatever_the_folds() -> None:
     """With one penalty for it and 200 products in stage 1 it was lost with some folds and kept with others."""
-    rows, truth = many_covariates(n=3000, covariates=200, truth="sine", seed=0)
-    x = rows[[f"x{j}" for j in range(1, 201)]].to_numpy()
-    data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
-    data.check_fittable()
+    data, h = beside_many_covariates(n=3000, covariates=200, truth="sine", seed=0)
     for folds in range(2):
         model = SmoothModel.fit(data, np.random.default_rng([0, folds]), products=True)
         assert model is not None
-        errors = [one.component().evaluate(data.treatment, x) - truth(rows) for one in (model, model.line())]
+        errors = [one.component().evaluate(data.treatment, data.covariates) - h for one in (model, model.line())]
         assert np.mean(errors[0] ** 2) < 0.5 * np.mean(errors[1] ** 2)
 
 
 @pytest.mark.statistical
 def test_effects_that_vary_are_found_with_as_many_products_as_a_twentieth_of_the_rows() -> None:
-    rows, truth = many_covariates(n=1000, covariates=50, truth="effects vary, curved covariates", seed=1)
-    x = rows[[f"x{j}" for j in range(1, 51)]].to_numpy()
-    data = IVData(outcome=rows["y"], treatment=rows["t"], instruments=rows["z"], covariates=x)
-    data.check_fittable()
+    data, h = beside_many_covariates(n=1000, covariates=50, truth="effects vary, curved covariates", seed=1)
     model = smooth(data)
-    errors = [one.component().evaluate(data.treatment, x) - truth(rows) for one in (model, model.line())]
+    errors = [one.component().evaluate(data.treatment, data.covariates) - h for one in (model, model.line())]
     assert "products" in model.describe()
     assert np.mean(errors[0] ** 2) < 0.6 * np.mean(errors[1] ** 2)
 
