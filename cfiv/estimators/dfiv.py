@@ -84,7 +84,7 @@ class DFIV(StructuralEstimator):
         more.
     learning_rate : "auto", float or (float, float, float)
         Peak rate of Adam, of all networks or of treatment, instrument and covariate network. "auto" is 0.04, and 0.003 for a
-        network whose input is an image: wide layers need small steps.
+        network whose input is an image: wide layers need small steps; of more than 500 steps, times ``sqrt(500 / steps)``.
     weight_decay : float or (float, float, float)
         Decoupled weight decay, likewise.
     standardise : bool

@@ -12,7 +12,7 @@ from torch import nn
 
 from cfiv.data import Array, IVData
 from cfiv.errors import DivergenceError
-from cfiv.estimators.budget import number_of_fits, training_batch, training_steps
+from cfiv.estimators.budget import number_of_fits, rate_of_long_runs, training_batch, training_steps
 from cfiv.estimators.dfiv_settings import last_layers, swaps, training_options, unpredicted_penalty
 from cfiv.estimators.estimator import warn_of_learned_constant
 from cfiv.estimators.few_instruments import warn_if_few_instruments
@@ -150,7 +150,7 @@ def train_together(
         unpredicted_penalty=unpredicted_penalty(model, images=images),
         steps=steps,
         batch_size=together[0].batch_size,
-        learning_rate=learning_rates(model.learning_rate, images=images),
+        learning_rate=learning_rates(model.learning_rate, images=images, factor=rate_of_long_runs(steps)),
         weight_decay=per_network("weight_decay", model.weight_decay),
         report=model.report,
         training=training_options(model),

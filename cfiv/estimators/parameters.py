@@ -12,10 +12,10 @@ from cfiv.learning.dfiv_step import PerNetwork
 RATE, IMAGE_RATE = 0.04, 3e-3
 
 
-def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool) -> PerNetwork:
-    """Peak rates of treatment, instrument and covariate network; "auto" depends on whether treatments are images."""
+def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool, factor: float = 1.0) -> PerNetwork:
+    """Peak rates of treatment, instrument and covariate network; "auto", times a factor, depends on whether treatments are images."""
     if isinstance(given, str) and given == "auto":
-        return (IMAGE_RATE if images else RATE, RATE, RATE)
+        return (factor * (IMAGE_RATE if images else RATE), factor * RATE, factor * RATE)
     rates = per_network("learning_rate", given)
     for rate in rates:
         check_number("learning_rate", rate, above=0.0, alternative="or 'auto'")

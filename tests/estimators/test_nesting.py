@@ -15,7 +15,7 @@ import cfiv
 from cfiv import DFIV, IVData
 from cfiv.datasets import demand
 from cfiv.errors import ParameterError, WorthlessFitWarning
-from cfiv.estimators.budget import number_of_fits, training_batch, training_steps
+from cfiv.estimators.budget import number_of_fits, rate_of_long_runs, training_batch, training_steps
 from cfiv.estimators.components import NetworkComponent, SmoothComponent
 from cfiv.estimators.nesting import LearnedFunction, disagreement, weigh
 from cfiv.estimators.smooth_model import SmoothModel
@@ -348,6 +348,15 @@ def test_the_budget_grows_with_the_rows() -> None:
     ]
     assert batches == [50, 128, 250, 1024, 1024, 1024]
     assert training_batch("auto", rows=5000, fits=1, smallest_sample=2500, images=True) == 128
+
+
+def test_long_runs_take_smaller_steps() -> None:
+    assert [rate_of_long_runs(steps) for steps in (0, 100, 500, 2000, 50_000)] == [1.0, 1.0, 1.0, 0.5, 0.1]
+    train, _ = demand.simulate(n=200, rho=0.5, seed=0)
+    short = {"batch_size": 16, "fits": 1, "swap": False, "nested": False, "progress": False, "random_state": 0}
+    rates = ("auto", 0.04 * math.sqrt(500 / 600))
+    fits = [DFIV(demand.FORMULA, steps=600, learning_rate=rate, **short).fit(train).predict(train) for rate in rates]
+    np.testing.assert_array_equal(*fits)
 
 
 @pytest.mark.parametrize("name", ["steps", "fits"])
