@@ -26,7 +26,7 @@ from cfiv.estimators.kernel_bandwidths import (
 )
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
-from cfiv.estimators.kernel_plan import FAMILIES, KernelPlan, automatic_landmarks
+from cfiv.estimators.kernel_plan import KernelPlan, automatic_landmarks
 from cfiv.estimators.nesting import LearnedFunction
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import fold_groups, split_rows
@@ -228,7 +228,7 @@ class KernelIV(StructuralEstimator):
         if searched:
             bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
         plan = self._plan(inputs, data.clusters, row_generator, landmark_generator)
-        families = FAMILIES
+        families = plan.families
         if searched:
             bandwidths, families = plan.widened(bandwidths)
         self.bandwidths_ = bandwidths
