@@ -53,18 +53,20 @@ def bends(points: Tensor, *, targets: Tensor, weights: Tensor, columns: LineColu
     -----
     O(n d (d + leading d)).
     """
-    line = _Line(columns(points), weights)
+    line = _Line(columns(points), weights=weights)
     residuals = line.beyond(targets)
     freedom = max(1.0, line.rows - len(columns))
     knots = torch.quantile(points, points.new_tensor(KNOTS), dim=0)
     found = torch.zeros_like(points[0])
     for j, column in enumerate(points.mT):
         curves = line.beyond((column[:, None] - knots[:, j]).clamp(min=0.0))
-        found[j] = _beyond_chance(line.explained(residuals, curves[None]), degrees=len(KNOTS), of=len(found), freedom=freedom)
+        found[j] = _beyond_chance(
+            line.explained(residuals, by=curves[None]), degrees=len(KNOTS), of=len(found), freedom=freedom
+        )
     centred = points - points.mean(dim=0)
     for a in range(leading):
         products = line.beyond(centred[:, a, None] * centred[:, a + 1 :])
-        explained = line.explained(residuals, products.mT[:, :, None])
+        explained = line.explained(residuals, by=products.mT[:, :, None])
         together = _beyond_chance(explained, degrees=1, of=len(found), freedom=freedom)
         found[a + 1 :] += together
         found[a] += together.sum()
@@ -74,7 +76,7 @@ def bends(points: Tensor, *, targets: Tensor, weights: Tensor, columns: LineColu
 class _Line:
     """Regressions on the columns (n, l) of a line."""
 
-    def __init__(self, values: Tensor, weights: Tensor) -> None:
+    def __init__(self, values: Tensor, *, weights: Tensor) -> None:
         self._values, self._shares = values, (weights / weights.sum())[:, None]
         gram = values.mT @ (self._shares * values)
         gram.diagonal().add_(1.0 / len(values))
@@ -88,11 +90,11 @@ class _Line:
         left: Tensor = some - self._values @ torch.cholesky_solve(right, self._factor)
         return left
 
-    def explained(self, residuals: Tensor, groups: Tensor) -> Tensor:
-        """The share of residuals (n, k) that each of g groups of columns (g, n, q) explains, shape (g, k)."""
-        weighted = self._shares * groups
+    def explained(self, residuals: Tensor, *, by: Tensor) -> Tensor:
+        """The share of residuals (n, k) that is explained by each of g groups of columns (g, n, q), shape (g, k)."""
+        weighted = self._shares * by
         right = weighted.mT @ residuals
-        gram = weighted.mT @ groups
+        gram = weighted.mT @ by
         gram.diagonal(dim1=-2, dim2=-1).add_(COLLINEAR)
         square = (self._shares * residuals.square()).sum(dim=0)
         explained: Tensor = (right * torch.linalg.solve(gram, right)).sum(dim=-2)
