@@ -14,7 +14,8 @@ from cfiv.checks import check_number, refusal, several
 from cfiv.errors import DataError, ParameterError
 from cfiv.estimators.kernel_inputs import KernelInputs
 from cfiv.numerics.bandwidths import median_bandwidth
-from cfiv.numerics.relevance import relevant_bandwidths
+from cfiv.numerics.landmarks import line_of
+from cfiv.numerics.relevance import RelevantFit, relevant_fit
 
 Bandwidths = Mapping[str, float | Sequence[float]] | Literal["median"]
 #: Covariates are inputs of both kernels, and may have other bandwidths in that of stage 1.
@@ -87,22 +88,28 @@ def found_bandwidths(
     """Bandwidths of columns by what they matter for: see :mod:`cfiv.numerics.relevance`.
 
     Those of stage 1 are for the treatments and the outcome given the instruments and covariates; those of ``h`` for the outcome
-    given the treatments and covariates. (That regression is confounded, but the function turns where ``h`` does.)
+    given the treatments and covariates. (That regression is confounded, but the function turns where ``h`` does.) Of many
+    columns stage 1 looks at the curve of that regression as well, which has less noise than the outcome.
     """
     count = inputs.covariates
     treatments, instruments = inputs.treatments, inputs.instruments
     own = inputs.line_columns(treatments)(treatments)[:, int(inputs.centred) :]
     targets = torch.cat([own[:, : own.shape[1] - count], inputs.outcome], dim=1)
     of_h, of_first = (column_bandwidths(medians, role) for role in ("treatment", "instruments"))
-    structural = _relevant(inputs, treatments, targets=inputs.outcome, medians=of_h, generator=generator)
+    fit = _relevant(inputs, treatments, targets=inputs.outcome, medians=of_h, generator=generator)
+    structural = fit.bandwidths * inputs.line_columns(treatments).scale
     # Stage 1 must follow h in the covariates: what matters there is where its search begins.
-    start = torch.cat(
-        [of_first[: len(of_first) - count], torch.tensor(structural[len(structural) - count :], dtype=torch.float64)]
-    )
-    first = _relevant(inputs, instruments, targets=targets, medians=of_first, generator=generator, start=start)
+    starts = [torch.cat([of_first[: len(of_first) - count], structural[len(structural) - count :]])]
+    if inputs.many:
+        starts.append(_through_treatments(inputs, structural, of_h=of_h, of_first=of_first))
+        targets = torch.cat([targets, _curve(inputs, fit)], dim=1)
+    first = _relevant(inputs, instruments, targets=targets, medians=of_first, generator=generator, starts=starts).bandwidths
+    first = first * inputs.line_columns(instruments).scale
     at, of = len(structural) - count, len(first) - count
     found = {"treatment": structural[:at], "instruments": first[:of]}
-    return found if not count else {**found, "covariates": structural[at:], FIRST_STAGE: first[of:]}
+    if count:
+        found |= {"covariates": structural[at:], FIRST_STAGE: first[of:]}
+    return {role: [float(value) for value in values] for role, values in found.items()}
 
 
 def _relevant(
@@ -112,21 +119,53 @@ def _relevant(
     targets: Tensor,
     medians: Tensor,
     generator: np.random.Generator,
-    start: Tensor | None = None,
-) -> list[float]:
+    starts: Sequence[Tensor] = (),
+) -> RelevantFit:
     """In standardised columns, where no square vanishes or overflows."""
     columns, weights = inputs.line_columns(points), inputs.weights / inputs.weights.max()
     standard = replace(columns, centre=torch.zeros_like(columns.centre), scale=torch.ones_like(columns.scale))
-    found = relevant_bandwidths(
+    return relevant_fit(
         columns(points)[:, int(columns.constant) :],
         targets=targets,
         weights=weights / weights.mean(),
         medians=medians / columns.scale,
         columns=standard,
         generator=generator,
-        start=None if start is None else start / columns.scale,
+        leading=len(medians) - inputs.covariates,
+        starts=[start / columns.scale for start in starts],
     )
-    return [float(value) for value in found * columns.scale]
+
+
+def _curve(inputs: KernelInputs, fit: RelevantFit) -> Tensor:
+    """What the fit of the outcome departs from its line by, (n, 1), of unit mean square."""
+    columns = inputs.line_columns(inputs.treatments)
+    curve = fit.departure()(columns(inputs.treatments)[:, int(columns.constant) :])
+    square = (inputs.weights * curve.square()).sum() / inputs.weights.sum()
+    return (curve / square.clamp(min=torch.finfo(square.dtype).tiny).sqrt())[:, None]
+
+
+def _through_treatments(inputs: KernelInputs, structural: Tensor, *, of_h: Tensor, of_first: Tensor) -> Tensor:
+    """Bandwidths of stage 1 for a function like ``h`` of what lines predict of the treatments.
+
+    By the chain rule the squared gradient along an instrument is that along a treatment times the squared slope of the
+    treatment along the instrument; a covariate's own is added to it.
+
+    Parameters
+    ----------
+    inputs : KernelInputs
+    structural : Tensor (k + p,)
+        Bandwidths of ``h``.
+    of_h, of_first : Tensor (k + p,), (q + p,)
+        Median distances.
+    """
+    columns, at = inputs.line_columns(inputs.instruments), len(of_h) - inputs.covariates
+    values = torch.cat([columns(inputs.instruments), inputs.treatments[:, :at]], dim=1)
+    gram = values.mT @ (inputs.weights[:, None] / inputs.weights.sum() * values)
+    slopes = line_of(gram, at=len(columns), rows=len(inputs))[int(columns.constant) :] / columns.scale[:, None]
+    squares = (of_h / structural).square()
+    gradients = (slopes * of_first[:, None] / of_h[:at]).square() @ squares[:at]
+    gradients[len(gradients) - inputs.covariates :] += squares[at:]
+    return of_first / gradients.clamp(min=torch.finfo(gradients.dtype).tiny).sqrt()
 
 
 def column_bandwidths(bandwidths: Mapping[str, Sequence[float]], role: str, *, pixels: int = 1) -> Tensor:

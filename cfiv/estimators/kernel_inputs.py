@@ -15,6 +15,7 @@ from cfiv.estimators.units import Standardiser, exponents, in_unit
 from cfiv.numerics.kernel_two_stage import Moments, sample_moments
 from cfiv.numerics.kernels import KernelExpansion
 from cfiv.numerics.landmarks import Features, LineColumns
+from cfiv.numerics.relevance import MANY
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +67,11 @@ class KernelInputs:
 
     def __len__(self) -> int:
         return len(self.outcome)
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many columns that most cannot matter; never of images."""
+        return not self.image and self.treatments.shape[1] > MANY
 
     def by_role(self) -> dict[str, list[Tensor]]:
         """The inputs of each role, each with the columns that share a bandwidth."""

@@ -26,7 +26,7 @@ from cfiv.estimators.kernel_bandwidths import (
 )
 from cfiv.estimators.kernel_inputs import KernelInputs, KernelReducedForm
 from cfiv.estimators.kernel_penalties import Penalty, penalty_table, penalty_values, warn_of_ends
-from cfiv.estimators.kernel_plan import FAMILIES, KernelPlan, automatic_landmarks
+from cfiv.estimators.kernel_plan import KernelPlan, automatic_landmarks
 from cfiv.estimators.nesting import LearnedFunction
 from cfiv.estimators.units import check_units
 from cfiv.learning.samples import fold_groups, split_rows
@@ -60,9 +60,10 @@ class KernelIV(StructuralEstimator):
         Whether there is a line beside the curve. With a split and for images there is none.
     bandwidths : mapping, "median" or None
         None finds one a column: small where a function turns, large where it is straight or does not care, so that columns that
-        do not matter fade (:mod:`cfiv.numerics.relevance`), and then one factor for those of h by the held-out loss. "median",
-        and always for images: each column's median distance between two rows. A mapping gives them in the user's units under
-        the keys "treatment", "instruments", "covariates" and "first_stage_covariates" (of stage 1; left out, they are those of
+        do not matter fade (:mod:`cfiv.numerics.relevance`), and then one factor for those of h by the held-out loss. With more
+        than 16 columns of treatments and covariates the search starts from each column by itself, too. "median", and always for
+        images: each column's median distance between two rows. A mapping gives them in the user's units under the keys
+        "treatment", "instruments", "covariates" and "first_stage_covariates" (of stage 1; left out, they are those of
         "covariates"): one number, or one a column of the role; other roles have their median distances. An image is one input
         and has one bandwidth.
     ridge1, ridge2 : float, sequence of float or None
@@ -114,6 +115,9 @@ class KernelIV(StructuralEstimator):
 
     Notes
     -----
+    With more than 16 columns of treatments and covariates the features psi of the curve are their departures from the line, and
+    stage 1 predicts them by the columns and phi, or by phi alone if that is better on held-out rows.
+
     Kernel matrices are never made: their Cholesky factors have a few columns, k, at most the landmarks. A fit costs
     O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about (26 + 5 folds) k^2. Far from all training rows ``h`` goes to its
     line, or without one to the mean outcome. Row weights enter the means of both stages, not the median distances.
@@ -228,7 +232,7 @@ class KernelIV(StructuralEstimator):
         if searched:
             bandwidths = found_bandwidths(inputs, bandwidths, median_generator)
         plan = self._plan(inputs, data.clusters, row_generator, landmark_generator)
-        families = FAMILIES
+        families = plan.families
         if searched:
             bandwidths, families = plan.widened(bandwidths)
         self.bandwidths_ = bandwidths

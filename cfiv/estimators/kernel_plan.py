@@ -78,9 +78,19 @@ class KernelPlan:
             role=role,
             folds=self.folds,
         )
-        return LinedFeatures(self.inputs.line_columns(points), kernel) if self.lined else kernel
+        if not self.lined:
+            return kernel
+        features = LinedFeatures(self.inputs.line_columns(points), kernel)
+        if role == "treatment" and self.inputs.many:
+            return features.departures(points, weights=self.inputs.weights)
+        return features
 
-    def stages(self, phi: Features, psi: Features, families: Sequence[Family] = FAMILIES) -> KernelTwoStage:
+    @property
+    def families(self) -> Sequence[Family]:
+        """Candidates for ``h``, besides a line; departures from one are no candidate without it."""
+        return FAMILIES[:1] if self.lined and self.inputs.many else FAMILIES
+
+    def stages(self, phi: Features, psi: Features, families: Sequence[Family]) -> KernelTwoStage:
         """Both stages."""
         inputs, parts = self.inputs, self.parts
         if self.folds is None:
@@ -105,7 +115,7 @@ class KernelPlan:
         found = []
         for factor in FACTORS:
             wide = widened(bandwidths, factor)
-            stages = coarse.stages(phi, coarse.features("treatment", wide))
+            stages = coarse.stages(phi, coarse.features("treatment", wide), self.families)
             found.append((float(stages.stage2.losses.min()), wide, stages.family))
         _, wide, family = min(found, key=lambda each: each[0])
         return wide, ("curve",) if family == "curve" else ("line and curve",)
@@ -121,4 +131,7 @@ class KernelPlan:
         if not (isinstance(phi, LinedFeatures) and isinstance(psi, LinedFeatures)):
             return plain
         constant = psi.columns.constant
-        return replace(plain, instruments=len(phi.columns), treatments=len(psi.columns), constant=constant)
+        departures = psi.line is not None
+        return replace(
+            plain, instruments=len(phi.columns), treatments=len(psi.columns), constant=constant, departures=departures
+        )

@@ -10,6 +10,10 @@ on the instruments that stage 1 makes (:mod:`cfiv.numerics.kernel_first_stage`).
 
 A curve alone, without the line, is a candidate too: it knows with fewer directions what instruments cannot tell.
 
+Where columns are many, the curve's features are departures from the line, and only both together are a candidate. Each feature
+has a line in it, which stage 1 predicts by as many slopes as there are columns, anew for each fold. Stage 2 takes that noise
+for a curve.
+
 Which xi, and which candidate, is said by rows that neither stage has seen. To :data:`cfiv.numerics.kernel_two_stage.Validation`
 comes a third loss: with ``v`` what stage 1 leaves of the treatment,
 

@@ -8,7 +8,8 @@ of their own, and either of two predictions:
 * by curves, from the other folds, regressed on once more over all rows, ``L ~ C' V' phi``: noise in V then makes them
   imprecise, not too small.
 
-The predictions of a kernel's features are left as they are. Their noise pulls the curve towards the line.
+The predictions of a kernel's features are left as they are. Their noise pulls the curve towards the line. Most of it comes from
+lines in many instruments and covariates: of features that are departures from a line, these lines may be left out.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Layout:
         Trailing columns of ``psi``.
     penalty : float
         Of coefficients of a line or of controls, on the mean loss: 1/n, one row's worth of information.
+    departures : bool
+        Whether the kernel's features in ``psi`` are departures from the line, which curves alone may predict.
     """
 
     instruments: int = 0
@@ -54,6 +57,7 @@ class Layout:
     constant: bool = False
     controls: int = 0
     penalty: float = 0.0
+    departures: bool = False
 
 
 PLAIN = Layout()
@@ -73,6 +77,8 @@ class FirstStage:
         The penalty for the line and controls; infinite where lines predict them.
     calibration : Tensor (l, l)
         ``C``, the identity where lines predict.
+    alone : bool
+        Whether the features of a kernel are predicted by those of a kernel and a constant, without a line.
     """
 
     folds: Sequence[Moments]
@@ -80,6 +86,7 @@ class FirstStage:
     choice: PenaltyChoice
     of_line: float
     calibration: Tensor
+    alone: bool = False
 
     @classmethod
     def choose(cls, folds: Sequence[Moments], penalties: Tensor, layout: Layout) -> FirstStage:
@@ -96,9 +103,13 @@ class FirstStage:
                 of_line = seen.of(others, square=seen.weight * len(others))
                 losses_of_line += path.of(others).losses(of_line, penalties)
                 of_straight += path.of(others).losses(of_line, straight)
-        choice = PenaltyChoice(penalties=penalties, losses=losses)
+        choice, alone = PenaltyChoice(penalties=penalties, losses=losses), False
+        if layout.departures:
+            without = _losses_alone(folds, penalties, layout)
+            alone = bool(without.min() < losses.min())
+            choice = PenaltyChoice(penalties=penalties, losses=without) if alone else choice
         identity = torch.eye(layout.treatments, dtype=penalties.dtype)
-        first = cls(folds=folds, layout=layout, choice=choice, of_line=choice.chosen, calibration=identity)
+        first = cls(folds=folds, layout=layout, choice=choice, of_line=choice.chosen, calibration=identity, alone=alone)
         if not layout.treatments:
             return first
         curved = PenaltyChoice(penalties=penalties, losses=losses_of_line)
@@ -116,7 +127,7 @@ class FirstStage:
             return sample.minimiser(self.choice.chosen)
         kernel, others = _targets(sample, self.layout)
         v = torch.empty_like(sample.right)
-        v[:, kernel] = self._minimiser(sample, kernel, self.choice.chosen)
+        v[:, kernel] = self._curves_alone(sample, kernel) if self.alone else self._minimiser(sample, kernel, self.choice.chosen)
         v[:, others] = self._minimiser(sample, others, self.of_line)
         return v
 
@@ -147,6 +158,15 @@ class FirstStage:
         penalties[: self.layout.instruments] = self.layout.penalty
         return sample.of(targets, square=0.0).minimiser(penalties)
 
+    def _curves_alone(self, sample: SquaredError, targets: Tensor) -> Tensor:
+        """V without the line's columns of ``phi``."""
+        used = _without_line(sample, self.layout)
+        penalties = sample.gram.new_full((len(used),), self.choice.chosen)
+        penalties[: int(self.layout.constant)] = self.layout.penalty
+        v = sample.gram.new_zeros(len(sample.gram), len(targets))
+        v[used] = sample.of(targets, square=0.0).columns(used).minimiser(penalties)
+        return v
+
     def _lines(self, sample: SquaredError, targets: Tensor) -> Tensor:
         """V of the line's columns of ``phi`` alone."""
         leading = torch.arange(self.layout.instruments)
@@ -172,6 +192,18 @@ class FirstStage:
         return sample.minimiser(COLLINEAR * sample.gram.diagonal().clamp(min=COLLINEAR))
 
 
+def _losses_alone(folds: Sequence[Moments], penalties: Tensor, layout: Layout) -> Tensor:
+    """Of a kernel's features, predicted by the kernel of ``phi`` and a constant: of each fold by the others."""
+    losses = torch.zeros_like(penalties)
+    used, (kernel, _) = _without_line(folds[0].first_stage, layout), _targets(folds[0].first_stage, layout)
+    for k, fold in enumerate(folds):
+        sample = _outside(folds, k).of(kernel, square=0.0).columns(used)
+        path = RidgePath.factor(sample, leading=int(layout.constant), own=layout.penalty)
+        seen = fold.first_stage.of(kernel, square=fold.first_stage.square).columns(used)
+        losses += path.losses(seen.through(path.basis), penalties)
+    return losses
+
+
 def is_beyond_chance(gain: float, *, loss: float, square: float, rows: float) -> bool:
     """Whether a held-out loss is lower than another by more than ``ENOUGH`` standard errors.
 
@@ -186,6 +218,12 @@ def _targets(sample: SquaredError, layout: Layout) -> tuple[Tensor, Tensor]:
     targets = torch.arange(sample.right.shape[1])
     end = len(targets) - layout.controls
     return targets[layout.treatments : end], torch.cat([targets[: layout.treatments], targets[end:]])
+
+
+def _without_line(sample: SquaredError, layout: Layout) -> Tensor:
+    """The columns of ``phi`` but for the line's slopes."""
+    columns = torch.arange(len(sample.gram))
+    return torch.cat([columns[: int(layout.constant)], columns[layout.instruments :]])
 
 
 def _outside(folds: Sequence[Moments], *without: int) -> SquaredError:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from cfiv.numerics.kernels import blocks
-from cfiv.numerics.landmarks import Features
+from cfiv.numerics.landmarks import Features, LinedFeatures
 from cfiv.numerics.ridge_path import PenaltyChoice, RidgePath, SquaredError
 
 #: What is compared with the outcome of held-out rows when xi is chosen: ``h(T, X)`` with controls for the confounder beside it,
@@ -112,6 +112,7 @@ def sample_moments(
     """
     p, q = len(instrument_features), len(treatment_features) + (0 if controls is None else controls.shape[1])
     gram, cross, right = (outcome.new_zeros(p, width) for width in (p, q, 1))
+    departures, square = _departures(treatment_features), 0.0
     treatment_gram, treatment_right = (outcome.new_zeros(q if structural else 0, width) for width in (q, 1))
     for rows in blocks(rows=len(outcome), columns=max(p, q)):
         w = weights[rows, None]
@@ -119,22 +120,31 @@ def sample_moments(
         if controls is not None:
             psi = torch.cat([psi, controls[rows]], dim=1)
         right.addmm_(phi.mT, y)
+        if departures is not None:
+            square += float((w * psi[:, departures].square()).sum())
         if structural:
             treatment_right.addmm_(psi.mT, y)
             treatment_gram.addmm_(psi.mT, w * psi)
         weighted = (w * phi).mT
         gram.addmm_(weighted, phi)
         cross.addmm_(weighted, psi)
-    weight, square = float(weights.sum()), float((weights[:, None] * outcome.square()).sum())
+    weight, outcome_square = float(weights.sum()), float((weights[:, None] * outcome.square()).sum())
     return Moments(
         # |psi(x)|^2 = k(x, x) = 1: what the landmarks do not span of it is part of the loss, whatever the penalty.
-        first_stage=SquaredError(gram=gram, right=cross, square=weight, weight=weight),
+        first_stage=SquaredError(gram=gram, right=cross, square=weight if departures is None else square, weight=weight),
         instrument_outcome=right,
-        structural=SquaredError(gram=treatment_gram, right=treatment_right, square=square, weight=weight)
+        structural=SquaredError(gram=treatment_gram, right=treatment_right, square=outcome_square, weight=weight)
         if structural
         else None,
-        outcome=square,
+        outcome=outcome_square,
     )
+
+
+def _departures(features: Features) -> slice | None:
+    """The columns that are departures from a line; None where the kernel's features are as they are."""
+    if isinstance(features, LinedFeatures) and features.line is not None:
+        return slice(len(features.columns), len(features))
+    return None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

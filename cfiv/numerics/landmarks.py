@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfiv.numerics.kernels import KernelExpansion, Line, kernel_matrix
+from cfiv.numerics.kernels import KernelExpansion, Line, blocks, kernel_matrix
 from cfiv.numerics.pivoted_cholesky import pivoted_cholesky
 
 
@@ -95,22 +95,54 @@ class LineColumns:
 
 @dataclass(frozen=True, eq=False)
 class LinedFeatures:
-    """The columns of a line, and then the features of a kernel."""
+    """The columns of a line, and then the features of a kernel, ``[L, f]``, or their departures from a line, ``[L, f - A'L]``.
+
+    Parameters
+    ----------
+    columns : LineColumns
+    kernel : KernelFeatures
+    line : Tensor (l, k), optional
+        ``A``.
+    """
 
     columns: LineColumns
     kernel: KernelFeatures
+    line: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.columns) + len(self.kernel)
 
     def __call__(self, at: Tensor) -> Tensor:
         """Shape (n, d) -> (n, 1 + d + k)."""
-        return torch.cat([self.columns(at), self.kernel(at)], dim=1)
+        columns, kernel = self.columns(at), self.kernel(at)
+        return torch.cat([columns, kernel if self.line is None else kernel - columns @ self.line], dim=1)
 
     def expansion(self, weights: Tensor) -> KernelExpansion:
         """The function ``x -> weights' f(x)``."""
-        count = len(self.columns)
-        return replace(self.kernel.expansion(weights[count:]), line=self.columns.line(weights[:count]))
+        of_line, of_kernel = weights[: len(self.columns)], weights[len(self.columns) :]
+        if self.line is not None:
+            of_line = of_line - self.line @ of_kernel
+        return replace(self.kernel.expansion(of_kernel), line=self.columns.line(of_line))
+
+    def departures(self, points: Tensor, *, weights: Tensor) -> LinedFeatures:
+        """Features beyond the least-squares line at points (n, d), with weights (n,) >= 0 and one row's worth of a penalty.
+
+        O(n (1 + d) (1 + d + k)).
+        """
+        at = len(self.columns)
+        gram = points.new_zeros(at, len(self))
+        for rows in blocks(rows=len(points), columns=len(self)):
+            values = self(points[rows])
+            gram.addmm_(values[:, :at].mT, weights[rows, None] * values)
+        return replace(self, line=line_of(gram / weights.sum(), at=at, rows=len(points)))
+
+
+def line_of(gram: Tensor, *, at: int, rows: int) -> Tensor:
+    """The regression (at, k) of features on the first ``at`` of them, by mean products (>= at, at + k); penalty 1/rows."""
+    first = gram[:at, :at].clone()
+    first.diagonal().add_(1.0 / rows)
+    line: Tensor = torch.linalg.solve(first, gram[:at, at:])
+    return line
 
 
 #: Functions of points whose span is searched.

@@ -9,6 +9,9 @@ the squared gradients of what the fit adds to a line (after its own least-square
 times. Columns that do not matter fade. The factor, the ridge penalty and the turn to stop at have the highest restricted
 likelihood. Where many columns matter alike, small factors are left out: all rows would be strangers.
 
+So they are where columns are many and their ``r_j`` equal: such a fit is a line, and its gradients are noise. Of more than
+:data:`MANY` columns there is a start from what each of them shows by itself (:mod:`cfiv.numerics.bends`).
+
 References
 ----------
 Radhakrishnan, Beaglehole, Pandit, Belkin, "Mechanism for feature learning in neural networks and backpropagation-free machine
@@ -18,17 +21,20 @@ learning models", Science 383, 2024, for weights from gradients; the line beside
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.numerics.kernels import kernel_matrix
-from cfiv.numerics.landmarks import KernelFeatures, LineColumns, LinedFeatures
+from cfiv.numerics.bends import bends
+from cfiv.numerics.kernels import KernelExpansion, kernel_matrix
+from cfiv.numerics.landmarks import KernelFeatures, LineColumns, LinedFeatures, line_of
 from cfiv.numerics.ridge_path import RidgePath, SquaredError
 
+#: More columns than so many are many.
+MANY = 16
 #: Rows that are looked at, and landmarks among them.
 ROWS, LANDMARKS = 1500, 200
 #: Factors of the median distances, and how often weights are taken from gradients.
@@ -37,9 +43,11 @@ FACTORS, TURNS = (0.125, 0.25, 0.5, 1.0, 2.0), 4
 PENALTIES = torch.logspace(-9, 2, 45, dtype=torch.float64)
 #: The least weight of a column.
 FAINT = 1e-6
+#: Of many columns, the share of a start that those have which show nothing by themselves.
+ELSEWHERE = 0.1
 
 
-def relevant_bandwidths(
+def relevant_fit(
     points: Tensor,
     *,
     targets: Tensor,
@@ -47,9 +55,10 @@ def relevant_bandwidths(
     medians: Tensor,
     columns: LineColumns,
     generator: np.random.Generator,
-    start: Tensor | None = None,
-) -> Tensor:
-    """The bandwidths for functions like the regression of targets on points.
+    leading: int,
+    starts: Sequence[Tensor] = (),
+) -> RelevantFit:
+    """The regression of targets on points with the bandwidths for functions like it.
 
     Parameters
     ----------
@@ -64,24 +73,26 @@ def relevant_bandwidths(
         The line, with penalty 1/n.
     generator : Generator
         Draws the rows and the landmarks.
-    start : Tensor (d,), optional
+    leading : int
+        Columns that come first, treatments or instruments: of many columns, products of these with all others are looked at.
+    starts : sequence of Tensor (d,)
         Bandwidths whose shares are tried beside equal ones.
-
-    Returns
-    -------
-    Tensor (d,)
 
     Notes
     -----
-    O(ROWS LANDMARKS^2) a fit, some fourteen fits a start.
+    O(ROWS LANDMARKS^2) a fit, some fourteen fits a start, and of many columns O(ROWS d^2) for what each shows by itself.
     """
     rows = torch.from_numpy(np.sort(generator.choice(len(points), min(len(points), ROWS), replace=False)))
     points, targets, weights = points[rows], targets[rows], weights[rows]
     landmarks = points[torch.from_numpy(np.sort(generator.choice(len(points), min(len(points), LANDMARKS), replace=False)))]
-    starts = [torch.ones_like(medians)] if start is None else [torch.ones_like(medians), (medians / start).square()]
+    shares = [torch.ones_like(medians), *((medians / start).square() for start in starts)]
+    if len(medians) > MANY:
+        found = bends(points, targets=targets, weights=weights, columns=columns, leading=leading)
+        if bool(found.any()):
+            shares.append((1.0 - ELSEWHERE) * found / found.sum() + ELSEWHERE / len(found))
     turns = [
         fit
-        for first in starts
+        for first in shares
         for fit in _turns(
             points,
             shares=first / first.sum(),
@@ -92,7 +103,39 @@ def relevant_bandwidths(
             columns=columns,
         )
     ]
-    return min(turns, key=lambda fit: fit.evidence).features.kernel.bandwidths
+    return min(turns, key=lambda fit: fit.evidence)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RelevantFit:
+    """A regression on a line and a kernel at its likeliest penalty.
+
+    Parameters
+    ----------
+    evidence : float
+        ``-2 log`` of the restricted likelihood.
+    features : LinedFeatures
+    weights : Tensor (p, k)
+        Of the features.
+    line : Tensor (l, p - l)
+        In the kernel's features.
+    """
+
+    evidence: float
+    features: LinedFeatures
+    weights: Tensor
+    line: Tensor
+
+    @property
+    def bandwidths(self) -> Tensor:
+        """Of the columns (d,)."""
+        return self.features.kernel.bandwidths
+
+    def departure(self) -> KernelExpansion:
+        """What the fit of the first target adds to its least-squares line."""
+        weights = self.weights[:, 0].clone()
+        weights[: len(self.features.columns)] = 0.0
+        return replace(self.features, line=self.line).expansion(weights)
 
 
 def _turns(
@@ -104,7 +147,7 @@ def _turns(
     landmarks: Tensor,
     medians: Tensor,
     columns: LineColumns,
-) -> Iterator[_Fit]:
+) -> Iterator[RelevantFit]:
     """The likeliest fit of each turn."""
     factors: tuple[float, ...] = FACTORS
     for _ in range(TURNS):
@@ -129,19 +172,9 @@ def _turns(
         factors = FACTORS[max(0, at - 1) : at + 2]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Fit:
-    """A regression at its likeliest penalty: weights (p, k) of the features, and the line (l, p) in the kernel's features."""
-
-    evidence: float
-    features: LinedFeatures
-    weights: Tensor
-    line: Tensor
-
-
 def _fit(
     points: Tensor, *, targets: Tensor, weights: Tensor, landmarks: Tensor, bandwidths: Tensor, columns: LineColumns
-) -> _Fit:
+) -> RelevantFit:
     features = LinedFeatures(columns, KernelFeatures.of_landmarks(landmarks, bandwidths=bandwidths))
     values, w = features(points), weights[:, None] / weights.sum()
     square = (w * targets.square()).sum(dim=0)
@@ -149,14 +182,13 @@ def _fit(
     path = RidgePath.factor(sample, leading=len(columns), own=1.0 / len(points))
     evidence = path.evidence(square=square, rows=len(points), penalties=PENALTIES)
     least = int(evidence.argmin())
-    at = len(columns)
-    first = sample.gram[:at, :at].clone()
-    first.diagonal().add_(1.0 / len(points))
-    line = torch.linalg.solve(first, sample.gram[:at, at:])
-    return _Fit(evidence=float(evidence[least]), features=features, weights=path.weights(float(PENALTIES[least])), line=line)
+    line = line_of(sample.gram, at=len(columns), rows=len(points))
+    return RelevantFit(
+        evidence=float(evidence[least]), features=features, weights=path.weights(float(PENALTIES[least])), line=line
+    )
 
 
-def _shares(fit: _Fit, points: Tensor, *, weights: Tensor, medians: Tensor) -> Tensor:
+def _shares(fit: RelevantFit, points: Tensor, *, weights: Tensor, medians: Tensor) -> Tensor:
     """Of each column in the squared gradients of what the fits add to lines."""
     columns, kernel = fit.features.columns, fit.features.kernel
     squares = torch.zeros_like(medians)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
 import cfiv
 from cfiv import KernelIV, TwoStageLeastSquares
 
+Array = npt.NDArray[Any]
 FORMULA = "y ~ x + [t ~ z]"
 
 
@@ -85,3 +90,31 @@ def test_bandwidths_found_give_the_same_function_again() -> None:
     assert set(found.bandwidths_) == {"treatment", "instruments", "covariates", "first_stage_covariates"}
     again = KernelIV(FORMULA, random_state=0, bandwidths=found.bandwidths_).fit(frame)
     np.testing.assert_allclose(again.predict(frame), found.predict(frame), rtol=1e-9)
+
+
+def wide(curve: Callable[[Array], Array]) -> tuple[pd.DataFrame, Array, str]:
+    """``y = h + u + e``, ``h = curve(t) + x1``, ``t = z + x0 / 2 + u``, with 80 covariates; the table, ``h`` and a formula."""
+    n, covariates = 1500, 80
+    z, u, e = np.random.default_rng(0).normal(size=(3, n))
+    x = np.random.default_rng(1).normal(size=(n, covariates))
+    t = z + x[:, 0] / 2 + u
+    h = curve(t) + x[:, 1]
+    names = [f"x{j}" for j in range(covariates)]
+    frame = pd.DataFrame(x, columns=names).assign(t=t, z=z, y=h + u + e)
+    return frame, h, f"y ~ {' + '.join(names)} + [t ~ z]"
+
+
+@pytest.mark.statistical
+def test_a_curve_in_the_treatment_is_seen_among_many_covariates() -> None:
+    """All rows were strangers to the search for bandwidths, and noise in stage 1 hid the curve: there was left the line."""
+    frame, h, formula = wide(np.sin)
+    kernel = KernelIV(formula, random_state=0).fit(frame).predict(frame)
+    line = TwoStageLeastSquares(formula).fit(frame).predict(frame)
+    assert np.mean((kernel - h) ** 2) < 0.6 * np.mean((line - h) ** 2)
+
+
+@pytest.mark.statistical
+def test_a_line_stays_that_of_two_stage_least_squares_among_many_covariates() -> None:
+    frame, _, formula = wide(lambda t: t)
+    ours, theirs = effect(KernelIV(formula, random_state=0), frame), effect(TwoStageLeastSquares(formula), frame)
+    assert ours == pytest.approx(theirs, abs=0.02)

@@ -12,7 +12,7 @@ from cfiv.numerics.kernel_cross_fitting import fit_across_folds
 from cfiv.numerics.kernel_first_stage import FirstStage, Layout
 from cfiv.numerics.kernel_two_stage import KernelTwoStage, Moments, sample_moments
 from cfiv.numerics.landmarks import KernelFeatures, LineColumns, LinedFeatures
-from cfiv.numerics.relevance import relevant_bandwidths
+from cfiv.numerics.relevance import MANY, RelevantFit, relevant_fit
 
 #: Relative to the largest value: the same normal equations, solved in another basis.
 SOLVED = 1e-7
@@ -23,7 +23,9 @@ PENALTIES = torch.tensor([1e-4, 1e-2, 1.0, 100.0], dtype=torch.float64)
 class Problem:
     """Standardised columns, in a design whose first stage is a line or is none, and likewise its truth."""
 
-    def __init__(self, *, curved: bool, rows: int = ROWS, truth: Callable[[Tensor], Tensor] = torch.sin) -> None:
+    def __init__(
+        self, *, curved: bool, rows: int = ROWS, truth: Callable[[Tensor], Tensor] = torch.sin, departures: bool = False
+    ) -> None:
         z, x, u, e = torch.from_numpy(np.random.default_rng(0).normal(size=(4, rows)))
         t = (2 * torch.sin(2 * z) if curved else z) + 0.3 * x + 0.3 * u
         y = truth(t) + x + u + 0.3 * e
@@ -38,8 +40,10 @@ class Problem:
         phi, psi = (
             LinedFeatures(columns, KernelFeatures.of_landmarks(points[:20], bandwidths=wide)) for points in (self.z, self.t)
         )
-        self.layout = Layout(instruments=3, treatments=3, constant=True, controls=2, penalty=1 / rows)
-        self.phi, self.psi = phi(self.z), psi(self.t)
+        if departures:
+            psi = psi.departures(self.t, weights=torch.ones(rows, dtype=torch.float64))
+        self.layout = Layout(instruments=3, treatments=3, constant=True, controls=2, penalty=1 / rows, departures=departures)
+        self.phi, self.psi, self.psi_features = phi(self.z), psi(self.t), psi
         self.moments = [self._moments(part, phi, psi) for part in self.parts]
 
     def _moments(self, rows: Tensor, phi: LinedFeatures, psi: LinedFeatures) -> Moments:
@@ -103,6 +107,46 @@ def test_a_fold_is_predicted_by_the_rows_outside_it_and_outside_the_one_that_is_
     assert sorted(seen) == [(j, k) for j in range(FOLDS) for k in range(FOLDS) if j != k]
 
 
+@pytest.mark.law
+def test_departures_from_a_line_have_no_line_left_and_are_the_same_functions() -> None:
+    problem = Problem(curved=False)
+    columns = problem.psi_features.columns
+    weights = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
+    departures = problem.psi_features.departures(problem.t, weights=weights)
+    values = departures(problem.t)
+    assert departures.line is not None
+    gram = values.mT @ (weights[:, None] / weights.sum() * values)
+    # Of least squares with a penalty of 1/n.
+    torch.testing.assert_close(gram[:3, 3:], departures.line / ROWS, rtol=0, atol=SOLVED)
+    torch.testing.assert_close(values[:, 3:] + columns(problem.t) @ departures.line, problem.psi[:, 3:], rtol=0, atol=SOLVED)
+    u = torch.linspace(-1.0, 1.0, values.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(departures.expansion(u)(problem.t), values @ u, rtol=0, atol=SOLVED)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("curved", [False, True])
+def test_departures_are_predicted_by_curves_alone_where_that_is_better_on_held_out_rows(curved: bool) -> None:
+    problem = Problem(curved=curved, departures=True)
+    first, n = problem.first(), len(problem.y)
+
+    def losses(columns: list[int], lined: int) -> Tensor:
+        found = torch.zeros_like(PENALTIES)
+        for part in problem.parts:
+            rest = torch.tensor(sorted(set(range(n)) - set(part.tolist())))
+            for i, penalty in enumerate(PENALTIES.tolist()):
+                each = torch.full((len(columns),), penalty * len(rest), dtype=torch.float64)
+                each[:lined] = len(rest) / n
+                v = ridge(problem.phi[rest][:, columns], problem.psi[rest][:, 3:], each)
+                found[i] += (problem.psi[part][:, 3:] - problem.phi[part][:, columns] @ v).square().sum() / n
+        return found
+
+    everything = list(range(problem.phi.shape[1]))
+    with_line, alone = losses(everything, 3), losses([0, *everything[3:]], 1)
+    assert first.alone is bool(alone.min() < with_line.min())
+    torch.testing.assert_close(first.choice.losses, alone if first.alone else with_line, rtol=SOLVED, atol=0)
+    assert not first.outside(0)[1:3, 3:-2].any() or not first.alone
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("curved", [False, True])
 def test_the_loss_with_controls_is_that_of_held_out_residuals_beside_what_stage_1_leaves(curved: bool) -> None:
@@ -164,17 +208,56 @@ def test_columns_that_do_not_matter_get_wide_bandwidths_whatever_their_units() -
         columns = LineColumns(
             centre=torch.zeros(6, dtype=torch.float64), scale=torch.full((6,), unit, dtype=torch.float64), constant=True
         )
-        bandwidths = relevant_bandwidths(
+        fit = relevant_fit(
             unit * points,
             targets=target / target.std(),
             weights=torch.ones(400, dtype=torch.float64),
             medians=torch.full((6,), 0.95 * unit, dtype=torch.float64),
             columns=columns,
             generator=np.random.default_rng(0),
+            leading=1,
         )
-        return bandwidths / unit
+        return fit.bandwidths / unit
 
     bandwidths = found(1.0)
     assert float(bandwidths[0]) < 1.0
     assert float(bandwidths[1:].min()) > 10 * float(bandwidths[0]), "a straight line needs no curve either"
     torch.testing.assert_close(found(1000.0), bandwidths, rtol=1e-6, atol=0)
+
+
+def relevant_fit_of(columns: int, *, rows: int = 800, leading: int = 1) -> RelevantFit:
+    """Of ``sin(2 x0) + x1`` and noise, in standard normal columns."""
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(rows, columns)))
+    noise = torch.from_numpy(np.random.default_rng(1).normal(size=(rows, 1)))
+    target = torch.sin(2 * points[:, :1]) + points[:, 1:2] + noise
+    line = LineColumns(
+        centre=torch.zeros(columns, dtype=torch.float64), scale=torch.ones(columns, dtype=torch.float64), constant=True
+    )
+    return relevant_fit(
+        points,
+        targets=target / target.std(),
+        weights=torch.ones(rows, dtype=torch.float64),
+        medians=torch.full((columns,), 0.95, dtype=torch.float64),
+        columns=line,
+        generator=np.random.default_rng(0),
+        leading=leading,
+    )
+
+
+@pytest.mark.law
+def test_one_of_many_columns_along_which_a_function_bends_is_found() -> None:
+    """With equal shares all rows are strangers, and the search never left them."""
+    fit = relevant_fit_of(200)
+    assert int(fit.bandwidths.argmin()) == 0
+    assert float(fit.bandwidths[1:].min()) > 3 * float(fit.bandwidths[0])
+    x = torch.zeros(50, 200, dtype=torch.float64)
+    x[:, 0] = torch.linspace(-2.0, 2.0, 50, dtype=torch.float64)
+    curve = fit.departure()(x)
+    assert float(torch.corrcoef(torch.stack([curve, torch.sin(2 * x[:, 0])]))[0, 1]) > 0.7
+
+
+@pytest.mark.contract
+def test_of_few_columns_none_is_looked_at_by_itself() -> None:
+    torch.testing.assert_close(
+        relevant_fit_of(MANY, leading=1).bandwidths, relevant_fit_of(MANY, leading=MANY).bandwidths, rtol=0, atol=0
+    )
