@@ -13,7 +13,7 @@ RATE, IMAGE_RATE = 0.04, 3e-3
 
 
 def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool, factor: float = 1.0) -> PerNetwork:
-    """Peak rates of treatment, instrument and covariate network; "auto", times a factor, depends on whether treatments are images."""
+    """Peak rates of treatment, instrument and covariate network; "auto" depends on images, and is multiplied by a factor."""
     if isinstance(given, str) and given == "auto":
         return (factor * (IMAGE_RATE if images else RATE), factor * RATE, factor * RATE)
     rates = per_network("learning_rate", given)
