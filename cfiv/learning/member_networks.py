@@ -112,7 +112,8 @@ class Single:
             if not features.requires_grad:
                 return [None] * len(self.parameters)
             with running_again():
-                return torch.autograd.grad(features, self.parameters, gradient, allow_unused=True)
+                # Of a number: before it goes back from a tensor torch imports a library of symbolic mathematics, for a second.
+                return torch.autograd.grad((features * gradient).sum(), self.parameters, allow_unused=True)
 
         return Pass(features.detach().requires_grad_(), gradients)
 

@@ -59,10 +59,15 @@ def last_layer_gradient(*, residual: Tensor, solution: Tensor, weights: Tensor |
     -------
     Tensor (..., n, d)
     """
+    return prediction_gradient(residual, weights=weights) @ solution.mT
+
+
+def prediction_gradient(residual: Tensor, *, weights: Tensor | None) -> Tensor:
+    """The gradient of ``sum_i w_i |r_i|^2`` with respect to what was taken off the targets, ``-2 w_i r_i``, (..., n, k)."""
     if weights is None:
-        return residual * (-2.0 / residual.shape[-2]) @ solution.mT
+        return residual * (-2.0 / residual.shape[-2])
     w = weights.to(residual.dtype)
-    return residual * (w * (-2.0 / w.sum(dim=-1, keepdim=True)))[..., None] @ solution.mT
+    return residual * (w * (-2.0 / w.sum(dim=-1, keepdim=True)))[..., None]
 
 
 def mean_square(residual: Tensor, *, weights: Tensor | None) -> Tensor:

@@ -47,8 +47,9 @@ from torch import Tensor
 
 from cfiv.checks import check_choice
 from cfiv.numerics.inputs import row_weights
-from cfiv.numerics.last_layer import Solve, last_layer_gradient, last_layer_loss, mean_square
+from cfiv.numerics.last_layer import Solve, last_layer_gradient, mean_square
 from cfiv.numerics.least_squares import with_intercept
+from cfiv.numerics.structural_loss import Held, structural_loss
 
 Structure = Literal["product", "additive"]
 
@@ -251,20 +252,25 @@ def second_stage_loss(
     weights : Tensor (p, 1), float64
         u, detached.
     """
-    features = structural_features(
-        treatment_features=predicted_treatment_features_stage2,
-        covariate_features=covariate_features_stage2,
-        structure=structure,
+    psi, xi, gap = predicted_treatment_features_stage2, covariate_features_stage2, unpredicted_stage1
+    xi = None if xi is None else xi.to(psi.dtype)
+    targets, weights = outcome_stage2, weights_stage2
+    with torch.no_grad():
+        rows = features = structural_features(treatment_features=psi, covariate_features=xi, structure=structure)
+        if gap is not None:
+            rows, targets = penalised_rows(
+                features_stage2=features, outcome_stage2=targets, weights_stage2=weights, unpredicted_stage1=gap
+            )
+            weights = None
+    u = solve(features=rows, targets=targets, weights=weights).detach()
+    u_now = u.to(features.dtype)
+    held = Held(
+        features=features, targets=outcome_stage2, structural=u_now, weights=weights_stage2, product=structure == "product"
     )
-    if unpredicted_stage1 is None:
-        return last_layer_loss(features=features, targets=outcome_stage2, solve=solve, weights=weights_stage2)
-    features, targets = penalised_rows(
-        features_stage2=features,
-        outcome_stage2=outcome_stage2,
-        weights_stage2=weights_stage2,
-        unpredicted_stage1=unpredicted_stage1,
-    )
-    return last_layer_loss(features=features, targets=targets, solve=solve, weights=None)
+    loss = structural_loss(treatment_features=psi, covariate_features=xi, held=held)
+    if gap is not None:
+        loss = loss + gap.penalty * mean_square(gap.features @ u_now, weights=gap.weights)
+    return loss, u
 
 
 def penalised_rows(
