@@ -16,6 +16,9 @@ DRIFT, LEAST_DRIFT = 0.1, 1e-6
 #: From so many rows a feature the first batch is solved, whatever the weights were, and the drift may begin higher: at rows a
 #: feature over this number, which is also the most. Features that learn from weights that chase few rows make them chase more.
 ROWS = 10
+#: Where a batch has ``DETERMINED`` rows a feature, what earlier batches said is worth at most ``HELD`` of them: a burst of
+#: noise would otherwise end the drift for good, and features would learn beside weights that stand still.
+DETERMINED, HELD = 8, 16
 #: How much the logarithm of that share grows where two corrections after one another are the same, and falls where opposite.
 LEARNING = 0.1
 #: Batches over which the noise is averaged.
@@ -61,7 +64,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     That is the Kalman filter of weights whose steps have variance ``q s^2``, seen in noise of variance ``s^2``: directions that
     batches determine well are followed, those that they hardly show keep what earlier batches said. Weights that drift by more
-    than their own size are forgotten in all directions alike.
+    than their own size are forgotten in all directions alike. Of batches with DETERMINED rows a feature, ``1 / q`` is at most
+    ``HELD tr G / n``, what HELD rows for each feature are worth.
 
     The noise is that of the *score* ``Phi'E``: of its parts over PARTS runs of neighbouring rows, in excess of their mean, so
     that what they agree upon is no noise, and rows that belong together count as what they are. It is a geometric mean over
@@ -115,7 +119,10 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         batches = torch.ones_like(trace)
     else:
         log_noise, log_drift, batches = past.log_noise, past.log_drift, past.batches + 1.0
-    ratio = ((2.0 * log_drift - log_noise).exp() * size).clamp_max(d / (LEAST_PULL * trace))[..., None, None]
+    ratio = ((2.0 * log_drift - log_noise).exp() * size).clamp_max(d / (LEAST_PULL * trace))
+    if rows >= DETERMINED * d:
+        ratio = torch.maximum(ratio, rows / (HELD * trace))
+    ratio = ratio[..., None, None]
     if past is not None:
         forgotten = (2.0 * log_drift).exp().clamp_min(1.0)[..., None, None]
         known = torch.cholesky_solve(past.information, _cholesky(forgotten * identity + ratio * past.information))

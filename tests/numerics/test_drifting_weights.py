@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import SingularError
-from cfiv.numerics.drifting_weights import Track, score_noise, track_weights
+from cfiv.numerics.drifting_weights import HELD, Track, score_noise, track_weights
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step
 
@@ -122,6 +122,18 @@ def test_huge_noise_moves_weights_little_and_none_moves_them_all_the_way() -> No
 
     assert moved(30.0) < 0.4
     assert moved(1e-6) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("rows", "bounded"), [(24, True), (20, False)])
+def test_where_batches_determine_the_weights_what_came_before_counts_as_few_rows(rows: int, bounded: bool) -> None:
+    """However much noise there was: it would hold them for good."""
+    before = track([batch(seed, rows=rows, noise=100.0) for seed in range(60)], start=None)
+    given = batch(60, rows=rows, noise=100.0)
+    gram = given["features"].mT @ given["features"]
+    held = torch.linalg.eigvalsh(track_weights(before, **given).information - gram)
+    few = HELD * float(gram.trace()) / rows
+    assert (float(held.max()) <= few * (1.0 + SAME)) is bounded
 
 
 @pytest.mark.law
