@@ -5,10 +5,9 @@ four of them takes away up to half of the error. Up to 5,000 rows 500 steps are 
 on the steps grow with n^0.6. A batch is a tenth of the rows, shared by the fits, between 128 and 1,024. The choices were made
 by errors at fresh draws of the demand design with small and with large noise, at 200 to 100,000 rows, on seeds 0 to 6.
 
-Longer runs take smaller steps, with rates that fall like the root of their number: at the rate of a short run the features grow
-until the proximal penalties weigh nothing beside them, each solve believes its batch alone, and the treatment features learn
-the noise of batches. Held-out losses say so at 1,000,000 rows (seed 710 of the same design); at 100,000 (700 to 702) they do
-not tell rates apart.
+Longer runs take smaller steps, with rates that fall like the root of their number: at the rate of a short run the treatment
+features learn the noise of batches, and grow until the proximal penalties weigh nothing beside them. Held-out losses say so at
+1,000,000 rows (seed 710 of the same design); at 100,000 (700 to 702) they do not tell rates apart.
 """
 
 from __future__ import annotations
