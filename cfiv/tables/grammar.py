@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import accumulate
@@ -31,6 +32,9 @@ UNREADABLE = (
     *(FormulaicError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(NotImplementedError, RecursionError, MemoryError),
 )
+#: Held while Python makes or compiles syntax trees, as formulaic has it do for each factor: CPython (seen with 3.11.7) counts
+#: for all threads together how deep it is in one, and two at once end in a SystemError now and then.
+ONE_READER = threading.RLock()
 _QUOTED = re.compile(r"`[^`]*`")
 _MANY_COLUMNS = re.compile(r"\b(bs|cc|cr|cs|poly)\(")
 
@@ -57,7 +61,8 @@ def read_formula(text: str) -> tuple[Any, list[str]]:
         )
     resolver = _Resolver()
     parser = DefaultFormulaParser(operator_resolver=resolver, feature_flags=DefaultFormulaParser.FeatureFlags.ALL)
-    return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
+    with ONE_READER:
+        return Formula(text, _parser=parser), list(dict.fromkeys(resolver.notes))
 
 
 def split_fixed_effects(text: str) -> tuple[str, tuple[str, ...]]:
@@ -105,7 +110,8 @@ def part_terms(formula: str) -> tuple[Term, ...]:
         check_bounds(formula)
         terms = _sum_of_names(formula)
         if terms is None:
-            parsed = Formula(f"1 + {formula}", _parser=DefaultFormulaParser(operator_resolver=_Resolver()))
+            with ONE_READER:
+                parsed = Formula(f"1 + {formula}", _parser=DefaultFormulaParser(operator_resolver=_Resolver()))
             if not isinstance(parsed, SimpleFormula):
                 raise FormulaError(f"{_shown(formula)} must be a sum of terms without '~' and '|'")
             terms = list(parsed)

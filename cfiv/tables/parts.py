@@ -33,7 +33,7 @@ from cfiv.tables.columns import (
     seen_levels,
 )
 from cfiv.tables.formula import Part
-from cfiv.tables.grammar import UNREADABLE, reason
+from cfiv.tables.grammar import ONE_READER, UNREADABLE, reason
 from cfiv.tables.terms import term_text
 from cfiv.tables.transforms import learns
 
@@ -238,7 +238,7 @@ def _materialise(part: PartState, frame: pd.DataFrame) -> Made:
     )
     try:
         # A bad value shows below as a value that is not finite; numpy's warning about it says less.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), ONE_READER:
             table = spec.get_model_matrix(frame, context={})
     except MemoryError:
         raise TooLargeError(f"the columns of {text!r} do not fit in memory: use fewer rows, categories or knots") from None

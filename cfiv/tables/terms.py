@@ -19,7 +19,7 @@ from typing import Any
 from formulaic.parser.types import Factor, Term
 
 from cfiv.errors import FormulaError, quoted
-from cfiv.tables.grammar import UNREADABLE
+from cfiv.tables.grammar import ONE_READER, UNREADABLE
 from cfiv.tables.transforms import CONTRASTS, TRANSFORMS, arguments, check_size
 
 #: Arithmetic on columns; matrix products would mix rows, and shifts make numbers without bound.
@@ -267,7 +267,8 @@ def _parsed(expression: str) -> tuple[ast.Expression, dict[str, str]]:
     original = {identifier_of(name): name for name in unusual}
     source = _QUOTED_NAME.sub(lambda match: f" {identifier_of(match.group(1))} ", expression)
     try:
-        return ast.parse(source.strip(), mode="eval"), original
+        with ONE_READER:
+            return ast.parse(source.strip(), mode="eval"), original
     except UNREADABLE:
         raise FormulaError(f"the term {expression[:200]!r} cannot be read: quote unusual column names with backticks") from None
 
