@@ -19,6 +19,10 @@ ROWS = 10
 #: Where a batch has ``DETERMINED`` rows a feature, what earlier batches said is worth at most ``HELD`` of them: a burst of
 #: noise would otherwise end the drift for good, and features would learn beside weights that stand still.
 DETERMINED, HELD = 8, 16
+#: Where weights did worse than none on most of about ``ASTRAY`` batches, they are shrunk by the ridge that this calls for, let
+#: go by the factor ``RELEASE`` a batch. Weights of a solve can be so large that each step of the features throws them out, and
+#: features hardly learn beside such weights.
+ASTRAY, RELEASE = 100, 0.99
 #: How much the logarithm of that share grows where two corrections after one another are the same, and falls where opposite.
 LEARNING = 0.1
 #: Batches over which the noise is averaged.
@@ -44,6 +48,8 @@ class Track:
         The last correction of W.
     log_noise, log_drift, batches : Tensor (...)
         Logarithms of ``s^2`` and of the drift as a share of the weights, and how many batches there were.
+    astray, ridge : Tensor (...)
+        The share of batches on which the weights before did worse than none, and b.
     """
 
     mean: Tensor
@@ -52,6 +58,8 @@ class Track:
     log_noise: Tensor
     log_drift: Tensor
     batches: Tensor
+    astray: Tensor
+    ridge: Tensor
 
 
 def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Track:
@@ -59,7 +67,7 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     With rows scaled by the square roots of their weights (mean one), G = Phi'Phi, and the residual ``E = Y - Phi W_prev``,
 
-        A = (max(1, drift^2) A_prev^-1 + q I)^-1 + G,        W = W_prev + A^-1 Phi'E,
+        A = (max(1, drift^2) A_prev^-1 + q I)^-1 + G + n b I,        W = W_prev + A^-1 (Phi'E - n b W_prev),
         q = (drift^2 / s^2) max(|W_prev|^2, d |Phi'Y|^2 / (tr G)^2) / dk.
 
     That is the Kalman filter of weights whose steps have variance ``q s^2``, seen in noise of variance ``s^2``: directions that
@@ -72,6 +80,10 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     about BATCHES batches. The drift is larger where corrections after one another point the same way, so that the filter lags,
     and smaller where the next batch takes back what the last one did: its logarithm moves by LEARNING times their cosine in
     the metric of A. On features that stay it falls, and W tends to the least squares of all rows.
+
+    The ridge b is 0 but where the features move so much between batches that the weights do worse than none. Features that are
+    off by independent errors of variance b add ``n b |W|^2`` to squared errors; a batch on which the weights did worse says
+    ``b = (|E|^2 - |Y|^2) / (n |W_prev|^2)``. It counts where most of the last batches were such (ASTRAY), and fades (RELEASE).
 
     Parameters
     ----------
@@ -111,6 +123,9 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     past, mean = (before, before.mean) if isinstance(before, Track) else (None, before if rows < ROWS * d else None)
     most = max(DRIFT, rows / (ROWS * d))
     residual = y if mean is None else y - phi @ mean
+    astray, ridge = torch.zeros_like(trace), torch.zeros_like(trace)
+    if past is not None:
+        astray, ridge = _errors_of_features(past, targets=y.detach(), residual=residual.detach())
     size = d * (phi.mT @ y.detach()).square().sum(dim=(-2, -1)) / trace**2
     size = (size if mean is None else torch.maximum(mean.detach().square().sum(dim=(-2, -1)), size)) / (d * k)
     if past is None:
@@ -129,9 +144,10 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         known = (known + known.mT) / 2
     else:
         known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio)
-    information = known + gram
+    pull, score = rows * ridge[..., None, None], phi.mT @ residual
+    information = known + gram + pull * identity
     root = _cholesky(information)
-    step = torch.cholesky_solve(phi.mT @ residual, root)
+    step = torch.cholesky_solve(score if mean is None else score - pull * mean, root)
     noise = score_noise(phi=phi, residual=residual.detach(), root=root, gram=gram)
     noise = torch.maximum(noise, LEAST_PULL * size * trace / d).clamp_min(TINY)
     log_noise = log_noise + (noise.log() - log_noise) / batches.clamp_max(BATCHES)
@@ -144,7 +160,17 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         log_noise=log_noise,
         log_drift=log_drift.clamp(log(LEAST_DRIFT), log(most)),
         batches=batches,
+        astray=astray,
+        ridge=ridge,
     )
+
+
+def _errors_of_features(past: Track, *, targets: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of batches on which the weights before did worse than none, and the ridge that this calls for; shapes (...)."""
+    excess = (residual.square().sum(dim=(-2, -1)) - targets.square().sum(dim=(-2, -1))).clamp_min(0.0)
+    astray = past.astray + ((excess > 0).double() - past.astray) / ASTRAY
+    ridge = excess / (targets.shape[-2] * past.mean.detach().square().sum(dim=(-2, -1))).clamp_min(TINY)
+    return astray, torch.where(astray > 0.5, torch.maximum(ridge, RELEASE * past.ridge), RELEASE * past.ridge)
 
 
 def score_noise(*, phi: Tensor, residual: Tensor, root: Tensor, gram: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cfiv.errors import SingularError
-from cfiv.numerics.drifting_weights import HELD, Track, score_noise, track_weights
+from cfiv.numerics.drifting_weights import ASTRAY, HELD, RELEASE, Track, score_noise, track_weights
 from cfiv.numerics.kalman import kalman_update
 from cfiv.numerics.least_squares import solve_step
 
@@ -152,6 +152,65 @@ def test_directions_that_no_batch_shows_keep_their_weights() -> None:
     start = torch.cat([0.1 * TRUTH, torch.full((1, 2), 7.0)])
     found = track(batches, start=start).mean
     assert torch.equal(found[3], start[3])
+
+
+def moving(seed: int, *, rows: int = 40) -> dict[str, Tensor]:
+    """Two features that differ by little, and have moved by more than that since the batch before."""
+    generator = torch.Generator().manual_seed(seed)
+    one, other = torch.randn(2, rows, generator=generator, dtype=torch.float64)
+    features = torch.stack([one, one + 1e-3 * other], dim=1)
+    shift = 1e-2 * torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    return {"features": features @ (torch.eye(2, dtype=torch.float64) + shift), "targets": (one + other)[:, None]}
+
+
+@pytest.mark.law
+def test_weights_that_keep_doing_worse_than_none_are_shrunk_until_they_do_better() -> None:
+    batches = [moving(seed) for seed in range(ASTRAY + 30)]
+
+    def errors(of: slice) -> float:
+        """Of the weights before each batch, over those of none; the median."""
+        places = range(len(batches))[of]
+        found = [
+            float((batches[at]["targets"] - batches[at]["features"] @ states[at - 1].mean).square().sum())
+            / float(batches[at]["targets"].square().sum())
+            for at in places
+        ]
+        return sorted(found)[len(found) // 2]
+
+    states: list[Track] = []
+    for given in batches:
+        states.append(track_weights(states[-1] if states else None, **given))
+    assert errors(slice(10, 50)) > 10.0
+    assert errors(slice(ASTRAY, None)) < 1.0
+    assert float(states[-1].mean.norm()) < 0.1 * float(states[50].mean.norm())
+
+
+@pytest.mark.law
+def test_weights_that_do_better_than_none_have_no_ridge() -> None:
+    last = track([batch(seed) for seed in range(2 * ASTRAY)], start=torch.zeros(3, 2, dtype=torch.float64))
+    assert float(last.ridge) == 0.0
+    assert float(last.astray) == 0.0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("known", [0.0, 5.0], ids=["of the batch", "of those before"])
+def test_the_ridge_is_rows_of_a_filter_on_which_all_weights_should_be_zero(known: float) -> None:
+    found, given = track([batch(0), batch(1)], start=0.1 * TRUTH), batch(2)
+    far = replace(found, mean=3.0 * TRUTH.flip(0), astray=torch.tensor(0.9), ridge=torch.tensor(known, dtype=torch.float64))
+    excess = (given["targets"] - given["features"] @ far.mean).square().sum() - given["targets"].square().sum()
+    ridge = max(float(excess / (20 * far.mean.square().sum())), RELEASE * known)
+    noise, drift = float((far.log_noise / 2).exp()), float(far.log_drift.exp())
+    expected, _ = kalman_update(
+        features=torch.cat([given["features"], (20 * ridge) ** 0.5 * torch.eye(3, dtype=torch.float64)]),
+        targets=torch.cat([given["targets"], torch.zeros(3, 2, dtype=torch.float64)]),
+        mean=far.mean,
+        root=noise * torch.linalg.cholesky(torch.linalg.inv(far.information)),
+        process_noise=drift * (float(far.mean.square().sum()) / 6) ** 0.5,
+        observation_noise=noise,
+    )
+    after = track_weights(far, **given)
+    assert float(after.ridge) == pytest.approx(ridge, rel=SAME)
+    torch.testing.assert_close(after.mean, expected, rtol=SAME, atol=SAME)
 
 
 @pytest.mark.gradient
