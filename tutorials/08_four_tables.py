@@ -199,12 +199,12 @@ print("KernelIV by itself:", returns["KernelIV"][0].trust_, end="\n\n")
 notes(returns["KernelIV"][1])
 
 # %% [markdown]
-# By itself `KernelIV` has the answer of least squares, the one that the instrument was to mend, and its record has nothing
-# against it. That is what penalties do where an instrument says little. Corrected, it is two-stage least squares again, with
-# the error of that: the penalty was all the difference. An estimate that looks more precise than 2SLS with a weak instrument
-# has its precision from somewhere else.
+# By itself `KernelIV` has no more than the answer of least squares, the one that the instrument was to mend. Its record doubts
+# the bends, with this seed; with some others it has nothing against it. That is what penalties do where an instrument says
+# little. Corrected, it is two-stage least squares again, with the error of that: the penalty was all the difference. An
+# estimate that looks more precise than 2SLS with a weak instrument has its precision from somewhere else.
 #
-# The third note says what the instrument, of two values, leaves open: any bend. A smooth curve within straight-line bands
+# The last note says what the instrument, of two values, leaves open: any bend. A smooth curve within straight-line bands
 # would be the method's, not the data's.
 
 # %%

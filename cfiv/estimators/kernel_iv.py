@@ -61,7 +61,7 @@ class KernelIV(StructuralEstimator):
     bandwidths : mapping, "median" or None
         None finds one a column: small where a function turns, large where it is straight or does not care, so that columns that
         do not matter fade (:mod:`cfiv.numerics.relevance`), and then one factor for those of h by the held-out loss. With more
-        than 16 columns of treatments and covariates the search starts from each column by itself, too. "median", and always for
+        than three columns of treatments and covariates it starts from each column by itself, too. "median", and always for
         images: each column's median distance between two rows. A mapping gives them in the user's units under the keys
         "treatment", "instruments", "covariates" and "first_stage_covariates" (of stage 1; left out, they are those of
         "covariates"): one number, or one a column of the role; other roles have their median distances. An image is one input
@@ -115,8 +115,8 @@ class KernelIV(StructuralEstimator):
 
     Notes
     -----
-    With more than 16 columns of treatments and covariates the features psi of the curve are their departures from the line, and
-    stage 1 predicts them by the columns and phi, or by phi alone if that is better on held-out rows.
+    Where treatments and covariates have more than three columns, the features psi of the curve are their departures from the
+    line, and stage 1 predicts them by the columns and phi, or by phi alone if that is better on held-out rows.
 
     Kernel matrices are never made: their Cholesky factors have a few columns, k, at most the landmarks. A fit costs
     O(n k^2 + folds^2 k^3) and holds 3 n k numbers, then about (26 + 5 folds) k^2. Far from all training rows ``h`` goes to its

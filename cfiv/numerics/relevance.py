@@ -34,7 +34,7 @@ from cfiv.numerics.landmarks import KernelFeatures, LineColumns, LinedFeatures, 
 from cfiv.numerics.ridge_path import RidgePath, SquaredError
 
 #: More columns than so many are many.
-MANY = 16
+MANY = 3
 #: Rows that are looked at, and landmarks among them.
 ROWS, LANDMARKS = 1500, 200
 #: Factors of the median distances, and how often weights are taken from gradients.
