@@ -55,6 +55,8 @@ class IVData:
         The table that the arrays came from, for estimators that are given a formula.
     names : mapping from role to column names, optional
         How to call the columns in tables and figures; ``treatment0``, ``treatment1``, ... by default.
+    row_labels : Index (n,), optional
+        Of pandas, for residuals and fitted values; by default those of the roles or the frame, if any has some.
 
     Attributes
     ----------
@@ -93,6 +95,7 @@ class IVData:
     fixed_effects: Any = None
     frame: pd.DataFrame | None = None
     names: Mapping[str, Sequence[str]] | None = None
+    row_labels: pd.Index | None = None
     columns: Mapping[str, tuple[str, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,11 @@ class IVData:
         if len(set(rows.values())) > 1:
             raise DataError(f"all roles, and the frame, must have the same number of rows, got {rows}")
         check_same_rows(given)
+        if self.row_labels is None:
+            indices = (value.index for value in given.values() if isinstance(value, (pd.Series, pd.DataFrame)))
+            object.__setattr__(self, "row_labels", next(indices, None))
+        elif len(self.row_labels) != len(self):
+            raise DataError(f"row_labels must have a label for each of the {len(self)} rows, got {len(self.row_labels)}")
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:
@@ -134,7 +142,9 @@ class IVData:
     def take(self, rows: Array) -> IVData:
         """Some of the rows, by a mask (n,) or numbers."""
         arrays = {role: None if array is None else array[rows] for role in ROLES for array in (getattr(self, role),)}
-        return IVData(**arrays, frame=None if self.frame is None else self.frame.iloc[rows], names=self.names)
+        frame = None if self.frame is None else self.frame.iloc[rows]
+        labels = None if self.row_labels is None else self.row_labels[rows]
+        return IVData(**arrays, frame=frame, names=self.names, row_labels=labels)
 
     def without_frame(self) -> IVData:
         """The same arrays, which have been checked, without the table that they come from."""

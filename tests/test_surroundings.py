@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -28,6 +31,7 @@ from cfiv.estimators.structural import StructuralFunction
 from cfiv.learning.last_layer import Memory
 from cfiv.runtime.draws import MAY_DRAW, Draws, may_draw, run
 from cfiv.runtime.threads import SMALL_NETWORK, suitable_threads
+from cfiv.tables.grammar import ONE_READER
 
 pytestmark = pytest.mark.contract
 
@@ -515,3 +519,27 @@ def test_every_estimator_is_tried() -> None:
     }
     assert exported - {StructuralFunction.__name__, cfiv.Inference.__name__} <= set(KINDS)
     assert all(inspect.signature(make).parameters for make in KINDS.values())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_while_another_thread_reads_a_formula_reads_its_own() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ONE_READER:
+            held.set()
+            done.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends it, if it waits
+        with ONE_READER:
+            os._exit(0)
+    done.set()
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -24,6 +24,8 @@ from cfiv.estimators.linear_estimator import LinearEstimator
 from cfiv.estimators.parameters import several
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.estimators.two_stage_results import TwoStageResults
+from cfiv.inference.doubts import DOUBTED
+from cfiv.inference.infer import LEARNED
 from cfiv.inference.inference import Inference
 
 #: Level of Anderson-Rubin sets.
@@ -67,6 +69,9 @@ def read_column(model: StructuralEstimator | Inference, effects: Mapping[str, Ch
     if isinstance(model, Inference):
         kind, _, groups = model.covariance.partition(" by ")
         facts = {"estimator": model.function.estimator, "rows": model.rows, "standard_errors": kind, "clusters": groups}
+        if model.function.estimator in {learned.__name__ for learned in LEARNED}:
+            doubted = any(note.startswith(DOUBTED) for note in model.notes)
+            facts |= {"corrected": "splines", "trusted": "no" if doubted else "yes"}
         found = [_of_inference(model, label, change) for label, change in effects.items()]
         return Column(facts | _described(model.function), _table(found), model.function.outcome, {})
     model.summary()  # raises where it has not been fitted
@@ -134,7 +139,8 @@ def _of_inference(inference: Inference, label: str, change: Change) -> tuple[Any
 def _covariance(model: LinearEstimator) -> dict[str, Any]:
     """How errors were computed, and by which groups."""
     kind = {"kernel": "HAC"}.get(model.results_.cov_type, model.results_.cov_type)
-    facts = {"standard_errors": kind} | ({"debiased": "yes"} if model.results_.debiased else {})
+    convention = model.results_.small_sample.convention
+    facts = {"standard_errors": kind} | ({"debiased": "yes" if convention is True else str(convention)} if convention else {})
     groups: Array | None = model.results_.cov_config.get("clusters")
     if groups is not None:
         counts = [f"{len(np.unique(codes)):,}" for codes in np.asarray(groups).reshape(len(groups), -1).T]

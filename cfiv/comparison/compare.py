@@ -18,7 +18,7 @@ from cfiv.inference.inference import Inference
 from cfiv.rendering import Grid, Rendered, shown
 
 #: In this order.
-COLUMNS = ("estimator", "outcome", "rows", "seconds", "penalties", "trusted")
+COLUMNS = ("estimator", "outcome", "rows", "seconds", "penalties", "corrected", "trusted")
 INFERENCE = ("standard_errors", "debiased", "clusters", "fixed_effects", "first_stage_f", "j", "j_p_value", "ar_set")
 JUDGED = ("score", "error")
 #: The others are texts, empty where a model does not have them.
@@ -74,7 +74,8 @@ def compare(
     ----------
     models : mapping from a name to a fitted estimator, or to an Inference on one
         An :class:`cfiv.Inference` stands for its model where effects are to have its errors, as those of a
-        :class:`cfiv.SieveIV` or by clusters of two kinds; it has no coefficients.
+        :class:`cfiv.SieveIV` or by clusters of two kinds; it has no coefficients. Those of DFIV and KernelIV are corrected by
+        splines, and where trust in the model is lacking its column says so all the same.
     effects : sequence of (from, to), or mapping from a label to such pairs, optional
         Average effects of changes of the treatment, at the covariates that ``dose_response`` averages over. They take the place
         of the coefficients, unless ``terms`` names some.
@@ -97,7 +98,8 @@ def compare(
     Comparison
         Whose ``table`` has the index ``model`` and, as far as a model has them, the columns ``estimator, outcome, rows,
         seconds`` (of the fit), ``penalties`` (those that the fit chose, of each function averaged), ``trusted`` ("yes" where
-        nothing speaks against it, else "no"; see ``trust_`` of :class:`cfiv.DFIV`), ``standard_errors, debiased, clusters,
+        nothing speaks against it, else "no"; see ``trust_`` of :class:`cfiv.DFIV`), ``corrected`` (of an inference on a learned
+        function: by what, so that its effects are no longer the model's own), ``standard_errors, debiased, clusters,
         fixed_effects``, ``first_stage_f`` (the partial F of :func:`cfiv.diagnose`; of several treatments Kleibergen and
         Paap's), ``j, j_p_value, ar_set`` (95 %), all under the covariance of the fit, and, where asked for, ``score`` and
         ``error``.

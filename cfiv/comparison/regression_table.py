@@ -26,6 +26,7 @@ FOOT = {
     "rows": "Observations",
     "seconds": "Seconds",
     "penalties": "Penalties",
+    "corrected": "Corrected by",
     "trusted": "Trusted",
     "score": "Held-out score",
     "error": "Squared error",

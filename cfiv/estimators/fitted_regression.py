@@ -92,6 +92,8 @@ class FittedRegression:
     small_sample : SmallSample
     absorbed : int
         Parameters of absorbed fixed effects, besides a constant.
+    row_labels : Index (n,) or None
+        Of the rows that were fitted to.
     """
 
     coefficients: Coefficients
@@ -107,3 +109,4 @@ class FittedRegression:
     cov_config: Mapping[str, Any] = field(repr=False)
     small_sample: SmallSample
     absorbed: int
+    row_labels: pd.Index | None = field(default=None, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -68,7 +69,7 @@ class LinearEstimator(StructuralEstimator):
         self._covariance()
 
     def _estimate(self, data: IVData, *, intercept: bool) -> Estimate:
-        self.observed_ = data.without_frame()
+        self.observed_, labels = data.without_frame(), data.row_labels
         covariance = self._covariance()
         data, absorbed = within(data)
         covariance.check(data)
@@ -80,5 +81,6 @@ class LinearEstimator(StructuralEstimator):
             fuller=self.fuller,
             absorbed=absorbed,
         )
-        self.results_, self.coefficients_ = regression.results, regression.coefficients
+        self.results_ = replace(regression.results, fitted=replace(regression.results.fitted, row_labels=labels))
+        self.coefficients_ = regression.coefficients
         return regression.estimate

@@ -224,8 +224,12 @@ class LinearResults(abc.ABC):
 
     @cached_property
     def resids(self) -> pd.Series:
-        """Residuals of the structural equation, ``Y - D b``."""
-        return pd.Series(self._outcome_units("residuals", self.fitted.residuals), name="residual")
+        """Residuals of the structural equation, ``Y - D b``, with the labels of the rows that were fitted to.
+
+        Assigned to a table they find their rows, whatever was dropped for gaps or for a weight of zero. Of data without labels,
+        such as arrays and files, they are numbered.
+        """
+        return self._by_row("residuals", self.fitted.residuals).rename("residual")
 
     @property
     def wresids(self) -> pd.Series:
@@ -234,9 +238,12 @@ class LinearResults(abc.ABC):
 
     @cached_property
     def fitted_values(self) -> pd.Series:
-        """``D b``, at the rows' own treatments, and absorbed fixed effects."""
+        """``D b``, at the rows' own treatments, and absorbed fixed effects; labelled as :attr:`resids`."""
         fitted = self.fitted.outcome - self.fitted.residuals + self.fitted.effects + self.fitted.centre
-        return pd.Series(self._outcome_units("fitted values", fitted), name="fitted_values")
+        return self._by_row("fitted values", fitted).rename("fitted_values")
+
+    def _by_row(self, what: str, values: Array) -> pd.Series:
+        return pd.Series(self._outcome_units(what, values), index=self.fitted.row_labels)
 
     @property
     def resid_ss(self) -> float:

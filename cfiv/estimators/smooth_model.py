@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ FOLDS = 5
 SPARE = 5
 #: Standard errors that may be chance.
 CLEARLY_LEFT = 3.0
+#: Shares of their mean squares from which columns are independent of others.
+INDEPENDENT = 1e-8
 #: Partial correlations of treatments with their predictions whose squares are rounding.
 UNMOVED = 1e-12
 
@@ -144,8 +147,14 @@ class SmoothModel:
         """Cragg and Donald's F: of the excluded instruments, for the direction of the treatments that they move least.
 
         By the lines of the instruments or by all of their columns, the larger of the two: many columns hide what one of them
-        does, and a curve may do what a line does not. Homoskedastic, with clusters, or rows by their weights, as observations;
-        nan where columns leave none.
+        does, and a curve may do what a line does not. Homoskedastic, with rows by their weights as observations; with clusters
+        the effective F of that direction, ``|Q't|^2 / tr Cov(Q't)`` with orthonormal instruments Q. nan where columns leave no
+        observations.
+
+        References
+        ----------
+        Cragg, Donald, "Testing identifiability and specification in instrumental variable models", Econometric Theory 9, 1993.
+        Montiel Olea, Pflueger, "A robust test for weak instruments", Journal of Business & Economic Statistics 31, 2013.
         """
         shared, treatments = self.basis.shared, len(self.basis.treatments)
         columns = np.arange(shared, shared + treatments)
@@ -158,9 +167,33 @@ class SmoothModel:
             left, spare = self._unpredicted(columns, used), self._observations - int(used.sum())
             if spare < SPARE or np.linalg.matrix_rank(without) < treatments:
                 continue
-            moved = np.linalg.eigvals(np.linalg.solve(left + 1e-12 * np.diag(np.diag(without)), without - left)).real.min()
-            values.append(max(float(moved), 0.0) * spare / max(1, self._rank(used, exogenous)))
+            moved, directions = np.linalg.eig(np.linalg.solve(left + 1e-12 * np.diag(np.diag(without)), without - left))
+            least = int(moved.real.argmin())
+            if self.groups is None:
+                values.append(max(float(moved.real[least]), 0.0) * spare / max(1, self._rank(used, exogenous)))
+            else:
+                values.append(self._effective_f(columns, directions[:, least].real, used=used, exogenous=exogenous))
         return max(values, default=math.nan)
+
+    def _effective_f(self, columns: Array, direction: Array, *, used: Array, exogenous: Array) -> float:
+        """Of some instrument columns beside the exogenous ones, for a direction of some structural columns, with clusters."""
+        excluded = used & ~exogenous
+        without, left, scale = self._beside(used, exogenous)
+        values, vectors = np.linalg.eigh(left)
+        kept = values > INDEPENDENT
+        orthonormal = vectors[:, kept] / scale[:, None] / np.sqrt(values[kept])
+        treatment = self.moments.cross[:, columns] @ direction
+        products = orthonormal.T @ (treatment[excluded] - without.T @ treatment[exogenous])
+        predicted = _solved(self.moments.gram[np.ix_(used, used)], treatment[used])
+
+        def scores(part: Array) -> Array:
+            z = self.basis.instrument_columns(self.instruments[part], self.covariates[part])
+            t = self.basis.structural_columns(self.treatments[part], self.covariates[part])[:, columns] @ direction
+            errors = self.weights[part] * (t - z[:, used] @ predicted)
+            return np.asarray((z[:, excluded] - z[:, exogenous] @ without) @ orthonormal * errors[:, None])
+
+        noise = float(np.trace(self._products(scores))) / len(self.outcome)
+        return float(products @ products) / noise if noise > 0 else math.inf
 
     def noise(self) -> float:
         """How much of what the treatment does to ``h`` over the rows is sampling noise: variance of estimate over its own.
@@ -196,11 +229,14 @@ class SmoothModel:
         columns, own = self.basis.moved & kept, np.ix_(kept, kept)
         inverse = np.zeros((len(kept), len(kept)))
         inverse[own] = np.linalg.pinv((first_stage.T @ self.moments.cross)[own] + np.diag(penalties[kept]))
-        spare = self._observations - int(kept.sum())
+        spare, factor = self._observations - int(kept.sum()), 1.0
+        if self.groups is not None:
+            clusters = int(self.groups.max()) + 1
+            factor = clusters / (clusters - 1) if clusters > 1 else math.inf
         covariance = (inverse @ scores @ inverse.T)[np.ix_(columns, columns)] / len(self.outcome)
         means = self.moments.structural[0]  # the first column is the constant
         spread = (self.moments.structural - np.outer(means, means))[np.ix_(columns, columns)]
-        variance = float((covariance * spread).sum()) * self._observations / spare if spare >= 1 else math.inf
+        variance = float((covariance * spread).sum()) * factor * self._observations / spare if spare >= 1 else math.inf
         return variance, float(coefficients[columns] @ spread @ coefficients[columns])
 
     def without(self, rows: Array) -> SmoothModel:
@@ -228,43 +264,59 @@ class SmoothModel:
 
     @property
     def _observations(self) -> float:
-        """Clusters, or rows: as many of equal weight as have the same say."""
-        if self.groups is not None:
-            return float(self.groups.max() + 1)
+        """Rows: as many of equal weight as have the same say."""
         return float(self.weights.sum() ** 2 / (self.weights**2).sum())
 
     def _unpredicted(self, columns: Array, instruments: Array) -> Array:
         """Mean products (k, k) of what some instrument columns leave of structural columns."""
         gram, cross = self.moments.gram[np.ix_(instruments, instruments)], self.moments.cross[np.ix_(instruments, columns)]
-        small = 1e-10 * np.diag(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
-        return np.asarray(self.moments.structural[np.ix_(columns, columns)] - cross.T @ np.linalg.solve(gram + small, cross))
+        return np.asarray(self.moments.structural[np.ix_(columns, columns)] - cross.T @ _solved(gram, cross))
 
     def _rank(self, used: Array, exogenous: Array) -> int:
         """How many of the excluded instrument columns are independent of one another and of the exogenous ones."""
+        return int((np.linalg.eigvalsh(self._beside(used, exogenous)[1]) > INDEPENDENT).sum())
+
+    def _beside(self, used: Array, exogenous: Array) -> tuple[Array, Array, Array]:
+        """The excluded instrument columns beside the exogenous ones.
+
+        Their coefficients on those, mean products of what is left in units of their own root mean squares, and these.
+        """
         gram, excluded = self.moments.gram, used & ~exogenous
-        own = gram[np.ix_(exogenous, exogenous)]
-        small = 1e-10 * np.diag(np.where(np.diag(own) > 0, np.diag(own), 1.0))
         cross = gram[np.ix_(exogenous, excluded)]
-        left = gram[np.ix_(excluded, excluded)] - cross.T @ np.linalg.solve(own + small, cross)
+        without = _solved(gram[np.ix_(exogenous, exogenous)], cross)
         scale = np.sqrt(np.maximum(np.diag(gram)[excluded], np.finfo(float).tiny))
-        return int((np.linalg.eigvalsh(left / np.outer(scale, scale)) > 1e-8).sum())
+        return without, (gram[np.ix_(excluded, excluded)] - cross.T @ without) / np.outer(scale, scale), scale
 
     def _scores(self, first_stage: Array, coefficients: Array) -> Array:
-        """``mean_i v_i e_i^2 v_i'`` over up to ``CHOICE_ROWS`` rows, evenly spread; over clusters of their sums."""
-        rows = np.unique(np.linspace(0, len(self.outcome) - 1, min(CHOICE_ROWS, len(self.outcome))).astype(int))
-        many = max(1, BLOCK // (len(self.basis.structural_parts) + len(self.basis.instrument_parts)))
-        parts = []
-        for start in range(0, len(rows), many):
-            part = rows[start : start + many]
+        """``mean_i v_i e_i^2 v_i'``, of clusters those of the sums over their rows."""
+
+        def scores(part: Array) -> Array:
             covariates = self.covariates[part]
             errors = self.outcome[part] - self.basis.structural_columns(self.treatments[part], covariates) @ coefficients
             predicted = self.basis.instrument_columns(self.instruments[part], covariates) @ first_stage
-            parts.append(predicted * (self.weights[part] * errors)[:, None])
-        scores = np.concatenate(parts)
-        if self.groups is not None:
-            codes = np.unique(self.groups[rows], return_inverse=True)[1]
-            scores = np.stack([np.bincount(codes, weights=column) for column in scores.T], axis=1)
-        return np.asarray(scores.T @ scores / len(rows))
+            return np.asarray(predicted * (self.weights[part] * errors)[:, None])
+
+        return self._products(scores)
+
+    def _products(self, scores: Callable[[Array], Array]) -> Array:
+        """``mean_i s_i s_i'`` of scores that are given a block of rows, over up to ``CHOICE_ROWS`` rows, evenly spread.
+
+        With clusters over all rows, of the sums of each: of some of their rows they would agree less.
+        """
+        count = len(self.outcome) if self.groups is not None else min(CHOICE_ROWS, len(self.outcome))
+        rows = np.unique(np.linspace(0, len(self.outcome) - 1, count).astype(int))
+        many = max(1, BLOCK // (len(self.basis.structural_parts) + len(self.basis.instrument_parts)))
+        blocks = (rows[start : start + many] for start in range(0, len(rows), many))
+        if self.groups is None:
+            found = np.concatenate([scores(part) for part in blocks])
+        else:
+            sums: Any = 0.0
+            clusters = int(self.groups.max()) + 1
+            for part in blocks:
+                codes = self.groups[part]
+                sums += np.stack([np.bincount(codes, column, minlength=clusters) for column in scores(part).T], axis=1)
+            found = sums
+        return np.asarray(found.T @ found / len(rows))
 
     def _moments(self, rows: Array | None = None) -> Moments:
         """Of some rows, or of all."""
@@ -326,3 +378,9 @@ def _identified(rows: Rows, basis: SmoothBasis) -> bool:
         return False
     correlations = np.linalg.svd(basis_of_own.T @ moved @ np.linalg.inv(triangle), compute_uv=False)
     return bool(correlations.min() > UNMOVED)
+
+
+def _solved(gram: Array, right: Array) -> Array:
+    """Coefficients on columns that may be collinear, of their mean products (k, k) and those with others (k, ...)."""
+    small = 1e-10 * np.diag(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
+    return np.asarray(np.linalg.solve(gram + small, right))

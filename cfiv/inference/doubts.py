@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cfiv.data import Array
+from cfiv.diagnostics.first_stage import effective_f
+from cfiv.diagnostics.linear_problem import LinearProblem
+from cfiv.diagnostics.results import Unavailable
+from cfiv.errors import DataError
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.least_squares import LeastSquares
+from cfiv.estimators.linear_regression import Covariance
 from cfiv.estimators.sieve_iv import SieveIV
 from cfiv.estimators.structural import OUTSIDE, StructuralFunction
 from cfiv.estimators.trust import Trust
 from cfiv.inference.corrected import Corrected
+from cfiv.inference.fitted_rows import FittedRows
 from cfiv.inference.linear_in_basis import SizeChoice
 from cfiv.inference.overidentification import Overidentification
 from cfiv.inference.strength import Strength
+from cfiv.mapped import is_mapped
 
 TOO_SMALL = (
     "larger sizes have another curve, by more than noise: this basis is too small, and intervals and bands may hold less often "
     "than they say"
 )
+#: What a note begins with where the learned function itself should not be believed.
+DOUBTED = "the model's own estimate is "
 ABSORBED = "levels are at the average fixed effect, which counts as known; effects and derivatives do not depend on it"
 
 
@@ -47,7 +57,7 @@ def notes_of_outcome(function: StructuralFunction) -> tuple[str, ...]:
 def doubts_of_learned(model: StructuralEstimator, found: Corrected, treatments: Array) -> tuple[str, ...]:
     """What the model says against itself, and what its correction by splines cannot tell."""
     trust: Trust | None = getattr(model, "trust_", None)
-    doubts = [] if trust is None or trust.trusted else [f"the model's own estimate is {trust}"]
+    doubts = [] if trust is None or trust.trusted else [f"{DOUBTED}{trust}"]
     if found.straight and any(len(np.unique(column)) > 2 for column in treatments.T):  # of two values there is no more
         doubts.append(
             "the instruments tell no more than straight lines apart: whatever bends is as it was learned, and not in the errors"
@@ -73,6 +83,32 @@ def doubts_of_strength(model: StructuralEstimator, strength: Strength | None) ->
         return ()
     return (
         f"the instruments may be weak (F-type {strength.leading_f:.3g}, not above {strength.critical_value:.3g}): "
+        "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
+    )
+
+
+def doubts_of_clusters(model: StructuralEstimator, rows: FittedRows) -> tuple[str, ...]:
+    """What instruments that hardly differ within clusters do, of which rows alone would make many: the effective F says.
+
+    Of one treatment, by a line in the instruments; of rows on disk it is not computed.
+    """
+    data = rows.data
+    if isinstance(model, LeastSquares) or not rows.groups or data.treatment.shape[1:] != (1,) or is_mapped(data.treatment):
+        return ()
+    clusters = np.stack(list(rows.groups.values()), axis=1)
+    try:
+        problem = LinearProblem.from_data(
+            replace(data, clusters=clusters, names=None, frame=None),
+            intercept=model.structural_function_.encoder.intercept,
+            covariance=Covariance("clustered"),
+        )
+    except DataError:
+        return ()
+    found = effective_f(problem)
+    if isinstance(found, Unavailable) or found.critical_value is None or found.statistic > found.critical_value:
+        return ()
+    return (
+        f"the instruments may be weak (effective F with clusters {found.statistic:.3g}, not above {found.critical_value:.3g}): "
         "intervals and bands may hold less often than they say; cfiv.diagnose has an Anderson-Rubin set",
     )
 

@@ -22,6 +22,7 @@ from cfiv.inference.doubts import (
     ABSORBED,
     TOO_SMALL,
     doubts_of_agreement,
+    doubts_of_clusters,
     doubts_of_learned,
     doubts_of_strength,
     is_too_small,
@@ -185,7 +186,8 @@ def infer(
         allowance=answer.allowance,
     )
     overidentification = Overidentification.of(answer.spare)
-    doubts = (*doubts_of_strength(model, strength), *doubts_of_agreement(overidentification), *answer.doubts)
+    weak = doubts_of_strength(model, strength) or doubts_of_clusters(model, rows)
+    doubts = (*weak, *doubts_of_agreement(overidentification), *answer.doubts)
     return Inference(
         function=function,
         law=Law(answer.fits, multipliers, bool(doubts)),

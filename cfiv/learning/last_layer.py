@@ -72,7 +72,7 @@ class ClosedForm(Protocol):
 
 
 #: What :class:`Adaptive` remembers besides the weights.
-TRACKED = ("information", "step", "log_noise", "log_drift", "batches", "astray", "ridge")
+TRACKED = ("information", "step", "log_noise", "log_drift", "batches", "outcome", "astray", "ridge")
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def remembered_shapes(layer: ClosedForm | Gradient, weights: Tensor) -> list[tup
     if isinstance(layer, Kalman):
         return [] if layer.reset else [(rows, rows)]
     if isinstance(layer, Adaptive):
-        return [(rows, rows), (rows, columns), (), (), (), (), ()]
+        return [(rows, rows), (rows, columns), (), (), (), (), (), ()]
     if isinstance(layer, MovingAverage):
         return [(rows, rows), (rows, columns), ()]
     return [] if isinstance(layer, (Ridge, Proximal, Gradient)) else None

@@ -19,10 +19,10 @@ ROWS = 10
 #: Where a batch has ``DETERMINED`` rows a feature, what earlier batches said is worth at most ``HELD`` of them: a burst of
 #: noise would otherwise end the drift for good, and features would learn beside weights that stand still.
 DETERMINED, HELD = 8, 16
-#: Where weights did worse than none on most of about ``ASTRAY`` batches, they are shrunk by the ridge that this calls for, let
-#: go by the factor ``RELEASE`` a batch. Weights of a solve can be so large that each step of the features throws them out, and
-#: features hardly learn beside such weights.
-ASTRAY, RELEASE = 100, 0.99
+#: Where squared errors were more than ``FAR`` times those of no weights on most of about ``ASTRAY`` batches, weights are shrunk
+#: by the ridge that this calls for, let go by the factor ``RELEASE`` a batch. Weights of a solve can be so large that each step
+#: of the features throws them out, and features hardly learn beside such weights. Noise alone makes no errors so large.
+FAR, ASTRAY, RELEASE = 4.0, 100, 0.99
 #: How much the logarithm of that share grows where two corrections after one another are the same, and falls where opposite.
 LEARNING = 0.1
 #: Batches over which the noise is averaged.
@@ -48,8 +48,8 @@ class Track:
         The last correction of W.
     log_noise, log_drift, batches : Tensor (...)
         Logarithms of ``s^2`` and of the drift as a share of the weights, and how many batches there were.
-    astray, ridge : Tensor (...)
-        The share of batches on which the weights before did worse than none, and b.
+    outcome, astray, ridge : Tensor (...)
+        Mean square of the targets, the share of batches on which the weights before did far worse than none, and b.
     """
 
     mean: Tensor
@@ -58,6 +58,7 @@ class Track:
     log_noise: Tensor
     log_drift: Tensor
     batches: Tensor
+    outcome: Tensor
     astray: Tensor
     ridge: Tensor
 
@@ -81,9 +82,10 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     and smaller where the next batch takes back what the last one did: its logarithm moves by LEARNING times their cosine in
     the metric of A. On features that stay it falls, and W tends to the least squares of all rows.
 
-    The ridge b is 0 but where the features move so much between batches that the weights do worse than none. Features that are
-    off by independent errors of variance b add ``n b |W|^2`` to squared errors; a batch on which the weights did worse says
-    ``b = (|E|^2 - |Y|^2) / (n |W_prev|^2)``. It counts where most of the last batches were such (ASTRAY), and fades (RELEASE).
+    The ridge b is 0 but where the features move so much between batches that the weights do far worse than none, with
+    ``|E|^2 > FAR |Y|^2`` (of the batch, and of batches on average). Features that are off by independent errors of variance b
+    add ``n b |W|^2`` to squared errors, so such a batch says ``b = (|E|^2 - |Y|^2) / (n |W_prev|^2)``, a few times the largest
+    eigenvalue of ``G / n`` at most. It counts where most of the last batches were such (ASTRAY), and fades (RELEASE).
 
     Parameters
     ----------
@@ -123,9 +125,11 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     past, mean = (before, before.mean) if isinstance(before, Track) else (None, before if rows < ROWS * d else None)
     most = max(DRIFT, rows / (ROWS * d))
     residual = y if mean is None else y - phi @ mean
+    outcome = y.detach().square().mean(dim=(-2, -1))
     astray, ridge = torch.zeros_like(trace), torch.zeros_like(trace)
     if past is not None:
-        astray, ridge = _errors_of_features(past, targets=y.detach(), residual=residual.detach())
+        astray, ridge = _errors_of_features(past, outcome=outcome, residual=residual.detach())
+        outcome = past.outcome + (outcome - past.outcome) / (past.batches + 1.0).clamp_max(ASTRAY)
     size = d * (phi.mT @ y.detach()).square().sum(dim=(-2, -1)) / trace**2
     size = (size if mean is None else torch.maximum(mean.detach().square().sum(dim=(-2, -1)), size)) / (d * k)
     if past is None:
@@ -143,7 +147,7 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         known = torch.cholesky_solve(past.information, _cholesky(forgotten * identity + ratio * past.information))
         known = (known + known.mT) / 2
     else:
-        known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio)
+        known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio.clamp_min(1e-100))
     pull, score = rows * ridge[..., None, None], phi.mT @ residual
     information = known + gram + pull * identity
     root = _cholesky(information)
@@ -160,17 +164,23 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
         log_noise=log_noise,
         log_drift=log_drift.clamp(log(LEAST_DRIFT), log(most)),
         batches=batches,
+        outcome=outcome,
         astray=astray,
         ridge=ridge,
     )
 
 
-def _errors_of_features(past: Track, *, targets: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of batches on which the weights before did worse than none, and the ridge that this calls for; shapes (...)."""
-    excess = (residual.square().sum(dim=(-2, -1)) - targets.square().sum(dim=(-2, -1))).clamp_min(0.0)
-    astray = past.astray + ((excess > 0).double() - past.astray) / ASTRAY
-    ridge = excess / (targets.shape[-2] * past.mean.detach().square().sum(dim=(-2, -1))).clamp_min(TINY)
-    return astray, torch.where(astray > 0.5, torch.maximum(ridge, RELEASE * past.ridge), RELEASE * past.ridge)
+def _errors_of_features(past: Track, *, outcome: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of batches on which the weights before did far worse than none, and the ridge that calls for, shapes (...).
+
+    ``outcome`` (...) is the mean square of the batch's targets.
+    """
+    error, columns = residual.square().mean(dim=(-2, -1)), residual.shape[-1]
+    far = error > FAR * torch.maximum(outcome, past.outcome)
+    astray = past.astray + (far.double() - past.astray) / ASTRAY
+    ridge = columns * (error - outcome) / past.mean.detach().square().sum(dim=(-2, -1)).clamp_min(TINY)
+    faded = RELEASE * past.ridge
+    return astray, torch.where(far & (astray > 0.5), torch.maximum(ridge, faded), faded)
 
 
 def score_noise(*, phi: Tensor, residual: Tensor, root: Tensor, gram: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ def without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
     gaps = gaps_in(frame)
     rows = gaps.any(axis=1).to_numpy()
     if not rows.any():
-        return frame.reset_index(drop=True)
+        return frame
     report_gaps(gaps.sum(), dropped=int(rows.sum()), rows=len(frame), missing=missing)
-    return frame[~rows].reset_index(drop=True)
+    return frame[~rows]
 
 
 def report_gaps(gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows: int, missing: Missing) -> None:

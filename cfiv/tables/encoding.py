@@ -66,13 +66,21 @@ def encode(
         _check_roles(roles.parts)
         frame = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
         return _fit_complete(frame, roles, means_of)
-    return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of)
+    labels = data.index if isinstance(data, pd.DataFrame) else getattr(data, "row_labels", None)
+    return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of, labels=labels)
 
 
 def fit_encoder(
-    frame: pd.DataFrame, roles: Roles, *, missing: Missing = "drop", means_of: Sequence[str] = ()
+    frame: pd.DataFrame,
+    roles: Roles,
+    *,
+    missing: Missing = "drop",
+    means_of: Sequence[str] = (),
+    labels: pd.Index | None = None,
 ) -> tuple[TableEncoder, IVData]:
     """Check the roles against a table, drop rows with gaps jointly, learn the transforms, and return the arrays.
+
+    The rows of the table go by position, ``labels`` being what they are called in results.
 
     Raises
     ------
@@ -88,10 +96,14 @@ def fit_encoder(
     check_choice("missing", missing, ("drop", "raise"))
     _check_roles(roles.parts)
     require_columns(frame, roles.columns, needed_for="the roles")
-    return _fit_complete(without_gaps(frame[list(roles.columns)], missing), roles, means_of)
+    complete = without_gaps(frame[list(roles.columns)], missing)
+    kept = complete.index if labels is None else labels[complete.index]
+    return _fit_complete(complete.reset_index(drop=True), roles, means_of, labels=kept)
 
 
-def _fit_complete(frame: pd.DataFrame, roles: Roles, means_of: Sequence[str]) -> tuple[TableEncoder, IVData]:
+def _fit_complete(
+    frame: pd.DataFrame, roles: Roles, means_of: Sequence[str], *, labels: pd.Index | None = None
+) -> tuple[TableEncoder, IVData]:
     """:func:`fit_encoder` of a table of the roles' columns without gaps."""
     parts, states, arrays = roles.parts, {}, {}
     for role, part in parts.items():
@@ -122,6 +134,7 @@ def _fit_complete(frame: pd.DataFrame, roles: Roles, means_of: Sequence[str]) ->
         **{role: cluster_labels(frame, names) for role, names in roles.named.items() if names and role not in absent},
         frame=frame,
         names=role_names(roles, states, means),
+        row_labels=labels,
     )
     needed = dict.fromkeys([*roles.prediction_columns, *(one.group for one in means)])
     stride = max(1, -(-len(frame) // REFERENCE_ROWS))

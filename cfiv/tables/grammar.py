@@ -7,6 +7,7 @@ By the convention of formulas ``*``, ``:`` and ``**`` make interactions, not pro
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,24 @@ from formulaic.parser.types import Factor, Operator, Term, Token
 
 from cfiv.errors import FormulaError
 
+
+class OneReader:
+    """A lock that a thread may take again, free in a process that was forked while another thread held it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def renew(self) -> None:
+        """In a child of ``os.fork``, where that thread is no more."""
+        self._lock = threading.RLock()
+
+
 #: Bounds, far beyond what people write, of what a formula (perhaps of a damaged model file) may cost: characters in all, and
 #: between two plus signs; operators, where it is more than a sum of names; terms of one product; the power of a sum; brackets
 #: within brackets.
@@ -34,7 +53,9 @@ UNREADABLE = (
 )
 #: Held while Python makes or compiles syntax trees, as formulaic has it do for each factor: CPython (seen with 3.11.7) counts
 #: for all threads together how deep it is in one, and two at once end in a SystemError now and then.
-ONE_READER = threading.RLock()
+ONE_READER = OneReader()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ONE_READER.renew)
 _QUOTED = re.compile(r"`[^`]*`")
 _MANY_COLUMNS = re.compile(r"\b(bs|cc|cr|cs|poly)\(")
 

@@ -121,7 +121,7 @@ class TableEncoder:
         else:
             frame = read_table(rows)
             require_columns(frame, names, needed_for=needed_for)
-            frame = without_gaps(frame[names], missing)
+            frame = without_gaps(frame[names], missing).reset_index(drop=True)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
@@ -301,11 +301,13 @@ class TableEncoder:
         """Raise where a column that prediction needs is missing, or has gaps."""
         needed = [name for name in self.prediction_columns if name not in without]
         require_columns(frame, needed, needed_for="predictions")
-        gaps = gaps_in(frame[needed]).any(axis=1).to_numpy()
+        found = gaps_in(frame[needed])
+        gaps = found.any(axis=1).to_numpy()
         if gaps.any():
+            named = quoted([name for name in needed if found[name].any()])
             raise DataError(
-                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {quoted(needed)} (first: row "
-                f"{int(gaps.argmax())}): predictions need complete rows, so drop or fill them"
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): predictions "
+                f"need complete rows, so fill them or drop them, as with .dropna(subset=[{named}])"
             )
 
 

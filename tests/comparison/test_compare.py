@@ -127,6 +127,25 @@ def test_treatments_come_first_the_constant_last_and_errors_beneath(four: dict[s
     assert all(cell.startswith("(") and cell.endswith(")") for cell in body[1][1:])
 
 
+@pytest.mark.contract
+def test_an_inference_on_a_learned_function_says_that_it_is_corrected_and_whether_the_function_is_trusted(
+    frame: pd.DataFrame,
+) -> None:
+    noise = frame.assign(z=np.random.default_rng(99).normal(size=len(frame)))  # moves nothing
+    for data, word in ((frame, "yes"), (noise, "no")):
+        model = cfiv.KernelIV(ONE, random_state=0).fit(data)
+        assert model.trust_.trusted is (word == "yes")
+        cells = lines(cfiv.compare({"own": model, "inferred": cfiv.infer(data, model)}, effects=[(0.0, 1.0)]))
+        assert cells["Trusted"] == [word, word]
+        assert cells["Corrected by"] == ["", "splines"]
+
+
+@pytest.mark.contract
+def test_the_convention_of_debiased_errors_is_named(frame: pd.DataFrame) -> None:
+    models = {str(kind): fitted(frame, debiased=kind) for kind in (False, True, "stata", "fixest")}
+    assert lines(cfiv.compare(models))["Debiased"] == ["", "yes", "stata", "fixest"]
+
+
 @pytest.mark.law
 def test_the_foot_says_estimator_errors_clusters_and_rows(four: dict[str, Any]) -> None:
     cells = lines(cfiv.compare(four))

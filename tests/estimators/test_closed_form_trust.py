@@ -131,3 +131,38 @@ def test_summary_comparison_and_model_file_have_the_same_words(tmp_path: Path) -
     assert cfiv.compare({"model": model}).table["trusted"].item() == "no"
     model.save(tmp_path / "model.cfiv")
     assert cfiv.load(tmp_path / "model.cfiv").facts["Trust"] == words
+
+
+def in_clusters(frame: pd.DataFrame, groups: Any) -> SmoothModel:
+    data = IVData(
+        outcome=frame["y"], treatment=frame["t"], instruments=frame["z"], covariates=frame["x"], clusters=np.asarray(groups)
+    )
+    data.check_fittable()
+    model = SmoothModel.fit(data, np.random.default_rng(0), products=False)
+    assert model is not None
+    return model
+
+
+@pytest.mark.oracle
+def test_with_clusters_the_strength_is_the_effective_f_of_diagnose() -> None:
+    """Of a line in the instrument, with the covariates' curves among the exogenous columns or no curves worth mention."""
+    r = np.random.default_rng(1)
+    groups = np.repeat(np.arange(50), 60)
+    z, own = r.normal(size=(2, 50))[:, groups]
+    u, x, e = r.normal(size=(3, 3000))
+    t = 0.35 * z + own + u
+    frame = pd.DataFrame({"y": t + u + own + e, "t": t, "z": z, "x": x, "group": groups})
+    found = in_clusters(frame, groups).strength()
+    expected = cfiv.diagnose(frame, FORMULA, clusters="group").effective_f
+    assert found == pytest.approx(expected.statistic, rel=0.15)
+    assert found < 10.0 < in_clusters(frame, np.arange(3000)).strength()
+
+
+@pytest.mark.law
+def test_clusters_that_mean_nothing_take_no_trust_away() -> None:
+    frame = straight(2000, seed=0)
+    rows, some = (in_clusters(frame, groups) for groups in (np.arange(2000), np.arange(2000) % 30))
+    alone = line_of(frame).strength()
+    assert rows.strength() == pytest.approx(alone, rel=0.1)
+    assert 0.4 * alone < some.strength() < 2.5 * alone
+    assert some.noise() < 0.05

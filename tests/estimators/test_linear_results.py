@@ -12,9 +12,9 @@ import pytest
 from linearmodels.iv import IV2SLS
 from scipy import stats
 
-from cfiv import DataError, LeastSquares, ParameterError, TwoStageLeastSquares
+from cfiv import DataError, IVData, LeastSquares, ParameterError, TwoStageLeastSquares
 from cfiv.diagnostics.first_stage import partial_f
-from cfiv.errors import CfivError, SingularError
+from cfiv.errors import CfivError, MissingRowsWarning, SingularError
 from tests.diagnostics.problems import SAME, SIGNIFICANCE, problem, table
 
 FORMULAS = [
@@ -241,3 +241,36 @@ def test_combinations_and_restrictions_heed_the_names_of_coefficients() -> None:
         results.combination({"tt": 1.0})
     with pytest.raises(ParameterError, match="value goes by position"):
         results.wald_test({"t": 1.0}, pd.Series({"a": 2.0}))
+
+
+@pytest.mark.contract
+def test_residuals_and_fitted_values_go_back_into_the_table_that_was_fitted_to() -> None:
+    """Whatever its index, and whatever rows were dropped: for gaps, or for a weight of zero."""
+    r = np.random.default_rng(0)
+    frame = pd.DataFrame(r.normal(size=(40, 4)), columns=["z", "x", "t", "y"], index=[f"row {i}" for i in r.permutation(40)])
+    frame["t"] += frame["z"]
+    frame["w"] = np.where(np.arange(40) % 7 == 0, 0.0, 1.0)
+    frame.loc[frame.index[[3, 20]], "x"] = np.nan
+    with pytest.warns(MissingRowsWarning):
+        model = TwoStageLeastSquares("y ~ x + [t ~ z]", weights="w").fit(frame)
+    used = frame.dropna()[lambda rows: rows["w"] > 0]
+    assert model.results_.resids.index.equals(used.index)
+    assert model.results_.wresids.index.equals(used.index)
+    back = frame.assign(fitted=model.results_.fitted_values, left=model.results_.resids)
+    assert back["left"].isna().sum() == len(frame) - len(used)
+    kept = back.loc[used.index]
+    np.testing.assert_allclose(kept["fitted"] + kept["left"], kept["y"], rtol=1e-12)
+    np.testing.assert_allclose(kept["fitted"], model.predict(used), rtol=1e-9)
+
+
+@pytest.mark.contract
+def test_residuals_of_arrays_have_the_labels_of_a_series_and_are_numbered_without() -> None:
+    r = np.random.default_rng(0)
+    t, z, y = r.normal(size=(3, 12))
+    index = pd.Index(list("abcdefghijkl"))
+    arrays = IVData(outcome=pd.Series(y, index=index), treatment=t, instruments=z)
+    assert TwoStageLeastSquares().fit(arrays).results_.resids.index.equals(index)
+    numbered = IVData(outcome=y, treatment=t, instruments=z)
+    assert TwoStageLeastSquares().fit(numbered).results_.resids.index.tolist() == list(range(12))
+    with pytest.raises(DataError, match="a label for each of the 12 rows, got 3"):
+        IVData(outcome=y, treatment=t, instruments=z, row_labels=index[:3])

@@ -571,3 +571,21 @@ def test_many_groups_of_few_rows_are_warned_of() -> None:
     rows = table().assign(every=range(len(table())))
     with pytest.warns(CfivWarning, match="1 rows each.*cut it first"):
         model.effect(rows, treatment_from=0.0, treatment_to=1.0, by="every")
+
+
+@pytest.mark.contract
+def test_instruments_that_hardly_differ_within_clusters_are_said_to_be_weak_there() -> None:
+    r = np.random.default_rng(1)
+    groups = np.repeat(np.arange(50), 60)
+    z, own = r.normal(size=(2, 50))[:, groups]
+    u, e = r.normal(size=(2, 3000))
+    t = 0.35 * z + own + u
+    frame = pd.DataFrame({"y": t + u + own + e, "t": t, "z": z, "group": groups})
+    model = TwoStageLeastSquares("y ~ [t ~ z]").fit(frame)
+    effective = cfiv.diagnose(frame, "y ~ [t ~ z]", clusters="group").effective_f.statistic
+    (said,) = [note for note in cfiv.infer(frame, model, clusters="group").notes if "may be weak" in note]
+    assert f"effective F with clusters {effective:.3g}, not above 23.1" in said
+    assert not any("weak" in note for note in cfiv.infer(frame, model).notes)
+    strong = frame.assign(t=3.0 * frame["z"] + frame["t"])
+    model = TwoStageLeastSquares("y ~ [t ~ z]").fit(strong)
+    assert not any("weak" in note for note in cfiv.infer(strong, model, clusters="group").notes)
