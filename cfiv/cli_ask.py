@@ -201,7 +201,9 @@ def _say_errors(function: StructuralFunction, asked: str) -> None:
         return
     name = next((one.name for one in registry.estimators() if one.class_name == function.estimator), None)
     if name is not None:
-        click.echo(f"\nWith standard errors: cfiv infer TRAIN FORMULA --estimator {name} {asked}")
+        groups = dict(function.encoder.describe()).get("Clusters")
+        grouped = "" if groups is None else f" --clusters {groups.replace(' + ', ',')}"
+        click.echo(f"\nWith standard errors: cfiv infer TRAIN FORMULA --estimator {name}{grouped} {asked}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -280,8 +280,7 @@ def test_fit_parts_no_group_and_tells_labels_apart(run: Run, train: Path) -> Non
     frame = exact(train).assign(shop=[f"{i % 5:02d}" if i % 2 else str(i % 5) for i in range(200)])
     frame.to_csv("shops.csv", index=False)
     answer = run("fit", "shops.csv", demand.FORMULA, "--clusters", "shop", "--seed", 5, *SMALL, "--quiet", "--out", "model")
-    assert (answer.code, answer.out) == (0, "")
-    assert "not to be believed" in answer.err, "of five groups"
+    assert (answer.code, answer.out, answer.err) == (0, "", "")  # ten groups, of which "00" is not "0"
     model = cfiv.DFIV(demand.FORMULA, clusters="shop", steps=10, random_state=5, progress=False).fit(frame)
     assert (cfiv.load("model").predict(frame) == model.predict(frame)).all()
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cfiv.data import Array, IVData
 from cfiv.estimators.components import SmoothComponent
+from cfiv.estimators.linear_regression import FEW_CLUSTERS
 from cfiv.estimators.units import Standardiser
 from cfiv.learning.samples import fold_groups
 from cfiv.mapped import release
@@ -149,13 +150,15 @@ class SmoothModel:
         By the lines of the instruments or by all of their columns, the larger of the two: many columns hide what one of them
         does, and a curve may do what a line does not. Homoskedastic, with rows by their weights as observations; with clusters
         the effective F of that direction, ``|Q't|^2 / tr Cov(Q't)`` with orthonormal instruments Q. nan where columns leave no
-        observations.
+        observations, or there are fewer than ``FEW_CLUSTERS``.
 
         References
         ----------
         Cragg, Donald, "Testing identifiability and specification in instrumental variable models", Econometric Theory 9, 1993.
         Montiel Olea, Pflueger, "A robust test for weak instruments", Journal of Business & Economic Statistics 31, 2013.
         """
+        if self.groups is not None and self.groups.max() + 1 < FEW_CLUSTERS:
+            return math.nan
         shared, treatments = self.basis.shared, len(self.basis.treatments)
         columns = np.arange(shared, shared + treatments)
         exogenous = self.basis.instrument_parts == Part.COVARIATE_CURVES

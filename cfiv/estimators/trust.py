@@ -68,7 +68,9 @@ class Trust:
         if not self.identified:
             found.append("the instruments do not move each treatment in a way of its own, or there are as many columns as rows")
         if math.isnan(self.strength) and not math.isnan(self.line_loss):
-            found.append("how strong the instruments are cannot be told: the columns leave too few observations")
+            found.append(
+                "how strong the instruments are cannot be told: the columns leave too few observations, or clusters are few"
+            )
         if self.strength < WEAK:
             found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
         if self.noise > NOISY:

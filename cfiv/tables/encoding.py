@@ -161,7 +161,10 @@ def _check_roles(parts: Mapping[str, Part]) -> None:
                 raise FormulaError(f"column {name!r} is both outcome and {role}: give each column one role")
     for name in instruments:
         if name in treatment and name not in covariates:
-            raise FormulaError(f"column {name!r} is both treatment and instrument: an instrument must be another variable")
+            raise FormulaError(
+                f"column {name!r} is both treatment and instrument: an instrument must be another variable, and a covariate "
+                f"that both are multiplied by must be a covariate by itself too (add {name} before the brackets)"
+            )
     for role in ("treatment", "instruments"):
         if set(parts[role].variables) <= set(covariates):
             raise FormulaError(

@@ -127,7 +127,9 @@ class Roles:
             why = "it needs an outcome and a '~'" if isinstance(error, AttributeError) else reason(error)
             raise FormulaError(f"the formula {formula[:200]!r} cannot be read: {why}; {hint}") from None
         if not getattr(right, "deps", None):
-            raise FormulaError(f"the formula {formula!r} names no instruments: {hint}")
+            raise FormulaError(
+                f"the formula {formula!r} names no instruments: {hint}, for LeastSquares too, which leaves them unused"
+            )
         if len(left) != 1:
             raise FormulaError(f"the formula {formula!r} must have one outcome, got {len(left)}: {hint}")
         # formulaic puts a placeholder "<term>_hat" among the covariates for each term before the inner "~".

@@ -166,3 +166,4 @@ def test_clusters_that_mean_nothing_take_no_trust_away() -> None:
     assert rows.strength() == pytest.approx(alone, rel=0.1)
     assert 0.4 * alone < some.strength() < 2.5 * alone
     assert some.noise() < 0.05
+    assert math.isnan(in_clusters(frame, np.arange(2000) % 9).strength())
