@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -164,7 +165,7 @@ def plain_data(data: IVData) -> tuple[IVData, Array]:
     own = powers["outcome"] - powers["treatment"]
     if not any(found.any() for found in powers.values()):
         return data, own
-    arrays = {role: None if found is None else found[0] for role, found in scaled.items()}
+    arrays: dict[str, Any] = {role: None if found is None else found[0] for role, found in scaled.items()}
     return IVData(**arrays, weights=data.weights, clusters=data.clusters, frame=data.frame, names=data.names), own
 
 
