@@ -115,8 +115,10 @@ class IVData:
         if self.row_labels is None:
             indices = (value.index for value in given.values() if isinstance(value, (pd.Series, pd.DataFrame)))
             object.__setattr__(self, "row_labels", next(indices, None))
-        elif len(self.row_labels) != len(self):
-            raise DataError(f"row_labels must have a label for each of the {len(self)} rows, got {len(self.row_labels)}")
+        else:
+            object.__setattr__(self, "row_labels", pd.Index(self.row_labels))
+            if len(self.row_labels) != len(self):
+                raise DataError(f"row_labels must have a label for each of the {len(self)} rows, got {len(self.row_labels)}")
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:
