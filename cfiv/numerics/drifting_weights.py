@@ -218,7 +218,6 @@ def _cholesky(symmetric: Tensor) -> Tensor:
     factor, failure = torch.linalg.cholesky_ex(symmetric)
     if bool(failure.any()):
         raise SingularError(
-            "the last layer's system is not positive: the features have become infinite, not a number or too large; lower the "
-            "learning rate"
+            "the last layer's system is not positive: the features have become infinite, not a number or too large"
         )
     return factor

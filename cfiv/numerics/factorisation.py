@@ -61,7 +61,7 @@ def scaled_solution(*, gram: Tensor, right: Tensor, mu: float) -> tuple[Tensor, 
     rounding has erased get no weight. A ``DataError`` where the system is not finite.
     """
     system = gram + mu * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    check_finite(gram=system, right=right)
+    check_finite(**{"products of the features": system, "products of features and targets": right})
     scale = _inverse_scale(system.diagonal().sqrt())
     values, vectors = torch.linalg.eigh(scale[:, None] * system * scale)
     kept = values > values[-1].clamp_min(0) * gram.shape[0] * EPSILON

@@ -64,7 +64,7 @@ def test_moments_refuse_what_cannot_be_solved() -> None:
     for consumer in (solve_moments, lambda total: ridge_path(total, [0.1])):
         with pytest.raises(DataError, match=r"positive sum, got 0\.0: give at least one row a weight > 0"):
             consumer(weightless)
-        with pytest.raises(DataError, match="gram must be finite, got 9 values"):
+        with pytest.raises(DataError, match="products of the features must be finite, got 9 values"):
             consumer(missing)
     with pytest.raises(DataError, match=r"previous must have shape \(3, 2\), got \(3, 1\)"):
         solve_moments(moments(features=features, targets=targets), proximal=0.1, previous=torch.zeros(3, 1))
