@@ -37,7 +37,8 @@ MAY_USE = {
     "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "numerics", "tables", "estimators"},
     "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
-    "inference": LIBRARY | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "plots"},
+    "inference": LIBRARY
+    | {"tensor_file", "file_values", "rendering", "tables", "runtime", "estimators", "diagnostics", "plots"},
     "comparison": {"errors", "checks", "rendering", "data", "estimators", "diagnostics", "inference"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY

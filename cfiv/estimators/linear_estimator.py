@@ -72,6 +72,8 @@ class LinearEstimator(StructuralEstimator):
         self.observed_, labels = data.without_frame(), data.row_labels
         covariance = self._covariance()
         data, absorbed = within(data)
+        if labels is not None and absorbed is not None:
+            labels = labels[absorbed.kept]
         covariance.check(data)
         regression = linear_regression(
             data,

@@ -188,7 +188,7 @@ def _means(total: Moments) -> tuple[Tensor, Tensor]:
     """``G / m`` and ``C / m``."""
     if not total.mass > 0:
         raise DataError(f"the row weights must have a positive sum, got {total.mass}: give at least one row a weight > 0")
-    check_finite(gram=total.gram, cross=total.cross)
+    check_finite(**{"products of the features": total.gram, "products of features and targets": total.cross})
     return total.gram / total.mass, total.cross / total.mass
 
 

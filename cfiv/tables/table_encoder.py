@@ -306,8 +306,8 @@ class TableEncoder:
         if gaps.any():
             named = quoted([name for name in needed if found[name].any()])
             raise DataError(
-                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): predictions "
-                f"need complete rows, so fill them or drop them, as with .dropna(subset=[{named}])"
+                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): "
+                f"predictions need complete rows, so drop or fill them, as with .dropna(subset=[{named}])"
             )
 
 

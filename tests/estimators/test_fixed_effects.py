@@ -103,6 +103,8 @@ def test_groups_of_one_row_are_left_out_said_and_change_nothing() -> None:
         assert f"firm (47), year (8); rows left out as their group's only one: {alone}" in text
     assert "left out" not in str(model.summary())
     np.testing.assert_allclose(every.results_.resids, model.results_.resids, atol=SAME)
+    kept = frame.groupby("firm")["firm"].transform("size") > 1
+    assert every.results_.resids.index.equals(frame.index[kept])
 
 
 @pytest.mark.contract

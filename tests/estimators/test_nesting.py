@@ -395,14 +395,17 @@ def repeated(data: IVData, times: int, **more: Any) -> IVData:
 
 @pytest.mark.law
 def test_repeated_rows_of_a_cluster_are_no_news() -> None:
+    """But for the factor that small samples have in linear models: of rows and columns."""
     data = straight(60, seed=0)
-    once = smooth(data)
-    tenfold = repeated(data, 10, clusters=np.repeat(np.arange(60), 10))
-    many = smooth(tenfold)
+    once = smooth(repeated(data, 1, clusters=np.arange(60)))
+    many = smooth(repeated(data, 10, clusters=np.repeat(np.arange(60), 10)))
     many = replace(many, penalties=once.penalties, basis=once.basis)
     many = replace(many, moments=many._moments(np.arange(600)))
-    assert many.noise() == pytest.approx(once.noise(), rel=1e-6)
+    kept = int(np.isfinite(once.penalties.diagonal).sum())
+    factors = [rows / (rows - kept) for rows in (60, 600)]
+    assert many.noise() / factors[1] == pytest.approx(once.noise() / factors[0], rel=1e-6)
     assert many.strength() == pytest.approx(once.strength(), rel=1e-6)
+    assert smooth(data).strength() == pytest.approx(once.strength(), rel=0.5)
 
 
 @pytest.mark.oracle
