@@ -116,9 +116,10 @@ class IVData:
             indices = (value.index for value in given.values() if isinstance(value, (pd.Series, pd.DataFrame)))
             object.__setattr__(self, "row_labels", next(indices, None))
         else:
-            object.__setattr__(self, "row_labels", pd.Index(self.row_labels))
-            if len(self.row_labels) != len(self):
-                raise DataError(f"row_labels must have a label for each of the {len(self)} rows, got {len(self.row_labels)}")
+            index = pd.Index(self.row_labels if np.ndim(self.row_labels) else [self.row_labels])
+            if len(index) != len(self):
+                raise DataError(f"row_labels must have a label for each of the {len(self)} rows, got {len(index)}")
+            object.__setattr__(self, "row_labels", index)
         if self.treatment.shape[0] == 0:
             raise DataError("the data have no rows: give at least one")
         if self.weights is not None:

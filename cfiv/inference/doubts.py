@@ -95,10 +95,9 @@ def doubts_of_clusters(model: StructuralEstimator, rows: FittedRows) -> tuple[st
     data = rows.data
     if isinstance(model, LeastSquares) or not rows.groups or data.treatment.shape[1:] != (1,) or is_mapped(data.treatment):
         return ()
-    clusters = np.stack(list(rows.groups.values()), axis=1)
     try:
         problem = LinearProblem.from_data(
-            replace(data, clusters=clusters, names=None, frame=None),
+            replace(data, clusters=rows.clusters, names=None, frame=None),
             intercept=model.structural_function_.encoder.intercept,
             covariance=Covariance("clustered"),
         )

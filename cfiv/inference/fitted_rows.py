@@ -96,6 +96,11 @@ class FittedRows:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def clusters(self) -> Array | None:
+        """Codes (n, kinds) of the groups, None without."""
+        return _stacked(self.groups)
+
     def check_groups(self, size: int) -> None:
         """Raise where clusters are too few for a covariance of so many coefficients; warn where they are few.
 
@@ -149,7 +154,7 @@ class FittedRows:
     def small_sample(self, debiased: Convention | None, *, coefficients: int) -> SmallSample:
         """The factors of a covariance of so many coefficients."""
         kind = Covariance(self.covariance, debiased)  # type: ignore[arg-type]
-        return kind.small_sample(self.absorbed, rows=len(self), coefficients=coefficients, clusters=_stacked(self.groups))
+        return kind.small_sample(self.absorbed, rows=len(self), coefficients=coefficients, clusters=self.clusters)
 
     def describe(self, small: SmallSample) -> str:
         """The covariance in words."""
