@@ -158,7 +158,7 @@ def test_an_estimator_takes_numpys_numbers_for_pythons() -> None:
 @pytest.mark.law
 def test_equal_trainings_and_layers_look_the_same_whatever_their_numbers_are_made_of() -> None:
     numpys = cfiv.Training(
-        stage1_steps=np.int64(2),
+        stage1_steps=np.int64(1),
         rest=np.float64(0.3),
         refit_ridges=np.array(cfiv.Training().refit_ridges),
         double=np.bool_(False),

@@ -18,14 +18,21 @@ from cfiv.estimators.estimator import warn_of_learned_constant
 from cfiv.estimators.few_instruments import warn_if_few_instruments
 from cfiv.estimators.fit_members import fit_members
 from cfiv.estimators.parameters import learning_rates, per_network
-from cfiv.estimators.planned_members import PlannedMember, build_networks, in_two_samples, plan_member
+from cfiv.estimators.planned_members import (
+    DEFAULT_NETWORKS,
+    DefaultNetworks,
+    PlannedMember,
+    build_networks,
+    in_two_samples,
+    plan_member,
+)
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning.deadline import Deadline
 from cfiv.learning.dfiv_fit import fit_dfiv
 from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.networks import Networks
+from cfiv.learning.networks import Networks, dfiv_instrument_network
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample
 from cfiv.runtime.devices import resolve_device
@@ -34,6 +41,8 @@ from cfiv.terminal import progress_bar
 
 if TYPE_CHECKING:
     from cfiv.estimators.dfiv import DFIV
+
+NETWORKS: DefaultNetworks = {**DEFAULT_NETWORKS, "instrument": dfiv_instrument_network}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +125,7 @@ def plan_members(
 
     def networks() -> list[nn.Module]:
         specs = {"treatment": model.treatment_network, "instrument": model.instrument_network}
-        return build_networks(problem, **specs, covariate=model.covariate_network)
+        return build_networks(problem, defaults=NETWORKS, **specs, covariate=model.covariate_network)
 
     for fit, generator in enumerate(generators):
         of_split, *own = generator.spawn(1 + len(swaps(model)))

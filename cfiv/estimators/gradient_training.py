@@ -38,6 +38,9 @@ from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
 from cfiv.terminal import progress_bar
 
+#: States of these runs are compared twice as often as DFIV's: a look costs little beside so many steps.
+LOOKS = Training(checks=20, patience=6)
+
 
 @dataclass(frozen=True)
 class TrainedFunction:
@@ -141,7 +144,7 @@ def train_members(
         batch_size=together[0].batch_size,
         learning_rates=tuple(rates[place] for place in rates_of),
         weight_decays=tuple(decays[place] for place in rates_of),
-        training=Training(),
+        training=LOOKS,
     )
     return fit_gradient(
         problem,

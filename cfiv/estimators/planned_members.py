@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,9 @@ from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
 from cfiv.runtime.threads import suitable_threads
 
-#: Where the user has given none.
-DEFAULT_NETWORKS: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+#: From a role to what makes its network of the shape of its input, where the user has given none.
+DefaultNetworks = Mapping[str, Callable[[Sequence[int]], nn.Module]]
+DEFAULT_NETWORKS: DefaultNetworks = {
     "treatment": nets.treatment_network,
     "instrument": nets.instrument_network,
     "covariate": nets.covariate_network,
@@ -139,7 +140,9 @@ def in_two_samples(
     return [partial(hold_out, *pair, share=holdout, clusters=clusters) for pair in ((first, second), (second, first))]
 
 
-def build_networks(problem: StandardisedData, **specs: NetworkSpec) -> list[nn.Module]:
+def build_networks(
+    problem: StandardisedData, *, defaults: DefaultNetworks = DEFAULT_NETWORKS, **specs: NetworkSpec
+) -> list[nn.Module]:
     """The networks of ``treatment``, ``instrument`` and ``covariate`` that are asked for, drawn in the order of the request.
 
     There is no covariate network where there are no covariates.
@@ -149,6 +152,6 @@ def build_networks(problem: StandardisedData, **specs: NetworkSpec) -> list[nn.M
     for role, spec in specs.items():
         given = inputs[role]
         if given is not None:
-            network = build(spec, shape=given.shape[1:], default=DEFAULT_NETWORKS[role], role=role)
+            network = build(spec, shape=given.shape[1:], default=defaults[role], role=role)
             made.append(problem.on_stored(network) if role == "treatment" else network)
     return made

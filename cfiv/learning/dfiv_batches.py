@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfiv.learning.samples import Sample, Split, batches
+from cfiv.learning.samples import Sample, Split, batches, rows_of
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def draw_batches(
             drawn, stage1, stage2 = rows, torch.stack(rows[0::2]), torch.stack(rows[1::2])
             batch = TwoStageBatch(
                 Stage1Rows(
-                    sample.treatment[stage1],
-                    sample.instruments[stage1],
-                    covariates[stage1] if covariates is not None and covariates_stage1 else None,
-                    None if w is None else w[stage1],
+                    rows_of(sample.treatment, stage1),
+                    rows_of(sample.instruments, stage1),
+                    rows_of(covariates, stage1) if covariates is not None and covariates_stage1 else None,
+                    None if w is None else rows_of(w, stage1),
                 ),
                 Stage2Rows(
-                    sample.outcome[stage2],
-                    sample.instruments[stage2],
-                    None if covariates is None else covariates[stage2],
-                    None if w is None else w[stage2],
+                    rows_of(sample.outcome, stage2),
+                    rows_of(sample.instruments, stage2),
+                    None if covariates is None else rows_of(covariates, stage2),
+                    None if w is None else rows_of(w, stage2),
                 ),
             )
         yield batch

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from cfiv.errors import DataError
+from cfiv.learning.samples import rows_of
 from cfiv.numerics.inputs import check_weights
 from cfiv.runtime.arrays import as_tensor
 
@@ -40,8 +41,8 @@ class Examples:
 
     def rows(self, index: Tensor | slice) -> Examples:
         """Some of them."""
-        weights = None if self.weights is None else self.weights[index]
-        return Examples(inputs=self.inputs[index], targets=self.targets[index], weights=weights)
+        weights = None if self.weights is None else rows_of(self.weights, index)
+        return Examples(inputs=rows_of(self.inputs, index), targets=rows_of(self.targets, index), weights=weights)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """All there is to compare."""

@@ -122,6 +122,11 @@ def instrument_network(shape: Sequence[int]) -> FeatureNetwork:
     return FeatureNetwork(math.prod(shape), (128, 64), 32)
 
 
+def dfiv_instrument_network(shape: Sequence[int]) -> FeatureNetwork:
+    """``phi`` of DFIV by default, half as wide: its last layer is solved, not learned, and it is half of what a step costs."""
+    return FeatureNetwork(math.prod(shape), (64, 32), 32)
+
+
 def covariate_network(shape: Sequence[int]) -> FeatureNetwork:
     """Default ``xi``: the covariates and 16 learned features."""
     return FeatureNetwork(math.prod(shape), (128, 32), 16)

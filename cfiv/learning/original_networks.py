@@ -72,6 +72,7 @@ ORIGINAL: Mapping[str, Any] = {
         decoupled_weight_decay=False,
         rest=0.0,
         holdout=0.0,
+        checks=20,
         refit_ridges=(),
     ),
 }

@@ -60,7 +60,7 @@ class Training:
         Features in float64 instead of float32. Solves are in float64 always.
     """
 
-    stage1_steps: int = 2
+    stage1_steps: int = 1
     stage2_steps: int = 1
     covariate_steps: int = 0
     order: Order = "solve-first"
@@ -70,9 +70,9 @@ class Training:
     decoupled_weight_decay: bool = True
     split: float | None = 0.5
     holdout: float = 0.2
-    checks: int = 20
+    checks: int = 10
     tolerance: float = 1.0
-    patience: int = 6
+    patience: int = 3
     refit_ridges: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     double: bool = False
 

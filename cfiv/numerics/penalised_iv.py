@@ -437,9 +437,13 @@ def standard_errors(differences: Array, weights: Array, groups: Array | None = N
 def _solved(gram: Array, right: Array, diagonal: Array) -> Array:
     """``(G + diagonal)^-1 R``, with zeros where the diagonal is infinite."""
     kept = np.isfinite(diagonal)
+    everything = bool(kept.all())
+    own = gram.copy() if everything else gram[np.ix_(kept, kept)]
+    on_diagonal = own.reshape(-1)[:: len(own) + 1]  # a view
+    scale = np.abs(on_diagonal)
+    on_diagonal += diagonal[kept] + JITTER * np.where(scale > 0, scale, 1.0)
+    if everything:
+        return np.asarray(np.linalg.solve(own, right))
     solved = np.zeros(right.shape)
-    own = gram[np.ix_(kept, kept)]
-    scale = np.abs(np.diag(own))
-    small = JITTER * np.where(scale > 0, scale, 1.0)
-    solved[kept] = np.linalg.solve(own + np.diag(diagonal[kept] + small), right[kept])
+    solved[kept] = np.linalg.solve(own, right[kept])
     return solved

@@ -80,8 +80,8 @@ def test_a_layer_of_ones_own_is_asked_for_all_three_solves_of_every_member_and_g
     assert {width for width, _ in seen} == widths
     kinds = {kind: seen.count(kind) for kind in set(seen)}
     width = own.fits_[0].first_stage.shape[1]
-    # Of two members: V for each of two gradient steps of phi, V12 and u.
-    assert kinds == {(width, False): 2 * 2 * STEPS, (width, True): 2 * STEPS, (1, False): 2 * STEPS}
+    # Of two members: V for the gradient step of phi, V12 and u.
+    assert kinds == {(width, False): 2 * STEPS, (width, True): 2 * STEPS, (1, False): 2 * STEPS}
     same = dfiv(last_layer=Ridge(0.1)).fit(table())
     np.testing.assert_allclose(own.predict(table()), same.predict(table()), rtol=1e-3, atol=1e-3)  # float32 features
 

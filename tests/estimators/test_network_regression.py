@@ -258,9 +258,9 @@ class HalfRidge:
 
 def test_one_last_layer_of_ones_own_serves_dfiv_network_regression_and_the_trainer() -> None:
     frame = demand.simulate(n=300, seed=0)[0].frame
-    # On 20 batches of each of the functions u is solved, and V twice while phi learns and once while psi does; of
+    # On 20 batches of each of the functions u is solved, and V once while phi learns and once while psi does; of
     # NetworkRegression u, and the features for score have one.
-    for kind, solves in ((NetworkRegression, (2 + 1) * 20), (cfiv.DFIV, 4 * 4 * 20)):
+    for kind, solves in ((NetworkRegression, (2 + 1) * 20), (cfiv.DFIV, 3 * 4 * 20)):
         layer = HalfRidge()
         model = kind(demand.FORMULA, last_layer=layer, steps=20, fits=2, progress=False, random_state=0)
         model.fit(frame)

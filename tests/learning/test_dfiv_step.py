@@ -328,7 +328,8 @@ def test_a_last_layer_that_hides_its_targets_from_gradients_is_refused_in_stage_
 
 @pytest.mark.law
 def test_full_batch_training_lowers_both_losses() -> None:
-    training = Training(holdout=0.0)
+    # Two steps of phi for each of psi, or stage 1 runs after what psi has become.
+    training = Training(stage1_steps=2, holdout=0.0, checks=20)
     result = fit(*together(sample(seed=1), sample(seed=2)), training=training, steps=100, batch_size=None)
     first, last = result.history[0], result.history[-1]
     assert last["stage1_loss"] < first["stage1_loss"]
@@ -494,7 +495,7 @@ def test_a_diverging_fit_stops_with_the_last_good_state_and_names_the_step() -> 
 def test_a_fit_that_diverges_before_any_check_raises_with_a_remedy() -> None:
     rows, split = held_out()
     with pytest.raises(DivergenceError, match=r"diverged at step 1 of 20 before any usable state .*lower learning_rate"):
-        fit(replace(rows, outcome=rows.outcome * torch.nan), split)
+        fit(replace(rows, outcome=rows.outcome * torch.nan), split, training=Training(checks=20))
 
 
 @pytest.mark.law
