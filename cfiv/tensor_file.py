@@ -38,6 +38,8 @@ from cfiv.files import replacing
 
 #: Bytes of a header, as safetensors reads them at most; and how deeply values may be nested.
 HEADER_BYTES, DEPTH = 100_000_000, 100
+#: What reads files of other kinds, for the end of a message.
+READ_BY = {"cfiv": ", or read it with cfiv.load", "cfiv-inference": ", or read it with cfiv.Inference.load"}
 #: Bits of the largest whole number.
 WHOLE_BITS = 4096
 #: What reading values that are not those expected may raise, in python, numpy, pandas and torch.
@@ -125,6 +127,7 @@ class TensorFile:
             if self.key not in metadata and others:
                 raise ModelFileError(
                     f"{name!r} is no {self.noun}, but another file of cfiv ({others[0]!r}): name the {self.noun}"
+                    f"{READ_BY.get(others[0], '')}"
                 )
             header: dict[str, Any] = json.loads(metadata[self.key])
             version = header["format"]

@@ -110,7 +110,7 @@ REFUSED = [
         for v in (True, 0.0)
     ],
     *[(k.__name__, of_estimator(k, device=v), "device") for k in NETS for v in ("gpu0", 0, None)],
-    *[(k.__name__, of_estimator(k, learning_rate=10**400), "learning_rate must be one number or three") for k in NETS],
+    *[(k.__name__, of_estimator(k, learning_rate=10**400), "learning_rate must be 'auto', one number or three") for k in NETS],
     ("swap", of_estimator(cfiv.DFIV, swap=2), "swap must be True or False, got 2"),
     ("kernel ridge", of_estimator(cfiv.KernelIV, ridge1=10**400), "ridge1 must be a finite number >= 1e-12, several"),
     ("kernel folds", of_estimator(cfiv.KernelIV, folds=True), "folds must be a whole number >= 2, got True"),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from cfiv.checks import check_whole, is_within
+from cfiv.checks import check_whole, is_within, refusal
 from cfiv.comparison.column import ESTIMATES, Change, check_model, read_column
 from cfiv.comparison.regression_table import FOOT, STARS, UNASKED, Layout, regression_table
 from cfiv.errors import ParameterError, nearest
@@ -128,9 +128,7 @@ def compare(
     Outcome: lwage. Standard errors in brackets.
     """
     if not hasattr(models, "items") or not models:
-        raise ParameterError(
-            f"there is nothing to compare, got {models!r}: give a mapping of fitted models, as compare({{'2SLS': model}})"
-        )
+        raise refusal("models", "a mapping from names to fitted models, as compare({'2SLS': model})", models, kind=bool(models))
     for name, model in models.items():
         check_model(name, model)
     if truth is not None and not callable(getattr(truth, "error", None)):

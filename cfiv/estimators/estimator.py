@@ -138,12 +138,24 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
             support = Support.of(arrays)
             arrays.release()
-        return self._keep(estimate, encoder, arrays, support, started)
+        given = len(data) if hasattr(data, "shape") else len(arrays)
+        return self._keep(estimate, encoder, arrays, support, started, left_out=given - len(arrays))
 
-    def _keep(self, estimate: Estimate, encoder: Encoder, arrays: IVData, support: Support | None, started: float) -> Self:
+    def _keep(
+        self,
+        estimate: Estimate,
+        encoder: Encoder,
+        arrays: IVData,
+        support: Support | None,
+        started: float,
+        *,
+        left_out: int,
+    ) -> Self:
         """Keep what later questions need."""
         assert arrays.names is not None
-        worth = {}
+        worth, rows = {}, {"Rows": len(arrays)}
+        if left_out:  # for gaps, or a weight of zero
+            rows["Rows left out"] = left_out
         if estimate.trust is not None:
             self.trust_, worth = estimate.trust, {"Trust": str(estimate.trust)}
             if not self.trust_.trusted:
@@ -153,7 +165,7 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             components=estimate.components,
             encoder=encoder,
             outcome=arrays.names["outcome"][0],
-            facts={"Rows": len(arrays), **estimate.facts, **worth},
+            facts={**rows, **estimate.facts, **worth},
             shares=estimate.shares,
             support=support,
         )

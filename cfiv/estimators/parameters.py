@@ -16,18 +16,23 @@ def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool,
     """Peak rates of treatment, instrument and covariate network; "auto" depends on images, and is multiplied by a factor."""
     if isinstance(given, str) and given == "auto":
         return (factor * (IMAGE_RATE if images else RATE), factor * RATE, factor * RATE)
-    rates = per_network("learning_rate", given)
-    for rate in rates:
-        check_number("learning_rate", rate, above=0.0, alternative="or 'auto'")
-    return rates
+    rates = _three(given)
+    if len(rates) != 3 or not all(is_within(rate, above=0.0) for rate in rates):
+        raise refusal("learning_rate", "'auto', one number or three (treatment, instrument, covariate), each finite and > 0", given)
+    return per_network("learning_rate", given)
 
 
 def per_network(name: str, given: Any) -> PerNetwork:
     """One number >= 0 for all networks, or three."""
-    values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
+    values = _three(given)
     if len(values) != 3 or not all(is_within(value, least=0.0) for value in values):
         raise refusal(name, "one number or three (treatment, instrument, covariate), each finite and >= 0", given)
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def _three(given: Any) -> tuple[Any, ...]:
+    """As many as there are of several, or three of one."""
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
 
 
 def several(values: Sequence[float]) -> str:

@@ -293,6 +293,9 @@ def test_rows_with_gaps_are_dropped_from_the_fit_and_from_the_score(kind: type) 
         model = make(kind).fit(holed)
     assert caught[0].filename == __file__  # the warning points at the user's line
     same(model.predict(frame), fitted(kind).predict(frame))
+    facts = model.structural_function_.facts
+    assert (facts["Rows"], facts["Rows left out"]) == (120, 2)
+    assert "Rows left out" not in fitted(kind).structural_function_.facts
     with pytest.warns(cfiv.errors.MissingRowsWarning) as caught:
         assert model.score(holed) == model.score(frame)
     assert caught[0].filename == __file__
