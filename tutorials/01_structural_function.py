@@ -206,6 +206,6 @@ plt.show()
 # squares, but it has none of its own.
 #
 # **What to take home.** On the airline data a continuous instrument moves the price everywhere, and DFIV recovers a curve
-# that no line can follow, with a squared error some three hundred times smaller than that of two-stage least squares. On
+# that no line can follow, with a squared error some four hundred times smaller than that of two-stage least squares. On
 # Card's data nothing speaks for a curve, DFIV gives none and says so, and what to report is two-stage least squares with its
 # interval.

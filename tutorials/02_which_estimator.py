@@ -84,7 +84,7 @@ table(models, fresh)
 
 # %% [markdown]
 # By `fit` the network without instruments wins: it predicts sales better than any other. As a structural function it is
-# wrong: its error is ten times that of DFIV. Neither more data nor a larger network would help, for what prediction tends to
+# wrong: its error is twelve times that of DFIV. Neither more data nor a larger network would help, for what prediction tends to
 # is $h + E[e \mid T, X]$, and on the same grid that is wrong by
 
 # %%
@@ -345,8 +345,7 @@ for k in strengths:
     print(f"strength {k:g}: {trust[k]}")
 
 # %% [markdown]
-# At 0.3, where its effect is two thirds of the true one, nothing speaks against it yet, and kernel IV has no such record. The
-# curves are smooth, and the score does not notice:
+# At 0.3 its effect is three quarters of the true one. The curves are smooth, and the score does not notice:
 
 # %%
 weakened.pivot(index="strength", columns="estimate", values="score")[list(fitted)].sort_index(ascending=False).round(2)

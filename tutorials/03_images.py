@@ -115,7 +115,7 @@ def judged(models):
 judged(models)
 
 # %% [markdown]
-# The plain network predicts nearly everything, and its error is seventy times that of DFIV. DFIV predicts little of the
+# The plain network predicts nearly everything, and its error is a hundred times that of DFIV. DFIV predicts little of the
 # outcome, and should: most of what varies in it is posY, and that is not the picture's doing.
 #
 # To see what each network has learned we take the test hearts and set one of their four numbers, to each value in turn.
@@ -248,7 +248,7 @@ plt.show()
 
 # %% [markdown]
 # Of scale, which an instrument moves, the three say the same. Of height the two without the penalty say more, each something
-# else: it is made up. (The share also counts what the averages in the figure hide.) Their errors are larger, five and three
+# else: it is made up. (The share also counts what the averages in the figure hide.) Their errors are larger, ten and four
 # times, and their scores as good. Of one a warning says that what the treatment does may be noise, for the functions of its
 # swapped samples differ; from the other only a truth that we happen to know tells the first.
 #

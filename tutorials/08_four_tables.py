@@ -170,9 +170,8 @@ notes(children["DFIV"][1])
 # that differ with the covariates, and of that there is nothing to be seen. The average is another question, and has its own
 # interval, above. What the note forbids is a sentence on whose schooling matters more, or between which years.
 #
-# With `random_state` 1 and 2 the second note is not there, and the corrected average is -0.157 and -0.155. A record of doubts
-# is itself an estimate, here from one split and a short training; its silence is not worth more than its word. What `infer`
-# says moves by an eighth of its standard error.
+# With `random_state` 1 and 2 the second note is not there, and the corrected average is the same. A record of doubts is
+# itself an estimate, here from one split and a short training; its silence is not worth more than its word.
 #
 # **What to write.** The line, and one sentence: "allowing for curves in all variables changes the average effect by less than
 # half its standard error".
