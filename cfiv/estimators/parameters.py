@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from cfiv.checks import check_number, is_within, refusal
+from cfiv.checks import is_within, refusal
 from cfiv.learning.dfiv_step import PerNetwork
 
 #: Peak learning rates that "auto" stands for, on flat inputs and for the treatment network on images.
@@ -18,7 +18,9 @@ def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool,
         return (factor * (IMAGE_RATE if images else RATE), factor * RATE, factor * RATE)
     rates = _three(given)
     if len(rates) != 3 or not all(is_within(rate, above=0.0) for rate in rates):
-        raise refusal("learning_rate", "'auto', one number or three (treatment, instrument, covariate), each finite and > 0", given)
+        raise refusal(
+            "learning_rate", "'auto', one number or three (treatment, instrument, covariate), each finite and > 0", given
+        )
     return per_network("learning_rate", given)
 
 

@@ -337,7 +337,10 @@ ASKING = [
     pytest.param(lambda m, f: m.dose_response([np.inf]), DataError, ["'price' is infinite"], id="grid of infinity"),
     pytest.param(lambda m, f: m.score(f.drop(columns="fuel")), DataError, ["held-out criteria need column 'fuel'"], id="score"),
     pytest.param(
-        lambda m, f: cfiv.compare({}), ParameterError, ["models must be a mapping from names", "compare({'2SLS': model})", "got {}"], id="compare nothing"
+        lambda m, f: cfiv.compare({}),
+        ParameterError,
+        ["models must be a mapping from names", "compare({'2SLS': model})", "got {}"],
+        id="compare nothing",
     ),
     pytest.param(
         lambda m, f: cfiv.compare({"a": m}, truth=3),
