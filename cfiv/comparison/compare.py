@@ -127,8 +127,9 @@ def compare(
     ----------------------------------
     Outcome: lwage. Standard errors in brackets.
     """
-    if not hasattr(models, "items") or not models:
-        raise refusal("models", "a mapping from names to fitted models, as compare({'2SLS': model})", models, kind=bool(models))
+    if not hasattr(models, "items") or len(models) == 0:
+        words = "a mapping from names to fitted models, as compare({'2SLS': model})"
+        raise refusal("models", words, models, kind=not hasattr(models, "items"))
     for name, model in models.items():
         check_model(name, model)
     if truth is not None and not callable(getattr(truth, "error", None)):

@@ -138,8 +138,9 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
             support = Support.of(arrays)
             arrays.release()
-        given = len(data) if hasattr(data, "shape") else len(arrays)
-        return self._keep(estimate, encoder, arrays, support, started, left_out=given - len(arrays))
+        rows, *_ = getattr(data, "shape", (None,))
+        left_out = rows - len(arrays) if isinstance(rows, int) else 0
+        return self._keep(estimate, encoder, arrays, support, started, left_out=left_out)
 
     def _keep(
         self,
