@@ -555,7 +555,7 @@ def test_ctrl_c_during_training_writes_the_best_state_so_far(run: Run, train: Pa
     monkeypatch.setattr("cfiv.learning.dfiv_fit.step", interrupting(at=8))
     answer = run("fit", "train.csv", demand.FORMULA, *SMALL, "--out", "m")
     assert answer.code == 0
-    assert answer.err.count("interrupted") == 1
+    assert answer.err.count("\n") == 1
     assert answer.err.startswith("cfiv: warning: training was interrupted at step 8 of 10")
     assert np.isfinite(cfiv.load("m").predict(exact("grid.csv"))).all()
 

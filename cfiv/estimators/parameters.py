@@ -16,25 +16,18 @@ def learning_rates(given: float | PerNetwork | Literal["auto"], *, images: bool,
     """Peak rates of treatment, instrument and covariate network; "auto" depends on images, and is multiplied by a factor."""
     if isinstance(given, str) and given == "auto":
         return (factor * (IMAGE_RATE if images else RATE), factor * RATE, factor * RATE)
-    rates = _three(given)
-    if len(rates) != 3 or not all(is_within(rate, above=0.0) for rate in rates):
-        raise refusal(
-            "learning_rate", "'auto', one number or three (treatment, instrument, covariate), each finite and > 0", given
-        )
-    return per_network("learning_rate", given)
+    return per_network("learning_rate", given, zero=False, alternative="'auto', ")
 
 
-def per_network(name: str, given: Any) -> PerNetwork:
-    """One number >= 0 for all networks, or three."""
-    values = _three(given)
-    if len(values) != 3 or not all(is_within(value, least=0.0) for value in values):
-        raise refusal(name, "one number or three (treatment, instrument, covariate), each finite and >= 0", given)
+def per_network(name: str, given: Any, *, zero: bool = True, alternative: str = "") -> PerNetwork:
+    """One number for all networks, or three: each >= 0, or > 0 where ``zero`` is False."""
+    values = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
+    allowed = [is_within(value, least=0.0) if zero else is_within(value, above=0.0) for value in values]
+    if len(values) != 3 or not all(allowed):
+        limit = ">= 0" if zero else "> 0"
+        words = f"{alternative}one number or three (treatment, instrument, covariate), each finite and {limit}"
+        raise refusal(name, words, given)
     return float(values[0]), float(values[1]), float(values[2])
-
-
-def _three(given: Any) -> tuple[Any, ...]:
-    """As many as there are of several, or three of one."""
-    return tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
 
 
 def several(values: Sequence[float]) -> str:

@@ -256,7 +256,7 @@ def test_a_model_file_holds_the_smooth_model_and_what_each_part_counts_for(share
         model = quick().fit(data)
         function, rows = model.structural_function_, data
     else:
-        train, _ = demand.simulate(1000, seed=0)
+        train, _ = demand.simulate(600, seed=0)
         model = DFIV(demand.FORMULA, steps=100, fits=1, progress=False, random_state=0).fit(train.frame)
         function, rows = model.structural_function_, train.frame
         assert len(function.shares) == len(function.components) == 3

@@ -140,7 +140,11 @@ def test_history_has_one_row_a_check_and_marks_the_state_kept() -> None:
         ({"proximal": -1.0}, "proximal must be finite and >= 0, got -1.0"),
         ({"ridge": math.inf}, "ridge must be finite and >= 0, got inf"),
         ({"fits": 0}, "fits must be a whole number >= 1, got 0"),
-        ({"learning_rate": 0.0}, "covariate), each finite and > 0, got 0.0"),
+        (
+            {"learning_rate": 0.0},
+            "learning_rate must be 'auto', one number or three (treatment, instrument, covariate), each finite and > 0, "
+            "got 0.0",
+        ),
     ],
 )
 def test_bad_hyper_parameters_are_refused(arguments: dict[str, float], says: str) -> None:

@@ -163,7 +163,12 @@ def test_history_has_a_row_a_check_of_every_stage_and_marks_the_state_kept() -> 
         (AGMM, {"critic_ridge": 0.0}, "critic_ridge must be finite and > 0, got 0.0"),
         (AGMM, {"batch_size": 1}, "batch_size must be a whole number >= 2, 'auto', or None for full batches, got 1"),
         (AGMM, {"holdout": 1.0}, "holdout must be between 0 and 0.9, got 1.0"),
-        (DeepIV, {"learning_rate": 0.0}, "covariate), each finite and > 0, got 0.0"),
+        (
+            DeepIV,
+            {"learning_rate": 0.0},
+            "learning_rate must be 'auto', one number or three (treatment, instrument, covariate), each finite and > 0, "
+            "got 0.0",
+        ),
     ],
 )
 def test_bad_hyper_parameters_are_refused(kind: Any, arguments: dict[str, Any], says: str) -> None:
