@@ -44,6 +44,12 @@ class Examples:
         weights = None if self.weights is None else rows_of(self.weights, index)
         return Examples(inputs=rows_of(self.inputs, index), targets=rows_of(self.targets, index), weights=weights)
 
+    def with_positive_weight(self) -> Examples:
+        """Those whose weight is not zero; the same where all are such, or there are no weights."""
+        if self.weights is None or bool((self.weights > 0).all()):
+            return self
+        return self.rows((self.weights > 0).nonzero()[:, 0])
+
     def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """All there is to compare."""
         return self.inputs, self.targets, self.weights
@@ -75,7 +81,9 @@ def read_examples(given: Any, *, finite: bool) -> Examples:
         if weights.shape != inputs.shape[:1]:
             raise DataError(f"row weights must have shape ({len(inputs)},), one an example, got {tuple(weights.shape)}")
         if not check_weights(weights) > 0:
-            raise DataError("row weights of a batch must have a positive sum, got 0: leave such rows out")
+            raise DataError(
+                "row weights of a batch must have a positive sum, got 0: leave rows of weight zero out, or make batches larger"
+            )
         if not LEAST_WEIGHT < float(weights.max()) < 1 / LEAST_WEIGHT:
             raise DataError(
                 f"row weights must be of an ordinary size, got a largest of {float(weights.max()):g}: only their ratios "

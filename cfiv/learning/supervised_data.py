@@ -200,7 +200,8 @@ def make_source(data: Any, *, size: int | str | None, seed: int, finite: bool = 
     """Arrays, tensors or tables (inputs, targets[, row weights]), or an iterable of such batches.
 
     A list or tuple is an iterable of batches where every part of it is a batch; a list of anything but arrays is, too. With
-    ``finite=False`` the batches of an iterable may hold values that are infinite or missing.
+    ``finite=False`` the batches of an iterable may hold values that are infinite or missing. Of arrays, rows of weight zero are
+    left out: a batch of nothing else would have no loss.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def make_source(data: Any, *, size: int | str | None, seed: int, finite: bool = 
         If it is neither, yields nothing, or the batch size does not fit.
     """
     if isinstance(data, (tuple, list)) and data and _is_one_batch(data):
-        everything = read_examples(data, finite=True)
+        everything = read_examples(data, finite=True).with_positive_weight()
         rows = batch_rows(size, smallest_sample=len(everything))
         return ArraySource(everything=everything, size=rows, seed=seed, columns=columns_of(data[0]))
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)) and not is_array(data):

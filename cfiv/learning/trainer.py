@@ -187,9 +187,9 @@ class LastLayerTrainer(TrainedModule):
         ----------
         data : tuple of arrays, tensors or tables, or loader
             (inputs, targets) or (inputs, targets, row weights) of all examples; or a DataLoader, or anything that can be passed
-            over again and again, of such batches. The weights of an example hold for all of its rows. Arrays are what
-            :class:`cfiv.IVData` takes: finite real numbers, nothing masked, tables with equal indices. Whole numbers stay
-            whole, for embeddings, and complex inputs are for modules that take them.
+            over again and again, of such batches. The weights of an example hold for all of its rows; arrays are taken without
+            examples of weight zero. Arrays are what :class:`cfiv.IVData` takes: finite real numbers, nothing masked, tables
+            with equal indices. Whole numbers stay whole, for embeddings, and complex inputs are for modules that take them.
         epochs, steps : int
             One of them.
         validation : optional

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cfiv import DataError, IVData, LastLayerTrainer, Proximal, TrainingWarning
+from cfiv import DataError, Gradient, IVData, LastLayerTrainer, Proximal, TrainingWarning
 from cfiv.learning.networks import seeded
 
 R = np.random.default_rng(0)
@@ -66,6 +66,27 @@ def test_the_same_numbers_in_any_form_train_the_same_module(form: Callable[[obje
     assert trainer.evaluate((form(X), form(Y))).loss == plain.evaluate((X, Y)).loss
     np.testing.assert_array_equal(np.asarray(torch.as_tensor(trainer.predict(form(X)))), plain.predict(X))
     assert torch.equal(flat(trainer.refit((form(X), form(Y), form(W))).module), flat(plain.refit((X, Y, W)).module))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("last_layer", [Proximal(0.5), Gradient()], ids=repr)
+def test_examples_of_weight_zero_are_as_if_they_were_not_there(last_layer: Proximal | Gradient) -> None:
+    """A batch of two often holds nothing else."""
+    weights = np.where(np.arange(24) % 3, 0.0, W)
+    kept = weights > 0
+
+    def end(*data: object) -> Tensor:
+        trainer = LastLayerTrainer(made(), last_layer, batch_size=2)
+        return flat(trainer.fit(data, epochs=3, validation=data).refit(data).module)
+
+    assert torch.equal(end(X, Y, weights), end(X[kept], Y[kept], weights[kept]))
+
+
+@pytest.mark.contract
+def test_a_batch_without_weight_is_refused_with_what_to_do() -> None:
+    batches = [(X[:8], Y[:8], W[:8]), (X[8:], Y[8:], 0 * W[8:])]
+    with pytest.raises(DataError, match="got 0: leave rows of weight zero out, or make batches larger"):
+        LastLayerTrainer(made(), Proximal(0.5)).fit(batches, epochs=1)
 
 
 @pytest.mark.law
