@@ -250,7 +250,8 @@ class Inference:
         """
         return cls(**read_inference(path))
 
-    def __str__(self) -> str:
+    def summary(self) -> Summary:
+        """What the answers rest on, as it prints: rows, covariance, instruments, level and notes; a table in a notebook."""
         multipliers = self.law.multipliers
         lines = [
             ("Outcome", self.function.outcome),
@@ -263,10 +264,16 @@ class Inference:
             ("Level", f"{100 * multipliers.level:g} %, bands from {multipliers.draws:,} draws"),
             *(("Note", note) for note in self.notes),
         ]
-        return str(Summary(f"Inference on {self.function.estimator}", tuple(lines), {}))
+        return Summary(f"Inference on {self.function.estimator}", tuple(lines), {})
+
+    def __str__(self) -> str:
+        return str(self.summary())
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html()
 
     @property
     def _asker(self) -> Asker:

@@ -21,6 +21,7 @@ from cfiv.inference.row_blocks import blocks_of
 from cfiv.inference.simultaneous import Multipliers
 from cfiv.inference.two_stage import Outcome, TwoStage
 from tests.inference.problems import CURVE, LINE, table, two_ways
+from tests.latex import assert_compilable
 
 GRID = np.linspace(-2, 2, 9)
 #: Sums in another order.
@@ -393,7 +394,13 @@ def test_every_answer_prints_writes_and_is_frozen(frame: pd.DataFrame, curve: In
         assert repr(answer) == str(answer)
         with pytest.raises(dataclasses.FrozenInstanceError):
             answer.points = table  # type: ignore[misc]
+    summary = curve.summary()
+    assert str(summary) == str(curve) == repr(curve)
     assert len(str(curve).splitlines()) >= 8
+    assert summary.lines[0] == ("Outcome", curve.function.outcome)
+    assert [value for name, value in summary.lines if name == "Note"] == list(curve.notes)
+    assert curve._repr_html_() == summary.to_html()
+    assert_compilable(summary.to_latex())
 
 
 @pytest.mark.law
