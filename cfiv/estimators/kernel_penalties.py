@@ -70,8 +70,9 @@ def warn_of_ends(choices: Mapping[str, PenaltyChoice], *, lined: bool) -> None:
         advice = f"give {towards} values of {name}"
         if not smallest:
             advice += ", and see whether the instruments say anything about the treatment: a large penalty says no"
+        rise = choice.slope()  # away from that end, in the loss there: of the loss that falls, less than all of it
         warn(
             f"the best {name} is the {which} of {len(choice.penalties)}, {choice.chosen:.3g}, and the held-out loss is still "
-            f"falling there, by {choice.slope():.0%} a tenfold change: {advice}",
+            f"falling there, by {rise / (1.0 + rise):.0%} a tenfold change: {advice}",
             PenaltyRangeWarning,
         )

@@ -74,14 +74,12 @@ class Trust:
         if self.strength < WEAK:
             found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
         if self.noise > NOISY:
-            share = f"{min(self.noise, 9.99):.0%}"
+            share = _part_of("its square" if self.line else "its variation over the rows", self.noise)
             found.append(
-                f"the line in the treatment is not told from a flat one ({share} of its square may be sampling noise, more "
-                f"than {NOISY:.0%})"
+                f"the line in the treatment is not told from a flat one ({share} may be sampling noise, more than {NOISY:.0%})"
                 if self.line
                 else f"the shape of what the treatment does, its bends and differences between rows, may be sampling noise "
-                f"({share} of its variation over the rows, more than {NOISY:.0%}); the average effect may be known far better: "
-                "cfiv.infer"
+                f"({share}, more than {NOISY:.0%}); the average effect may be known far better: cfiv.infer"
             )
         if self.left > LEFT:
             found.append(
@@ -102,6 +100,13 @@ class Trust:
 
     def __str__(self) -> str:
         return "nothing speaks against it" if self.trusted else "not to be believed: " + "; ".join(self.reasons)
+
+
+def _part_of(whole: str, share: float) -> str:
+    """A share of something as a percentage, and as a multiple where it is more than all of it."""
+    if share < 1.05:
+        return f"{min(share, 1.0):.0%} of {whole}"
+    return f"{'more than 99' if share > 99.0 else f'as much as {share:.2g}'} times {whole}"
 
 
 @dataclass(frozen=True, eq=False)

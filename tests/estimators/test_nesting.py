@@ -320,7 +320,11 @@ def test_a_worthless_fit_warns_with_its_reasons() -> None:
     [
         ({"strength": 3.0}, "hardly move"),
         ({"noise": 0.5}, "the average effect may be known far better"),
-        ({"noise": 0.5, "line": True}, "not told from a flat one"),
+        ({"noise": 0.5, "line": True}, "not told from a flat one (50% of its square may be sampling noise"),
+        ({"noise": 1.02, "line": True}, "(100% of its square may be"),
+        ({"noise": 2.57, "line": True}, "(as much as 2.6 times its square may be sampling noise, more than 15%)"),
+        ({"noise": 2.57}, "may be sampling noise (as much as 2.6 times its variation over the rows, more than 15%)"),
+        ({"noise": math.inf}, "(more than 99 times its variation over the rows,"),
         ({"above_constant": 3.0}, "worse than a constant"),
         ({"above_line": 3.0}, "worse than a line"),
         ({"left": 2.0}, "moves with the instruments"),
