@@ -90,7 +90,7 @@ def effect(model: Path, start: str, end: str, rows: Path | None, out: Path | Non
         found = inference.effect(**change, rows=averaged)
         _report(found.table, found, out)
         return
-    values = function.effect(function.encoder.reference_rows if averaged is None else averaged, **change)
+    values = function.effect(averaged, **change)
     quantiles = np.quantile(values, SHARES)
     record = {"from": start, "to": end, "rows": len(values), "average": values.mean(), "lowest": values.min()}
     record |= {f"{100 * share:g} %": value for share, value in zip(SHARES, quantiles, strict=True)}

@@ -185,12 +185,12 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
         return self._fitted().predict(rows, treatment=treatment, covariates=covariates)
 
     @overload
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
 
     @overload
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
 
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
         """``h(treatment_to, x) - h(treatment_from, x)`` at each row, or by group; see :meth:`StructuralFunction.effect`."""
         asked = {"treatment_from": treatment_from, "treatment_to": treatment_to, "by": by}
         found: Array | pd.DataFrame = self._fitted().effect(rows, **asked)

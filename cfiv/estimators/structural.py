@@ -149,18 +149,19 @@ class StructuralFunction:
             return self.support.covers(*inputs)
 
     @overload
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: None = None) -> Array: ...
 
     @overload
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: Any) -> pd.DataFrame: ...
 
-    def effect(self, rows: Any, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
+    def effect(self, rows: Any = None, *, treatment_from: Any, treatment_to: Any, by: Any = None) -> Array | pd.DataFrame:
         """``h(treatment_to, x) - h(treatment_from, x)`` at the covariates of each row.
 
         Parameters
         ----------
-        rows : table, path or IVData
-            Where the covariates are; its treatment columns are replaced and may be absent.
+        rows : table, path or IVData, optional
+            Where the covariates are; its treatment columns are replaced and may be absent. By default the rows that
+            :meth:`dose_response` averages over.
         treatment_from, treatment_to : number, sequence, mapping, Series or table
             One number (or category) for one treatment, one each for several, or a mapping from column to number, or to one
             number a row. For arrays, one treatment of the training shape. Labels of a Series are heeded: those of columns, and
@@ -185,6 +186,7 @@ class StructuralFunction:
             As :meth:`predict`, of either treatment.
         """
         treatments = {"treatment_to": treatment_to, "treatment_from": treatment_from}
+        rows = self.encoder.reference_rows if rows is None else rows
         with self._within_memory():
             asked = self.encoder.at(rows, treatments)
             (to, at_to), (other, at_from) = self._each(asked)

@@ -171,6 +171,17 @@ def test_an_effect_is_a_difference_of_predictions_and_needs_no_treatment_column(
     same(effect, model.predict(frame.assign(t=2.0, s=3.0)) - model.predict(frame.assign(t=0.5, s=-1.0)))
 
 
+def test_an_effect_without_rows_is_at_those_of_the_dose_response(kind: type) -> None:
+    named, by_array = fitted(kind), make(kind, None).fit(arrays(table()))
+    for model in (named, named.structural_function_, by_array):
+        start, end = model.dose_response([0.0, 1.0])["estimate"]
+        effects = model.effect(treatment_from=0.0, treatment_to=1.0)
+        assert effects.shape == (len(table()),)
+        np.testing.assert_allclose(effects.mean(), end - start, rtol=ROUNDING, atol=1e-6 if kind in LEARNED else ROUNDING)
+    by_x = named.effect(treatment_from=0.0, treatment_to=1.0, by=table()["x"] > 0)
+    assert by_x["rows"].sum() == len(table())
+
+
 def test_a_dose_response_is_an_average_of_predictions(kind: type) -> None:
     model, frame = fitted(kind), table(30, seed=1)
     grid = [-1.0, 0.0, 2.5]
