@@ -182,13 +182,15 @@ class StructuralFunction:
 
         Warns
         -----
+        MissingRowsWarning
+            With ``by``, and where the fit left rows with gaps out: with the number of rows left out of the averages.
         UnsupportedTreatmentWarning
             As :meth:`predict`, of either treatment.
         """
         treatments = {"treatment_to": treatment_to, "treatment_from": treatment_from}
         rows = self.encoder.reference_rows if rows is None else rows
         with self._within_memory():
-            asked = self.encoder.at(rows, treatments)
+            asked = self.encoder.at(rows, treatments, averaged=by is not None)
             (to, at_to), (other, at_from) = self._each(asked)
             if self.support is not None:
                 places = self.support.places(asked.covariates, asked.rows)
@@ -198,7 +200,7 @@ class StructuralFunction:
         effects = at_to - at_from
         if by is None:
             return effects
-        groups = Groups.of(by, rows, count=asked.rows)
+        groups = Groups.of(by, rows, count=asked.given, kept=asked.kept)
         return groups.table().assign(estimate=[float(effects[members].mean()) for members in groups.members])
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:
@@ -226,6 +228,8 @@ class StructuralFunction:
 
         Warns
         -----
+        MissingRowsWarning
+            With the number of rows with gaps, left out of the average where the fit left such rows out.
         UnsupportedTreatmentWarning
             Where 5 % of the points are not supported, or one is far from all treatments of training.
 

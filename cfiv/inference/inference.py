@@ -91,15 +91,20 @@ class Inference:
         ------
         ParameterError, DataError
             Where a treatment is not covered, and as in :meth:`predict`.
+
+        Warns
+        -----
+        MissingRowsWarning
+            With the number of rows with gaps, left out of the average where the fit left such rows out.
         """
         encoder = self.function.encoder
         rows = encoder.reference_rows if rows is None else rows
         both = {"treatment_to": treatment_to, "treatment_from": treatment_from}
-        asked = encoder.at(rows, both)
-        raw = [encoder.treatments_asked(name, value, rows=rows) for name, value in both.items()]
-        groups = None if by is None else Groups.of(by, rows, count=asked.rows)
+        asked = encoder.at(rows, both, averaged=True)
+        raw = [encoder.treatments_asked(name, value, rows=rows, count=asked.given) for name, value in both.items()]
+        groups = None if by is None else Groups.of(by, rows, count=asked.given, kept=asked.kept)
         members = [np.arange(asked.rows)] if groups is None else groups.members
-        within = [self.seen.within(table) for table in raw]
+        within = [self.seen.within(table if asked.kept is None or len(table) == 1 else table[asked.kept]) for table in raw]
         found = []
         for part, own in zip(asked.in_groups(members), members, strict=True):
             inside = np.array([bool(seen.all() if len(seen) == 1 else seen[own].all()) for seen in within])
@@ -133,10 +138,15 @@ class Inference:
             If no treatment is a number.
         DataError
             As in :meth:`predict`.
+
+        Warns
+        -----
+        MissingRowsWarning
+            With the number of rows with gaps, left out of the average where the fit left such rows out.
         """
         if not self.seen.columns:
             raise ParameterError("a derivative needs a treatment that is a number, got categories only: ask for an effect")
-        found = self.average if rows is None else self._average_asker.derivatives(rows)
+        found = self.average if rows is None else self._average_asker.derivatives(self.function.encoder.complete(rows))
         return self._averaged("average derivative", pd.DataFrame({"treatment": list(self.seen.columns)}), found)
 
     def dose_response(self, grid: Any, rows: Any = None) -> Estimates:
@@ -157,6 +167,11 @@ class Inference:
         ------
         ParameterError, DataError
             Where the grid has other columns or shapes than the treatments of training, and as in :meth:`predict`.
+
+        Warns
+        -----
+        MissingRowsWarning
+            With the number of rows with gaps, left out of the average where the fit left such rows out.
         """
         table, asked = self.function.encoder.grid(grid, rows)
         return self._estimates("dose response", table, self._asker.at_treatments(asked, self.seen.within(table)))

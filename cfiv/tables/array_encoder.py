@@ -111,13 +111,13 @@ class ArrayEncoder:
         table = pd.DataFrame(treatment, columns=list(self.treatment_names)) if treatment.ndim == 2 else pd.DataFrame()
         return table if covariates is None else table.assign(**{f"covariate{i}": x for i, x in enumerate(covariates.T)})
 
-    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
+    def treatments_asked(self, name: str, value: Any, *, rows: Any, count: int) -> pd.DataFrame:
         """One treatment for all rows."""
         one = one_array(name, value, shape=self.treatment_shape, columns=self.columns.get("treatment"))
         return pd.DataFrame(one[None], columns=list(self.treatment_names))
 
-    def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
-        """Rows with other treatments, each of the shape of those of training and the same for all rows."""
+    def at(self, rows: Any, treatments: Mapping[str, Any], *, averaged: bool = False) -> Counterfactuals:
+        """Rows with other treatments, each of the shape of those of training and the same for all rows, which have no gaps."""
         data = _arrays(rows, "give an IVData")
         columns = self.columns.get("treatment")
         same = np.stack(
@@ -126,6 +126,10 @@ class ArrayEncoder:
         for treatment in same:
             self._check_unit(treatment[None])
         return Counterfactuals(len(data), self._covariates(data), same, iter(()))
+
+    def complete(self, rows: Any) -> Any:
+        """All of them."""
+        return rows
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
         """A grid of m treatments as a table: their columns, or the numbers of the images."""

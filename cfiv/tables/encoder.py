@@ -29,12 +29,20 @@ class Counterfactuals:
         Treatments that are the same for all rows. None where treatments are made of the rows' own columns besides.
     own : iterator of arrays (n, ...)
         Then these, made when they are asked for.
+    kept : array of bool, optional
+        Which of the rows that were given these are, where some were left out for gaps.
     """
 
     rows: int
     covariates: Array | None
     same: Array | None
     own: Iterator[Array]
+    kept: Array | None = None
+
+    @property
+    def given(self) -> int:
+        """How many rows were given."""
+        return self.rows if self.kept is None else len(self.kept)
 
     def in_groups(self, members: Sequence[Array]) -> list[Counterfactuals]:
         """The same treatments at each group of rows, given by their numbers; ``own`` is then spent."""
@@ -95,12 +103,19 @@ class Encoder(Protocol):
         """Treatments and covariates of rows as they came, before any formula."""
         ...
 
-    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
-        """Treatments that an argument gives, as they came: one row for all of the rows, or one for each."""
+    def treatments_asked(self, name: str, value: Any, *, rows: Any, count: int) -> pd.DataFrame:
+        """Treatments that an argument gives, as they came: one row for all of the ``count`` rows, or one for each."""
         ...
 
-    def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
-        """Rows with other treatments than their own, by the names of the arguments that they were given as."""
+    def at(self, rows: Any, treatments: Mapping[str, Any], *, averaged: bool = False) -> Counterfactuals:
+        """Rows with other treatments than their own, by the names of the arguments that they were given as.
+
+        Rows with gaps are left out where they are averaged over and training left such rows out too, and refused otherwise.
+        """
+        ...
+
+    def complete(self, rows: Any) -> Any:
+        """Rows to average over by their own treatments: without those with gaps, where training left such rows out too."""
         ...
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:

@@ -65,7 +65,7 @@ def encode(
         check_choice("missing", missing, ("drop", "raise"))
         _check_roles(roles.parts)
         frame = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
-        return _fit_complete(frame, roles, means_of)
+        return _fit_complete(frame, roles, means_of, missing=missing)
     labels = data.index if isinstance(data, pd.DataFrame) else getattr(data, "row_labels", None)
     return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of, labels=labels)
 
@@ -98,11 +98,11 @@ def fit_encoder(
     require_columns(frame, roles.columns, needed_for="the roles")
     complete = without_gaps(frame[list(roles.columns)], missing)
     kept = complete.index if labels is None else labels[complete.index]
-    return _fit_complete(complete.reset_index(drop=True), roles, means_of, labels=kept)
+    return _fit_complete(complete.reset_index(drop=True), roles, means_of, missing=missing, labels=kept)
 
 
 def _fit_complete(
-    frame: pd.DataFrame, roles: Roles, means_of: Sequence[str], *, labels: pd.Index | None = None
+    frame: pd.DataFrame, roles: Roles, means_of: Sequence[str], *, missing: Missing, labels: pd.Index | None = None
 ) -> tuple[TableEncoder, IVData]:
     """:func:`fit_encoder` of a table of the roles' columns without gaps."""
     parts, states, arrays = roles.parts, {}, {}
@@ -146,6 +146,7 @@ def _fit_complete(
         covariates=states.get("covariates"),
         reference=frame[list(needed)].iloc[::stride].reset_index(drop=True),
         means=means,
+        missing=missing,
     )
     return encoder, data
 

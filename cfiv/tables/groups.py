@@ -37,8 +37,10 @@ class Groups:
     members: tuple[Array, ...]
 
     @classmethod
-    def of(cls, by: Any, rows: Any, *, count: int) -> Groups:
+    def of(cls, by: Any, rows: Any, *, count: int, kept: Array | None = None) -> Groups:
         """Read ``by``, the name of a column of ``rows`` or one label for each of the ``count`` rows.
+
+        Members are numbered among the rows that are ``kept``, a mask (count,), where some are left out.
 
         Raises
         ------
@@ -63,14 +65,16 @@ class Groups:
             raise DataError(f"by must name a column, or label each of the {count} rows, got {len(codes)} labels")
         if name == "rows":
             raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
-        groups = int(codes.max()) + 1
+        values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
+        if kept is not None:
+            codes, values = np.unique(codes[kept], return_inverse=True)[1], [values[i] for i in np.flatnonzero(kept)]
+        groups, count = int(codes.max()) + 1, len(codes)
         if groups > MANY and count < FEW_ROWS * groups:
             warn(
                 f"by={name!r} makes {groups:,} groups of {count:,} rows, {count / groups:.2g} rows each, and averages of so "
                 f"few say little: where it is a number cut it first, such as by=pandas.qcut(frame[{name!r}], 4)",
                 CfivWarning,
             )
-        values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
         found = [values[i] for i in np.unique(codes, return_index=True)[1]]
         order = _order(found, getattr(getattr(labels, "dtype", None), "categories", None))
         members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])

@@ -13,9 +13,9 @@ import pandas as pd
 
 from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
-from cfiv.file_values import fields, listed, texts
+from cfiv.file_values import choice, fields, listed, texts
 from cfiv.rendering import joined
-from cfiv.tables.columns import Missing, gaps_in, release_table, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import Missing, gaps_in, release_table, report_gaps, require_columns, row_weights, without_gaps
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
 from cfiv.tables.group_means import GroupMeans
@@ -49,6 +49,8 @@ class TableEncoder:
         Rows of the training table (all raw columns the structural function needs) to average over.
     means : tuple of GroupMeans
         Covariates besides, that stand for fixed effects; none where these are absorbed.
+    missing : {"drop", "raise"}
+        What training did with rows with gaps, and averages over other rows do; what has an answer for each row refuses them.
     """
 
     roles: Roles
@@ -58,6 +60,7 @@ class TableEncoder:
     covariates: PartState | None
     reference: pd.DataFrame = field(repr=False)
     means: tuple[GroupMeans, ...] = field(default=(), repr=False)
+    missing: Missing = "raise"
 
     kind: ClassVar[str] = "table"
 
@@ -94,7 +97,7 @@ class TableEncoder:
             For missing columns, gaps, infinities, text, or categories that training did not see.
         """
         frame = self._table(rows)
-        self._check_complete(frame)
+        self._complete(frame)
         return self.treatment.matrix(frame), self._covariates(frame)
 
     @property
@@ -136,37 +139,43 @@ class TableEncoder:
     def raw(self, rows: Any) -> pd.DataFrame:
         """The columns of the table that predictions need: numbers, and categories as training knows them."""
         frame = read_table(rows)
-        self._check_complete(frame)
+        self._complete(frame)
         parts = [part.raw(frame) for part in (self.treatment, self.covariates) if part is not None]
         columns = {str(name): column for part in parts for name, column in part.items()}
         columns |= {means.group: frame[means.group] for means in self.means}
         release_table(frame)
         return pd.DataFrame({name: columns[name] for name in self.prediction_columns}, copy=False)
 
-    def treatments_asked(self, name: str, value: Any, *, rows: Any) -> pd.DataFrame:
+    def treatments_asked(self, name: str, value: Any, *, rows: Any, count: int) -> pd.DataFrame:
         """Treatment columns of one row for all, or of one each."""
-        frame = self._table(rows)
-        values = self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
-        return pd.DataFrame(values, index=frame.index if any(map(np.ndim, values.values())) else [0])
+        values = self.treatment_values(values_by_column(name, value, rows=rows), rows=count)
+        return pd.DataFrame(values, index=range(count) if any(map(np.ndim, values.values())) else [0])
 
-    def at(self, rows: Any, treatments: Mapping[str, Any]) -> Counterfactuals:
+    def complete(self, rows: Any) -> Any:
+        """The rows of a table that have no gaps in what predictions need."""
+        frame = read_table(rows)
+        kept = self._complete(frame, missing=self.missing)
+        return rows if kept is None else frame[kept]
+
+    def at(self, rows: Any, treatments: Mapping[str, Any], *, averaged: bool = False) -> Counterfactuals:
         """Rows with their treatment columns set: to one number, one each, or a mapping from column to number(s)."""
-        frame = self._table(rows, without=self.roles.treatment_columns)
+        missing = self.missing if averaged else "raise"
+        frame = self._table(rows, without=self.roles.treatment_columns, missing=missing)
         given = [
             self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
             for name, value in treatments.items()
         ]
         varying = any(np.ndim(item) for values in given for item in values.values())
         same = None if varying else [pd.DataFrame(values, index=[0]) for values in given]
-        return self._asked(frame, given, same)
+        return self._asked(frame, given, same, missing=missing)
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
         """A grid of m treatments as a table of the treatment columns."""
         table = grid_table(grid, columns=self.roles.treatment_columns)
-        frame = self.reference if rows is None else self._table(rows, without=self.roles.treatment_columns)
-        return table, self._asked(
-            frame, [{str(name): value for name, value in point.items()} for point in table.to_dict("records")], [table]
-        )
+        without, missing = self.roles.treatment_columns, self.missing
+        frame = self.reference if rows is None else self._table(rows, without=without, missing=missing)
+        points = [{str(name): value for name, value in point.items()} for point in table.to_dict("records")]
+        return table, self._asked(frame, points, [table], missing=missing)
 
     def treatment_values(self, value: Any, *, rows: int) -> dict[str, Any]:
         """Values by treatment column, each one number or one for each row: of one number, one each, or a mapping.
@@ -233,6 +242,7 @@ class TableEncoder:
             "parts": {role: None if part is None else part_to_values(part) for role, part in parts.items()},
             "treatment_columns": self.roles.treatment_columns,
             "means": [means.to_values() for means in self.means],
+            "missing": self.missing,
             "reference": [column_to_values(name, column, category=name in categories) for name, column in columns],
         }
 
@@ -245,8 +255,8 @@ class TableEncoder:
         Exception
             One of :data:`cfiv.tensor_file.DAMAGE`, for anything else.
         """
-        values = {"means": []} | values  # which files have had since there are any
-        fields(values, "kind", "roles", "parts", "treatment_columns", "means", "reference")
+        values = {"means": [], "missing": "raise"} | values  # which files have had since there are any
+        fields(values, "kind", "roles", "parts", "treatment_columns", "means", "missing", "reference")
         roles = roles_from_values(values["roles"])
         parts = fields(values["parts"], *PARTS)
         if roles.covariates is None and parts["covariates"] is not None:
@@ -256,7 +266,8 @@ class TableEncoder:
         means = tuple(GroupMeans.from_values(found) for found in listed(values["means"]))
         if means and tuple(one.group for one in means) != roles.fixed_effects:
             raise ValueError(f"means of other groups than {roles.fixed_effects}")
-        encoder = cls(roles=roles, reference=reference, means=means, **{"covariates": None, **fitted})
+        missing: Any = choice(values["missing"], ("drop", "raise"))
+        encoder = cls(roles=roles, reference=reference, means=means, missing=missing, **{"covariates": None, **fitted})
         if tuple(reference.columns) != encoder.prediction_columns or not 1 <= len(reference) <= REFERENCE_ROWS:
             raise ValueError(
                 f"{len(reference)} rows of {list(reference.columns)} to average over, of {encoder.prediction_columns}"
@@ -270,26 +281,29 @@ class TableEncoder:
             one.at(reference)
         return encoder
 
-    def _table(self, rows: Any, *, without: Sequence[str] = ()) -> pd.DataFrame:
+    def _table(self, rows: Any, *, without: Sequence[str] = (), missing: Missing = "raise") -> pd.DataFrame:
         """New rows as a table: of a Parquet file or folder the columns that predictions need, on disk."""
         if not is_stored(rows):
             return read_table(rows)
         needed = self.roles.prediction_columns
         names = [name for name in needed if name not in without] or needed
-        return read_stored(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing="raise")
+        return read_stored(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing=missing)
 
     def _asked(
-        self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None
+        self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None, *, missing: Missing
     ) -> Counterfactuals:
         """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
-        self._check_complete(frame, without=self.roles.treatment_columns)
+        kept = self._complete(frame, without=self.roles.treatment_columns, missing=missing)
+        if kept is not None:
+            frame = frame[kept].reset_index(drop=True)
+            each = [{name: item[kept] if np.ndim(item) else item for name, item in values.items()} for values in each]
         covariates = self._covariates(frame)
         encoded = None
         if same is not None and set(self.treatment.formula.variables) <= set(self.roles.treatment_columns):
             with suppress(DataError, FormulaError):  # which is then said of the rows
                 encoded = np.concatenate([self.treatment.matrix(table) for table in same])
         return Counterfactuals(
-            len(frame), covariates, encoded, (self.treatment.matrix(frame.assign(**values)) for values in each)
+            len(frame), covariates, encoded, (self.treatment.matrix(frame.assign(**values)) for values in each), kept
         )
 
     def _covariates(self, frame: pd.DataFrame) -> Array | None:
@@ -297,18 +311,25 @@ class TableEncoder:
         own = [] if self.covariates is None else [self.covariates.matrix(frame)]
         return joined_columns([*own, *(means.at(frame) for means in self.means)])
 
-    def _check_complete(self, frame: pd.DataFrame, *, without: Sequence[str] = ()) -> None:
-        """Raise where a column that prediction needs is missing, or has gaps."""
+    def _complete(self, frame: pd.DataFrame, *, without: Sequence[str] = (), missing: Missing = "raise") -> Array | None:
+        """Which rows have no gaps in the columns that predictions need, None of all; raises where a column is missing.
+
+        Where rows with gaps are dropped, a warning counts them; otherwise they are refused.
+        """
         needed = [name for name in self.prediction_columns if name not in without]
         require_columns(frame, needed, needed_for="predictions")
         found = gaps_in(frame[needed])
         gaps = found.any(axis=1).to_numpy()
-        if gaps.any():
-            named = quoted([name for name in needed if found[name].any()])
-            raise DataError(
-                f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): "
-                f"predictions need complete rows, so drop or fill them, as with .dropna(subset=[{named}])"
-            )
+        if not gaps.any():
+            return None
+        if missing == "drop":
+            report_gaps(found.sum(), dropped=int(gaps.sum()), rows=len(frame), missing=missing)
+            return np.asarray(~gaps)
+        named = quoted([name for name in needed if found[name].any()])
+        raise DataError(
+            f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): "
+            f"predictions need complete rows, so drop or fill them, as with .dropna(subset=[{named}])"
+        )
 
 
 def joined_columns(parts: Sequence[Array]) -> Array | None:

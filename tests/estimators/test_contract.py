@@ -315,6 +315,34 @@ def test_rows_with_gaps_are_dropped_from_the_fit_and_from_the_score(kind: type) 
 # scikit-learn
 
 
+def test_rows_with_gaps_are_dropped_from_averages_as_from_the_fit_and_refused_one_by_one(kind: type, tmp_path: Path) -> None:
+    frame = table()
+    model = make(kind).fit(frame)
+    model.save(tmp_path / "model")
+    holed = frame.assign(x=frame["x"].where(np.arange(120) % 30 != 3), t=np.nan)
+    kept, by, change = holed["x"].notna().to_numpy(), {"by": "region"}, {"treatment_from": 0.0, "treatment_to": 1.0}
+    each = {"treatment_from": 0.0, "treatment_to": {"t": np.linspace(-1, 1, 120)}}
+    for asked in (model, cfiv.load(tmp_path / "model")):
+        with pytest.warns(cfiv.errors.MissingRowsWarning, match=r"dropped 4 of 120 rows with gaps \(x: 4\)") as caught:
+            curve = asked.dose_response([0.0, 1.0], holed)
+        assert caught[0].filename == __file__
+        pd.testing.assert_frame_equal(curve, asked.dose_response([0.0, 1.0], frame[kept]))
+        with pytest.warns(cfiv.errors.MissingRowsWarning, match="dropped 4 of 120"):
+            found = asked.effect(holed, **change, by=holed["region"])
+        pd.testing.assert_frame_equal(found, asked.effect(frame[kept], **change, **by))
+        with pytest.warns(cfiv.errors.MissingRowsWarning, match="dropped 4 of 120"):
+            found = asked.effect(holed, **each, **by)
+        those = {**each, "treatment_to": {"t": each["treatment_to"]["t"][kept]}}
+        pd.testing.assert_frame_equal(found, asked.effect(frame[kept], **those, **by))
+        for ask in (asked.predict, functools.partial(asked.effect, **change)):  # an answer has the place of its row
+            with pytest.raises(cfiv.DataError, match=r"have gaps in .*so drop or fill them, as with .dropna\(subset="):
+                ask(holed)
+    strict = make(kind, missing="raise").fit(frame)
+    for question in (lambda: strict.dose_response([0.0], holed), lambda: strict.effect(holed, **change, **by)):
+        with pytest.raises(cfiv.DataError, match="have gaps in 'x'"):
+            question()
+
+
 def test_parameters_can_be_read_set_and_cloned(kind: type) -> None:
     model = make(kind, weights="n")
     assert not hasattr(clone(fitted(kind)), "structural_function_")

@@ -13,7 +13,7 @@ from scipy import stats
 
 import cfiv
 from cfiv import DataError, Inference, IVData, LeastSquares, NotFittedError, ParameterError, TwoStageLeastSquares
-from cfiv.errors import CfivError, CfivWarning, FewClustersWarning, ModelFileError, SingularError
+from cfiv.errors import CfivError, CfivWarning, FewClustersWarning, MissingRowsWarning, ModelFileError, SingularError
 from cfiv.inference import functionals, row_blocks
 from cfiv.inference.estimates import Estimates
 from cfiv.inference.linear_in_basis import FormulaBasis
@@ -401,6 +401,30 @@ def test_every_answer_prints_writes_and_is_frozen(frame: pd.DataFrame, curve: In
     assert [value for name, value in summary.lines if name == "Note"] == list(curve.notes)
     assert curve._repr_html_() == summary.to_html()
     assert_compilable(summary.to_latex())
+
+
+@pytest.mark.law
+def test_averages_leave_out_rows_with_gaps_as_the_fit_did(frame: pd.DataFrame, curve: Inference) -> None:
+    gone = np.arange(len(frame)) % 50 == 7
+    holed, kept = frame.assign(x=frame["x"].mask(gone)), frame[~gone]
+    labels, to = np.arange(len(frame)) % 3, np.linspace(-1, 1, len(frame))
+    questions: dict[str, Any] = {
+        "effect": lambda rows, some: curve.effect(rows=rows, treatment_from=0, treatment_to=1),
+        "by row": lambda rows, some: curve.effect(rows=rows, treatment_from=0, treatment_to={"t": to[some]}),
+        "by group": lambda rows, some: curve.effect(rows=rows, treatment_from=0, treatment_to=1, by=labels[some]),
+        "dose response": lambda rows, some: curve.dose_response(GRID, rows),
+        "derivative": lambda rows, some: curve.average_derivative(rows),
+    }
+    for ask in questions.values():
+        with pytest.warns(MissingRowsWarning, match=f"dropped {gone.sum()} of {len(frame)} rows") as caught:
+            found = ask(holed, slice(None))
+        assert len(caught) == 1
+        pd.testing.assert_frame_equal(found.table, ask(kept, ~gone).table)
+    with pytest.raises(DataError, match="have gaps in 'x'"):
+        curve.predict(holed)
+    strict = cfiv.infer(frame, TwoStageLeastSquares(CURVE, missing="raise").fit(frame))
+    with pytest.raises(DataError, match="have gaps in 'x'"):
+        strict.dose_response(GRID, holed)
 
 
 @pytest.mark.law
