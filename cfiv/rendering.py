@@ -19,6 +19,19 @@ import pandas as pd
 WIDTH = 80
 #: Columns of these names hold p-values.
 P_VALUES = ("p_value", "p-value")
+#: What columns of our tables are called on a page.
+HEADINGS = {
+    "column": "Column",
+    "estimate": "Estimate",
+    "coefficient": "Coefficient",
+    "std_error": "Std. error",
+    "p_value": "p-value",
+    "lower": "Lower",
+    "upper": "Upper",
+    "band_lower": "Band lower",
+    "band_upper": "Band upper",
+    "supported": "Supported",
+}
 #: A column of text with a longer cell than this wraps on a page.
 LONG = 60
 

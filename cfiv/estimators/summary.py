@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from cfiv.rendering import Grid, Rendered, to_text
+from cfiv.rendering import HEADINGS, Grid, Rendered, to_latex, to_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +30,11 @@ class Summary(Rendered):
         width = max(len(name) for name, _ in self.lines)
         parts = [self.title, "=" * len(self.title), *(f"{name:<{width}}  {value}" for name, value in self.lines)]
         return "\n".join([*parts, *(f"\n{to_text(grid)}" for grid in self._grids()[1:])])
+
+    def to_latex(self) -> str:
+        r"""As tabulars with the rules of the booktabs package, headings in words."""
+        grids = (replace(grid, header=tuple(HEADINGS.get(name, name) for name in grid.header)) for grid in self._grids())
+        return "\n\n".join(map(to_latex, grids))
 
     def _grids(self) -> tuple[Grid, ...]:
         lines = Grid((self.title, ""), (self.lines,), "ll")

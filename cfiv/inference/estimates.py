@@ -17,7 +17,7 @@ from cfiv.estimators.wald import SINGULAR, WaldTest, read_numbers
 from cfiv.inference.basis_fit import BasisFit
 from cfiv.inference.functionals import Functionals
 from cfiv.inference.simultaneous import NOTHING, Multipliers, check_level
-from cfiv.rendering import Grid, Rendered
+from cfiv.rendering import HEADINGS, Grid, Rendered, shown, to_latex
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,9 +248,25 @@ class Estimates(Rendered):
             ends |= {"band_lower": self.values - wider * self.std_errors, "band_upper": self.values + wider * self.std_errors}
         return ends
 
+    def to_latex(self) -> str:
+        r"""As a tabular with the rules of the booktabs package: headings in words, what the intervals are beneath."""
+        table, notes = self.table, [f"Intervals of {100 * self.law.multipliers.level:g} %."]
+        if len(self) > 1:
+            notes.append(f"The band, of critical value {shown(self.critical_value)}, holds for all rows at once.")
+        ends = {f"{name}_{end}": f"{name} {end}" for name in _changed(self.points) for end in ("from", "to")}
+        labels = [ends.get(str(name), str(name)) for name in self.points]
+        own = table.iloc[:, len(labels) :].drop(columns="critical_value", errors="ignore")
+        own["supported"] = ["yes" if flag else "no" for flag in self.supported]
+        own = own.rename(columns=HEADINGS)
+        together = pd.concat([table.iloc[:, : len(labels)], own], axis=1).set_axis([*labels, *own.columns], axis=1)
+        return to_latex(Grid.of(together, index=False, title=self._title, notes=tuple(notes)))
+
+    @property
+    def _title(self) -> str:
+        return f"{self.question[:1].upper()}{self.question[1:]}, {100 * self.law.multipliers.level:g} %"
+
     def _grids(self) -> tuple[Grid, ...]:
-        title = f"{self.question[:1].upper()}{self.question[1:]}, {100 * self.law.multipliers.level:g} %"
-        return (Grid.of(self.table, index=False, title=title),)
+        return (Grid.of(self.table, index=False, title=self._title),)
 
     def _check_of_one_inference(self, other: Any) -> None:
         if not isinstance(other, Estimates) or other.law is not self.law:
@@ -259,6 +275,12 @@ class Estimates(Rendered):
                 "curves among themselves and averages among themselves, got "
                 f"{'others' if isinstance(other, Estimates) else type(other).__name__}: ask one inference for both"
             )
+
+
+def _changed(points: pd.DataFrame) -> list[str]:
+    """Names of treatments that are changed from one value to another: those of two columns."""
+    names = [str(name).removesuffix("_from") for name in points if str(name).endswith("_from")]
+    return [name for name in names if f"{name}_to" in points]
 
 
 def _is_axis(values: pd.Series[Any]) -> bool:

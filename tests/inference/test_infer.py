@@ -387,10 +387,11 @@ def test_every_answer_prints_writes_and_is_frozen(frame: pd.DataFrame, curve: In
         band = ["band_lower", "band_upper", "critical_value"] * (len(answer) > 1)
         assert list(table.columns) == [*answer.points, "estimate", "std_error", "lower", "upper", *band, "supported"]
         assert np.isfinite(table.drop(columns=list(answer.points)).to_numpy(dtype=float)).all()
-        for text in (str(answer), answer.to_markdown(), answer.to_latex(), answer._repr_html_()):
+        for text in (str(answer), answer.to_markdown(), answer._repr_html_()):
             assert len(text.splitlines()) >= len(table) or "<td" in text
             for column in ("estimate", "upper"):
                 assert column in text
+        assert_compilable(answer.to_latex())
         assert repr(answer) == str(answer)
         with pytest.raises(dataclasses.FrozenInstanceError):
             answer.points = table  # type: ignore[misc]
@@ -425,6 +426,23 @@ def test_averages_leave_out_rows_with_gaps_as_the_fit_did(frame: pd.DataFrame, c
     strict = cfiv.infer(frame, TwoStageLeastSquares(CURVE, missing="raise").fit(frame))
     with pytest.raises(DataError, match="have gaps in 'x'"):
         strict.dose_response(GRID, holed)
+
+
+@pytest.mark.contract
+def test_headings_in_latex_are_words(frame: pd.DataFrame) -> None:
+    named = frame.rename(columns={"t": "t_in"})
+    curve = cfiv.infer(named, TwoStageLeastSquares("y ~ x + [t_in ~ z + q + r]").fit(named), level=0.9)
+    effect, response = curve.effect(treatment_from=0, treatment_to=1), curve.dose_response([-50, 0.5])
+    one = r"t\_in from & t\_in to & Estimate & Std. error & Lower & Upper & Supported \\"
+    assert one in effect.to_latex().splitlines()
+    assert r"\multicolumn{7}{l}{\footnotesize Intervals of 90 \%.} \\" in effect.to_latex()
+    lines = response.to_latex().splitlines()
+    assert r"t\_in & Estimate & Std. error & Lower & Upper & Band lower & Band upper & Supported \\" in lines
+    assert [line.rsplit(" & ")[-1] for line in lines if line.startswith(("$-$50", "0.5"))] == [r"no \\", r"yes \\"]
+    assert f"critical value {response.critical_value:.4g}, holds for all rows at once" in " ".join(lines)
+    assert r"less t\_in from & less t\_in to & Estimate" in (effect - effect).to_latex()
+    model = TwoStageLeastSquares(LINE).fit(frame)
+    assert r"Column & Coefficient & Std. error & t & p-value & Lower & Upper \\" in model.summary().to_latex().splitlines()
 
 
 @pytest.mark.law
