@@ -42,7 +42,7 @@ from cfiv.cli_compare import compare
 from cfiv.cli_infer import infer
 from cfiv.cli_inputs import (
     CLUSTERS,
-    COVARIANCE,
+    COVARIANCE_OR_KERNEL,
     DEBIASED,
     INPUT,
     KNOWN,
@@ -51,6 +51,7 @@ from cfiv.cli_inputs import (
     ROWS,
     SEED,
     WEIGHTS,
+    DebiasedCommand,
     make,
     read_columns,
     training_data,
@@ -198,7 +199,7 @@ def demand(
         click.echo(f"Written: {truth_out} ({len(truth.grid):,} test points)")
 
 
-@commands.command()
+@commands.command(cls=DebiasedCommand)
 @click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=KNOWN, metavar="NAME", default="dfiv", show_default=True, help=f"What to fit, of {NAMES}.")
@@ -247,7 +248,7 @@ def fit(
 @click.argument("formula")
 @WEIGHTS
 @CLUSTERS
-@COVARIANCE
+@COVARIANCE_OR_KERNEL
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level; tests are read at one minus it.")
 @SEED
 @click.option("--out", type=OUTPUT, help=f"One row a test; {ENDINGS}.")

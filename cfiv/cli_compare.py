@@ -9,7 +9,7 @@ import click
 
 from cfiv.cli_inputs import (
     CLUSTERS,
-    COVARIANCE,
+    COVARIANCE_OR_KERNEL,
     DEBIASED,
     INPUT,
     KNOWN,
@@ -17,6 +17,7 @@ from cfiv.cli_inputs import (
     OUTPUT,
     SEED,
     WEIGHTS,
+    DebiasedCommand,
     make,
     read_columns,
     read_treatment,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cfiv.inference.inference import Inference
 
 
-@click.command()
+@click.command(cls=DebiasedCommand)
 @click.argument("train", type=INPUT)
 @click.argument("formulas", nargs=-1, required=True, metavar="FORMULA...")
 @click.option(
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--held-out", type=INPUT, help="Table of other rows, for a score of each model.")
 @WEIGHTS
 @CLUSTERS
-@COVARIANCE
+@COVARIANCE_OR_KERNEL
 @DEBIASED
 @SEED
 @click.option("--out", type=OUTPUT, help=f"The table; {ENDINGS}.")

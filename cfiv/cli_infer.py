@@ -17,6 +17,7 @@ from cfiv.cli_inputs import (
     ROWS,
     SEED,
     WEIGHTS,
+    DebiasedCommand,
     make,
     read_columns,
     read_grid,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from cfiv.inference.inference import Inference
 
 
-@click.command()
+@click.command(cls=DebiasedCommand)
 @click.argument("train", type=ROWS)
 @click.argument("formula")
 @click.option("--estimator", type=KNOWN, metavar="NAME", default="2sls", show_default=True, help=f"What to fit, of {NAMES}.")
@@ -68,7 +69,7 @@ def infer(
     weights: str | None,
     clusters: str | None,
     covariance: str | None,
-    debiased: bool | None,
+    debiased: bool | str | None,
     fuller: float | None,
     level: float,
     undersmooth: bool,

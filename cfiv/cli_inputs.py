@@ -12,6 +12,7 @@ import click
 
 from cfiv.errors import CfivWarning, ParameterError
 from cfiv.estimators import registry
+from cfiv.estimators.small_sample import NAMES as SMALL_SAMPLE
 from cfiv.files import read_table_file, table_kind
 
 if TYPE_CHECKING:
@@ -34,16 +35,36 @@ CLUSTERS = click.option(
     metavar="COLUMN[,COLUMN]",
     help="Groups with correlated errors, that no split parts: firm, or two kinds as firm,year.",
 )
-COVARIANCE = click.option(
+KINDS = ("robust", "unadjusted", "clustered")
+COVARIANCE_HELP = "What the errors may be; by default robust, or clustered where --clusters is given"
+COVARIANCE = click.option("--covariance", type=click.Choice(KINDS), help=f"{COVARIANCE_HELP}.")
+#: Of commands that have errors of rows in the order of time.
+COVARIANCE_OR_KERNEL = click.option(
     "--covariance",
-    type=click.Choice(["robust", "unadjusted", "clustered"]),
-    help="What the errors may be; by default robust, or clustered where --clusters is given.",
+    type=click.Choice([*KINDS, "kernel"]),
+    help=f"{COVARIANCE_HELP}; kernel (HAC) is for rows in the order of time.",
 )
+#: Given without the name of a convention.
+PLAIN = "yes"
 DEBIASED = click.option(
-    "--debiased", is_flag=True, default=None, help="Small-sample errors of 2sls and least-squares: n - k, and t."
+    "--debiased",
+    type=click.Choice([*SMALL_SAMPLE, PLAIN]),
+    metavar=f"[{'|'.join(SMALL_SAMPLE)}]",
+    callback=lambda context, parameter, value: True if value == PLAIN else value,
+    help="Small-sample errors of 2sls, liml and least-squares: by itself n - k, and t; else as the program named has them.",
 )
 #: Points of a dose response at most.
 MOST_POINTS = 10_000
+
+
+class DebiasedCommand(click.Command):
+    """A command with ``DEBIASED``, which takes the next word only if that is the name of a convention, and no argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, once an option without a value has one."""
+        following = [*args[1:], ""]
+        bare = [word == "--debiased" and after not in SMALL_SAMPLE for word, after in zip(args, following, strict=True)]
+        return super().parse_args(ctx, [f"{word}={PLAIN}" if flag else word for word, flag in zip(args, bare, strict=True)])
 
 
 def make(

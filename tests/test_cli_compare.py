@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,25 @@ def test_effects_of_curves_have_the_errors_of_infer_and_those_of_networks_none(t
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (["--covariance", "kernel"], {"covariance": "kernel"}),
+        (["--debiased", "fixest"], {"debiased": "fixest"}),
+        (["--debiased=stata"], {"debiased": "stata"}),
+        (["--debiased"], {"debiased": True}),
+    ],
+    ids=lambda part: " ".join(part),
+)
+def test_errors_are_of_the_kind_that_is_asked_wherever_the_option_stands(
+    options: list[str], same: dict[str, Any], train: pd.DataFrame, run: Run
+) -> None:
+    expected = str(cfiv.compare({"(1)": cfiv.TwoStageLeastSquares(ONE, **same).fit(train)}))
+    assert expected in run("train.csv", ONE, *options).out
+    assert expected in run(*options, "train.csv", ONE).out
+
+
+@pytest.mark.contract
 @pytest.mark.parametrize("ending", ["tex", "md", "html"])
 def test_the_ending_chooses_the_format(train: pd.DataFrame, run: Run, ending: str) -> None:
     assert run("train.csv", ONE, "--out", f"table.{ending}").code == 0
@@ -79,6 +99,7 @@ def test_the_ending_chooses_the_format(train: pd.DataFrame, run: Run, ending: st
         (["--out", "no/table.tex"], ["cannot be written"]),
         (["--debiased", "--estimator", "kernel-iv"], ["--debiased is for none of kernel-iv"]),
         (["--clusters", "group,"], ["columns between commas"]),
+        (["--debiased=hc1"], ["'hc1' is not one of 'fixest', 'stata'"]),
         (["--digits", "0"], ["--digits", "1<=x<=8"]),
         (["--held-out", "absent.csv"], ["absent.csv"]),
     ],

@@ -43,6 +43,10 @@ def test_it_prints_and_writes_what_the_library_computes(train: pd.DataFrame, cap
 def test_the_covariance_is_robust_unless_said_otherwise(train: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(cfiv.diagnose(train, FORMULA)) in run(capsys, "train.csv", FORMULA)[1]
     assert "Covariance   unadjusted" in run(capsys, "train.csv", FORMULA, "--covariance", "unadjusted")[1]
+    assert (
+        str(cfiv.diagnose(train, FORMULA, covariance="kernel"))
+        in run(capsys, "train.csv", FORMULA, "--covariance", "kernel")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_the_covariance_is_robust_unless_said_otherwise(train: pd.DataFrame, cap
         (["--weights", "groups"], ["'groups'", "did you mean 'group'"]),
         (["--out", "train.csv"], ["named twice"]),
         (["--out", "table.txt"], [".csv, .parquet, .tex, .md, .html"]),
-        (["--covariance", "kernel"], ["'kernel' is not one of"]),
+        (["--covariance", "HC3"], ["'HC3' is not one of"]),
     ],
 )
 def test_what_is_refused_is_said_on_one_line(

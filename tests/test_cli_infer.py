@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,16 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("convention", ["fixest", "stata"])
+def test_small_samples_are_counted_as_the_program_that_is_named_does(convention: Any, train: pd.DataFrame, run: Run) -> None:
+    answer = run("train.csv", LINE, "--derivative", "--clusters", "group", "--debiased", convention)
+    model = cfiv.TwoStageLeastSquares(LINE, debiased=convention).fit(train)
+    inference = cfiv.infer(train, model, clusters="group")
+    assert answer.out == f"{inference}\n\n{inference.average_derivative()}\n"
+    assert f"debiased as {convention}" in answer.out
+
+
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -92,6 +103,7 @@ def test_clusters_of_two_kinds_and_other_estimators_and_pictures(train: pd.DataF
             ["--derivative", "--debiased", "--estimator", "sieve-iv"],
             ["--debiased is not for --estimator sieve-iv", "got --debiased:"],
         ),
+        (["--derivative", "--covariance", "kernel"], ["'kernel' is not one of"]),
         (["--derivative", "--clusters", "group,"], ["columns between commas"]),
     ],
 )
