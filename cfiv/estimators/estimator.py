@@ -29,6 +29,7 @@ from cfiv.tables.columns import Missing
 from cfiv.tables.encoder import Encoder
 from cfiv.tables.encoding import encode
 from cfiv.tables.roles import Names, Roles, read_roles
+from cfiv.tables.stored import count_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,8 @@ class StructuralEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scik
             estimate = self._estimate(arrays, intercept=encoder.intercept, **more)
             support = Support.of(arrays)
             arrays.release()
-        rows, *_ = getattr(data, "shape", (None,))
-        left_out = rows - len(arrays) if isinstance(rows, int) else 0
+        given = count_given(data)
+        left_out = 0 if given is None else given - len(arrays)
         return self._keep(estimate, encoder, arrays, support, started, left_out=left_out)
 
     def _keep(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +27,15 @@ StoredTable: TypeAlias = str | os.PathLike[str] | DaskFrame
 def is_stored(data: object) -> bool:
     """Whether data lie elsewhere than in memory: are named, or are a dataframe of dask."""
     return isinstance(data, (str, os.PathLike)) or is_dask(data)
+
+
+def count_given(data: Any) -> int | None:
+    """Rows of data as they are given, those with gaps among them; None of what would be computed once more to be counted."""
+    if is_stored(data):
+        return ParquetSource.of(data).count_rows() if isinstance(data, (str, os.PathLike)) else None
+    if isinstance(data, Mapping):
+        return len(next(iter(data.values())))
+    return len(data) if hasattr(data, "__len__") else None
 
 
 def read_stored(

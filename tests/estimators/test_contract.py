@@ -315,6 +315,19 @@ def test_rows_with_gaps_are_dropped_from_the_fit_and_from_the_score(kind: type) 
 # scikit-learn
 
 
+@pytest.mark.filterwarnings("ignore::cfiv.errors.MissingRowsWarning")
+def test_the_summary_counts_rows_left_out_of_any_container(kind: type, tmp_path: Path) -> None:
+    frame = table().assign(x=lambda f: f["x"].where(f.index > 2), n=lambda f: f["n"].where(f.index > 4, 0.0))
+    frame.to_parquet(tmp_path / "rows.parquet")
+    given = (frame, pl.from_pandas(frame), pa.Table.from_pandas(frame), dict(frame.items()), tmp_path / "rows.parquet")
+    for data in (*given, IVData(treatment=frame["t"], frame=frame)):
+        model = make(kind, weights="n").fit(data)
+        assert ("Rows left out", "5") in model.summary().lines, type(data)
+    roles = {"outcome": frame["y"], "treatment": frame["t"], "instruments": frame["z"]}
+    by_array = make(kind, None).fit(IVData(**roles, weights=frame["n"]))
+    assert ("Rows left out", "5") in by_array.summary().lines
+
+
 def test_rows_with_gaps_are_dropped_from_averages_as_from_the_fit_and_refused_one_by_one(kind: type, tmp_path: Path) -> None:
     frame = table()
     model = make(kind).fit(frame)
