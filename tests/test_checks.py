@@ -1,6 +1,7 @@
 """One set of checks of arguments: what passes, what comes back, and in which words the rest is refused."""
 
 import inspect
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -110,7 +111,11 @@ REFUSED = [
         for v in (True, 0.0)
     ],
     *[(k.__name__, of_estimator(k, device=v), "device") for k in NETS for v in ("gpu0", 0, None)],
-    *[(k.__name__, of_estimator(k, learning_rate=10**400), "learning_rate must be 'auto', one number or three") for k in NETS],
+    *[
+        (k.__name__, of_estimator(k, learning_rate=v), "learning_rate must be 'auto', one number or three")
+        for k in NETS
+        for v in (10**400, None, "fast", 0.0, True, (0.1, 0.1), [0.1, 0.1, 0.0], math.nan)
+    ],
     ("swap", of_estimator(cfiv.DFIV, swap=2), "swap must be True or False, got 2"),
     ("kernel ridge", of_estimator(cfiv.KernelIV, ridge1=10**400), "ridge1 must be a finite number >= 1e-12, several"),
     ("kernel folds", of_estimator(cfiv.KernelIV, folds=True), "folds must be a whole number >= 2, got True"),

@@ -102,7 +102,8 @@ def test_predictions_of_an_inference_file_have_errors(inference: cfiv.Inference,
 def test_an_inference_file_is_not_called_a_damaged_model(inference: cfiv.Inference) -> None:
     with pytest.raises(
         ModelFileError,
-        match=r"'inference.st' is no model file, but another file of cfiv \('cfiv-inference'\): name the model file",
+        match=r"'inference.st' is no model file, but another file of cfiv \('cfiv-inference'\): name the model file, or "
+        "read it with cfiv.Inference.load",
     ):
         cfiv.load("inference.st")
 

@@ -343,6 +343,12 @@ ASKING = [
         id="compare nothing",
     ),
     pytest.param(
+        lambda m, f: cfiv.compare([m, m]),
+        ParameterError,
+        ["models must be a mapping from names", "compare({'2SLS': model})", "got list"],
+        id="compare a list",
+    ),
+    pytest.param(
         lambda m, f: cfiv.compare({"a": m}, truth=3),
         ParameterError,
         ["truth must have a method error", "got 3"],

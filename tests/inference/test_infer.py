@@ -363,7 +363,7 @@ def test_saved_and_loaded_it_answers_bit_for_bit_without_data(frame: pd.DataFram
     made["table"].function.save(tmp_path / "model")
     for path, words in (
         ("damaged", "changed since"),
-        ("model", "is no inference file, but another file of cfiv"),
+        ("model", "is no inference file, but another file of cfiv.*or read it with cfiv.load"),
         ("none", "there is no inference file"),
     ):
         with pytest.raises(ModelFileError, match=words):
