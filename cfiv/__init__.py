@@ -84,9 +84,9 @@ if TYPE_CHECKING:
     from cfiv.inference.infer import infer
     from cfiv.inference.inference import Inference
     from cfiv.learning.last_layer import Adaptive, Gradient, Kalman, MovingAverage, Proximal, Ridge
-    from cfiv.learning.trainer import LastLayerTrainer
     from cfiv.learning.training import Training
     from cfiv.runtime.processes import several_processes
+    from cfiv.supervised.trainer import LastLayerTrainer
 else:
     # Out of the type checker's sight, or it would take any attribute of the package for a known one.
     _HOMES = {
@@ -100,7 +100,7 @@ else:
         "Kalman": "cfiv.learning.last_layer",
         "KernelIV": "cfiv.estimators.kernel_iv",
         "LIML": "cfiv.estimators.liml",
-        "LastLayerTrainer": "cfiv.learning.trainer",
+        "LastLayerTrainer": "cfiv.supervised.trainer",
         "LeastSquares": "cfiv.estimators.least_squares",
         "MovingAverage": "cfiv.learning.last_layer",
         "NetworkRegression": "cfiv.estimators.network_regression",

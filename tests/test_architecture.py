@@ -31,9 +31,13 @@ MAY_USE = {
     "numerics": {"errors", "checks"},
     "tables": {"errors", "checks", "file_values", "rendering", "arrays", "labels", "mapped", "data"},
     "runtime": {"errors", "checks", "arrays"},
-    "learning": {"errors", "checks", "arrays", "files", "tensor_file", "file_values", "memory", "numerics", "runtime"},
+    "networks": {"errors", "tensor_file", "file_values", "runtime"},
+    "learning": {"errors", "checks", "arrays", "tensor_file", "file_values", "numerics", "runtime", "networks"},
+    "objectives": {"errors", "file_values", "numerics", "runtime", "networks", "learning"},
+    "supervised": {"errors", "checks", "files", "file_values", "memory", "numerics", "runtime", "networks", "learning"},
     "rendering": set(),
-    "estimators": LIBRARY | {"tensor_file", "file_values", "terminal", "rendering", "tables", "runtime", "learning"},
+    "estimators": LIBRARY
+    | {"tensor_file", "file_values", "terminal", "rendering", "tables", "runtime", "networks", "learning", "objectives"},
     "diagnostics": {"errors", "checks", "arrays", "rendering", "data", "numerics", "tables", "estimators"},
     "datasets": {"errors", "checks", "arrays", "labels", "data"},
     "plots": {"errors", "tables"},
@@ -42,7 +46,19 @@ MAY_USE = {
     "comparison": {"errors", "checks", "rendering", "data", "estimators", "diagnostics", "inference"},
     "demonstration": {"errors", "plots", "datasets", "estimators"},
     "studies": LIBRARY
-    | {"interrupts", "terminal", "rendering", "runtime", "learning", "estimators", "inference", "datasets", "plots"},
+    | {
+        "interrupts",
+        "terminal",
+        "rendering",
+        "runtime",
+        "networks",
+        "learning",
+        "supervised",
+        "estimators",
+        "inference",
+        "datasets",
+        "plots",
+    },
     "cli_inputs": {"errors", "files", "tables", "estimators"},
     "cli_outputs": {"errors", "files", "rendering"},
     "cli_ask": {"errors", "files", "rendering", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
@@ -156,9 +172,7 @@ def test_numerics_sees_no_table_module_file_or_logger(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_neighbours_of_one_numeric_type_are_keyword_only(path: Path) -> None:
-    """Or two numbers change places and nothing says so. Not yet of learning."""
-    if room(path) == "learning":
-        return
+    """Or two numbers change places and nothing says so."""
     for node in ast.walk(ast.parse(path.read_text())):
         if (str(path.relative_to(ROOT)), getattr(node, "name", "")) not in POSITIONAL:
             for (first, kind), (second, other) in pairwise(positional(node)):

@@ -18,7 +18,7 @@ import cfiv
 from cfiv.datasets import demand
 from cfiv.demonstration import comparison_text
 from cfiv.estimators import registry
-from cfiv.learning.dfiv_step import step
+from cfiv.objectives.dfiv_step import step
 from tests.command_line import Answer, Run, runner
 from tests.test_terminal import STREAMS
 
@@ -552,7 +552,7 @@ def interrupting(at: int) -> Callable[..., Any]:
 
 
 def test_ctrl_c_during_training_writes_the_best_state_so_far(run: Run, train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfiv.learning.dfiv_fit.step", interrupting(at=8))
+    monkeypatch.setattr("cfiv.objectives.dfiv_fit.step", interrupting(at=8))
     answer = run("fit", "train.csv", demand.FORMULA, *SMALL, "--out", "m")
     assert answer.code == 0
     assert answer.err.count("\n") == 1
@@ -563,7 +563,7 @@ def test_ctrl_c_during_training_writes_the_best_state_so_far(run: Run, train: Pa
 def test_ctrl_c_before_there_is_anything_to_keep_ends_with_130_and_writes_nothing(
     run: Run, train: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfiv.learning.dfiv_fit.step", interrupting(at=1))
+    monkeypatch.setattr("cfiv.objectives.dfiv_fit.step", interrupting(at=1))
     answer = run("fit", "train.csv", demand.FORMULA, *SMALL, "--out", "m")
     assert (answer.code, answer.out) == (130, "")
     assert answer.err.strip() == "cfiv: interrupted"
@@ -587,7 +587,7 @@ def test_ctrl_c_in_a_later_estimator_of_the_demonstration_keeps_the_earlier(run:
 SIGNALLED = """
 import os, signal
 from cfiv.cli import main
-from cfiv.learning import dfiv_fit
+from cfiv.objectives import dfiv_fit
 
 def step(*arguments, step=dfiv_fit.step, calls=iter(range(1, 10**9)), **options):
     if next(calls) == 8:

@@ -106,8 +106,8 @@ def test_a_trainer_that_gets_no_memory_says_what_needs_less(monkeypatch: pytest.
         nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), cfiv.Proximal(1.0), batch_size=5
     )
     trainer.fit((x, y), steps=1)
-    for name in ("supervised_run.step", "trained_module.predict", "trained_module.evaluate", "trained_module.refit"):
-        monkeypatch.setattr(f"cfiv.learning.{name}", lambda *_, **__: torch.empty(2**58))
+    for name in ("run.step", "trained_module.predict", "trained_module.evaluate", "trained_module.refit"):
+        monkeypatch.setattr(f"cfiv.supervised.{name}", lambda *_, **__: torch.empty(2**58))
     asked = {
         "fit": lambda: trainer.fit((x, y), steps=1),
         "predict": lambda: trainer.predict(x),

@@ -37,7 +37,10 @@ for name, fit in {
     "trainer": lambda: cfiv.LastLayerTrainer(module, batch_size=10).fit((x, x.sin()), steps=3),
     "infer": lambda: cfiv.infer(rows, cfiv.KernelIV(formula).fit(rows)).average_derivative(),
 }.items():
-    fit()
+    fitted = fit()
+    if name in {"DFIV", "KernelIV", "NetworkRegression", "AGMM", "DeepIV"}:
+        fitted.save("model.safetensors")
+        cfiv.load("model.safetensors").predict(rows)
     assert not {"torch._dynamo", "sympy"} & set(sys.modules), name
 """
 COMMAND = """
@@ -51,7 +54,7 @@ assert not {"torch._dynamo", "sympy"} & set(sys.modules)
 """
 
 
-def test_no_fit_imports_the_compiler_of_torch_or_its_symbols(tmp_path: Path) -> None:
+def test_no_fit_or_load_imports_the_compiler_of_torch_or_its_symbols(tmp_path: Path) -> None:
     for program in (FITS, COMMAND):
         ran = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, check=False, capture_output=True, text=True

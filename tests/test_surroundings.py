@@ -500,7 +500,7 @@ def test_modules_that_torch_has_made_code_of_draw_from_their_seed_too() -> None:
 def test_only_layers_that_are_known_to_draw_nothing_are_not_watched() -> None:
     quiet = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.0), nn.GRU(8, 8), nn.Flatten())
     parametrised = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-    assert not any(map(may_draw, [quiet, parametrised, cfiv.learning.networks.image_network((32, 32))]))
+    assert not any(map(may_draw, [quiet, parametrised, cfiv.networks.default_networks.image_network((32, 32))]))
     hooked = nn.Linear(3, 3)
     hooked.register_forward_hook(lambda *_: None)
     drawing = [

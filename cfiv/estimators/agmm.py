@@ -17,12 +17,12 @@ from cfiv.estimators.gradient_training import TrainedFunction, check_descending,
 from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.learning.adversarial import CriticObjective, Explained
-from cfiv.learning.build import NetworkSpec
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.structural_networks import structural_layer
+from cfiv.networks.build import NetworkSpec
 from cfiv.numerics.two_stage import Structure
+from cfiv.objectives.adversarial import CriticObjective, Explained
+from cfiv.objectives.dfiv_step import PerNetwork
+from cfiv.objectives.structural_networks import structural_layer
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cfiv.data import Array, to_tensor
 from cfiv.estimators.units import Standardiser
-from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
+from cfiv.networks.feature_maps import evaluate
 from cfiv.numerics.kernels import KernelExpansion, Line, blocks, kernel_matrix
 from cfiv.numerics.sieve_basis import SieveBasis, in_blocks
 from cfiv.numerics.sieve_choice import SieveChoice

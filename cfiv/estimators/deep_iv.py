@@ -19,16 +19,16 @@ from cfiv.estimators.gradient_training import TrainedFunction, check_descending,
 from cfiv.estimators.planned_members import PlannedMember, build_networks
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.learning.build import NetworkSpec
-from cfiv.learning.deep_iv import DensityObjective, SampledObjective, conditional_mean, mixture_parameters
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.gradient_steps import GradientFit, Objective
-from cfiv.learning.networks import evaluate
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.structural_networks import structural_layer
+from cfiv.networks.build import NetworkSpec
+from cfiv.networks.feature_maps import evaluate
 from cfiv.numerics.least_squares import with_intercept
 from cfiv.numerics.mixture_density import mixture_width
 from cfiv.numerics.two_stage import Structure
+from cfiv.objectives.deep_iv import DensityObjective, SampledObjective, conditional_mean, mixture_parameters
+from cfiv.objectives.dfiv_step import PerNetwork
+from cfiv.objectives.structural_networks import structural_layer
 from cfiv.runtime.module_state import cast
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names

@@ -14,14 +14,14 @@ from cfiv.estimators.dfiv_answer import answer
 from cfiv.estimators.dfiv_learning import learn_parts
 from cfiv.estimators.dfiv_settings import check_dfiv
 from cfiv.estimators.estimator import Estimate, StructuralEstimator
+from cfiv.estimators.original_settings import ORIGINAL, ORIGINAL_IMAGE
 from cfiv.estimators.saved_runs import SavedRuns
-from cfiv.learning.build import NetworkSpec
-from cfiv.learning.dfiv_problem import TwoStageFit
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import ClosedForm
-from cfiv.learning.original_networks import ORIGINAL, ORIGINAL_IMAGE
 from cfiv.learning.training import Report, Training
+from cfiv.networks.build import NetworkSpec
 from cfiv.numerics.two_stage import Structure
+from cfiv.objectives.dfiv_problem import TwoStageFit
+from cfiv.objectives.dfiv_step import PerNetwork
 from cfiv.tables.columns import Missing
 from cfiv.tables.roles import Names
 
@@ -263,7 +263,7 @@ class DFIV(StructuralEstimator):
         weight decay 0.1 of both networks beside losses summed over 2500 rows each, half of 5000.
 
         Such layers hold code of torch's that a model file does not: what was saved is loaded with ``cfiv.load(path,
-        networks={"treatment": original_image_treatment_network})`` from :mod:`cfiv.learning.original_networks`. For the same
+        networks={"treatment": original_image_treatment_network})`` from :mod:`cfiv.networks.original_networks`. For the same
         reason such a fit cannot be pickled.
 
         References

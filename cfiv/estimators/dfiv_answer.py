@@ -16,8 +16,8 @@ from cfiv.estimators.nesting import LearnedFunction, Nest
 from cfiv.estimators.parameters import several
 from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.learning.dfiv_fit import refit_elsewhere
-from cfiv.learning.dfiv_problem import TwoStageFit
+from cfiv.objectives.dfiv_fit import refit_elsewhere
+from cfiv.objectives.dfiv_problem import TwoStageFit
 
 if TYPE_CHECKING:
     from cfiv.estimators.dfiv import DFIV

@@ -30,11 +30,12 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning.deadline import Deadline
-from cfiv.learning.dfiv_fit import fit_dfiv
-from cfiv.learning.dfiv_problem import DFIVProblem, TwoStageFit
-from cfiv.learning.networks import Networks, dfiv_instrument_network
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample
+from cfiv.networks.default_networks import dfiv_instrument_network
+from cfiv.networks.feature_maps import Networks
+from cfiv.objectives.dfiv_fit import fit_dfiv
+from cfiv.objectives.dfiv_problem import DFIVProblem, TwoStageFit
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
 from cfiv.terminal import progress_bar

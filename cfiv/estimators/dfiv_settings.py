@@ -9,11 +9,11 @@ from cfiv.checks import check_choice, check_flag, check_instance, check_number, 
 from cfiv.estimators.budget import check_fits, check_training_steps
 from cfiv.estimators.parameters import learning_rates, per_network
 from cfiv.learning.deadline import check_max_seconds
-from cfiv.learning.dfiv_step import LastLayers
 from cfiv.learning.last_layer import Proximal
 from cfiv.learning.samples import check_batch_size
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
+from cfiv.objectives.dfiv_step import LastLayers
 from cfiv.runtime.devices import resolve_device
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from cfiv.errors import WeakIdentificationWarning, warn
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.learning.networks import evaluate
 from cfiv.learning.whole_sample import chunk_rows
+from cfiv.networks.feature_maps import evaluate
 
 
 def warn_if_few_instruments(problem: StandardisedData, treatment: nn.Module) -> None:

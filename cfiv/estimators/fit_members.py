@@ -11,7 +11,7 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.learning.deadline import NEVER, Deadline
 from cfiv.learning.run_file import RunFile
-from cfiv.learning.stacked_networks import can_be_stacked
+from cfiv.networks.stacked_networks import can_be_stacked
 from cfiv.runtime.processes import here
 
 #: Members that train side by side at most: more take as long as one after another.

@@ -23,17 +23,17 @@ from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import ReducedFormFit, StandardisedData
 from cfiv.estimators.units import check_units
 from cfiv.learning.deadline import NEVER, Deadline
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.gradient_steps import GradientFit, GradientProblem, Objective, fit_gradient
 from cfiv.learning.loop import Ended
-from cfiv.learning.member_networks import MemberNetwork
-from cfiv.learning.regression import RegressionFit
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows, check_batch_size
-from cfiv.learning.stacked_networks import member_network
-from cfiv.learning.structural_networks import structural_weights
 from cfiv.learning.training import Training
+from cfiv.networks.member_networks import MemberNetwork
+from cfiv.networks.stacked_networks import member_network
 from cfiv.numerics.two_stage import Structure
+from cfiv.objectives.dfiv_step import PerNetwork
+from cfiv.objectives.regression import RegressionFit
+from cfiv.objectives.structural_networks import structural_weights
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
 from cfiv.terminal import progress_bar
@@ -49,7 +49,7 @@ class TrainedFunction:
     Parameters
     ----------
     networks : list of Module
-        ``[psi, xi, u]``, see :mod:`cfiv.learning.structural_networks`.
+        ``[psi, xi, u]``, see :mod:`cfiv.objectives.structural_networks`.
     reduced_form : ReducedFormFit
     heldout_loss : float
         Of stage 2, nan without held-out rows.

@@ -19,7 +19,7 @@ from cfiv.estimators.saved_components import Inputs, component_from_values
 from cfiv.estimators.structural import MODEL_FILE, StructuralFunction
 from cfiv.estimators.support import Support
 from cfiv.file_values import choice, fields, listed, number, scalar, text
-from cfiv.learning.networks import seeded
+from cfiv.runtime.draws import seeded
 from cfiv.runtime.surroundings import ordinary_torch
 from cfiv.tables.array_encoder import ArrayEncoder
 from cfiv.tables.encoder import Encoder

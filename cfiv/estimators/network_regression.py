@@ -23,17 +23,17 @@ from cfiv.estimators.planned_members import PlannedMember, build_networks, in_al
 from cfiv.estimators.saved_runs import SavedRuns
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import check_units
-from cfiv.learning.build import NetworkSpec
 from cfiv.learning.deadline import Deadline, check_max_seconds
-from cfiv.learning.dfiv_step import PerNetwork
 from cfiv.learning.last_layer import ClosedForm, Proximal
-from cfiv.learning.regression import Features, RegressionFit, RegressionObjective, Role, solve_regression
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, batch_rows
-from cfiv.learning.shared_network import shared_network
 from cfiv.learning.solving import check_last_layer
 from cfiv.learning.training import Training
+from cfiv.networks.build import NetworkSpec
+from cfiv.networks.shared_network import shared_network
 from cfiv.numerics.two_stage import Structure
+from cfiv.objectives.dfiv_step import PerNetwork
+from cfiv.objectives.regression import Features, RegressionFit, RegressionObjective, Role, solve_regression
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.processes import here
 from cfiv.tables.columns import Missing
@@ -332,4 +332,5 @@ class _Explained:
     def predicted_outcome(self, *, instruments: Tensor, covariates: Tensor | None) -> Tensor:
         """``E[h | Z, X]`` in standard units, shape (n, 1)."""
         nothing = instruments.new_zeros(len(instruments), 1)
-        return self.fitted.predict(Sample(nothing, nothing, instruments, covariates))
+        rows = Sample(outcome=nothing, treatment=nothing, instruments=instruments, covariates=covariates)
+        return self.fitted.predict(rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cfiv.checks import is_within, refusal
-from cfiv.learning.dfiv_step import PerNetwork
+from cfiv.objectives.dfiv_step import PerNetwork
 
 #: Peak learning rates that "auto" stands for, on flat inputs and for the treatment network on images.
 RATE, IMAGE_RATE = 0.04, 3e-3

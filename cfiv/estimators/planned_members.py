@@ -13,9 +13,9 @@ from torch import nn
 
 from cfiv.data import Array
 from cfiv.estimators.standardised import StandardisedData
-from cfiv.learning import networks as nets
-from cfiv.learning.build import NetworkSpec, build
 from cfiv.learning.samples import Split, hold_out, in_place, split_rows
+from cfiv.networks import default_networks
+from cfiv.networks.build import NetworkSpec, build
 from cfiv.runtime.draws import Draws
 from cfiv.runtime.module_state import cast
 from cfiv.runtime.threads import suitable_threads
@@ -23,9 +23,9 @@ from cfiv.runtime.threads import suitable_threads
 #: From a role to what makes its network of the shape of its input, where the user has given none.
 DefaultNetworks = Mapping[str, Callable[[Sequence[int]], nn.Module]]
 DEFAULT_NETWORKS: DefaultNetworks = {
-    "treatment": nets.treatment_network,
-    "instrument": nets.instrument_network,
-    "covariate": nets.covariate_network,
+    "treatment": default_networks.treatment_network,
+    "instrument": default_networks.instrument_network,
+    "covariate": default_networks.covariate_network,
 }
 
 
@@ -104,7 +104,7 @@ def plan_member(
 def in_all_rows(problem: StandardisedData, *, holdout: float) -> Callable[..., Split]:
     """For an estimator that splits no samples: all rows train, but those held out."""
     everything = torch.arange(len(problem.sample))
-    return partial(hold_out, None, everything, share=float(holdout), clusters=problem.clusters)
+    return partial(hold_out, stage1=None, sample2=everything, share=float(holdout), clusters=problem.clusters)
 
 
 def in_two_samples(
@@ -137,7 +137,8 @@ def in_two_samples(
         first, second = split_rows(rows, share=share, generator=generator, clusters=groups)
     if part is not None:
         first, second = (torch.from_numpy(part)[sample] for sample in (first, second))
-    return [partial(hold_out, *pair, share=holdout, clusters=clusters) for pair in ((first, second), (second, first))]
+    hold = partial(hold_out, share=holdout, clusters=clusters)
+    return [partial(hold, stage1=first, sample2=second), partial(hold, stage1=second, sample2=first)]
 
 
 def build_networks(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,9 @@ from cfiv.estimators.saved_sieves import choice_from_values, choice_to_values, s
 from cfiv.estimators.saved_smooth import smooth_from_values, smooth_to_values
 from cfiv.estimators.units import Standardiser
 from cfiv.file_values import choice, fields, flag, listed, number, numbers, tensor_of, text
-from cfiv.learning.architecture import describe, rebuild
-from cfiv.learning.build import copied, made_ready
-from cfiv.learning.networks import evaluate
+from cfiv.networks.architecture import bounded, describe, rebuild
+from cfiv.networks.build import copied, made_ready
+from cfiv.networks.feature_maps import evaluate
 from cfiv.numerics.kernels import KernelExpansion, Line
 from cfiv.numerics.two_stage import structural_features
 from cfiv.runtime.module_state import cast, extra_of, misfit, put, tensors_of
@@ -248,7 +247,7 @@ def _network_to_values(network: nn.Module) -> dict[str, Any]:
 def _network(
     role: str, values: Any, shape: tuple[int, ...], given: Mapping[str, Any], *, double: bool
 ) -> tuple[nn.Module, Tensor]:
-    """A network with its weights, and its features of one input, without their values."""
+    """A network with its weights, and no rows of its features."""
     fields(values, "description", "state")
     description, state, dtype = values["description"], values["state"], torch.float64 if double else torch.float32
     if math.prod(shape) > LARGEST:
@@ -265,7 +264,8 @@ def _network(
                 f"networks[{role!r}] makes no features of inputs of shape {shape} ({type(error).__name__}: {error}): give the "
                 f"{name} that was trained"
             ) from error
-    # In no memory, until all sizes are known to be those of the file's tensors.
+    # In no memory, until all sizes are known to be those of the file's tensors. It does not run there: for that torch imports a
+    # library of symbolic mathematics, which takes a second and changes the caller's warnings filters.
     with torch.device("meta"):
         module = rebuild(description).to(dtype).eval()
     expected = module.state_dict()
@@ -275,10 +275,9 @@ def _network(
         tensor_of(state["tensors"][name], weights.shape, weights.dtype)
         if name.rpartition(".")[2] == "running_var" and bool((state["tensors"][name] < 0).any()):
             raise ValueError(f"a negative variance in {name!r}")
-    with _bounded(module):
-        features = _features(module, torch.zeros(1, *shape, dtype=dtype, device="meta"))
     module.load_state_dict(state["tensors"], assign=True)
-    return module.requires_grad_(False), features
+    with bounded(module, most=LARGEST):
+        return module.requires_grad_(False), _features(module, torch.zeros(1, *shape, dtype=dtype))
 
 
 def _load(module: nn.Module, state: Any, role: str) -> None:
@@ -298,23 +297,7 @@ def _features(module: nn.Module, probe: Tensor) -> Tensor:
     features = evaluate(module, probe)
     if features.ndim != 2 or len(features) != 1:
         raise ValueError(f"features of shape {tuple(features.shape)} of one row")
-    return features.to("meta")
-
-
-@contextmanager
-def _bounded(module: nn.Module) -> Iterator[None]:
-    """Refuse a layer whose output for one input would take more memory than any that was trained."""
-
-    def check(layer: nn.Module, given: Any, made: Tensor) -> None:
-        if made.numel() > LARGEST:
-            raise ValueError(f"a layer {type(layer).__name__} with an output of shape {tuple(made.shape)}")
-
-    handles = [layer.register_forward_hook(check) for layer in module.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return features[:0]  # no rows: what becomes of them takes no memory, however wide
 
 
 def _custom(role: str, name: str, given: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:

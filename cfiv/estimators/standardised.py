@@ -16,9 +16,9 @@ from cfiv.data import Array, IVData, stored_tensor, to_tensor
 from cfiv.errors import DataError
 from cfiv.estimators.components import NetworkComponent
 from cfiv.estimators.units import Standardiser
-from cfiv.learning.networks import Rescaled
 from cfiv.learning.samples import Sample
 from cfiv.mapped import BLOCK_ROWS, array_on_disk, is_mapped, release
+from cfiv.networks.feature_maps import Rescaled
 from cfiv.numerics.two_stage import Structure
 
 

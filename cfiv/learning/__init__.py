@@ -1,1 +1,1 @@
-"""States, steps and loops: how features learn while their last layers are solved. Sees tensors and modules, never tables."""
+"""How anything here trains: one loop, members side by side, last layers that are solved, what is kept and written to disk."""

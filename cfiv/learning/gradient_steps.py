@@ -18,12 +18,12 @@ from cfiv.learning.last_layer import ClosedForm, Memory
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import Ended, drive
 from cfiv.learning.member import Member
-from cfiv.learning.member_networks import MemberNetwork, Pass
 from cfiv.learning.members import MembersRun
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split, batches
-from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Training
+from cfiv.networks.member_networks import MemberNetwork, Pass
+from cfiv.networks.stacked_networks import member_network
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientProblem:
     """What members that train side by side are asked to do.
 
@@ -126,7 +126,7 @@ class GradientProblem:
     training: Training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientFit:
     """The state that was kept of a member.
 
@@ -190,7 +190,7 @@ def fit_gradient(
     Raises
     ------
     KeyboardInterrupt, ModelFileError, OutputError
-        As :func:`cfiv.learning.dfiv_fit.fit_dfiv`.
+        As :func:`cfiv.objectives.dfiv_fit.fit_dfiv`.
     """
     steps = GradientSteps(problem, [network(same) for same in zip(*networks, strict=True)], generators)
     run = MembersRun(steps, count=problem.steps, training=problem.training, sample=problem.sample, splits=problem.splits)
@@ -218,20 +218,21 @@ class GradientSteps:
     def step(self, number: int) -> tuple[Tensor]:
         """Take a gradient step of all networks at once."""
         (learner,), problem = self.learners, self._problem
-        learner.set_rate(problem.training.rate_factor(number - 1, problem.steps))
+        learner.set_rate(problem.training.rate_factor(number - 1, steps=problem.steps))
         batch = next(self.batches)
         if self.refits:
-            batch = replace(batch, memory=self.memories[0], pull=problem.training.lambda_factor(number - 1, problem.steps))
+            pull = problem.training.lambda_factor(number - 1, steps=problem.steps)
+            batch = replace(batch, memory=self.memories[0], pull=pull)
         learned = problem.objective.learn(self.networks, batch)
         learner.descend(learned.losses, *([one] for one in learned.passes))
         if self.refits:
             self.memories = [learned.memory]
         return (learned.losses.detach(),)
 
-    def settle(self, place: int, number: int) -> None:
+    def settle(self, place: int, *, number: int) -> None:
         """Nothing."""
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
+    def checkpoint(self, place: int, *, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
         """The state as it would be reported now, with the last layer that has the lowest held-out loss."""
         split, parameters = self._problem.splits[place], [network.state(place) for network in self.networks]
         heldout = split.stage2[:0] if split.heldout is None else split.heldout[:CHECK_ROWS]
@@ -254,7 +255,9 @@ class GradientSteps:
                 network.put(place, state)
         (ridge,) = (kept.ridges if kept is not None else ()) or (math.nan,)
         loss, modules = math.nan if kept is None else kept.loss, [network.module(place) for network in self.networks]
-        return GradientFit(modules, loss, ridge, member.history, member.ended or "finished")
+        return GradientFit(
+            networks=modules, heldout_loss=loss, ridge=ridge, history=member.history, ended=member.ended or "finished"
+        )
 
     def solved(self) -> list[tuple[ClosedForm, tuple[int, int]]]:
         """That of the objective."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cfiv.learning.adam import Adam
-from cfiv.learning.member_networks import MemberNetwork, Pass
 from cfiv.learning.optimisers import Optimiser
+from cfiv.networks.member_networks import MemberNetwork, Pass
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,14 @@ class Member:
             self.ended = "stopped early"
 
     @contextmanager
-    def surviving(self, step: int, steps: int) -> Iterator[None]:
+    def surviving(self, step: int, *, steps: int) -> Iterator[None]:
         """Failures inside end this member alone."""
         try:
             yield
         except FAILURES as error:
-            self.diverge(step, steps, error)
+            self.diverge(step, error, steps=steps)
 
-    def diverge(self, step: int, steps: int, error: Exception) -> None:
+    def diverge(self, step: int, error: Exception, *, steps: int) -> None:
         """End, with what is kept."""
         self.ended, self.reason, self.why = "diverged", f"training diverged at step {step} of {steps}", f" ({error})"
 

@@ -16,12 +16,12 @@ from cfiv.learning.last_layer import ClosedForm, Memory, remembered_shapes
 from cfiv.learning.learner import Learner
 from cfiv.learning.loop import DIVERGED, Cut, DivergedError, check_steps
 from cfiv.learning.member import FAILURES, Member
-from cfiv.learning.member_networks import MemberNetwork
 from cfiv.learning.optimisers import Optimiser
 from cfiv.learning.run_file import draws_of, restore_draws
 from cfiv.learning.samples import CHECK_ROWS, Sample, Split
 from cfiv.learning.saved_state import check_draws, check_optimiser
 from cfiv.learning.training import Training
+from cfiv.networks.member_networks import MemberNetwork
 from cfiv.runtime.digest import digest
 from cfiv.runtime.processes import here
 
@@ -77,11 +77,11 @@ class MemberSteps(Protocol[R_co]):
         """Take step ``number`` (from 1); its losses (members,), not yet read."""
         ...
 
-    def settle(self, place: int, number: int) -> None:
+    def settle(self, place: int, *, number: int) -> None:
         """What a member does after a step, before it is judged."""
         ...
 
-    def checkpoint(self, place: int, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
+    def checkpoint(self, place: int, *, number: int) -> tuple[Checkpoint, tuple[float, ...]]:
         """A member as it would be reported now, and what the history notes of it."""
         ...
 
@@ -148,11 +148,11 @@ class MembersRun(Generic[R]):
             self._losses.append(self._steps.step(number))
         except FAILURES as error:
             for _, member in self._active():
-                member.diverge(number, self._count, error)
+                member.diverge(number, error, steps=self._count)
             return
         for place, member in self._active():
-            with member.surviving(number, self._count):
-                self._steps.settle(place, number)
+            with member.surviving(number, steps=self._count):
+                self._steps.settle(place, number=number)
 
     def look(self, number: int) -> None:
         """Judge all members as they would be reported now, at every check."""
@@ -162,15 +162,15 @@ class MembersRun(Generic[R]):
         self._losses = []
         for place, member in self._active():
             losses = {name: loss[:, place] for name, loss in zip(self._steps.losses, together, strict=True)}
-            with member.surviving(number, self._count):
-                member.look(number, losses=losses, judge=partial(self._judge, place, number))
+            with member.surviving(number, steps=self._count):
+                member.look(number, losses=losses, judge=partial(self._judge, place, number=number))
 
     def cut(self, number: int, *, ended: Cut, during: int) -> None:
         """End all members with what is kept of them, at least the present."""
         for place, member in self._active():
-            with member.surviving(number, self._count):
+            with member.surviving(number, steps=self._count):
                 if member.kept is None:
-                    member.stopping.add(self._judge(place, number)[0])
+                    member.stopping.add(self._judge(place, number=number)[0])
                 member.ended, member.reason = ended, f"training was interrupted at step {during} of {self._count}"
 
     def conclude(self) -> list[R | DivergenceError]:
@@ -248,10 +248,10 @@ class MembersRun(Generic[R]):
             next(steps.batches)
         restore_draws(draws, device)
 
-    def _judge(self, place: int, number: int) -> tuple[Checkpoint, dict[str, float]]:
+    def _judge(self, place: int, *, number: int) -> tuple[Checkpoint, dict[str, float]]:
         if not all(network.finite(place) for network in self._steps.networks):  # no solve would notice
             raise DivergedError("the networks' weights are not finite")
-        now, notes = self._steps.checkpoint(place, number)
+        now, notes = self._steps.checkpoint(place, number=number)
         return now, dict(zip(self._steps.notes, notes, strict=True))
 
     def _check(self, place: int, values: Any) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from cfiv.learning.adam import Adam
 Optimiser = torch.optim.Optimizer | Adam
 #: What makes an optimiser for given parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimiser]
+#: Of the trainer, where a user gives none.
+ADAM: OptimizerFactory = partial(Adam, lr=1e-3)
 
 
 def check_optimizer(factory: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ CHECK_ROWS = 20_000
 WINDOW, RUN = 262_144, 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Standardised rows of one sample, on the training device.
 
@@ -46,18 +46,21 @@ class Sample:
 
     def rows(self, index: Tensor | slice) -> Sample:
         """The sample at some of its rows, of which there may be those of several members."""
-        return Sample(
-            rows_of(self.outcome, index),
-            rows_of(self.treatment, index),
-            rows_of(self.instruments, index),
-            None if self.covariates is None else rows_of(self.covariates, index),
-            None if self.weights is None else rows_of(self.weights, index),
-        )
+        return self._each(lambda part: rows_of(part, index))
 
     def cpu(self) -> Sample:
         """The sample in the processor's memory."""
-        covariates, weights = (None if part is None else part.cpu() for part in (self.covariates, self.weights))
-        return Sample(self.outcome.cpu(), self.treatment.cpu(), self.instruments.cpu(), covariates, weights)
+        return self._each(Tensor.cpu)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Sample:
+        """The sample with every part changed."""
+        return Sample(
+            outcome=change(self.outcome),
+            treatment=change(self.treatment),
+            instruments=change(self.instruments),
+            covariates=None if self.covariates is None else change(self.covariates),
+            weights=None if self.weights is None else change(self.weights),
+        )
 
 
 def rows_of(values: Tensor, index: Tensor | slice) -> Tensor:
@@ -67,7 +70,7 @@ def rows_of(values: Tensor, index: Tensor | slice) -> Tensor:
     return values.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """Numbers of the rows of sample 1 (stage 1), of sample 2 (stage 2) that train, and of sample 2 that are held out."""
 
@@ -122,7 +125,7 @@ def in_place(rows: Tensor) -> Tensor:
 
 
 def hold_out(
-    stage1: Tensor | None, sample2: Tensor, *, share: float, generator: np.random.Generator, clusters: Array | None = None
+    *, stage1: Tensor | None, sample2: Tensor, share: float, generator: np.random.Generator, clusters: Array | None = None
 ) -> Split:
     """Set a share of sample 2 aside; none where the share is 0 or sample 2 is too small to spare two rows.
 
@@ -144,7 +147,7 @@ def hold_out(
     """
     held = int(share * len(sample2))
     if held < 2 or len(sample2) - held < 2:
-        return Split(sample2 if stage1 is None else stage1, sample2, None)
+        return Split(stage1=sample2 if stage1 is None else stage1, stage2=sample2, heldout=None)
     if clusters is None:
         order = torch.from_numpy(generator.permutation(len(sample2)))
         heldout, others = order[:held], order[held:]
@@ -152,7 +155,7 @@ def hold_out(
         labels = clusters[sample2.numpy()]
         heldout, others = _split_groups(labels, share=share, generator=generator, purpose="holding out rows of a sample")
     train = in_place(sample2[others])
-    return Split(train if stage1 is None else stage1, train, in_place(sample2[heldout]))
+    return Split(stage1=train if stage1 is None else stage1, stage2=train, heldout=in_place(sample2[heldout]))
 
 
 def fold_groups(clusters: Array, *, folds: int, generator: np.random.Generator) -> tuple[Tensor, ...]:

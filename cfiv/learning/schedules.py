@@ -20,19 +20,9 @@ from cfiv.runtime.draws import watched
 class Factor(Protocol):
     """A schedule."""
 
-    def __call__(self, done: int, *, steps: int) -> float:
+    def __call__(self, done: int, /, *, steps: int) -> float:
         """From the steps done, and all of them, to a factor."""
         ...
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A schedule of :class:`Training`; no closure, so that a trainer can be pickled."""
-
-    method: Callable[[int, int], float]
-
-    def __call__(self, done: int, *, steps: int) -> float:
-        return self.method(done, steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +64,12 @@ def make_schedules(
         penalty = _check_factors("lambda_schedule", lambda_schedule)
     else:
         start = check_number("lambda_schedule", lambda_schedule, least=0.0, most=1.0, alternative="or a callable")
-        penalty = _Named(Training(lambda_start=start).lambda_factor)
+        penalty = Training(lambda_start=start).lambda_factor
     if callable(learning_rate_schedule):
         rate = _check_factors("learning_rate_schedule", learning_rate_schedule)
     else:
         check_choice("learning_rate_schedule", learning_rate_schedule, ("constant", "cosine"), alternative="or a callable")
-        rate = _Named(Training(learning_rate_schedule=learning_rate_schedule).rate_factor)
+        rate = Training(learning_rate_schedule=learning_rate_schedule).rate_factor
     return Schedules(penalty=penalty, rate=rate)
 
 

@@ -15,7 +15,7 @@ Schedule = Literal["cosine", "constant"]
 Report = Literal["refit", "current"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Options of the training loop that rarely need a change; the frequent ones are arguments of the estimator.
 
@@ -99,13 +99,13 @@ class Training:
             if isinstance(value, np.generic):
                 object.__setattr__(self, field.name, value.item())
 
-    def rate_factor(self, step: int, steps: int) -> float:
+    def rate_factor(self, step: int, *, steps: int) -> float:
         """Learning rate at a step, as a fraction of its peak."""
         if self.learning_rate_schedule == "constant":
             return 1.0
         warm = min(1.0, (step + 1) / max(10, steps // 100))
         return warm * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
-    def lambda_factor(self, step: int, steps: int) -> float:
+    def lambda_factor(self, step: int, *, steps: int) -> float:
         """Proximal penalties at a step, as a fraction of their final value."""
         return self.lambda_start + (1.0 - self.lambda_start) * step / steps

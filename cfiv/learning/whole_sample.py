@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cfiv.learning.networks import Networks, evaluate
 from cfiv.learning.samples import Sample
+from cfiv.networks.feature_maps import Networks, evaluate
 from cfiv.numerics.least_squares import solve, with_intercept
 from cfiv.numerics.moments import Moments, accumulate, moments, solve_moments
 from cfiv.numerics.two_stage import Structure, Unpredicted, penalised_rows, structural_features, unpredicted_features
@@ -116,7 +116,7 @@ def predicted_outcome(
     Tensor (n, 1), float64
     """
     nothing = instruments.new_zeros(instruments.shape[0], 1)
-    sample = Sample(nothing, nothing, instruments, covariates)
+    sample = Sample(outcome=nothing, treatment=nothing, instruments=instruments, covariates=covariates)
     return torch.cat([_structural(chunk, networks, first_stage, structure) @ structural for chunk in chunks(sample)])
 
 

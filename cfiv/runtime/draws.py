@@ -41,7 +41,7 @@ DRAWING_LAYERS: dict[type[nn.Module], str] = {
     nn.FractionalMaxPool3d: "kernel_size",
 }
 #: Where classes are at home that draw nothing but by such layers.
-KNOWN = ("torch.nn.", "torch.optim.", "cfiv.learning.")
+KNOWN = ("torch.nn.", "torch.optim.", "cfiv.networks.", "cfiv.learning.")
 
 
 class _Here(threading.local):
@@ -246,4 +246,11 @@ def _borrowed(own: torch.Generator, on_cuda: torch.Generator | None) -> Iterator
             stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
             stack.callback(lambda: on_cuda.set_state(torch.cuda.get_rng_state(device)))
             torch.cuda.set_rng_state(on_cuda.get_state(), device)
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws of layers (initial weights, dropout) come from ``seed`` inside; see :class:`Draws`."""
+    with Draws(seed, device).here(other_code=True):
         yield

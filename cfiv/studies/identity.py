@@ -172,7 +172,7 @@ def _is_network(value: Any) -> bool:
 
 def _of_network(network: Any, deeper: Callable[[Any], Any], *, drawn_anew: bool = False) -> dict[str, Any]:
     """Layer by layer: its class, its attributes, its tensors, or their shapes alone where whoever has it draws them anew."""
-    from cfiv.learning.build import can_be_drawn_anew
+    from cfiv.networks.build import can_be_drawn_anew
 
     layers: dict[str, Any] = {}
     for name, layer in network.named_modules():

@@ -10,7 +10,7 @@ PROGRAM = f"""
     import numpy as np, torch
     from torch import nn
     from cfiv.learning.samples import Sample
-    from cfiv.learning.networks import Networks
+    from cfiv.networks.feature_maps import Networks
     from cfiv.learning.whole_sample import refit_last_layers
 
     generator = torch.Generator().manual_seed(0)

@@ -88,7 +88,7 @@ LEARNING = """
     import cfiv
     from cfiv.estimators import estimator
     from cfiv.estimators.standardised import StandardisedData
-    from cfiv.learning import dfiv_fit
+    from cfiv.objectives import dfiv_fit
 
     reading = 0.0
 

@@ -20,9 +20,9 @@ import cfiv
 from cfiv import DFIV, DivergenceError, IVData, ParameterError, Training, TrainingWarning, TwoStageLeastSquares
 from cfiv.errors import WeakIdentificationWarning
 from cfiv.estimators import dfiv_learning
-from cfiv.learning import dfiv_fit
 from cfiv.learning.adam import Adam
-from cfiv.learning.networks import FeatureNetwork
+from cfiv.networks.default_networks import FeatureNetwork
+from cfiv.objectives import dfiv_fit
 
 #: Two ways to one answer in float64, on columns of very different scale.
 SAME = 1e-8

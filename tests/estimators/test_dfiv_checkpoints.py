@@ -96,7 +96,7 @@ def test_saving_changes_no_number_and_a_finished_fit_is_there_at_once(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr("cfiv.learning.dfiv_fit.step", never)
+    monkeypatch.setattr("cfiv.objectives.dfiv_fit.step", never)
     same(undisturbed, make().fit(data, checkpoint=tmp_path, every=5), data)
 
 

@@ -98,7 +98,7 @@ def test_a_layer_of_ones_own_is_told_how_strong_its_pull_is_to_be() -> None:
 
     training = Training(lambda_start=0.2)
     dfiv(last_layer=Pulled(0.1), training=training).fit(table())
-    assert list(dict.fromkeys(Pulled.pulls)) == [training.lambda_factor(step, STEPS) for step in range(1, STEPS)]
+    assert list(dict.fromkeys(Pulled.pulls)) == [training.lambda_factor(step, steps=STEPS) for step in range(1, STEPS)]
 
 
 @pytest.mark.contract

@@ -85,7 +85,7 @@ def test_held_out_rows_are_whole_groups_of_sample_2(seed: int) -> None:
     clusters = sizes_of(groups=20, seed=seed)
     generator = np.random.default_rng(seed)
     first, second = split_rows(len(clusters), share=0.5, generator=generator, clusters=clusters)
-    split = hold_out(first, second, share=0.2, generator=generator, clusters=clusters)
+    split = hold_out(stage1=first, sample2=second, share=0.2, generator=generator, clusters=clusters)
     assert split.heldout is not None
     assert sorted(split.sample2.tolist()) == sorted(second.tolist())
     assert parted(clusters, split.stage1, split.stage2, split.heldout) == set()

@@ -19,8 +19,8 @@ from cfiv.datasets import dsprites
 from cfiv.errors import ModelFileError
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.units import Standardiser
-from cfiv.learning import networks as nets
-from cfiv.learning import original_networks
+from cfiv.networks import original_networks
+from cfiv.runtime.draws import seeded
 from tests.estimators.test_model_file import OLD_FILES, rewrite
 
 #: Standardised in float32 or in float64, then a few steps of training in float32.
@@ -385,7 +385,7 @@ def test_the_original_s_image_networks_have_the_published_layers_spectrally_norm
     make: Any, shape: tuple[int, ...], published: str
 ) -> None:
     # Xu et al. 2021, the authors' program for dSprites.
-    with nets.seeded(0, CPU):
+    with seeded(0, CPU):
         network = make(shape[0] if len(shape) == 1 else shape)
         assert layers(network) == published
         x = torch.randn(20, *shape)

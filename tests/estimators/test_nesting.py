@@ -21,9 +21,9 @@ from cfiv.estimators.nesting import LearnedFunction, disagreement, weigh
 from cfiv.estimators.smooth_model import SmoothModel
 from cfiv.estimators.standardised import StandardisedData
 from cfiv.estimators.trust import Trust
-from cfiv.learning.dfiv_fit import refit_elsewhere
 from cfiv.learning.samples import Split
 from cfiv.numerics.smooth_basis import MOST_PRODUCTS, SmoothBasis
+from cfiv.objectives.dfiv_fit import refit_elsewhere
 from cfiv.studies.shipped.many_covariates import many_covariates
 
 
@@ -454,7 +454,7 @@ def test_functions_solved_elsewhere_bear_the_users_unpredicted_penalty() -> None
     fitted = quick(nested=False, swap=False).fit(data).fits_[0]
     data.check_fittable()
     problem = StandardisedData.prepare(data, device=torch.device("cpu"), double=False, standardise=True)
-    split = Split(torch.arange(100), torch.arange(100, 200), None)
+    split = Split(stage1=torch.arange(100), stage2=torch.arange(100, 200), heldout=None)
     sizes = []
     for penalty in (0.0, 1.0, 1e6):
         elsewhere = refit_elsewhere(fitted, problem.sample, split, unpredicted_penalty=penalty)

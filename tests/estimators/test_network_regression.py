@@ -19,11 +19,11 @@ from cfiv.datasets import demand
 from cfiv.estimators import gradient_training
 from cfiv.learning.gradient_steps import GradientFit, GradientProblem, GradientSteps, fit_gradient
 from cfiv.learning.last_layer import Memory, Proximal
-from cfiv.learning.regression import Features, RegressionObjective
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample, Split
-from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Training
+from cfiv.networks.stacked_networks import member_network
+from cfiv.objectives.regression import Features, RegressionObjective
 
 #: float32 features, float64 solves.
 SINGLE = 1e-5
@@ -57,15 +57,16 @@ def test_with_identity_features_and_no_penalty_it_is_least_squares(weights: str 
 
 @pytest.mark.law
 def test_a_step_solves_the_last_layer_and_moves_the_features_along_the_gradient_at_it() -> None:
+    widths = {"outcome": 1, "treatment": 2, "instruments": 3}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        rows = Sample(*(torch.randn(50, width, dtype=torch.float64) for width in (1, 2, 3)))
+        rows = Sample(**{name: torch.randn(50, width, dtype=torch.float64) for name, width in widths.items()})
         network = nn.Linear(2, 3, dtype=torch.float64)
     weight, bias = network.weight.detach().clone(), network.bias.detach().clone()
     everything = torch.arange(50)
     problem = GradientProblem(
         sample=rows,
-        splits=(Split(everything, everything, None),),
+        splits=(Split(stage1=everything, stage2=everything, heldout=None),),
         objective=RegressionObjective(rows, Features(("treatment",), "product"), Proximal(0.3, beta=0.1), 0.1, ()),
         steps=10,
         batch_size=None,

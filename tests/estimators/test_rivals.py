@@ -17,14 +17,14 @@ from cfiv import AGMM, DataError, DeepIV, DivergenceError, ParameterError, Train
 from cfiv.datasets import demand
 from cfiv.errors import ModelFileError
 from cfiv.estimators import deep_iv, gradient_training
-from cfiv.learning.adversarial import HALVES, CriticObjective
-from cfiv.learning.deep_iv import SampledObjective, conditional_mean
 from cfiv.learning.gradient_steps import Batch
-from cfiv.learning.member_networks import Pass
 from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import Sample
-from cfiv.learning.stacked_networks import member_network
+from cfiv.networks.member_networks import Pass
+from cfiv.networks.stacked_networks import member_network
 from cfiv.numerics.mixture_density import mixture_width
+from cfiv.objectives.adversarial import HALVES, CriticObjective
+from cfiv.objectives.deep_iv import SampledObjective, conditional_mean
 
 BOTH = pytest.mark.parametrize("kind", [DeepIV, AGMM])
 QUICK: dict[str, Any] = {"steps": 12, "progress": False, "random_state": 0}
@@ -37,11 +37,14 @@ def linear(n: int = 1000, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"y": 1 + 2 * t + x + u + 0.1 * e, "t": t, "z": z, "x": x})
 
 
+WIDTHS = {"outcome": 1, "treatment": 1, "instruments": 3, "covariates": 2}
+
+
 def problem(rows: int = 40) -> tuple[Sample, list[nn.Module]]:
     """A sample, and ``psi, xi, u`` of it, in float64."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sample = Sample(*(torch.randn(rows, width, dtype=torch.float64) for width in (1, 1, 3, 2)))
+        sample = Sample(**{name: torch.randn(rows, width, dtype=torch.float64) for name, width in WIDTHS.items()})
         networks = [nn.Sequential(nn.Linear(1, 4), nn.Tanh()), nn.Linear(2, 2), nn.Linear(5 * 3, 1, bias=False)]
     return sample, [network.double() for network in networks]
 

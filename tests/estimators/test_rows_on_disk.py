@@ -233,7 +233,7 @@ def test_a_fit_to_a_folder_goes_on_where_it_was_killed(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfiv.learning.dfiv_fit.refit_last_layers", killed)
+        patch.setattr("cfiv.objectives.dfiv_fit.refit_last_layers", killed)
         with pytest.raises(KilledError):
             model().fit(place, checkpoint=tmp_path, every=10)
     continued = model().fit(place, checkpoint=tmp_path, every=10)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cfiv
 from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge, TrainingWarning
 from cfiv.datasets import demand
-from cfiv.learning.networks import seeded
+from cfiv.runtime.draws import seeded
 
 FORMULA = "sales ~ time + emotion + [price ~ fuel]"
 #: Of weights after a few steps of float64, whose sums a card takes in another order.

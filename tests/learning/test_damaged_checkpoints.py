@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
 from cfiv.errors import ModelFileError
-from cfiv.learning.networks import seeded
 from cfiv.learning.run_file import FORMAT_VERSION, RUN_FILE
 from cfiv.learning.saved_state import check_generator, check_optimiser
+from cfiv.runtime.draws import seeded
 from cfiv.tensor_file import _content, nested
 
 CPU = torch.device("cpu")

@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, Proximal, Ridge, Training
-from cfiv.learning.dfiv_batches import Stage1Rows, Stage2Rows, TwoStageBatch
-from cfiv.learning.dfiv_step import DFIVState, LastLayers, MemberNetworks, StepOptions, step
 from cfiv.learning.last_layer import ClosedForm
 from cfiv.learning.learner import Learner
-from cfiv.learning.stacked_networks import member_network
 from cfiv.learning.training import Order
+from cfiv.networks.stacked_networks import member_network
+from cfiv.objectives.dfiv_batches import Stage1Rows, Stage2Rows, TwoStageBatch
+from cfiv.objectives.dfiv_step import DFIVState, LastLayers, MemberNetworks, StepOptions, step
 
 MEMBERS, META = 2, torch.device("meta")
 
@@ -55,8 +55,15 @@ def test_a_step_of_dfiv_reads_nothing_and_leaves_nothing_elsewhere(
     )
     state = DFIVState(state.networks, *(descending(learner) for learner in (state.phi, state.psi, state.xi)))
     batch = TwoStageBatch(
-        Stage1Rows(rows(MEMBERS, 50, 1), rows(MEMBERS, 50, 3), rows(MEMBERS, 50, 2), None),
-        Stage2Rows(rows(MEMBERS, 40, 1), rows(MEMBERS, 40, 3), rows(MEMBERS, 40, 2), None),
+        Stage1Rows(
+            treatment=rows(MEMBERS, 50, 1),
+            instruments=rows(MEMBERS, 50, 3),
+            covariates=rows(MEMBERS, 50, 2),
+            weights=None,
+        ),
+        Stage2Rows(
+            outcome=rows(MEMBERS, 40, 1), instruments=rows(MEMBERS, 40, 3), covariates=rows(MEMBERS, 40, 2), weights=None
+        ),
     )
     for _ in range(2):  # the second has weights to come from
         state, losses = step(

@@ -19,7 +19,7 @@ def test_a_split_puts_every_row_in_exactly_one_sample(share: float) -> None:
 @pytest.mark.law
 def test_holding_out_keeps_sample_2_whole_and_sample_1_untouched() -> None:
     stage1, sample2 = torch.arange(50), torch.arange(50, 100)
-    split = hold_out(stage1, sample2, share=0.2, generator=np.random.default_rng(0))
+    split = hold_out(stage1=stage1, sample2=sample2, share=0.2, generator=np.random.default_rng(0))
     assert split.heldout is not None
     assert len(split.heldout) == 10
     assert split.stage1 is stage1
@@ -29,7 +29,7 @@ def test_holding_out_keeps_sample_2_whole_and_sample_1_untouched() -> None:
 
 @pytest.mark.law
 def test_a_sample_too_small_to_spare_rows_holds_none_out() -> None:
-    split = hold_out(torch.arange(5), torch.arange(5), share=0.2, generator=np.random.default_rng(0))
+    split = hold_out(stage1=torch.arange(5), sample2=torch.arange(5), share=0.2, generator=np.random.default_rng(0))
     assert split.heldout is None
     assert len(split.sample2) == 5
 
@@ -37,7 +37,7 @@ def test_a_sample_too_small_to_spare_rows_holds_none_out() -> None:
 @pytest.mark.law
 def test_rows_of_a_sample_stay_together() -> None:
     numbers = torch.arange(30, dtype=torch.float64)[:, None]
-    sample = Sample(numbers, numbers, numbers, numbers, numbers[:, 0] + 1)
+    sample = Sample(outcome=numbers, treatment=numbers, instruments=numbers, covariates=numbers, weights=numbers[:, 0] + 1)
     some = sample.rows(torch.tensor([[3, 1], [20, 3]]))  # of two members
     assert some.outcome[..., 0].tolist() == [[3.0, 1.0], [20.0, 3.0]]
     assert all(torch.equal(some.outcome, part) for part in (some.treatment, some.instruments, some.covariates))
@@ -77,7 +77,7 @@ def test_a_large_sample_is_judged_on_random_rows_and_lies_in_order_otherwise(mon
     monkeypatch.setattr("cfiv.learning.samples.WINDOW", 300)
     monkeypatch.setattr("cfiv.learning.samples.CHECK_ROWS", 100)
     first, second = split_rows(1000, share=0.5, generator=np.random.default_rng(0))
-    split = hold_out(first, second, share=0.2, generator=np.random.default_rng(0))
+    split = hold_out(stage1=first, sample2=second, share=0.2, generator=np.random.default_rng(0))
     assert split.heldout is not None
     assert sorted([*first.tolist(), *split.stage2.tolist(), *split.heldout.tolist()]) == list(range(1000))
     for rows in (first, second, split.stage2):

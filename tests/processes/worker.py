@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import cfiv
 from cfiv import Adaptive, Gradient, Kalman, LastLayerTrainer, MovingAverage, Proximal, Ridge
 from cfiv.datasets import demand
-from cfiv.learning.networks import seeded
+from cfiv.runtime.draws import seeded
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

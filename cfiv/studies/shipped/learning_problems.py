@@ -27,7 +27,7 @@ from cfiv.studies.identity import seed_of
 if TYPE_CHECKING:
     from cfiv.datasets.function_pairs import FunctionPairs
     from cfiv.datasets.labelled_images import ImageClassification, LabelledImages
-    from cfiv.learning.trainer import LastLayerTrainer
+    from cfiv.supervised.trainer import LastLayerTrainer
 
 Examples = tuple[Tensor, ...]
 Measure = Callable[["LastLayerTrainer", Examples], float]
