@@ -15,6 +15,8 @@ from cfiv.errors import DataError, MissingRowsWarning, quoted, warn
 from cfiv.mapped import is_mapped, release
 
 Missing = Literal["drop", "raise"]
+#: What to do about rows with gaps, where an argument says whether they are left out.
+ADVICE = "fill them, or use missing='drop'"
 #: Of one text, or digits of one number: a model file names every level.
 LONGEST = 1000
 _REPR = Repr()
@@ -51,7 +53,9 @@ def without_gaps(frame: pd.DataFrame, missing: Missing) -> pd.DataFrame:
     return frame[~rows]
 
 
-def report_gaps(gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows: int, missing: Missing) -> None:
+def report_gaps(
+    gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows: int, missing: Missing, advice: str = ADVICE
+) -> None:
     """Warn of rows that are dropped, with the number of gaps in each column; raise where ``missing="raise"``, or none is left.
 
     Raises
@@ -64,7 +68,7 @@ def report_gaps(gaps: Mapping[str, int] | pd.Series[int], *, dropped: int, rows:
     """
     counts = ", ".join(f"{name}: {count}" for name, count in gaps.items() if count)
     if missing == "raise":
-        raise DataError(f"{dropped} of {rows} rows have gaps ({counts}): fill them, or use missing='drop'")
+        raise DataError(f"{dropped} of {rows} rows have gaps ({counts}): {advice}")
     if dropped == rows:
         raise DataError(f"all {rows} rows have gaps ({counts}): nothing is left; fill them or drop the column")
     warn(f"dropped {dropped} of {rows} rows with gaps ({counts})", MissingRowsWarning)

@@ -64,7 +64,7 @@ def encode(
     if is_stored(data):
         check_choice("missing", missing, ("drop", "raise"))
         _check_roles(roles.parts)
-        frame = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
+        frame, _ = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
         return _fit_complete(frame, roles, means_of, missing=missing)
     labels = data.index if isinstance(data, pd.DataFrame) else getattr(data, "row_labels", None)
     return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of, labels=labels)

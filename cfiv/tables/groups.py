@@ -13,6 +13,7 @@ from cfiv.data import IVData, read_table
 from cfiv.errors import CfivWarning, DataError, warn
 from cfiv.labels import check_same_rows, label_codes
 from cfiv.tables.columns import require_columns
+from cfiv.tables.stored import is_stored, read_labels
 
 #: More groups than this, of fewer rows on average, are hardly what was meant.
 MANY, FEW_ROWS = 20, 10
@@ -54,20 +55,19 @@ class Groups:
         """
         name, labels = "group", by
         if isinstance(by, str):
-            frame = read_table(rows)
-            require_columns(frame, [by], needed_for="groups")
-            name, labels = by, frame[by]
+            name, labels = by, read_labels(rows, by) if is_stored(rows) else _column(rows, by)
         else:
             check_same_rows({"the rows": rows.frame if isinstance(rows, IVData) else rows, "by": by})
             name = str(getattr(by, "name", None) or name)
+        labels = labels if isinstance(labels, (pd.Series, list, tuple)) else np.atleast_1d(as_array("by", labels))
+        if len(labels) != count:
+            raise DataError(f"by must name a column, or label each of the {count} rows, got {len(labels)} labels")
+        if kept is not None:
+            labels = [labels[i] for i in np.flatnonzero(kept)] if isinstance(labels, (list, tuple)) else labels[kept]
         codes = label_codes("by", labels)
-        if len(codes) != count:
-            raise DataError(f"by must name a column, or label each of the {count} rows, got {len(codes)} labels")
         if name == "rows":
             raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
-        values = list(labels) if isinstance(labels, (pd.Series, list, tuple)) else as_array("by", labels).ravel().tolist()
-        if kept is not None:
-            codes, values = np.unique(codes[kept], return_inverse=True)[1], [values[i] for i in np.flatnonzero(kept)]
+        values = labels.ravel().tolist() if isinstance(labels, np.ndarray) else list(labels)
         groups, count = int(codes.max()) + 1, len(codes)
         if groups > MANY and count < FEW_ROWS * groups:
             warn(
@@ -83,6 +83,12 @@ class Groups:
     def table(self) -> pd.DataFrame:
         """A row a group: its label and how many rows it has."""
         return pd.DataFrame({self.name: list(self.labels), "rows": [len(rows) for rows in self.members]})
+
+
+def _column(rows: Any, name: str) -> Any:
+    frame = read_table(rows)
+    require_columns(frame, [name], needed_for="groups")
+    return frame[name]
 
 
 def _order(labels: list[Any], categories: Any) -> list[int]:

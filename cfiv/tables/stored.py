@@ -14,7 +14,7 @@ from cfiv.arrays import Array
 from cfiv.data import EXACT
 from cfiv.errors import DataError, quoted
 from cfiv.mapped import BLOCK_ROWS, ColumnFile
-from cfiv.tables.columns import Missing, column_numbers, report_gaps, require_columns
+from cfiv.tables.columns import ADVICE, Missing, column_numbers, report_gaps, require_columns
 from cfiv.tables.table_sources import DaskFrame, DaskSource, ParquetSource, is_dask
 
 if TYPE_CHECKING:
@@ -39,8 +39,14 @@ def count_given(data: Any) -> int | None:
 
 
 def read_stored(
-    table: StoredTable, names: Sequence[str], *, labels: Collection[str], needed_for: str, missing: Missing
-) -> pd.DataFrame:
+    table: StoredTable,
+    names: Sequence[str],
+    *,
+    labels: Collection[str],
+    needed_for: str,
+    missing: Missing,
+    advice: str = ADVICE,
+) -> tuple[pd.DataFrame, Array | None]:
     """Columns of a stored table, as pandas has them once it is read, without rows that have gaps; mapped from disk.
 
     Parameters
@@ -54,12 +60,16 @@ def read_stored(
     needed_for : str
         For messages.
     missing : {"drop", "raise"}
+    advice : str
+        What to do about rows with gaps that are refused.
 
     Returns
     -------
-    DataFrame
+    frame : DataFrame
         Numbers as float64, labels that are numbers in their own type. It takes 8 bytes a number of the temporary files' disk
         until nothing refers to it any more, and no memory but what reads of it take.
+    kept : array of bool or None
+        Which of the table's rows these are; None of all.
 
     Raises
     ------
@@ -75,7 +85,7 @@ def read_stored(
     MissingRowsWarning
         With the number of rows dropped.
     """
-    source = ParquetSource.of(table) if isinstance(table, (str, os.PathLike)) else DaskSource.of(table)
+    source = _source(table)
     import pyarrow as pa
 
     present = source.names
@@ -88,22 +98,45 @@ def read_stored(
     if rows == 0:
         raise DataError(f"{source.said} has no rows: give at least one")
     stored = _Stored.of(source.schema, names, labels=labels, rows=rows)
-    gaps, incomplete, start = dict.fromkeys(names, 0), 0, 0
+    gaps, start, kept = dict.fromkeys(names, 0), 0, np.ones(rows, dtype=bool)
     for batch in source.batches():
-        kept, found = _without_gaps(batch)
+        complete, found = _complete_rows(batch)
         for name, count in found.items():
             gaps[name] += count
-        if missing == "drop" or not any(found.values()):
+        if complete is not None:
+            kept[start : start + batch.num_rows] = _plain(complete)
+        if missing == "drop" or complete is None:
             try:
-                stored.append(kept)
+                stored.append(batch if complete is None else batch.filter(complete))
             except DataError as error:
                 raise DataError(f"{error} (rows are counted from row {start} of {source.said})") from error
-        incomplete += batch.num_rows - kept.num_rows
         start += batch.num_rows
     pa.default_memory_pool().release_unused()
-    if any(gaps.values()):
-        report_gaps(gaps, dropped=incomplete, rows=rows, missing=missing)
-    return stored.frame(gaps)
+    if not any(gaps.values()):
+        return stored.frame(gaps), None
+    report_gaps(gaps, dropped=int((~kept).sum()), rows=rows, missing=missing, advice=advice)
+    return stored.frame(gaps), kept
+
+
+def read_labels(table: StoredTable, name: str) -> pd.Series[Any]:
+    """A column of a stored table in memory, as pandas has it.
+
+    Raises
+    ------
+    DataError
+        If there is none of this name, and as :func:`read_stored`.
+    """
+    source = _source(table)
+    require_columns(pd.DataFrame(columns=source.names), [name], needed_for="groups")
+    import pyarrow as pa
+
+    table_of_one = pa.Table.from_batches(source.of_columns([name]).batches()).unify_dictionaries()
+    labels: pd.Series[Any] = table_of_one.to_pandas()[name]
+    return labels
+
+
+def _source(table: StoredTable) -> ParquetSource | DaskSource:
+    return ParquetSource.of(table) if isinstance(table, (str, os.PathLike)) else DaskSource.of(table)
 
 
 @dataclass(eq=False)
@@ -170,8 +203,8 @@ class _Stored:
         return pd.DataFrame({name: columns[name] for name in self.names}, copy=False)
 
 
-def _without_gaps(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
-    """The rows of a batch without gaps, and how many there are in each column."""
+def _complete_rows(batch: pa.RecordBatch) -> tuple[pa.BooleanArray | None, dict[str, int]]:
+    """Which rows of a batch have no gaps, None of all, and how many gaps there are in each column."""
     import pyarrow.compute as compute
 
     gaps, missing = None, {}
@@ -180,7 +213,7 @@ def _without_gaps(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]
         missing[name] = empty.true_count
         if missing[name]:
             gaps = empty if gaps is None else compute.or_(gaps, empty)
-    return (batch if gaps is None else batch.filter(compute.invert(gaps))), missing
+    return None if gaps is None else compute.invert(gaps), missing
 
 
 def _plain(column: pa.Array) -> Array:

@@ -35,6 +35,9 @@ from cfiv.tables.treatment_values import grid_table, values_by_column
 
 PARTS = ("outcome", "treatment", "instruments", "covariates")
 
+#: What to do about rows with gaps that are refused.
+ADVICE = "predictions need complete rows, so drop or fill them"
+
 
 @dataclass(frozen=True, eq=False)
 class TableEncoder:
@@ -96,8 +99,7 @@ class TableEncoder:
         DataError
             For missing columns, gaps, infinities, text, or categories that training did not see.
         """
-        frame = self._table(rows)
-        self._complete(frame)
+        frame, _ = self._table(rows)
         return self.treatment.matrix(frame), self._covariates(frame)
 
     @property
@@ -120,7 +122,7 @@ class TableEncoder:
         needed_for = "held-out criteria"
         if is_stored(rows):
             known = [*self.roles.label_columns, *labels]
-            frame = read_stored(rows, names, labels=known, needed_for=needed_for, missing=missing)
+            frame, _ = read_stored(rows, names, labels=known, needed_for=needed_for, missing=missing)
         else:
             frame = read_table(rows)
             require_columns(frame, names, needed_for=needed_for)
@@ -148,7 +150,7 @@ class TableEncoder:
 
     def treatments_asked(self, name: str, value: Any, *, rows: Any, count: int) -> pd.DataFrame:
         """Treatment columns of one row for all, or of one each."""
-        values = self.treatment_values(values_by_column(name, value, rows=rows), rows=count)
+        values = self._treatments_given(name, value, rows=rows, count=count)
         return pd.DataFrame(values, index=range(count) if any(map(np.ndim, values.values())) else [0])
 
     def complete(self, rows: Any) -> Any:
@@ -159,23 +161,22 @@ class TableEncoder:
 
     def at(self, rows: Any, treatments: Mapping[str, Any], *, averaged: bool = False) -> Counterfactuals:
         """Rows with their treatment columns set: to one number, one each, or a mapping from column to number(s)."""
-        missing = self.missing if averaged else "raise"
-        frame = self._table(rows, without=self.roles.treatment_columns, missing=missing)
-        given = [
-            self.treatment_values(values_by_column(name, value, rows=rows), rows=len(frame))
-            for name, value in treatments.items()
-        ]
+        without, missing = self.roles.treatment_columns, self.missing if averaged else "raise"
+        frame, kept = self._table(rows, without=without, missing=missing)
+        count = len(frame) if kept is None else len(kept)
+        given = [self._treatments_given(name, value, rows=rows, count=count) for name, value in treatments.items()]
         varying = any(np.ndim(item) for values in given for item in values.values())
         same = None if varying else [pd.DataFrame(values, index=[0]) for values in given]
-        return self._asked(frame, given, same, missing=missing)
+        return self._asked(frame, given, same, kept=kept)
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:
         """A grid of m treatments as a table of the treatment columns."""
         table = grid_table(grid, columns=self.roles.treatment_columns)
-        without, missing = self.roles.treatment_columns, self.missing
-        frame = self.reference if rows is None else self._table(rows, without=without, missing=missing)
+        frame, kept = self.reference, None
+        if rows is not None:
+            frame, kept = self._table(rows, without=self.roles.treatment_columns, missing=self.missing)
         points = [{str(name): value for name, value in point.items()} for point in table.to_dict("records")]
-        return table, self._asked(frame, points, [table], missing=missing)
+        return table, self._asked(frame, points, [table], kept=kept)
 
     def treatment_values(self, value: Any, *, rows: int) -> dict[str, Any]:
         """Values by treatment column, each one number or one for each row: of one number, one each, or a mapping.
@@ -195,7 +196,7 @@ class TableEncoder:
             each = list(value)
             values = {}
             if len(each) == len(columns):
-                values = dict(zip(columns, each, strict=True))
+                values = {name: np.asarray(item) if np.ndim(item) else item for name, item in zip(columns, each, strict=True)}
             elif len(columns) == 1 and len(each) == rows:  # one a row
                 values = {columns[0]: np.asarray(value)}
         if set(values) != set(columns):
@@ -211,6 +212,11 @@ class TableEncoder:
                     f"{np.shape(item)}"
                 )
         return values
+
+    def _treatments_given(self, name: str, value: Any, *, rows: Any, count: int) -> dict[str, Any]:
+        """The values of an argument, by treatment column."""
+        columns = self.roles.treatment_columns
+        return self.treatment_values(values_by_column(name, value, rows=rows, count=count, columns=columns), rows=count)
 
     def covariate_table(self, data: IVData) -> pd.DataFrame:
         """The raw columns of the covariates."""
@@ -281,21 +287,29 @@ class TableEncoder:
             one.at(reference)
         return encoder
 
-    def _table(self, rows: Any, *, without: Sequence[str] = (), missing: Missing = "raise") -> pd.DataFrame:
-        """New rows as a table: of a Parquet file or folder the columns that predictions need, on disk."""
-        if not is_stored(rows):
-            return read_table(rows)
-        needed = self.roles.prediction_columns
-        names = [name for name in needed if name not in without] or needed
-        return read_stored(rows, names, labels=self.roles.label_columns, needed_for="predictions", missing=missing)
+    def _table(
+        self, rows: Any, *, without: Sequence[str] = (), missing: Missing = "raise"
+    ) -> tuple[pd.DataFrame, Array | None]:
+        """New rows without gaps, and which of those given they are, None of all: of a stored table what predictions need."""
+        if is_stored(rows):
+            needed = self.roles.prediction_columns
+            names = [name for name in needed if name not in without] or needed
+            labels = self.roles.label_columns
+            return read_stored(rows, names, labels=labels, needed_for="predictions", missing=missing, advice=ADVICE)
+        frame = read_table(rows)
+        kept = self._complete(frame, without=without, missing=missing)
+        return (frame if kept is None else frame[kept].reset_index(drop=True)), kept
 
     def _asked(
-        self, frame: pd.DataFrame, each: Sequence[Mapping[str, Any]], same: Sequence[pd.DataFrame] | None, *, missing: Missing
+        self,
+        frame: pd.DataFrame,
+        each: Sequence[Mapping[str, Any]],
+        same: Sequence[pd.DataFrame] | None,
+        *,
+        kept: Array | None,
     ) -> Counterfactuals:
         """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
-        kept = self._complete(frame, without=self.roles.treatment_columns, missing=missing)
         if kept is not None:
-            frame = frame[kept].reset_index(drop=True)
             each = [{name: item[kept] if np.ndim(item) else item for name, item in values.items()} for values in each]
         covariates = self._covariates(frame)
         encoded = None
@@ -327,8 +341,8 @@ class TableEncoder:
             return np.asarray(~gaps)
         named = quoted([name for name in needed if found[name].any()])
         raise DataError(
-            f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): "
-            f"predictions need complete rows, so drop or fill them, as with .dropna(subset=[{named}])"
+            f"{int(gaps.sum())} of {len(frame)} rows have gaps in {named} (first: row {int(gaps.argmax())}): {ADVICE}, as with "
+            f".dropna(subset=[{named}])"
         )
 
 

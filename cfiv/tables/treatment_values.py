@@ -15,7 +15,7 @@ from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.labels import check_same_rows
 
 
-def values_by_column(name: str, given: Any, *, rows: Any) -> Any:
+def values_by_column(name: str, given: Any, *, rows: Any, count: int, columns: Sequence[str]) -> Any:
     """Values for a table's treatment columns: one in all, one each, or a mapping; labels are heeded, gaps refused.
 
     Parameters
@@ -23,9 +23,13 @@ def values_by_column(name: str, given: Any, *, rows: Any) -> Any:
     name : str
         The argument, for messages.
     given : scalar, sequence, Series, mapping or table
-        A Series with other labels than 0, 1, ... goes by them.
+        A Series of one value a row has the labels of the rows; another one with other labels than 0, 1, ... goes by them.
     rows : table
         Where values are asked for, whose row labels those of a Series of one value a row must equal.
+    count : int
+        How many rows these are.
+    columns : sequence of str
+        The treatment columns.
 
     Returns
     -------
@@ -36,12 +40,16 @@ def values_by_column(name: str, given: Any, *, rows: Any) -> Any:
     ParameterError, DataError
         If it is none of that, has labels that are not the columns', or a gap.
     """
-    if _has_labels(given):
+    labelled = rows.frame if isinstance(rows, IVData) else rows
+    if isinstance(given, pd.Series) and len(columns) == 1 < len(given) == count:  # more than one column could have: one a row
+        check_same_rows({"the rows": labelled, name: given})
+    elif _has_labels(given):
         given = given.to_dict()
     elif hasattr(given, "columns") and not isinstance(given, Mapping):
         given = dict((given if isinstance(given, pd.DataFrame) else read_table(given)).items())
+    elif isinstance(given, (list, tuple)) and len(given) == len(columns) and any(_is_many(name, one) for one in given):
+        given = dict(zip(columns, given, strict=True))
     if isinstance(given, Mapping):
-        labelled = rows.frame if isinstance(rows, IVData) else rows
         for column, values in given.items():
             check_same_rows({"the rows": labelled, f"{name} of {column!r}": values})
         return {column: _values(f"{name} of {column!r}", values) for column, values in given.items()}
@@ -102,6 +110,11 @@ def grid_table(grid: Any, *, columns: Sequence[str]) -> pd.DataFrame:
 def _has_labels(given: Any) -> bool:
     """Whether it is a Series that names its values, by something else than their position."""
     return isinstance(given, pd.Series) and not given.index.equals(pd.RangeIndex(len(given)))
+
+
+def _is_many(name: str, given: Any) -> bool:
+    """Whether it is several values, and no text."""
+    return hasattr(given, "__len__") and not isinstance(given, str) and np.ndim(as_array(name, given)) > 0
 
 
 def _values(name: str, given: Any) -> Any:

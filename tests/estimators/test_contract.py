@@ -344,6 +344,9 @@ def test_rows_with_gaps_are_dropped_from_averages_as_from_the_fit_and_refused_on
             found = asked.effect(holed, **change, by=holed["region"])
         pd.testing.assert_frame_equal(found, asked.effect(frame[kept], **change, **by))
         with pytest.warns(cfiv.errors.MissingRowsWarning, match="dropped 4 of 120"):
+            found = asked.effect(holed, **each, by=holed["region"].where(kept))  # labels of rows left out may be missing
+        assert found["rows"].sum() == 116
+        with pytest.warns(cfiv.errors.MissingRowsWarning, match="dropped 4 of 120"):
             found = asked.effect(holed, **each, **by)
         those = {**each, "treatment_to": {"t": each["treatment_to"]["t"][kept]}}
         pd.testing.assert_frame_equal(found, asked.effect(frame[kept], **those, **by))

@@ -169,8 +169,8 @@ def test_what_rows_on_disk_do_not_have_is_refused(frame: pd.DataFrame, place: Pa
     with pytest.raises(DataError, match="the instruments do not move the treatment 't'"):
         cfiv.TwoStageLeastSquares("y ~ [t ~ still]").fit(tmp_path / "t.parquet")
     fitted = cfiv.TwoStageLeastSquares("y ~ x + [t ~ z]").fit(place)
-    with pytest.raises(DataError, match="a table is needed here, got the name"):
-        fitted.effect(str(place), treatment_from=19.0, treatment_to=21.0, by="region")
+    with pytest.raises(DataError, match="groups need column 'regoin', which the table does not have: did you mean 'region'"):
+        fitted.effect(str(place), treatment_from=19.0, treatment_to=21.0, by="regoin")
     with pytest.raises(DataError, match="rows are not the 2000"):
         cfiv.infer(frame[:1500], fitted)
 
@@ -270,3 +270,22 @@ def test_predictions_at_files_that_do_not_resemble_training_are_refused(frame: p
     frame.drop(columns=["t", "y", "z"]).to_parquet(path)
     effects = model.effect(path, treatment_from=19.0, treatment_to=21.0)
     assert np.ptp(effects) < 1e-9
+
+
+@pytest.mark.law
+@pytest.mark.filterwarnings("ignore::cfiv.errors.MissingRowsWarning")
+def test_averages_over_a_folder_with_gaps_are_those_over_the_table(frame: pd.DataFrame, tmp_path: Path) -> None:
+    present = {name: frame[name] < frame[name].quantile(0.9) for name in ("x", "q")}
+    holed = frame.assign(x=frame["x"].where(present["x"]), region=pd.Categorical(frame["region"].where(present["q"])))
+    tmp_path.joinpath("rows").mkdir()
+    for i, part in enumerate(np.array_split(np.arange(ROWS), 3)):
+        holed.iloc[part].to_parquet(tmp_path / "rows" / f"{i}.parquet", row_group_size=250)
+    model = cfiv.TwoStageLeastSquares("y ~ x + C(region) + [t + t:x ~ z + q + z:x]").fit(frame)
+    each = {"treatment_from": {"t": np.linspace(19, 21, ROWS)}, "treatment_to": 22.0}
+    for by in ("region", frame["z"].to_numpy() > 0):
+        expected = model.effect(holed, **each, by=by)
+        pd.testing.assert_frame_equal(model.effect(tmp_path / "rows", **each, by=by), expected, rtol=1e-12)
+    curve = model.dose_response([19.0, 21.0], holed)
+    pd.testing.assert_frame_equal(model.dose_response([19.0, 21.0], tmp_path / "rows"), curve, rtol=1e-12)
+    with pytest.raises(DataError, match=r"rows have gaps \(x: .*\): predictions need complete rows, so drop or fill them$"):
+        model.predict(tmp_path / "rows")

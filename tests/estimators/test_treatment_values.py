@@ -238,3 +238,41 @@ def test_one_treatment_may_have_a_value_for_each_row() -> None:
         np.testing.assert_allclose(effect, slope * np.array([1.0, 2.0, 3.0]), rtol=1e-9)
     with pytest.raises(ParameterError, match=r"as in \{'t': \.\.\.\}"):
         model.effect(frame[:3], treatment_from=0.0, treatment_to=[1.0, 2.0])
+
+
+@pytest.mark.law
+def test_a_series_of_one_treatment_a_row_goes_by_the_labels_of_the_rows() -> None:
+    up = FRAME["t"].clip(-1, 1) + 0.1 * (FRAME["x"] > 0)
+    expected = ONE.effect(FRAME, treatment_from={"t": FRAME["t"]}, treatment_to={"t": up})
+    np.testing.assert_array_equal(ONE.effect(FRAME, treatment_from=FRAME["t"], treatment_to=up), expected)
+    filtered = FRAME[FRAME["x"] > 0]
+    np.testing.assert_array_equal(
+        ONE.effect(filtered, treatment_from=filtered["t"], treatment_to=up[filtered.index]), expected[FRAME["x"] > 0]
+    )
+    numbered = FRAME.reset_index(drop=True)
+    shuffled = numbered.sort_values("x")
+    with pytest.raises(DataError, match="treatment_to and the rows have the same row labels in another order"):
+        ONE.effect(shuffled, treatment_from=0.0, treatment_to=numbered["t"])
+    by_position = numbered["t"].to_numpy()
+    np.testing.assert_array_equal(
+        ONE.effect(shuffled, treatment_from=0.0, treatment_to=by_position),
+        ONE.effect(shuffled, treatment_from=0.0, treatment_to={"t": by_position}),
+    )
+
+
+@pytest.mark.law
+def test_values_of_several_treatments_may_come_one_sequence_each() -> None:
+    t, s = FRAME["t"] + 1, FRAME["s"] * 2
+    expected = BY_TABLE.effect(FRAME, treatment_from=[0.0, 1.0], treatment_to={"t": t, "s": s})
+    for pair in ([t, s], (t.to_numpy(), s.tolist()), np.stack([t, s]), [pl.Series(t.to_numpy()), s]):
+        np.testing.assert_array_equal(BY_TABLE.effect(FRAME, treatment_from=[0.0, 1.0], treatment_to=pair), expected)
+    with pytest.raises(DataError, match="treatment_to of 's' and the rows have the same row labels in another order"):
+        BY_TABLE.effect(FRAME, treatment_from=[0.0, 1.0], treatment_to=[t, s[::-1]])
+    holed = FRAME.assign(x=FRAME["x"].where(FRAME["x"] < 1))
+    kept = holed["x"].notna()
+    with pytest.warns(cfiv.errors.MissingRowsWarning):
+        found = BY_TABLE.effect(holed, treatment_from=[t, 0.0], treatment_to=[t.tolist(), s], by=FRAME["z"] > 0)
+    by_hand = BY_TABLE.effect(
+        FRAME[kept], treatment_from=[t[kept], 0.0], treatment_to=[t[kept], s[kept]], by=FRAME["z"][kept] > 0
+    )
+    pd.testing.assert_frame_equal(found, by_hand)
