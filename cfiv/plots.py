@@ -197,7 +197,7 @@ def confidence_band(
     seen : array (m,), optional
         Treatments of training, marked by ticks at the foot.
     dashed : bool
-        Draw the band as two dashed lines: it cannot be trusted, as with weak instruments.
+        Draw the band as two dashed lines, and say in the legend that it is doubted, as with weak instruments.
     ax : Axes, optional
         Where to draw.
 
@@ -227,10 +227,9 @@ def confidence_band(
     joined = supported[:-1] & supported[1:]  # pieces of the curve between two supported points
     for lower, upper, alpha, label in intervals:
         if dashed and label == "uniform band":
-            for name in (lower, upper):
-                ax.plot(
-                    points, rows[name], color=colour, linewidth=1.2, linestyle=DASHES, label=label if name == lower else None
-                )
+            style: dict[str, Any] = {"color": colour, "linewidth": 1.2, "linestyle": DASHES}
+            ax.plot(points, rows[lower], **style, label=f"{label}, doubted")
+            ax.plot(points, rows[upper], **style)
             continue
         _shade(ax, points, rows[lower], rows[upper], joined, color=colour, alpha=alpha, label=label)
         _shade(ax, points, rows[lower], rows[upper], ~joined, color=INK, alpha=0.05)

@@ -270,6 +270,7 @@ def test_a_band_that_cannot_be_trusted_is_two_dashed_lines(band: pd.DataFrame) -
     assert points(lower) == expected(band, "band_lower")
     assert points(upper) == expected(band, "band_upper")
     assert len(ax.collections) == 2, "of the pointwise interval alone"
+    assert legend(ax)[0] == "uniform band, doubted"
 
 
 def test_a_curve_without_a_band_or_one_all_beyond_is_drawn_too(band: pd.DataFrame) -> None:
