@@ -47,6 +47,7 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
     if spec is None:
         network = default(shape)
     elif isinstance(spec, nn.Module):
+        check_unscripted(spec, f"{role}_network")
         network = copied(spec, role)
         for module in network.modules():
             if can_be_drawn_anew(module):
@@ -64,6 +65,7 @@ def build(spec: NetworkSpec, *, shape: Sequence[int], default: Callable[[Sequenc
         # A copy, in case the factory hands out one and the same module.
         if not isinstance(made, nn.Module):
             raise ParameterError(f"the {role}_network factory must return a torch module, got {type(made).__name__}")
+        check_unscripted(made, f"{role}_network")
         with suppress(RuntimeError, ValueError, TypeError):  # what is wrong with it is said below
             made_ready(made, shape)  # torch cannot copy all lazy layers
         network = copied(made, role)
@@ -93,6 +95,22 @@ def copied(network: nn.Module, role: str) -> nn.Module:
             f"the {role}_network cannot be copied ({str(error).splitlines()[0]}): two fits may not share one; keep what has no "
             "copy (locks, open files, results of computations) out of the module"
         ) from error
+
+
+def check_unscripted(network: nn.Module, what: str) -> None:
+    """Refuse what torch.jit has made, of which torch neither shows the layers nor lets parameters be held still.
+
+    Raises
+    ------
+    ParameterError
+        Which names the part.
+    """
+    for name, part in network.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            where = f"its {name!r} is" if name else "it is"
+            raise ParameterError(
+                f"the {what} must be made of torch.nn, and {where} of torch.jit: give it as it was before that"
+            )
 
 
 def made_ready(network: nn.Module, shape: Sequence[int]) -> nn.Module:

@@ -29,7 +29,7 @@ from cfiv.learning.run_file import RunFile
 from cfiv.learning.samples import check_batch_size
 from cfiv.learning.schedules import make_schedules
 from cfiv.learning.training import Order, Schedule, Training
-from cfiv.networks.build import check_kept
+from cfiv.networks.build import check_kept, check_unscripted
 from cfiv.networks.module_modes import in_mode, make_trainable
 from cfiv.runtime.devices import resolve_device
 from cfiv.runtime.digest import digest
@@ -142,6 +142,7 @@ class LastLayerTrainer(TrainedModule):
         random_state: int | np.random.Generator | None = 0,
     ) -> None:
         check_instance("module", module, nn.Module, "a torch module")
+        check_unscripted(module, "module")
         check_instance("last_module", last_module, (str, type(None)), "the dotted name of a layer, or None")
         check_batch_size(batch_size)
         check_random_state(random_state, most=2**64 - 1)

@@ -76,6 +76,22 @@ def test_a_network_that_does_not_fit_is_refused(spec: NetworkSpec, message: str)
         built(spec)
 
 
+@pytest.mark.contract
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_torch_jit_has_made_is_refused_before_anything_is_trained() -> None:
+    scripted = torch.jit.script(nn.Linear(3, 2))
+    within = nn.Sequential(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), nn.Tanh())
+    for spec in (scripted, lambda width: scripted):
+        with pytest.raises(
+            ParameterError, match=r"the covariate_network must be made of torch.nn, and it is of torch.jit: give"
+        ):
+            built(spec)
+    with pytest.raises(ParameterError, match="the covariate_network must be made of torch.nn, and its '0' is of torch.jit"):
+        built(within)
+    with pytest.raises(ParameterError, match="the module must be made of torch.nn, and it is of torch.jit"):
+        cfiv.LastLayerTrainer(scripted)
+
+
 @pytest.mark.law
 def test_evaluating_leaves_batch_statistics_and_mode_alone() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
