@@ -90,6 +90,8 @@ def effect(model: Path, start: str, end: str, rows: Path | None, out: Path | Non
         found = inference.effect(**change, rows=averaged)
         _report(found.table, found, out)
         return
+    if averaged is not None:
+        averaged = function.encoder.complete(averaged, treatment=False)
     values = function.effect(averaged, **change)
     quantiles = np.quantile(values, SHARES)
     record = {"from": start, "to": end, "rows": len(values), "average": values.mean(), "lowest": values.min()}
@@ -201,9 +203,14 @@ def _say_errors(function: StructuralFunction, asked: str) -> None:
         return
     name = next((one.name for one in registry.estimators() if one.class_name == function.estimator), None)
     if name is not None:
-        groups = dict(function.encoder.describe()).get("Clusters")
-        grouped = "" if groups is None else f" --clusters {groups.replace(' + ', ',')}"
-        click.echo(f"\nWith standard errors: cfiv infer TRAIN FORMULA --estimator {name}{grouped} {asked}")
+        roles, facts = dict(function.encoder.describe()), function.facts
+        named = [f" --{role.lower()} {roles[role].replace(' + ', ',')}" for role in ("Weights", "Clusters") if role in roles]
+        click.echo(f"\nWith standard errors: cfiv infer TRAIN FORMULA --estimator {name}{''.join(named)} {asked}")
+        covariance = facts.get("Covariance", "robust")
+        besides = [] if covariance in ("robust", "clustered") else [f"its covariance is {covariance}"]
+        besides += [f"its kappa is {facts['Kappa']}, --fuller or not"] if "Kappa" in facts else []
+        if besides:
+            click.echo(f"and what else the fit was given: {', '.join(besides)}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -99,7 +99,8 @@ def infer(
     check_estimator(registered.kind)
     groups = read_columns(clusters)
     data = training_data(train, formula, clusters=groups)
-    model = make(registered, formula, seed=seed, progress=False, weights=weights, debiased=debiased, fuller=fuller).fit(data)
+    given: dict[str, Any] = {"weights": weights, "clusters": clusters, "debiased": debiased, "fuller": fuller}
+    model = make(registered, formula, seed=seed, progress=False, **given).fit(data)
     inference = cfiv.infer(
         data,
         model,

@@ -68,6 +68,11 @@ def check_same_rows(given: Mapping[str, object]) -> None:
         first, expected = next(iter(indices.items()))
         if not index.equals(expected):
             order = len(index) == len(expected) and set(index) == set(expected)
+            if len(index) != len(expected):
+                raise DataError(
+                    f"{name} and {first} have {len(index)} and {len(expected)} rows, so that it is not clear which belong "
+                    "together: give one for each, with the same labels"
+                )
             raise DataError(
                 f"{name} and {first} have {'the same row labels in another order' if order else 'different row labels'} "
                 f"({_some(index)} and {_some(expected)}), so that it is not clear which rows belong together: bring them into "

@@ -54,7 +54,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]  # as parameters are
 # References that lead nowhere are warnings, but for modules below the public surface, which have no page.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"cfiv\.(data|diagnostics|estimators|learning|numerics|tables)\b.*"),
+    ("py:.*", r"cfiv\.(data|diagnostics|estimators|learning|networks|numerics|objectives|supervised|tables)\b.*"),
     ("py:mod", r"cfiv\.datasets\.cifar_pickle"),
     ("py:class", r"linearmodels\..*"),
     ("py:(class|exc)", r"[^.]*|.*,.*"),  # types and exceptions as docstrings list them

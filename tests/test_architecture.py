@@ -65,6 +65,7 @@ MAY_USE = {
     "cli_compare": {"errors", "files", "terminal", "estimators", "inference", "cli_inputs", "cli_outputs"},
     "cli_infer": {"errors", "files", "estimators", "inference", "plots", "cli_inputs", "cli_outputs"},
     "cli_study": {"errors", "files", "interrupts", "terminal", "rendering", "studies"},
+    "__main__": {"cli"},
     "cli": {
         "errors",
         "files",

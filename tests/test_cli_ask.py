@@ -198,3 +198,26 @@ def test_of_estimators_without_intervals_it_is_said_why(tmp_path: Path, monkeypa
     answer = run("dose-response", "network.st", "0,1")
     assert answer.code == 0
     assert "NetworkRegression has no standard errors: its features were learned from the same rows" in answer.out
+
+
+@pytest.mark.contract
+def test_an_effect_over_rows_with_gaps_is_over_the_others_and_its_hint_has_the_roles_and_options_of_the_fit(
+    model: cfiv.TwoStageLeastSquares, run: Run
+) -> None:
+    frame = table().assign(x=lambda f: f["x"].where(f.index % 10 > 0))
+    frame.drop(columns="t").to_csv("holed.csv", index=False)
+    options = {"weights": "w", "clusters": "group", "covariance": "clustered", "debiased": True}
+    with pytest.warns(cfiv.errors.MissingRowsWarning):
+        fitted = cfiv.TwoStageLeastSquares(LINE, **options).fit(frame)
+    fitted.save("holed.st")
+    answer = run("effect", "holed.st", "--from", 0, "--to", 1, "--rows", "holed.csv", "--out", "e.csv")
+    assert answer.code == 0
+    assert "dropped 30 of 300 rows with gaps (x: 30)" in answer.err
+    expected = fitted.effect(frame.dropna(), treatment_from=0.0, treatment_to=1.0)
+    assert pd.read_csv("e.csv")[["rows", "average"]].to_numpy().tolist() == [[270, expected.mean()]]
+    hint = "cfiv infer TRAIN FORMULA --estimator 2sls --weights w --clusters group --effect 0 1\n"
+    assert answer.out.endswith(f"{hint}and what else the fit was given: its covariance is clustered, debiased\n")
+    cfiv.LIML(LINE, fuller=1.0).fit(table()).save("liml.st")
+    said = run("effect", "liml.st", "--from", 0, "--to", 1).out.splitlines()[-1]
+    assert said.startswith("and what else the fit was given: its kappa is ")
+    assert said.endswith(", --fuller or not")

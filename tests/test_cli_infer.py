@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,14 @@ def test_intervals_of_a_sieve_are_of_the_size_that_is_asked(train: pd.DataFrame,
     asked = ("train.csv", "y ~ x + [t ~ z]", "--estimator", "sieve-iv", "--effect", "0", "1")
     assert "for small bias; the curve of" in run(*asked).out
     assert "functions that the data chose" in run(*asked, "--no-undersmooth").out
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("estimator", ["2sls", "kernel-iv"])
+def test_rows_without_a_cluster_are_left_out_of_the_fit_too(estimator: str, train: pd.DataFrame, run: Run) -> None:
+    holed = train.assign(group=train["group"].where(train.index >= 5))
+    holed.to_csv("holed.csv", index=False)
+    answer = run("holed.csv", LINE, "--estimator", estimator, "--clusters", "group", "--effect", 0, 1)
+    assert answer.code == 0
+    assert "dropped 5 of 300 rows with gaps (group: 5)" in answer.err
+    assert re.search(r"^Rows +295$", answer.out, re.MULTILINE)

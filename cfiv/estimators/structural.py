@@ -200,7 +200,7 @@ class StructuralFunction:
         effects = at_to - at_from
         if by is None:
             return effects
-        groups = Groups.of(by, rows, count=asked.given, kept=asked.kept)
+        groups = Groups.of(by, rows, count=asked.given, kept=asked.kept, beside=("estimate",))
         return groups.table().assign(estimate=[float(effects[members].mean()) for members in groups.members])
 
     def dose_response(self, grid: Any, rows: Any = None) -> pd.DataFrame:

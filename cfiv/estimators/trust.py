@@ -74,12 +74,13 @@ class Trust:
         if self.strength < WEAK:
             found.append(f"the instruments hardly move the treatment (F = {self.strength:.2g}, below {WEAK:g})")
         if self.noise > NOISY:
+            better = "" if self.strength < WEAK else "; the average effect may be known far better: cfiv.infer"
             share = _part_of("its square" if self.line else "its variation over the rows", self.noise)
             found.append(
                 f"the line in the treatment is not told from a flat one ({share} may be sampling noise, more than {NOISY:.0%})"
                 if self.line
                 else f"the shape of what the treatment does, its bends and differences between rows, may be sampling noise "
-                f"({share}, more than {NOISY:.0%}); the average effect may be known far better: cfiv.infer"
+                f"({share}, more than {NOISY:.0%}){better}"
             )
         if self.left > LEFT:
             found.append(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+#: Of a table of estimates, beside where they are.
+COLUMNS = ("estimate", "std_error", "lower", "upper", "band_lower", "band_upper", "critical_value", "supported")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Law:
     """The joint law of all coefficients of an inference, and how intervals are made of it.

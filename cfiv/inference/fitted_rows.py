@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from cfiv.checks import several, shown
 from cfiv.data import Array, IVData, read_table
-from cfiv.errors import DataError, ParameterError
+from cfiv.errors import DataError, ParameterError, quoted
 from cfiv.estimators.components import Component
 from cfiv.estimators.estimator import StructuralEstimator
 from cfiv.estimators.fixed_effects import Absorbed, within
@@ -76,7 +76,8 @@ class FittedRows:
         rows.check_observed("inference")
         rows = rows.with_positive_weight()
         if len(rows) != model.n_rows_:
-            raise _other_rows(rows, model)
+            alike = len(encoder.observations(data, missing=model.missing).with_positive_weight()) == model.n_rows_
+            raise _other_rows(rows, model, gaps_of=names if alike else ())
         if table:
             assert rows.frame is not None
             groups = {name: label_codes(f"clusters {name!r}", cluster_labels(rows.frame, (name,))) for name in names}
@@ -173,7 +174,12 @@ def _stacked(groups: Mapping[str, Array]) -> Array | None:
     return np.stack(list(groups.values()), axis=1) if groups else None
 
 
-def _other_rows(rows: IVData, model: StructuralEstimator) -> DataError:
+def _other_rows(rows: IVData, model: StructuralEstimator, *, gaps_of: Sequence[str] = ()) -> DataError:
+    if gaps_of:
+        return DataError(
+            f"{model.n_rows_ - len(rows)} of the {model.n_rows_} rows that this {type(model).__name__} was fitted to have gaps "
+            f"in the clusters {quoted(gaps_of)}: give the fit clusters= too, which then leaves those rows out, or fill the gaps"
+        )
     return DataError(
         f"the {len(rows)} rows are not the {model.n_rows_} that this {type(model).__name__} was fitted to, of which its errors "
         "are: give the same data, with the same gaps and weights, or fit it to these"

@@ -16,7 +16,7 @@ from cfiv.arrays import Array
 from cfiv.errors import ParameterError
 from cfiv.estimators.structural import StructuralFunction
 from cfiv.estimators.summary import Summary
-from cfiv.inference.estimates import Averages, Estimates, Law
+from cfiv.inference.estimates import COLUMNS, Averages, Estimates, Law
 from cfiv.inference.functionals import Asker, Functionals, any_functional
 from cfiv.inference.inference_file import INFERENCE_FILE, inference_to_values, read_inference
 from cfiv.inference.linear_in_basis import bases_of
@@ -102,7 +102,10 @@ class Inference:
         both = {"treatment_to": treatment_to, "treatment_from": treatment_from}
         asked = encoder.at(rows, both, averaged=True)
         raw = [encoder.treatments_asked(name, value, rows=rows, count=asked.given) for name, value in both.items()]
-        groups = None if by is None else Groups.of(by, rows, count=asked.given, kept=asked.kept)
+        groups = None
+        if by is not None:
+            changed = [f"{name}_{end}" for name in encoder.treatment_names for end in ("from", "to")]
+            groups = Groups.of(by, rows, count=asked.given, kept=asked.kept, beside=[*changed, *COLUMNS])
         members = [np.arange(asked.rows)] if groups is None else groups.members
         within = [self.seen.within(table if asked.kept is None or len(table) == 1 else table[asked.kept]) for table in raw]
         found = []
@@ -117,7 +120,8 @@ class Inference:
             for end, table in (("from", raw[1]), ("to", raw[0]))
         }
         question = "effect" if groups is None else f"effect by {groups.name}"
-        return self._averaged(question, points.assign(**ends), reduce(Functionals.beside, found))
+        found_together = reduce(Functionals.beside, found)
+        return self._averaged(question, points.assign(**ends), found_together, outcome=f"effect on {self.function.outcome}")
 
     def average_derivative(self, rows: Any = None) -> Estimates:
         """``mean_i dh(T_i, X_i) / dt`` over rows, for each treatment that is a number.
@@ -301,9 +305,20 @@ class Inference:
         function, law = self.averages.function, self.averages.law
         return Asker(function, bases_of(function), law.fits, self.seen, self.rows)
 
-    def _averaged(self, question: str, points: pd.DataFrame, functionals: Functionals) -> Estimates:
-        return self._estimates(question, points, functionals, None if self.averages is None else self.averages.law)
+    def _averaged(
+        self, question: str, points: pd.DataFrame, functionals: Functionals, *, outcome: str | None = None
+    ) -> Estimates:
+        law = self.law if self.averages is None else self.averages.law
+        return self._estimates(question, points, functionals, law=law, outcome=outcome)
 
-    def _estimates(self, question: str, points: pd.DataFrame, functionals: Functionals, law: Law | None = None) -> Estimates:
+    def _estimates(
+        self,
+        question: str,
+        points: pd.DataFrame,
+        functionals: Functionals,
+        *,
+        law: Law | None = None,
+        outcome: str | None = None,
+    ) -> Estimates:
         ticks = {name: self.seen.quantiles[:, i] for i, name in enumerate(self.seen.columns)}
-        return Estimates(question, points, functionals, law or self.law, self.function.outcome, ticks)
+        return Estimates(question, points, functionals, law or self.law, outcome or self.function.outcome, ticks)

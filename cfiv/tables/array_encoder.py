@@ -127,7 +127,7 @@ class ArrayEncoder:
             self._check_unit(treatment[None])
         return Counterfactuals(len(data), self._covariates(data), same, iter(()))
 
-    def complete(self, rows: Any) -> Any:
+    def complete(self, rows: Any, *, treatment: bool = True) -> Any:
         """All of them."""
         return rows
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from reprlib import Repr
 from typing import Any, Literal
 
@@ -74,6 +76,17 @@ def report_gaps(
     warn(f"dropped {dropped} of {rows} rows with gaps ({counts})", MissingRowsWarning)
 
 
+@contextmanager
+def rows_counted_without(dropped: int) -> Iterator[None]:
+    """Inside, errors that name a row say that rows are counted without those that were dropped, if there are any."""
+    try:
+        yield
+    except DataError as error:
+        if not dropped or not re.search(r"\brow \d", str(error)):
+            raise
+        raise type(error)(f"{error} (rows are counted without the {dropped} that are left out)") from error
+
+
 def numeric(frame: pd.DataFrame, variables: Sequence[str], categories: Container[str] = ()) -> pd.DataFrame:
     """The raw columns of a part as float64, those used as categories as they are, whatever the type of the rows."""
     columns = {name: frame[name] if name in categories else column_numbers(name, frame[name]) for name in variables}
@@ -126,6 +139,15 @@ def column_numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
 def row_weights(frame: pd.DataFrame, name: str) -> Array:
     """A column of row weights as numbers, shape (n,)."""
     return column_numbers(name, frame[name]).to_numpy()
+
+
+def with_positive_weight(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
+    """The rows whose weight is not zero, as :meth:`cfiv.IVData.with_positive_weight` has them; all where that is refused."""
+    weights = np.ones(1) if name is None else row_weights(frame, name)
+    if not (len(weights) and weights.min() >= 0.0 < weights.max()):
+        return frame
+    kept = weights / weights.max() > 0.0
+    return frame if kept.all() else frame[kept]
 
 
 def cluster_labels(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series[Any] | pd.DataFrame:

@@ -114,8 +114,8 @@ class Encoder(Protocol):
         """
         ...
 
-    def complete(self, rows: Any) -> Any:
-        """Rows to average over by their own treatments: without those with gaps, where training left such rows out too."""
+    def complete(self, rows: Any, *, treatment: bool = True) -> Any:
+        """Rows to average over, by their own treatments or not: without those with gaps, where training left such rows out."""
         ...
 
     def grid(self, grid: Any, rows: Any | None) -> tuple[pd.DataFrame, Counterfactuals]:

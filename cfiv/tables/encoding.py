@@ -15,7 +15,15 @@ from cfiv.checks import check_choice
 from cfiv.data import IVData, read_table
 from cfiv.errors import DataError, FormulaError, quoted
 from cfiv.tables.array_encoder import ArrayEncoder
-from cfiv.tables.columns import Missing, cluster_labels, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import (
+    Missing,
+    cluster_labels,
+    require_columns,
+    row_weights,
+    rows_counted_without,
+    with_positive_weight,
+    without_gaps,
+)
 from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
 from cfiv.tables.group_means import GroupMeans
@@ -28,7 +36,7 @@ from cfiv.tables.table_encoder import TableEncoder, joined_columns, role_names
 def encode(
     data: Any, roles: Roles | None, *, reader: str, missing: Missing, means_of: Sequence[str] = ()
 ) -> tuple[Encoder, IVData]:
-    """The data in their roles: gaps dropped, transforms learned.
+    """The data in their roles: rows with gaps or a weight of zero dropped, transforms learned.
 
     Parameters
     ----------
@@ -54,7 +62,8 @@ def encode(
                 "instruments=...) of arrays, or give it a formula such as 'outcome ~ covariates + [treatment ~ "
                 "instruments]', or column names, for a table"
             )
-        return ArrayEncoder.fit(data), data
+        arrays = data.with_positive_weight()
+        return ArrayEncoder.fit(arrays), arrays
     for role in ("weights", "clusters", "fixed_effects"):
         if isinstance(data, IVData) and getattr(data, role) is not None and not getattr(roles, role):
             raise DataError(
@@ -64,7 +73,14 @@ def encode(
     if is_stored(data):
         check_choice("missing", missing, ("drop", "raise"))
         _check_roles(roles.parts)
-        frame, _ = read_stored(data, roles.columns, labels=roles.label_columns, needed_for="the roles", missing=missing)
+        frame, _ = read_stored(
+            data,
+            roles.columns,
+            labels=roles.label_columns,
+            needed_for="the roles",
+            missing=missing,
+            weights=roles.weights,
+        )
         return _fit_complete(frame, roles, means_of, missing=missing)
     labels = data.index if isinstance(data, pd.DataFrame) else getattr(data, "row_labels", None)
     return fit_encoder(read_table(data), roles, missing=missing, means_of=means_of, labels=labels)
@@ -96,9 +112,10 @@ def fit_encoder(
     check_choice("missing", missing, ("drop", "raise"))
     _check_roles(roles.parts)
     require_columns(frame, roles.columns, needed_for="the roles")
-    complete = without_gaps(frame[list(roles.columns)], missing)
+    complete = with_positive_weight(without_gaps(frame[list(roles.columns)], missing), roles.weights)
     kept = complete.index if labels is None else labels[complete.index]
-    return _fit_complete(complete.reset_index(drop=True), roles, means_of, missing=missing, labels=kept)
+    with rows_counted_without(len(frame) - len(complete)):
+        return _fit_complete(complete.reset_index(drop=True), roles, means_of, missing=missing, labels=kept)
 
 
 def _fit_complete(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,16 @@ class Groups:
     members: tuple[Array, ...]
 
     @classmethod
-    def of(cls, by: Any, rows: Any, *, count: int, kept: Array | None = None) -> Groups:
+    def of(cls, by: Any, rows: Any, *, count: int, kept: Array | None = None, beside: Collection[str] = ()) -> Groups:
         """Read ``by``, the name of a column of ``rows`` or one label for each of the ``count`` rows.
 
-        Members are numbered among the rows that are ``kept``, a mask (count,), where some are left out.
+        Members are numbered among the rows that are ``kept``, a mask (count,), where some are left out. ``beside`` are names of
+        columns that a table has beside the labels and the numbers of rows.
 
         Raises
         ------
         DataError
-            If there is no such column, or not one label a row.
+            If there is no such column, not one label a row, or another column of the table has its name.
 
         Warns
         -----
@@ -65,8 +67,8 @@ class Groups:
         if kept is not None:
             labels = [labels[i] for i in np.flatnonzero(kept)] if isinstance(labels, (list, tuple)) else labels[kept]
         codes = label_codes("by", labels)
-        if name == "rows":
-            raise DataError("groups by 'rows' would hide how many rows each has: rename that column")
+        if name in ("rows", *beside):
+            raise DataError(f"groups by {name!r} would hide a column of the table that is called so: rename that column")
         values = labels.ravel().tolist() if isinstance(labels, np.ndarray) else list(labels)
         groups, count = int(codes.max()) + 1, len(codes)
         if groups > MANY and count < FEW_ROWS * groups:

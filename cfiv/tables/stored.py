@@ -46,6 +46,7 @@ def read_stored(
     needed_for: str,
     missing: Missing,
     advice: str = ADVICE,
+    weights: str | None = None,
 ) -> tuple[pd.DataFrame, Array | None]:
     """Columns of a stored table, as pandas has them once it is read, without rows that have gaps; mapped from disk.
 
@@ -62,6 +63,8 @@ def read_stored(
     missing : {"drop", "raise"}
     advice : str
         What to do about rows with gaps that are refused.
+    weights : str, optional
+        A column; rows where it is zero are left out, in silence.
 
     Returns
     -------
@@ -87,6 +90,7 @@ def read_stored(
     """
     source = _source(table)
     import pyarrow as pa
+    import pyarrow.compute as compute
 
     present = source.names
     repeated = sorted({name for name in present if present.count(name) > 1})
@@ -98,24 +102,29 @@ def read_stored(
     if rows == 0:
         raise DataError(f"{source.said} has no rows: give at least one")
     stored = _Stored.of(source.schema, names, labels=labels, rows=rows)
-    gaps, start, kept = dict.fromkeys(names, 0), 0, np.ones(rows, dtype=bool)
+    gaps, incomplete, start, kept = dict.fromkeys(names, 0), 0, 0, np.ones(rows, dtype=bool)
     for batch in source.batches():
         complete, found = _complete_rows(batch)
         for name, count in found.items():
             gaps[name] += count
+        incomplete += 0 if complete is None else batch.num_rows - complete.true_count
+        if weights is not None and _is_plain(batch.schema.field(weights).type):
+            weighed = compute.not_equal(compute.cast(batch.column(weights), pa.float64()), 0.0)
+            complete = weighed if complete is None else compute.and_(complete, weighed.fill_null(False))
         if complete is not None:
             kept[start : start + batch.num_rows] = _plain(complete)
-        if missing == "drop" or complete is None:
+        if missing == "drop" or not any(found.values()):
             try:
                 stored.append(batch if complete is None else batch.filter(complete))
             except DataError as error:
                 raise DataError(f"{error} (rows are counted from row {start} of {source.said})") from error
         start += batch.num_rows
     pa.default_memory_pool().release_unused()
-    if not any(gaps.values()):
-        return stored.frame(gaps), None
-    report_gaps(gaps, dropped=int((~kept).sum()), rows=rows, missing=missing, advice=advice)
-    return stored.frame(gaps), kept
+    if any(gaps.values()):
+        report_gaps(gaps, dropped=incomplete, rows=rows, missing=missing, advice=advice)
+    if not kept.any():
+        raise DataError("weights are all zero: give at least one row a weight > 0")
+    return stored.frame(gaps), None if kept.all() else kept
 
 
 def read_labels(table: StoredTable, name: str) -> pd.Series[Any]:
@@ -171,9 +180,7 @@ class _Stored:
 
         types = {name: schema.field(name).type for name in names}
         declared = {name for name, kind in types.items() if kinds.is_dictionary(kind)}
-        plain = {
-            name for name, kind in types.items() if kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)
-        }
+        plain = {name for name, kind in types.items() if _is_plain(kind)}
         coded = [name for name in names if name in declared or (name in labels and name not in plain)]
         files = {name: ColumnFile(rows, columns=1, dtype=np.int32) for name in coded}
         for name in names:
@@ -216,15 +223,20 @@ def _complete_rows(batch: pa.RecordBatch) -> tuple[pa.BooleanArray | None, dict[
     return None if gaps is None else compute.invert(gaps), missing
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether it is a type of numbers, or of truth values."""
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind))
+
+
 def _plain(column: pa.Array) -> Array:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _numbers(name: str, column: pa.Array) -> Array:
     """As float64; a DataError for anything but finite numbers."""
-    import pyarrow.types as kinds
-
-    if kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type):
+    if _is_plain(column.type):
         found = _plain(column).astype(np.float64, copy=False)
         if np.isfinite(found).all():
             return found

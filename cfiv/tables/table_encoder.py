@@ -15,7 +15,17 @@ from cfiv.data import Array, IVData, read_table
 from cfiv.errors import DataError, FormulaError, ParameterError, quoted
 from cfiv.file_values import choice, fields, listed, texts
 from cfiv.rendering import joined
-from cfiv.tables.columns import Missing, gaps_in, release_table, report_gaps, require_columns, row_weights, without_gaps
+from cfiv.tables.columns import (
+    Missing,
+    gaps_in,
+    release_table,
+    report_gaps,
+    require_columns,
+    row_weights,
+    rows_counted_without,
+    with_positive_weight,
+    without_gaps,
+)
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
 from cfiv.tables.group_means import GroupMeans
@@ -113,7 +123,7 @@ class TableEncoder:
         return self.reference
 
     def observations(self, rows: Any, *, missing: Missing = "drop", labels: Sequence[str] = ()) -> IVData:
-        """Every role at new rows, for held-out criteria; drops rows with gaps as training does, raises as :meth:`inputs`."""
+        """Every role at new rows, for held-out criteria; drops rows with gaps as training does, and those of weight zero."""
         weights, fixed = self.roles.weights, self.roles.named["fixed_effects"]
         given = {role: getattr(self, role) for role in ("outcome", "treatment", "instruments", "covariates")}
         parts = {role: part for role, part in given.items() if part is not None}
@@ -122,11 +132,11 @@ class TableEncoder:
         needed_for = "held-out criteria"
         if is_stored(rows):
             known = [*self.roles.label_columns, *labels]
-            frame, _ = read_stored(rows, names, labels=known, needed_for=needed_for, missing=missing)
+            frame, _ = read_stored(rows, names, labels=known, needed_for=needed_for, missing=missing, weights=weights)
         else:
             frame = read_table(rows)
             require_columns(frame, names, needed_for=needed_for)
-            frame = without_gaps(frame[names], missing).reset_index(drop=True)
+            frame = with_positive_weight(without_gaps(frame[names], missing), weights).reset_index(drop=True)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
@@ -153,10 +163,10 @@ class TableEncoder:
         values = self._treatments_given(name, value, rows=rows, count=count)
         return pd.DataFrame(values, index=range(count) if any(map(np.ndim, values.values())) else [0])
 
-    def complete(self, rows: Any) -> Any:
+    def complete(self, rows: Any, *, treatment: bool = True) -> Any:
         """The rows of a table that have no gaps in what predictions need."""
         frame = read_table(rows)
-        kept = self._complete(frame, missing=self.missing)
+        kept = self._complete(frame, without=() if treatment else self.roles.treatment_columns, missing=self.missing)
         return rows if kept is None else frame[kept]
 
     def at(self, rows: Any, treatments: Mapping[str, Any], *, averaged: bool = False) -> Counterfactuals:
@@ -200,8 +210,9 @@ class TableEncoder:
             elif len(columns) == 1 and len(each) == rows:  # one a row
                 values = {columns[0]: np.asarray(value)}
         if set(values) != set(columns):
+            many = f", {len(value)} of them for {rows} rows" if not isinstance(value, Mapping) and np.ndim(value) else ""
             raise ParameterError(
-                f"treatment values must cover {quoted(columns)}, got {shortened(value)}: give one number for "
+                f"treatment values must cover {quoted(columns)}, got {shortened(value)}{many}: give one number for "
                 "each, or a mapping from column to number, or to one number a row, as in "
                 f"{{{columns[0]!r}: ...}}"
             )
@@ -311,7 +322,8 @@ class TableEncoder:
         """Rows at each of several treatments, which are encoded by themselves where nothing else enters their columns."""
         if kept is not None:
             each = [{name: item[kept] if np.ndim(item) else item for name, item in values.items()} for values in each]
-        covariates = self._covariates(frame)
+        with rows_counted_without(0 if kept is None else int((~kept).sum())):
+            covariates = self._covariates(frame)
         encoded = None
         if same is not None and set(self.treatment.formula.variables) <= set(self.roles.treatment_columns):
             with suppress(DataError, FormulaError):  # which is then said of the rows

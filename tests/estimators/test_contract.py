@@ -328,6 +328,24 @@ def test_the_summary_counts_rows_left_out_of_any_container(kind: type, tmp_path:
     assert ("Rows left out", "5") in by_array.summary().lines
 
 
+def test_rows_of_weight_zero_are_as_if_they_were_not_there(kind: type, tmp_path: Path) -> None:
+    frame = table().assign(n=lambda f: f["n"].where(f.index % 4 > 0, 0.0))
+    frame["region"] = frame["region"].where(frame["n"] > 0, "elsewhere")
+    there = frame[frame["n"] > 0]
+    formula = "y ~ scale(x) + C(region) + [t ~ z + w]"
+    by_hand, model = (make(kind, formula, weights="n").fit(data) for data in (there, frame))
+    change = {"treatment_from": 0.0, "treatment_to": 1.0}
+    same(model.predict(there), by_hand.predict(there))
+    same(model.dose_response([0.0, 1.0])["estimate"], by_hand.dose_response([0.0, 1.0])["estimate"])
+    same(model.effect(**change), by_hand.effect(**change))
+    assert model.score(frame) == by_hand.score(there)
+    with pytest.raises(cfiv.DataError, match="1 category that training did not see"):
+        model.predict(frame)
+    if kind in (cfiv.TwoStageLeastSquares, cfiv.KernelIV, cfiv.DFIV):
+        inferred = [cfiv.infer(data, made).effect(**change).table for data, made in ((frame, model), (there, by_hand))]
+        pd.testing.assert_frame_equal(*inferred)
+
+
 def test_rows_with_gaps_are_dropped_from_averages_as_from_the_fit_and_refused_one_by_one(kind: type, tmp_path: Path) -> None:
     frame = table()
     model = make(kind).fit(frame)
@@ -457,6 +475,24 @@ def test_effects_by_group_are_the_means_of_those_of_its_rows(kind: type) -> None
         assert estimate == pytest.approx(each[members].mean(), rel=1e-12)
     labels = frame["region"].to_numpy()
     same([model.effect(frame, by=labels, **asked)["estimate"]], [by_region["estimate"]])
+
+
+def test_groups_with_the_name_of_a_column_of_the_answer_are_refused(kind: type) -> None:
+    model, change = fitted(kind), {"treatment_from": 0.0, "treatment_to": 1.0}
+    for name in ("rows", "estimate"):
+        with pytest.raises(cfiv.DataError, match=f"groups by '{name}' would hide a column of the table that is called so"):
+            model.effect(table().rename(columns={"region": name}), **change, by=name)
+
+
+def test_rows_in_messages_are_counted_without_those_left_out_and_say_so(kind: type) -> None:
+    frame = table().assign(x=lambda f: f["x"].where(f.index > 2).where(f.index != 9, np.inf))
+    said = r"'x' is infinite in 1 of 117 rows \(first: row 6\): .* \(rows are counted without the 3 that are left out\)$"
+    with pytest.warns(cfiv.errors.MissingRowsWarning), pytest.raises(cfiv.DataError, match=said):
+        make(kind).fit(frame)
+    with pytest.warns(cfiv.errors.MissingRowsWarning), pytest.raises(cfiv.DataError, match=said):
+        fitted(kind).dose_response([0.0, 1.0], frame)
+    with pytest.raises(cfiv.DataError, match="by and the rows have 120 and 117 rows, so that it is not clear which belong"):
+        fitted(kind).effect(table()[3:], treatment_from=0.0, treatment_to=1.0, by=frame["region"])
 
 
 def test_groups_that_are_no_labels_of_the_rows_are_refused(kind: type) -> None:

@@ -315,6 +315,12 @@ def test_a_worthless_fit_warns_with_its_reasons() -> None:
 
 
 @pytest.mark.law
+def test_nothing_is_promised_of_an_average_effect_by_weak_instruments() -> None:
+    assert "known far better" not in str(Trust(strength=3.0, noise=0.5))
+    assert "known far better" in str(Trust(strength=100.0, noise=0.5))
+
+
+@pytest.mark.law
 @pytest.mark.parametrize(
     ("found", "words"),
     [

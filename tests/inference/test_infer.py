@@ -60,6 +60,9 @@ def test_effects_by_group_are_those_of_a_fit_to_each_group_where_everything_diff
     formula = "y ~ C(region) + x:C(region) + [t:C(region) ~ z:C(region)]"
     inference = cfiv.infer(frame, TwoStageLeastSquares(formula).fit(frame))
     found = inference.effect(treatment_from=0, treatment_to=2, rows=frame, by="region")
+    for name in ("estimate", "supported", "t_from"):
+        with pytest.raises(DataError, match=f"groups by '{name}' would hide a column of the table"):
+            inference.effect(treatment_from=0, treatment_to=2, rows=frame.assign(**{name: frame["region"]}), by=name)
     assert found.table["region"].tolist() == sorted(frame["region"].unique())
     for i, (region, own) in enumerate(frame.groupby("region")):
         alone = TwoStageLeastSquares("y ~ x + [t ~ z]").fit(own)
@@ -529,7 +532,10 @@ def test_what_cannot_be_inferred_is_refused_with_what_to_do(
 def test_rows_without_clusters_are_not_dropped_in_silence(frame: pd.DataFrame) -> None:
     model = fitted(frame)
     holed = frame.assign(group=frame["group"].where(frame.index > 4))
-    with pytest.warns(cfiv.errors.MissingRowsWarning), pytest.raises(DataError, match="295 rows are not the 300"):
+    with (
+        pytest.warns(cfiv.errors.MissingRowsWarning),
+        pytest.raises(DataError, match=r"5 of the 300 rows .* have gaps in the clusters 'group': give the fit clusters= too"),
+    ):
         cfiv.infer(holed, model, clusters="group")
     few = frame.assign(group=frame["group"] % 5)
     with pytest.warns(FewClustersWarning):

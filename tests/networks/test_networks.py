@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import cfiv
 from cfiv.errors import ParameterError
 from cfiv.networks import default_networks as nets
 from cfiv.networks import original_networks
@@ -86,9 +87,9 @@ def test_what_torch_jit_has_made_is_refused_before_anything_is_trained() -> None
             ParameterError, match=r"the covariate_network must be made of torch.nn, and it is of torch.jit: give"
         ):
             built(spec)
-    with pytest.raises(ParameterError, match="the covariate_network must be made of torch.nn, and its '0' is of torch.jit"):
+    with pytest.raises(ParameterError, match=r"the covariate_network must be made of torch.nn, and its '0' is of torch.jit"):
         built(within)
-    with pytest.raises(ParameterError, match="the module must be made of torch.nn, and it is of torch.jit"):
+    with pytest.raises(ParameterError, match=r"the module must be made of torch.nn, and it is of torch.jit"):
         cfiv.LastLayerTrainer(scripted)
 
 

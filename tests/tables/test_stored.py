@@ -30,6 +30,7 @@ def table() -> pd.DataFrame:
     columns["text"] = generator.choice(["north", "south", "east"], ROWS)
     columns["declared"] = pd.Categorical(generator.choice(["c", "a", "b"], ROWS), categories=["c", "b", "a"])
     columns["when"] = pd.date_range("2020-01-01", periods=ROWS)
+    columns["weight"] = generator.integers(0, 4, ROWS)
     return pd.DataFrame(columns)
 
 
@@ -72,8 +73,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.law
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_roles_of_a_file_or_folder_are_those_of_the_table_that_pandas_reads(place: Path, formula: str) -> None:
-    _, expected = encoded(pd.read_parquet(place), formula, clusters=("text",), weights="flag")
-    encoder, found = encoded(place, formula, clusters=("text",), weights="flag")
+    of_table, expected = encoded(pd.read_parquet(place), formula, clusters=("text",), weights="weight")
+    encoder, found = encoded(place, formula, clusters=("text",), weights="weight")
     assert found.names == expected.names
     for role in ("outcome", "treatment", "instruments", "covariates", "weights"):
         np.testing.assert_array_equal(getattr(found, role), getattr(expected, role))
@@ -82,7 +83,19 @@ def test_roles_of_a_file_or_folder_are_those_of_the_table_that_pandas_reads(plac
     assert (pairs.sum(axis=1) == 1).all()
     assert is_mapped_table(found.frame)
     assert is_mapped(found.treatment)
-    assert len(encoder.reference_rows) == ROWS
+    weight = pd.read_parquet(place)["weight"]
+    assert len(encoder.reference_rows) == len(of_table.reference_rows) == (weight > 0).sum() < ROWS
+
+
+@pytest.mark.law
+def test_weights_may_be_truth_values_and_not_all_zero(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.assign(weight=False).to_parquet(tmp_path / "none.parquet")
+    table.to_parquet(tmp_path / "t.parquet")
+    for data in (table, tmp_path / "t.parquet"):
+        assert len(encoded(data, "y ~ x + [t ~ z]", weights="flag")[1]) == table["flag"].sum()
+    for data in (table.assign(weight=False), tmp_path / "none.parquet"):
+        with pytest.raises(DataError, match="weights are all zero: give at least one row a weight > 0"):
+            encoded(data, "y ~ x + [t ~ z]", weights="weight")
 
 
 @pytest.mark.law
@@ -92,9 +105,9 @@ def test_roles_of_a_dask_dataframe_are_those_of_the_table_that_it_computes(table
     table.loc[7, ["z", "text"]] = None
     frame = dask.from_pandas(table, npartitions=3)
     with pytest.warns(MissingRowsWarning):
-        _, expected = encoded(frame.compute(), formula, clusters=("text",), weights="flag")
+        _, expected = encoded(frame.compute(), formula, clusters=("text",), weights="weight")
     with pytest.warns(MissingRowsWarning):
-        encoder, found = encoded(frame, formula, clusters=("text",), weights="flag")
+        encoder, found = encoded(frame, formula, clusters=("text",), weights="weight")
     assert found.names == expected.names
     for role in ("outcome", "treatment", "instruments", "covariates", "weights"):
         np.testing.assert_array_equal(getattr(found, role), getattr(expected, role))
