@@ -134,13 +134,15 @@ class IVData:
 
     def with_positive_weight(self) -> IVData:
         """The rows whose weight is not zero, the largest weight scaled to one; the same data where there are no weights."""
+        there = self.without_zero_weights()
+        return there if there.weights is None else replace(there, weights=there.weights / there.weights.max())
+
+    def without_zero_weights(self) -> IVData:
+        """The rows whose weight is not zero beside the largest; the same data where all are."""
         if self.weights is None:
             return self
-        weights = self.weights / self.weights.max()  # of which the smallest may become zero
-        kept = weights > 0
-        if kept.all():  # and nothing is copied
-            return replace(self, weights=weights)
-        return replace(self, weights=weights).take(kept)
+        kept = self.weights / self.weights.max() > 0.0
+        return self if kept.all() else self.take(kept)  # of all nothing is copied
 
     def take(self, rows: Array) -> IVData:
         """Some of the rows, by a mask (n,) or numbers."""

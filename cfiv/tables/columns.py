@@ -141,8 +141,8 @@ def row_weights(frame: pd.DataFrame, name: str) -> Array:
     return column_numbers(name, frame[name]).to_numpy()
 
 
-def with_positive_weight(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
-    """The rows whose weight is not zero, as :meth:`cfiv.IVData.with_positive_weight` has them; all where that is refused."""
+def without_zero_weights(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
+    """The rows whose weight is not zero beside the largest, as of IVData; all where weights will be refused."""
     weights = np.ones(1) if name is None else row_weights(frame, name)
     if not (len(weights) and weights.min() >= 0.0 < weights.max()):
         return frame

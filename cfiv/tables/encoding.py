@@ -21,8 +21,8 @@ from cfiv.tables.columns import (
     require_columns,
     row_weights,
     rows_counted_without,
-    with_positive_weight,
     without_gaps,
+    without_zero_weights,
 )
 from cfiv.tables.encoder import REFERENCE_ROWS, Encoder
 from cfiv.tables.formula import Part
@@ -62,7 +62,7 @@ def encode(
                 "instruments=...) of arrays, or give it a formula such as 'outcome ~ covariates + [treatment ~ "
                 "instruments]', or column names, for a table"
             )
-        arrays = data.with_positive_weight()
+        arrays = data.without_zero_weights()
         return ArrayEncoder.fit(arrays), arrays
     for role in ("weights", "clusters", "fixed_effects"):
         if isinstance(data, IVData) and getattr(data, role) is not None and not getattr(roles, role):
@@ -112,7 +112,7 @@ def fit_encoder(
     check_choice("missing", missing, ("drop", "raise"))
     _check_roles(roles.parts)
     require_columns(frame, roles.columns, needed_for="the roles")
-    complete = with_positive_weight(without_gaps(frame[list(roles.columns)], missing), roles.weights)
+    complete = without_zero_weights(without_gaps(frame[list(roles.columns)], missing), roles.weights)
     kept = complete.index if labels is None else labels[complete.index]
     with rows_counted_without(len(frame) - len(complete)):
         return _fit_complete(complete.reset_index(drop=True), roles, means_of, missing=missing, labels=kept)

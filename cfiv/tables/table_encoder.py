@@ -23,8 +23,8 @@ from cfiv.tables.columns import (
     require_columns,
     row_weights,
     rows_counted_without,
-    with_positive_weight,
     without_gaps,
+    without_zero_weights,
 )
 from cfiv.tables.encoder import REFERENCE_ROWS, Counterfactuals
 from cfiv.tables.formula import Part
@@ -136,7 +136,7 @@ class TableEncoder:
         else:
             frame = read_table(rows)
             require_columns(frame, names, needed_for=needed_for)
-            frame = with_positive_weight(without_gaps(frame[names], missing), weights).reset_index(drop=True)
+            frame = without_zero_weights(without_gaps(frame[names], missing), weights).reset_index(drop=True)
         return IVData(
             outcome=self.outcome.matrix(frame)[:, 0],
             treatment=self.treatment.matrix(frame),
