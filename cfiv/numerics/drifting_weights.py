@@ -31,6 +31,8 @@ BATCHES = 20
 PARTS = 4
 #: No pull is less than this share of the mean eigenvalue of the Gram matrix, so that solves keep their digits.
 LEAST_PULL = 1e-10
+#: What features vary by rounding alone, in squares of the unit of their type and shares of that eigenvalue.
+ROUNDING = 1e3
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -87,6 +89,11 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     add ``n b |W|^2`` to squared errors, so such a batch says ``b = (|E|^2 - |Y|^2) / (n |W_prev|^2)``, a few times the largest
     eigenvalue of ``G / n`` at most. It counts where most of the last batches were such (ASTRAY), and fades (RELEASE).
 
+    Directions in which features vary by their rounding alone, such as the sum of what a LayerNorm gives, say nothing: the score
+    there is that of noise, and weights that fitted it would be thrown out by the next step of the features. In place of
+    ``Phi'E`` stands ``G (G + r I)^-1 Phi'E``, with r of ROUNDING squares of the rounding unit, in mean eigenvalues of G; of
+    features in float64 it is ``Phi'E``.
+
     Parameters
     ----------
     before : Track, Tensor (..., d, k) or None
@@ -106,8 +113,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     Notes
     -----
-    O(n d^2 + d^3), beside a proximal step one factorisation and one solve of d columns more. Features times c give weights over
-    c, targets times c weights times c.
+    O(n d^2 + d^3), beside a proximal step two factorisations and one solve of d columns more. Features times c give weights
+    over c, targets times c weights times c.
 
     References
     ----------
@@ -149,6 +156,9 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     else:
         known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio.clamp_min(1e-100))
     pull, score = rows * ridge[..., None, None], phi.mT @ residual
+    rounding = ROUNDING * torch.finfo(features.dtype).eps ** 2
+    if rounding > torch.finfo(torch.float64).eps:
+        score = gram @ torch.cholesky_solve(score, _cholesky(gram + rounding * trace[..., None, None] / d * identity))
     information = known + gram + pull * identity
     root = _cholesky(information)
     step = torch.cholesky_solve(score if mean is None else score - pull * mean, root)

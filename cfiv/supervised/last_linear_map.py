@@ -172,6 +172,10 @@ def find_last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None =
     two, three = (probe[torch.arange(examples, device=probe.device) % len(probe)] for examples in (2, 3))
     ran: list[str] = []
     names = {part: called for called, part in module.named_modules()}
+    if any(type(part).__module__.startswith("torch._dynamo") for part in names):
+        raise ParameterError(
+            "the module is compiled, wholly or in part, and its layers cannot be watched: give it as it was before"
+        )
     with ExitStack() as hooks:
         for part in names:
             hooks.enter_context(part.register_forward_pre_hook(lambda part, _: ran.append(names[part])))
@@ -191,6 +195,10 @@ def find_last_linear_map(module: nn.Module, probe: Tensor, *, name: str | None =
         )
     layer = parts[name]
     assert isinstance(layer, nn.Linear | Convolution)
+    if layer.weight.is_complex():
+        raise ParameterError(
+            f"the last linear layer {name!r} has complex weights: end the module with real ones, of .real or .abs()"
+        )
     after = ran[len(ran) - ran[::-1].index(name) :]
     _check_weights(module, layer, name, runs=ran.count(name))
     trailing = [(called, parts[called]) for called in after]

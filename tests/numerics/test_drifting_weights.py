@@ -252,3 +252,22 @@ def test_targets_that_begin_with_zeros_leave_weights_of_zero_where_they_are() ->
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(SingularError, match="the features have become infinite"):
         track([{"features": torch.full((5, 3), torch.nan), "targets": torch.ones(5, 2)}], start=TRUTH)
+
+
+@pytest.mark.law
+def test_what_features_show_by_rounding_alone_is_not_fitted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.layer_norm(torch.randn(500, 8, generator=generator), (8,))  # which add up to zero, and rounding
+    given = {
+        "features": torch.cat([rows, torch.ones(500, 1)], dim=1),
+        "targets": rows[:, :1] + torch.randn(500, 1, generator=generator),
+    }
+    sums = torch.cat([torch.ones(8), torch.zeros(1)]).double()[:, None] / 8**0.5
+    for start in (None, torch.zeros(9, 1, dtype=torch.float64)):
+        weights = track([given, given], start=start).mean
+        assert float((sums.mT @ weights).abs()) < 20.0
+        # In all other directions it is the least squares.
+        phi, y = given["features"].double(), given["targets"].double()
+        expected = torch.linalg.lstsq(phi, y, driver="gelsd", rcond=1e-5).solution
+        error = (phi @ (weights - expected)).square().mean()
+        assert float(error) < 1e-4

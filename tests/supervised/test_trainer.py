@@ -357,3 +357,18 @@ def test_a_trainer_that_was_pickled_predicts_and_goes_on_training_as_before() ->
     assert torch.equal(other.predict(data[0]), trainer.predict(data[0]))
     pd.testing.assert_frame_equal(other.history_, trainer.history_)
     assert torch.equal(flat(other.fit(data, steps=3).module), flat(trainer.fit(data, steps=3).module))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("seed", range(4))
+def test_the_default_last_layer_may_stand_behind_a_layer_norm(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1000, 4, generator=generator)
+    y = x[:, :1] * x[:, 1:2] + 0.3 * torch.randn(1000, 1, generator=generator)
+    losses = []
+    for last_layer in (None, cfiv.Ridge(1e-6)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 1))
+        losses.append(cfiv.LastLayerTrainer(module, last_layer).fit((x, y), steps=20).evaluate((x, y)).loss)
+    assert losses[0] < 1.15 * losses[1]

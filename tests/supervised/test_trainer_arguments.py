@@ -88,6 +88,17 @@ def elsewhere(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.Adam(made().parameters())
 
 
+@pytest.mark.contract
+def test_modules_whose_last_layer_cannot_be_solved_are_refused_in_words() -> None:
+    data = torch.ones(6, 1), torch.arange(6.0)[:, None]
+    compiled = nn.Sequential(torch.compile(nn.Linear(1, 2), backend="eager"), nn.Linear(2, 1))
+    with pytest.raises(ParameterError, match=r"the module is compiled, wholly or in part, .* give it as it was before"):
+        LastLayerTrainer(compiled).fit(data, steps=1)
+    complexes = nn.Linear(1, 1, dtype=torch.complex64)
+    with pytest.raises(ParameterError, match=r"the last linear layer .* has complex weights: end the module with real ones"):
+        LastLayerTrainer(complexes).fit((data[0].to(torch.complex64), data[1]), steps=1)
+
+
 BAD = [
     ({"random_state": True}, "random_state must be a whole number between 0 and .*, a numpy Generator or None, got True"),
     ({"random_state": -1}, "random_state must be"),
