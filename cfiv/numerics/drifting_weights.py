@@ -31,8 +31,8 @@ BATCHES = 20
 PARTS = 4
 #: No pull is less than this share of the mean eigenvalue of the Gram matrix, so that solves keep their digits.
 LEAST_PULL = 1e-10
-#: What features vary by rounding alone, in squares of the unit of their type and shares of that eigenvalue.
-ROUNDING = 1e3
+#: What is taken for rounding of features, times the root of the rows: in squares of their type's unit and shares of that eigenvalue.
+ROUNDING = 2e4
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -91,8 +91,8 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
 
     Directions in which features vary by their rounding alone, such as the sum of what a LayerNorm gives, say nothing: the score
     there is that of noise, and weights that fitted it would be thrown out by the next step of the features. In place of
-    ``Phi'E`` stands ``G (G + r I)^-1 Phi'E``, with r of ROUNDING squares of the rounding unit, in mean eigenvalues of G; of
-    features in float64 it is ``Phi'E``.
+    ``Phi'E`` stands ``G (G + r I)^-1 Phi'E``, with r of ROUNDING squares of the rounding unit over the root of n, as noise
+    falls with rows, in mean eigenvalues of G; of features in float64 it is ``Phi'E``.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     else:
         known = identity * (LEAST_PULL * trace[..., None, None] / d if mean is None else 1.0 / ratio.clamp_min(1e-100))
     pull, score = rows * ridge[..., None, None], phi.mT @ residual
-    rounding = ROUNDING * torch.finfo(features.dtype).eps ** 2
+    rounding = ROUNDING * torch.finfo(features.dtype).eps ** 2 / rows**0.5
     if rounding > torch.finfo(torch.float64).eps:
         score = gram @ torch.cholesky_solve(score, _cholesky(gram + rounding * trace[..., None, None] / d * identity))
     information = known + gram + pull * identity
