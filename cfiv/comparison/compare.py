@@ -134,6 +134,8 @@ def compare(
         check_model(name, model)
     if truth is not None and not callable(getattr(truth, "error", None)):
         raise ParameterError(f"truth must have a method error(model), as that of a simulated design has, got {truth!r}")
+    if len(set(map(str, models))) < len(models):
+        raise ParameterError(f"the models need names that differ as text, got {list(models)}: rename one of them")
     levels, rows = _levels(stars), _rows_at_the_foot(foot)
     check_whole("digits", digits, least=1, most=8)
     columns = {str(name): read_column(model, _changes(effects, model)) for name, model in models.items()}

@@ -308,3 +308,9 @@ def test_something_else_than_a_model_is_refused(frame: pd.DataFrame) -> None:
         cfiv.compare({"it": {}})  # type: ignore[dict-item]
     with pytest.raises(cfiv.NotFittedError):
         cfiv.compare({"it": cfiv.LeastSquares(ONE)})
+
+
+def test_names_that_are_one_as_text_are_refused(four: dict[str, Any]) -> None:
+    model = next(iter(four.values()))
+    with pytest.raises(cfiv.ParameterError, match=r"the models need names that differ as text, got \[1, '1'\]: rename one"):
+        cfiv.compare({1: model, "1": model})
