@@ -31,7 +31,7 @@ BATCHES = 20
 PARTS = 4
 #: No pull is less than this share of the mean eigenvalue of the Gram matrix, so that solves keep their digits.
 LEAST_PULL = 1e-10
-#: What is taken for rounding of features, times the root of the rows: in squares of their type's unit and shares of that eigenvalue.
+#: What is taken for rounding of features, times the root of the rows: squares of the unit of their type, shares of that mean.
 ROUNDING = 2e4
 TINY = torch.finfo(torch.float64).tiny
 
