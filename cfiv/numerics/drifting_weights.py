@@ -158,7 +158,9 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     pull, score = rows * ridge[..., None, None], phi.mT @ residual
     rounding = ROUNDING * torch.finfo(features.dtype).eps ** 2 / rows**0.5
     if rounding > torch.finfo(torch.float64).eps:
-        score = gram @ torch.cholesky_solve(score, _cholesky(gram + rounding * trace[..., None, None] / d * identity))
+        root, failure = torch.linalg.cholesky_ex(gram + rounding * trace[..., None, None] / d * identity)
+        # Where that fails the system below does too, and is refused: nothing is read of a device for this one.
+        score = torch.where((failure > 0)[..., None, None], score, gram @ torch.cholesky_solve(score, root))
     information = known + gram + pull * identity
     root = _cholesky(information)
     step = torch.cholesky_solve(score if mean is None else score - pull * mean, root)
