@@ -126,6 +126,12 @@ def _check_finite(name: str, array: Array) -> None:
         )
 
 
+def are_positive(weights: Array) -> Array:
+    """Which row weights (n,), all >= 0 and not all zero, are not zero beside the largest: a mask (n,)."""
+    positive: Array = weights / weights.max() > 0.0
+    return positive
+
+
 def as_array(name: str, value: object) -> Array:
     """An array-like as an array of numpy, of any dtype, as far as possible without a copy; masked values are refused.
 

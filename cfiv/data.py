@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cfiv.arrays import Array as Array
-from cfiv.arrays import as_array, is_tensor, numeric_array
+from cfiv.arrays import are_positive, as_array, is_tensor, numeric_array
 from cfiv.errors import DataError, quoted
 from cfiv.labels import check_same_rows, label_codes
 from cfiv.mapped import is_mapped, release
@@ -43,8 +43,9 @@ class IVData:
     covariates : array (n,) or (n, p), optional
         ``X``, exogenous and possibly part of the structural function.
     weights : array (n,), optional
-        Row weights >= 0; only their ratios matter. A row is one observation whatever its weight: for estimates, whole numbers
-        are as good as repeated rows, for standard errors and tests they are not.
+        Row weights >= 0; only their ratios matter. Rows of weight zero are left out, of averages too. Each other row is one
+        observation whatever its weight: for estimates, whole numbers are as good as repeated rows, for standard errors and
+        tests they are not.
     clusters : array (n,) or (n, 2), optional
         Labels (numbers or text) of groups of rows whose errors may be correlated, for clustered covariances, and which no split
         of rows parts; of one kind or, for linear estimators, of two. Kept as whole numbers from 0.
@@ -141,7 +142,7 @@ class IVData:
         """The rows whose weight is not zero beside the largest; the same data where all are."""
         if self.weights is None:
             return self
-        kept = self.weights / self.weights.max() > 0.0
+        kept = are_positive(self.weights)
         return self if kept.all() else self.take(kept)  # of all nothing is copied
 
     def take(self, rows: Array) -> IVData:

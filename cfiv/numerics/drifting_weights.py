@@ -159,7 +159,7 @@ def track_weights(before: Track | Tensor | None, *, features: Tensor, targets: T
     rounding = ROUNDING * torch.finfo(features.dtype).eps ** 2 / rows**0.5
     if rounding > torch.finfo(torch.float64).eps:
         root, failure = torch.linalg.cholesky_ex(gram + rounding * trace[..., None, None] / d * identity)
-        # Where that fails the system below does too, and is refused: nothing is read of a device for this one.
+        # Where that fails the score stays as it is. Nothing is read of a device to know.
         score = torch.where((failure > 0)[..., None, None], score, gram @ torch.cholesky_solve(score, root))
     information = known + gram + pull * identity
     root = _cholesky(information)

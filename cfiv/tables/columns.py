@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from cfiv.arrays import Array, real_numbers
+from cfiv.arrays import Array, are_positive, real_numbers
 from cfiv.errors import DataError, MissingRowsWarning, quoted, warn
 from cfiv.mapped import is_mapped, release
 
@@ -146,7 +146,7 @@ def without_zero_weights(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
     weights = np.ones(1) if name is None else row_weights(frame, name)
     if not (len(weights) and weights.min() >= 0.0 < weights.max()):
         return frame
-    kept = weights / weights.max() > 0.0
+    kept = are_positive(weights)
     return frame if kept.all() else frame[kept]
 
 

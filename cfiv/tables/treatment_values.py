@@ -41,7 +41,9 @@ def values_by_column(name: str, given: Any, *, rows: Any, count: int, columns: S
         If it is none of that, has labels that are not the columns', or a gap.
     """
     labelled = rows.frame if isinstance(rows, IVData) else rows
-    if isinstance(given, pd.Series) and len(columns) == 1 < len(given) == count:  # more than one column could have: one a row
+    # As many as there are rows, and more than the one column could have, or with the label of the one row: one a row.
+    many = isinstance(given, pd.Series) and len(columns) == 1 and len(given) == count
+    if many and (count > 1 or given.index.equals(getattr(labelled, "index", None))):
         check_same_rows({"the rows": labelled, name: given})
     elif _has_labels(given):
         given = given.to_dict()

@@ -249,6 +249,8 @@ def test_a_series_of_one_treatment_a_row_goes_by_the_labels_of_the_rows() -> Non
     np.testing.assert_array_equal(
         ONE.effect(filtered, treatment_from=filtered["t"], treatment_to=up[filtered.index]), expected[FRAME["x"] > 0]
     )
+    one = FRAME[5:6]  # of one row too
+    np.testing.assert_array_equal(ONE.effect(one, treatment_from=one["t"], treatment_to=up[one.index]), expected[5:6])
     numbered = FRAME.reset_index(drop=True)
     shuffled = numbered.sort_values("x")
     with pytest.raises(DataError, match="treatment_to and the rows have the same row labels in another order"):
